@@ -1,0 +1,135 @@
+"""Convolutional building blocks written once for images and volumes.
+
+``spatial_dims`` (2 or 3) picks a row of the operator table; everything else reads the same for
+both. Tensors are (batch, channels, *space) float. A convolution that feeds a batch normalisation
+has no bias, because the normalisation subtracts it again: it would be a parameter that trains
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Operators(NamedTuple):
+    """The dimension-dependent torch layers."""
+
+    conv: type[nn.Conv2d] | type[nn.Conv3d]
+    up: type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]
+    norm: type[nn.BatchNorm2d] | type[nn.BatchNorm3d]
+    pool: type[nn.MaxPool2d] | type[nn.MaxPool3d]
+
+
+OPERATORS = {
+    2: Operators(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d),
+    3: Operators(nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.MaxPool3d),
+}
+
+
+def check_arguments(spatial_dims: int, conv_kernel_size: int, **counts: int) -> None:
+    """Raise ValueError, in one line that quotes the value, for sizes that no network can have.
+
+    ``counts`` are the whole numbers that must be at least 1, under their own names.
+    """
+    if spatial_dims not in OPERATORS:
+        raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims!r}")
+    for name, value in {**counts, "conv_kernel_size": conv_kernel_size}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if conv_kernel_size % 2 == 0:
+        raise ValueError(
+            f"conv_kernel_size must be odd, so that the output keeps the input's size, "
+            f"not {conv_kernel_size}"
+        )
+
+
+def conv(
+    spatial_dims: int, inputs: int, outputs: int, kernel: int, bias: bool = False
+) -> nn.Module:
+    """Return a convolution that keeps the spatial size (odd ``kernel``, zeros at the border)."""
+    return OPERATORS[spatial_dims].conv(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+
+
+def conv_norm_relu(spatial_dims: int, inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """Return convolution, batch normalisation and ReLU in a row."""
+    return nn.Sequential(
+        conv(spatial_dims, inputs, outputs, kernel),
+        OPERATORS[spatial_dims].norm(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def pool(spatial_dims: int) -> nn.Module:
+    """Return the max pooling that halves every axis."""
+    return OPERATORS[spatial_dims].pool(2)
+
+
+def up(spatial_dims: int, inputs: int, outputs: int) -> nn.Module:
+    """Return the up-convolution of the U-Net: transposed, kernel 2, stride 2, doubling every axis.
+
+    Kernel and stride are equal, so each output voxel is written exactly once and no chequerboard of
+    overlapping kernels arises. No bias: the block that follows normalises it away.
+    """
+    return OPERATORS[spatial_dims].up(inputs, outputs, kernel_size=2, stride=2, bias=False)
+
+
+class ConvBlock(nn.Module):
+    """Two times convolution, batch normalisation, ReLU: one level of a U-Net."""
+
+    def __init__(self, spatial_dims: int, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_norm_relu(spatial_dims, inputs, outputs, kernel),
+            conv_norm_relu(spatial_dims, outputs, outputs, kernel),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, inputs, *space) to (batch, outputs, *space)."""
+        return self.layers(x)
+
+
+class ResidualBlock(nn.Module):
+    """The two convolutions of a :class:`ConvBlock` added to their input before the last ReLU.
+
+    After arXiv 1512.03385; the input passes a 1x1 projection where the channels differ, and is
+    taken as it is where they agree.
+    """
+
+    def __init__(self, spatial_dims: int, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv_norm_relu(spatial_dims, inputs, outputs, kernel),
+            conv(spatial_dims, outputs, outputs, kernel),
+            OPERATORS[spatial_dims].norm(outputs),
+        )
+        same = inputs == outputs
+        self.shortcut = nn.Identity() if same else conv(spatial_dims, inputs, outputs, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, inputs, *space) to (batch, outputs, *space)."""
+        return torch.relu(self.layers(x) + self.shortcut(x))
+
+
+def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Return ``x`` with every spatial axis lengthened at its end to a multiple of ``multiple``.
+
+    The border voxel is repeated: unlike zeros that draws no dark edge into the image, and unlike a
+    reflection it works for an axis of any length. Only ends grow, so that the pooling grid stays
+    anchored at voxel 0 and :func:`crop_to` undoes it.
+    """
+    growth = [-size % multiple for size in x.shape[2:]]
+    if not any(growth):
+        return x
+    return functional.pad(x, [n for g in reversed(growth) for n in (0, g)], mode="replicate")
+
+
+def crop_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return the leading ``size`` voxels of each spatial axis."""
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, length)
+    return x

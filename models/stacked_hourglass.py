@@ -1,0 +1,123 @@
+"""Stacked hourglass network after arXiv 1603.06937, with U-Nets as its hourglasses.
+
+Tensors are (batch, channels, *space); score maps are logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models import layers
+from models.unet import UNetBody
+
+
+class Stack(nn.Module):
+    """One hourglass: features ``y`` and the score map read off them.
+
+    ``y = ReLU(norm(1x1 conv(body(x))))`` and ``score = 1x1 conv(y)``.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, out_channels: int, body: UNetBody) -> None:
+        super().__init__()
+        self.body = body
+        self.features = layers.conv_norm_relu(spatial_dims, channels, channels, 1)
+        self.score = layers.conv(spatial_dims, channels, out_channels, 1, bias=True)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map (batch, channels, *space) to features of that shape and out_channels score maps."""
+        y = self.features(self.body(x))
+        return y, self.score(y)
+
+
+class ReEntry(nn.Module):
+    """The identity path between stacks: ``x + 1x1 conv(y) + 1x1 conv(score)``.
+
+    Without biases: the next body normalises a constant away.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.features = layers.conv(spatial_dims, channels, channels, 1)
+        self.score = layers.conv(spatial_dims, out_channels, channels, 1)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
+        """Return the next stack's input, of the shape of ``x``."""
+        return x + self.features(y) + self.score(score)
+
+
+class StackedUNet(nn.Module):
+    """Several U-Nets in a row, each with a score map of its own for intermediate supervision.
+
+    A stem lifts the input to ``start_channels``; each :class:`Stack` gives features and logits, and
+    if another one follows, both re-enter (:class:`ReEntry`). Weights are not shared. The loss is
+    meant to be summed over the returned logits; the last ones are the prediction.
+
+    Differences from the paper: its hourglasses add skip features through residual modules at a
+    constant width; these bodies are U-Nets, which concatenate them and double the channels
+    with depth. Its stem quarters the resolution (7x7 stride 2, max pooling), where score maps stay;
+    this stem is one convolution at full resolution, and score maps have the size of the input.
+
+    Takes any spatial size, padded and cropped as in :class:`models.unet.UNet`; the arguments are
+    those of that class, and ``num_stacks`` of at least 1.
+
+    Raises:
+        ValueError: for sizes that no network can have.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        num_stacks: int = 2,
+        depth: int = 4,
+        start_channels: int = 4,
+        conv_kernel_size: int = 3,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        layers.check_arguments(
+            spatial_dims,
+            conv_kernel_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_stacks=num_stacks,
+            depth=depth,
+            start_channels=start_channels,
+        )
+
+        def body() -> UNetBody:
+            return UNetBody(
+                spatial_dims,
+                start_channels,
+                depth=depth,
+                start_channels=start_channels,
+                conv_kernel_size=conv_kernel_size,
+                residual=residual,
+            )
+
+        self.size_multiple = 2 ** (depth - 1)
+        self.stem = layers.conv_norm_relu(
+            spatial_dims, in_channels, start_channels, conv_kernel_size
+        )
+        self.stacks = nn.ModuleList(
+            Stack(spatial_dims, start_channels, out_channels, body()) for _ in range(num_stacks)
+        )
+        self.re_entries = nn.ModuleList(
+            ReEntry(spatial_dims, start_channels, out_channels) for _ in range(num_stacks - 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Map (batch, in_channels, *space) to one map of logits a stack."""
+        size = x.shape[2:]
+        x = self.stem(layers.pad_to_multiple(x, self.size_multiple))
+        *earlier, last = self.stacks
+        scores = []
+        for stack, re_entry in zip(earlier, self.re_entries, strict=True):
+            y, score = stack(x)
+            scores.append(score)
+            x = re_entry(x, y, score)
+        scores.append(last(x)[1])
+        return [layers.crop_to(score, size) for score in scores]
