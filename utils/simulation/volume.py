@@ -1,7 +1,7 @@
-"""A simulated 3D fluorescence volume of the optic lobe: configuration, record, and the stages in order.
+"""A simulated 3D fluorescence volume: configuration, record, and the stages in order.
 
-Axis order is (x, y, z) everywhere. Lengths are in units of the cube's edge (1.0), intensities in the
-units of ``baseline_intensity``, unless a name says voxels.
+Axis order is (x, y, z) everywhere. Lengths are in units of the cube's edge (1.0), intensities in
+the units of ``baseline_intensity``, unless a name says voxels.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-EMPTY, DENSE, CLUMPED, RING = 0, 1, 2, 3
-"""Column types: left out of the rendering, A (dense), B (clumped) and C (ring)."""
+from utils.simulation import fluorescence, imaging
+from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
+from utils.simulation.labels import paint_cones
+from utils.simulation.neurites import draw_control_points
+from utils.simulation.random_bits import draw_key
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class VolumeConfig:
     contrast_range: tuple[float, float] = (0.7, 1.0)
     """Factor on the deviation of the log intensity from its mean, one draw per volume."""
 
+    def __post_init__(self) -> None:
+        _check(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
         return {
@@ -66,7 +72,44 @@ class VolumeConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VolumeConfig:
         """Build a configuration from :meth:`to_dict`'s result."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**arguments)
+
+
+def _check(config: VolumeConfig) -> None:
+    """Raise ValueError that names the first field outside its range."""
+    for name, low in (
+        ("shape", 2),
+        ("lattice_intervals", 1),
+        ("axis_scales", 1e-3),
+        ("std_intensity_range", 0.0),
+        ("background_range", 0.0),
+        ("gain_range", 1),
+        ("contrast_range", 1e-3),
+    ):
+        values = getattr(config, name)
+        if any(not np.isfinite(v) or v < low for v in values):
+            raise ValueError(f"{name} {values}: every value must be at least {low}")
+        if name != "shape" and (len(values) != 2 or values[0] > values[1]):
+            raise ValueError(f"{name} {values}: must be (low, high) with low <= high")
+    if len(config.shape) != 3:
+        raise ValueError(f"shape {config.shape}: must be three numbers of voxels")
+    for name, low in (
+        ("min_columns", 2),
+        ("max_tries", 1),
+        ("cone_length", 1e-3),
+        ("cone_radius", 1e-3),
+        ("simplify_factor", 1e-3),
+        ("baseline_intensity", 1e-3),
+        ("v_std", 0.0),
+        ("cube_kernel_size", 1),
+        ("background_sigma", 0.0),
+    ):
+        value = getattr(config, name)
+        if not np.isfinite(value) or value < low:
+            raise ValueError(f"{name} {value}: must be at least {low}")
 
 
 @dataclass(frozen=True)
@@ -118,7 +161,7 @@ class SimulatedVolume:
     e_phi: np.ndarray
     """(N, 3) float32."""
     column_type: np.ndarray
-    """(N,) uint8: EMPTY, DENSE, CLUMPED or RING."""
+    """(N,) uint8: 0 left out, 1 A (dense), 2 B (clumped), 3 C (ring)."""
     control_points: np.ndarray
     """(4, N, 3) float32: the neurites' Bezier control points."""
     lattice_coordinates: np.ndarray
@@ -140,5 +183,132 @@ class SimulatedVolume:
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
-    """Return the generator of sample ``index`` of ``seed`` (both >= 0; 0 is a seed like any other)."""
+    """Return the generator of sample ``index`` of ``seed``, both >= 0; 0 is a seed like others."""
     return np.random.default_rng((seed, index))
+
+
+def simulate_volume(config: VolumeConfig, rng: np.random.Generator) -> SimulatedVolume:
+    """Simulate one volume: draw the geometry, render the labels, the fluorescence, the image.
+
+    Args:
+        config: what to draw from.
+        rng: source of all chance, best made by :func:`sample_rng`; equal generators give equal
+            volumes to the bit on any number of cores.
+
+    Raises:
+        GeometryError: no geometry with ``config.min_columns`` columns within ``config.max_tries``.
+    """
+    lobe = draw_optic_lobe(
+        rng,
+        lattice_intervals=config.lattice_intervals,
+        axis_scales=config.axis_scales,
+        min_columns=config.min_columns,
+        max_tries=config.max_tries,
+    )
+    parameters = _draw_parameters(config, lobe, rng)
+    control_points = draw_control_points(rng, lobe)
+    column_type = fluorescence.draw_column_types(rng, len(lobe.entry_points))
+    frames = (lobe.e_r, lobe.e_theta, lobe.e_phi)
+    instances = paint_cones(
+        config.shape,
+        lobe.entry_points,
+        frames,
+        length=parameters.cone_length,
+        radius=parameters.cone_radius,
+        taper=parameters.cone_taper,
+    )
+    canvas = _render_fluorescence(config, parameters, lobe, control_points, column_type, rng)
+    return SimulatedVolume(
+        image=_take_image(config, parameters, canvas, rng),
+        instances=instances,
+        entry_points=lobe.entry_points,
+        e_r=lobe.e_r,
+        e_theta=lobe.e_theta,
+        e_phi=lobe.e_phi,
+        column_type=column_type,
+        control_points=control_points,
+        lattice_coordinates=lobe.lattice_coordinates,
+        lattice_neighbours=lobe.lattice_neighbours,
+        parameters=parameters,
+    )
+
+
+def _draw_parameters(
+    config: VolumeConfig, lobe: OpticLobe, rng: np.random.Generator
+) -> VolumeParameters:
+    """Draw the imaging parameters and derive the cones' size from the lattice."""
+    length = config.cone_length * lobe.spacing
+    ends = lobe.entry_points + np.float32(length) * lobe.e_r
+    return VolumeParameters(
+        lattice_intervals=lobe.lattice_intervals,
+        axis_scales=lobe.axis_scales,
+        shift=lobe.shift,
+        angles=lobe.angles,
+        centre=lobe.centre,
+        cutoff_point=lobe.cutoff_point,
+        cutoff_normal=lobe.cutoff_normal,
+        tries=lobe.tries,
+        spacing=lobe.spacing,
+        cone_length=length,
+        cone_radius=config.cone_radius * lobe.spacing,
+        cone_taper=mean_nearest_distance(ends) / lobe.spacing,
+        std_intensity=float(rng.uniform(*config.std_intensity_range)),
+        background_weight=float(rng.uniform(*config.background_range)),
+        gain=int(rng.integers(config.gain_range[0], config.gain_range[1] + 1)),
+        contrast=float(rng.uniform(*config.contrast_range)),
+    )
+
+
+def _render_fluorescence(
+    config: VolumeConfig,
+    parameters: VolumeParameters,
+    lobe: OpticLobe,
+    control_points: np.ndarray,
+    column_type: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return the canvas (X, Y, Z) float32 of clouds and neurites before the microscope."""
+    canvas = np.zeros(config.shape, dtype=np.float32)
+    intensities = {
+        "baseline_intensity": config.baseline_intensity,
+        "std_intensity": parameters.std_intensity,
+    }
+    clouds = fluorescence.draw_clouds(
+        rng,
+        column_type,
+        spacing=parameters.spacing,
+        simplify_factor=config.simplify_factor,
+        **intensities,
+    )
+    fluorescence.paint_clouds(
+        canvas,
+        clouds,
+        lobe.entry_points + np.float32(0.5 * parameters.cone_length) * lobe.e_r,
+        (lobe.e_r, lobe.e_theta, lobe.e_phi),
+        v_std=config.v_std,
+        key=draw_key(rng),
+    )
+    neurite_intensity = fluorescence.draw_neurite_intensities(rng, len(column_type), **intensities)
+    fluorescence.paint_neurites(
+        canvas,
+        control_points,
+        neurite_intensity,
+        jitter=fluorescence.NEURITE_JITTER * parameters.spacing,
+        key=draw_key(rng),
+    )
+    return canvas
+
+
+def _take_image(
+    config: VolumeConfig,
+    parameters: VolumeParameters,
+    canvas: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return the microscope's image (X, Y, Z) float32 of the canvas."""
+    across, box = imaging.box_sum(canvas, config.cube_kernel_size)
+    light = imaging.background(across, config.background_sigma)
+    image = imaging.compose(box, light, parameters.background_weight)
+    counts = imaging.shot_noise(image, parameters.gain, draw_key(rng))
+    sd = imaging.read_noise_sd(counts)
+    return imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))

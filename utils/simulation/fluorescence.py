@@ -1,0 +1,249 @@
+"""Fluorescence before the microscope: clouds of points per column, and neurites, as a voxel canvas.
+
+Lengths are in unit cube coordinates; a cloud's widths are laid along its column's frame vectors.
+A point's intensity replaces what stood in its voxel; neurites are added on top of the clouds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from utils.simulation.neurites import evaluate_curves
+from utils.simulation.random_bits import NORMAL_REACH, NORMALS, random_word
+
+EMPTY, DENSE, CLUMPED, RING = 0, 1, 2, 3
+"""Column types: left out of the rendering, A (dense), B (clumped) and C (ring)."""
+TYPE_SHARES = (2, 3, 3, 3)
+"""Shares of the types in the order above."""
+POINTS_PER_CLOUD = 250
+ACROSS, ACROSS_RING, ALONG = 0.12, 0.06, 0.20
+"""Cloud widths in spacings, to be divided by the simplify factor."""
+RING_RADIUS, RING_SD, RING_CLOUDS = 0.3, 0.1, 75
+DENSE_BRANCHES, CLUMPED_BRANCHES = (10, 10), (3, 4, 5)
+DENSE_SPREAD = 1.2
+"""Type A's intensities spread by this factor more."""
+NEURITE_STEPS, NEURITE_POINTS = 128, 4
+NEURITE_JITTER = 0.025
+"""Standard deviation of a neurite's points about its curve, in spacings."""
+NEURITE_EMPTY, NEURITE_BRIGHTNESS = 0.3, 2.0
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """M last-level clouds in the order of painting; offsets are in their columns' frames."""
+
+    column: np.ndarray
+    """(M,) int64 index of the column."""
+    offsets: np.ndarray
+    """(M, 3) float32 along e_theta, e_phi, e_r from the column's mid-point."""
+    across: np.ndarray
+    """(M,) float32 standard deviation along e_theta and e_phi."""
+    along: np.ndarray
+    """(M,) float32 standard deviation along e_r."""
+    intensity: np.ndarray
+    """(M,) float32 mean intensity of the points."""
+
+
+def draw_column_types(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Draw (n,) uint8 types: fixed shares (empty : A : B : C = 2 : 3 : 3 : 3), random places."""
+    edges = np.round(n * np.cumsum(TYPE_SHARES) / sum(TYPE_SHARES)).astype(int)
+    types = np.repeat(np.arange(4, dtype=np.uint8), np.diff(edges, prepend=0))
+    return rng.permutation(types)
+
+
+def draw_clouds(
+    rng: np.random.Generator,
+    column_type: np.ndarray,
+    *,
+    spacing: float,
+    simplify_factor: float,
+    baseline_intensity: float,
+    std_intensity: float,
+) -> Clouds:
+    """Draw the last-level clouds of all columns, type A first, then B, then C.
+
+    Args:
+        rng: source of all draws.
+        column_type: (N,) uint8.
+        spacing: lattice spacing in cube units.
+        simplify_factor: divides all cloud widths.
+        baseline_intensity: clouds have this x lognormal(1, std_intensity), in intensity units.
+        std_intensity: sigma of the lognormal; type A's is 1.2 times as large.
+    """
+    along = ALONG * spacing / simplify_factor
+    across = ACROSS * spacing / simplify_factor
+    across_ring = ACROSS_RING * spacing / simplify_factor
+    widths = (across, along)
+    parts = []
+    for kind, offsets_of, width, spread in (
+        (
+            DENSE,
+            lambda n: _branching_offsets(rng, n, DENSE_BRANCHES, *widths),
+            across,
+            DENSE_SPREAD,
+        ),
+        (CLUMPED, lambda n: _branching_offsets(rng, n, CLUMPED_BRANCHES, *widths), across, 1.0),
+        (RING, lambda n: _ring_offsets(rng, n, spacing, along), across_ring, 1.0),
+    ):
+        columns = np.flatnonzero(column_type == kind)
+        offsets = offsets_of(len(columns))
+        shape = offsets.shape[:2]
+        axial = np.maximum(rng.normal(along, along, size=shape), 0.0)
+        intensity = baseline_intensity * rng.lognormal(1.0, spread * std_intensity, size=shape)
+        parts.append(
+            Clouds(
+                column=np.repeat(columns, shape[1]),
+                offsets=offsets.reshape(-1, 3).astype(np.float32),
+                across=np.full(offsets[..., 0].size, width, dtype=np.float32),
+                along=axial.ravel().astype(np.float32),
+                intensity=intensity.ravel().astype(np.float32),
+            )
+        )
+    return Clouds(*(np.concatenate([getattr(p, f) for p in parts]) for f in Clouds.__annotations__))
+
+
+def _branching_offsets(
+    rng: np.random.Generator, n: int, branches: tuple[int, ...], across: float, along: float
+) -> np.ndarray:
+    """Return (n, prod(branches), 3): each level a Gaussian cloud about its parent."""
+    offsets = np.zeros((n, 1, 3))
+    for count in branches:
+        steps = rng.standard_normal((n, offsets.shape[1], count, 3)) * (across, across, along)
+        offsets = (offsets[:, :, None] + steps).reshape(n, -1, 3)
+    return offsets
+
+
+def _ring_offsets(rng: np.random.Generator, n: int, spacing: float, along: float) -> np.ndarray:
+    """Return (n, 75, 3): clouds about a ring across the axis."""
+    radius = rng.normal(RING_RADIUS * spacing, RING_SD * spacing, size=(n, RING_CLOUDS))
+    angle = rng.uniform(0.0, 2.0 * np.pi, size=(n, RING_CLOUDS))
+    axial = rng.normal(0.0, along, size=(n, RING_CLOUDS))
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), axial], axis=2)
+
+
+def paint_clouds(
+    canvas: np.ndarray,
+    clouds: Clouds,
+    mid_points: np.ndarray,
+    frames: tuple[np.ndarray, np.ndarray, np.ndarray],
+    *,
+    v_std: float,
+    key: np.uint64,
+) -> None:
+    """Paint 250 points of each cloud into ``canvas``; the last one in a voxel stays.
+
+    Args:
+        canvas: (X, Y, Z) float32, changed in place.
+        clouds: M clouds.
+        mid_points: (N, 3) float32.
+        frames: e_r, e_theta, e_phi, each (N, 3) float32.
+        v_std: standard deviation of a point's intensity.
+        key: of the points' random numbers.
+    """
+    e_r, e_theta, e_phi = frames
+    scale = np.array(canvas.shape, dtype=np.float32)
+    basis = np.stack([e_theta, e_phi, e_r], axis=1) * scale
+    basis = basis[clouds.column]
+    centres = (mid_points * scale)[clouds.column]
+    centres = centres + np.einsum("mk,mkd->md", clouds.offsets, basis)
+    widths = np.stack([clouds.across, clouds.across, clouds.along], axis=1)[:, :, None] * basis
+    reach = NORMAL_REACH * np.abs(widths).sum(axis=1)
+    reachable = np.all((centres + reach > 0) & (centres - reach < scale), axis=1)
+    whole = np.all((centres - reach > 0) & (centres + reach < scale - 1), axis=1)
+    _paint_clouds(
+        canvas,
+        np.flatnonzero(reachable),
+        whole,
+        centres.astype(np.float32),
+        widths.astype(np.float32),
+        clouds.intensity,
+        np.float32(v_std),
+        key,
+        NORMALS,
+    )
+
+
+@numba.njit(cache=True)
+def _paint_clouds(canvas, order, whole, centres, widths, intensity, v_std, key, normals):  # type: ignore[no-untyped-def]
+    nx, ny, nz = canvas.shape
+    low = np.uint64(0xFFFF)
+    for m in order:
+        cx, cy, cz = centres[m, 0], centres[m, 1], centres[m, 2]
+        w = widths[m]
+        first = np.uint64(m * POINTS_PER_CLOUD)
+        for n in range(POINTS_PER_CLOUD):
+            bits = random_word(key, first + np.uint64(n))
+            g0 = normals[bits & low]
+            g1 = normals[(bits >> np.uint64(16)) & low]
+            g2 = normals[(bits >> np.uint64(32)) & low]
+            x = cx + g0 * w[0, 0] + g1 * w[1, 0] + g2 * w[2, 0]
+            y = cy + g0 * w[0, 1] + g1 * w[1, 1] + g2 * w[2, 1]
+            z = cz + g0 * w[0, 2] + g1 * w[1, 2] + g2 * w[2, 2]
+            if whole[m] or (0 <= x < nx and 0 <= y < ny and 0 <= z < nz):
+                g3 = normals[bits >> np.uint64(48)]
+                canvas[int(x), int(y), int(z)] = intensity[m] + v_std * g3
+
+
+def draw_neurite_intensities(
+    rng: np.random.Generator, n: int, *, baseline_intensity: float, std_intensity: float
+) -> np.ndarray:
+    """Draw (n,) float32: 2 x baseline x lognormal(1, std_intensity); 30 % of them 0 (empty)."""
+    intensity = rng.lognormal(1.0, std_intensity, size=n)
+    intensity *= NEURITE_BRIGHTNESS * baseline_intensity
+    empty = rng.permutation(n) < round(NEURITE_EMPTY * n)
+    return np.where(empty, 0.0, intensity).astype(np.float32)
+
+
+def paint_neurites(
+    canvas: np.ndarray,
+    control_points: np.ndarray,
+    intensity: np.ndarray,
+    *,
+    jitter: float,
+    key: np.uint64,
+) -> None:
+    """Add neurites to ``canvas`` (X, Y, Z) float32: one point, the last, counts in each voxel.
+
+    Args:
+        canvas: changed in place.
+        control_points: (4, N, 3).
+        intensity: (N,) float32; neurites of 0 are left out.
+        jitter: standard deviation of the points about the curve, in cube units.
+        key: of the points' random numbers.
+    """
+    drawn = np.flatnonzero(intensity > 0)
+    curves = evaluate_curves(
+        control_points[:, drawn].astype(np.float64), np.linspace(0.0, 1.0, NEURITE_STEPS)
+    )
+    scale = np.array(canvas.shape, dtype=np.float32)
+    curves = (curves * scale).astype(np.float32)
+    _paint_neurites(canvas, curves, intensity[drawn], drawn, jitter * scale, key, NORMALS)
+
+
+@numba.njit(cache=True)
+def _paint_neurites(canvas, curves, intensity, ids, jitter, key, normals):  # type: ignore[no-untyped-def]
+    nx, ny, nz = canvas.shape
+    low = np.uint64(0xFFFF)
+    count, steps, _ = curves.shape
+    voxel = np.empty(count * steps * NEURITE_POINTS, dtype=np.int64)
+    value = np.empty(count * steps * NEURITE_POINTS, dtype=np.float32)
+    flat = canvas.reshape(-1)
+    used = 0
+    for n in range(count):
+        for s in range(steps):
+            p = curves[n, s]
+            for k in range(NEURITE_POINTS):
+                counter = np.uint64((ids[n] * steps + s) * NEURITE_POINTS + k)
+                bits = random_word(key, counter)
+                x = p[0] + jitter[0] * normals[bits & low]
+                y = p[1] + jitter[1] * normals[(bits >> np.uint64(16)) & low]
+                z = p[2] + jitter[2] * normals[(bits >> np.uint64(32)) & low]
+                if 0 <= x < nx and 0 <= y < ny and 0 <= z < nz:
+                    voxel[used] = (int(x) * ny + int(y)) * nz + int(z)
+                    value[used] = flat[voxel[used]] + intensity[n]
+                    used += 1
+    for k in range(used):  # values hold the canvas as it was: later points replace earlier ones
+        flat[voxel[k]] = value[k]

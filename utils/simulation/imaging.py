@@ -1,0 +1,362 @@
+"""The microscope: point spread, background, composition, shot and read noise, contrast.
+
+Images are (X, Y, Z) float32, or (X, Y) where a function says n-D. All arithmetic is elementary and
+in a fixed order (no BLAS, no fused or reordered sums), so that a machine's core count does not
+change a bit.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numba
+import numpy as np
+
+from utils.simulation.random_bits import NORMALS, random_word
+
+PERCENTILE = 99.0
+"""Percentile of the box image that composition divides by."""
+OFFSET = 0.1
+"""Constant light added in composition, in units of that percentile."""
+KERNEL_REACH = 6.0
+"""Background kernel is cut at this many sigmas."""
+READ_NOISE_SHARE = 0.1
+"""Read noise sd as a share of the sd of log(counts + LOG_COUNT_OFFSET)."""
+LOG_COUNT_OFFSET, LOG_OFFSET = 1e-5, 1e-7
+
+
+def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum over a box of ``size`` voxels per axis, first across x and y, then along z.
+
+    The box covers voxels i - size // 2 .. i + (size - 1) // 2 (scipy's convention); beyond the
+    border there is nothing.
+
+    Returns:
+        Two (X, Y, Z) float32 arrays: after x and y, and after z too.
+    """
+    return _box_sum(image, size)
+
+
+@numba.njit(cache=True)
+def _box_sum(image, size):  # type: ignore[no-untyped-def]
+    nx, ny, nz = image.shape
+    before = size // 2
+    across = np.zeros_like(image)
+    full = np.empty_like(image)
+    for i in range(nx):
+        for j in range(ny):
+            row = across[i, j]
+            for a in range(max(i - before, 0), min(i - before + size, nx)):
+                for b in range(max(j - before, 0), min(j - before + size, ny)):
+                    source = image[a, b]
+                    for k in range(nz):
+                        row[k] += source[k]
+            out = full[i, j]
+            for k in range(nz):
+                out[k] = row[k]
+            for step in range(size):
+                d = step - before
+                if d != 0:
+                    for k in range(max(-d, 0), min(nz - d, nz)):
+                        out[k] += row[k + d]
+    return across, full
+
+
+@lru_cache(maxsize=64)
+def blur_factors(n: int, sigma: float, times: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (R, n) analysis and (n, R) synthesis factors of a Gaussian blur along an axis.
+
+    With borders that mirror without repeating the edge, a symmetric kernel is diagonal in the
+    cosines cos(pi k x / (n - 1)) (the DCT-I basis), with the kernel's transform as eigenvalues.
+    Those of a wide kernel vanish quickly: R keeps all above 1e-7, so that the product of the
+    factors is the blur to float32 precision at a fraction of the dense matrix's cost.
+
+    Args:
+        n: voxels along the axis.
+        sigma: of the Gaussian, in voxels; the kernel is cut at 6 sigma; 0 blurs nothing.
+        times: how often the blur is applied.
+    """
+    if n == 1 or sigma == 0:
+        return np.eye(n, dtype=np.float32), np.eye(n, dtype=np.float32)
+    reach = np.arange(-int(KERNEL_REACH * sigma), int(KERNEL_REACH * sigma) + 1)
+    kernel = np.exp(-0.5 * (reach / sigma) ** 2)
+    kernel /= kernel.sum()
+    k = np.arange(n)
+    frequency = np.pi * k / (n - 1)
+    eigenvalue = np.sum(kernel * np.cos(np.outer(frequency, reach)), axis=1) ** times
+    kept = np.flatnonzero(np.abs(eigenvalue) > 1e-7)
+    ends = np.where((k == 0) | (k == n - 1), 0.5, 1.0)
+    cosines = np.cos(np.outer(frequency[kept], k))
+    analysis = cosines * ends * (2.0 / (n - 1))
+    synthesis = (cosines * (ends[kept] * eigenvalue[kept])[:, None]).T
+    return (
+        np.ascontiguousarray(analysis, dtype=np.float32),
+        np.ascontiguousarray(synthesis, dtype=np.float32),
+    )
+
+
+def background(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur ``image`` (X, Y, Z) by a Gaussian of ``sigma`` voxels: x and z once, y twice.
+
+    Twice along y is the reference's quirk and part of its volumes' look.
+    """
+    down, up = zip(
+        *(blur_factors(n, float(sigma), t) for n, t in zip(image.shape, (1, 2, 1), strict=True)),
+        strict=True,
+    )
+    small = _along_first(down[0], image)
+    small = _along_middle(down[1], small)
+    small = _along_last(small, down[2])
+    small = _along_last(small, up[2])
+    small = _along_middle(up[1], small)
+    return _along_first(up[0], small)
+
+
+def _along_first(matrix: np.ndarray, image: np.ndarray) -> np.ndarray:
+    product = _matrix_product(matrix, image.reshape(image.shape[0], -1))
+    return product.reshape(matrix.shape[0], *image.shape[1:])
+
+
+def _along_middle(matrix: np.ndarray, image: np.ndarray) -> np.ndarray:
+    return np.stack([_matrix_product(matrix, plane) for plane in image])
+
+
+def _along_last(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    rows = image.reshape(-1, image.shape[-1])
+    product = _matrix_product(rows, np.ascontiguousarray(matrix.T))
+    return product.reshape(*image.shape[:-1], matrix.shape[0])
+
+
+@numba.njit(cache=True)
+def _matrix_product(left, right):  # type: ignore[no-untyped-def]
+    """Plain float32 product in a fixed order, in column blocks that stay in the first cache."""
+    rows, inner = left.shape
+    columns = right.shape[1]
+    block = 256
+    out = np.zeros((rows, columns), dtype=np.float32)
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        for i in range(0, rows):
+            target = out[i]
+            j = 0
+            while j + 4 <= inner:
+                w0, w1, w2, w3 = left[i, j], left[i, j + 1], left[i, j + 2], left[i, j + 3]
+                r0, r1, r2, r3 = right[j], right[j + 1], right[j + 2], right[j + 3]
+                for k in range(start, stop):
+                    target[k] += (w0 * r0[k] + w1 * r1[k]) + (w2 * r2[k] + w3 * r3[k])
+                j += 4
+            while j < inner:
+                w, r = left[i, j], right[j]
+                for k in range(start, stop):
+                    target[k] += w * r[k]
+                j += 1
+    return out
+
+
+def compose(box_image: np.ndarray, background_image: np.ndarray, weight: float) -> np.ndarray:
+    """Return box image / its 99th percentile + weight x background (undivided) + 0.1, float32.
+
+    Where fewer than one voxel in a hundred is lit, the maximum stands in for the percentile.
+    """
+    scale = np.float32(np.percentile(box_image, PERCENTILE))
+    if scale <= 0:
+        scale = max(box_image.max(), np.float32(1.0))
+    return _compose(box_image, background_image, np.float32(1.0) / scale, np.float32(weight))
+
+
+@numba.njit(cache=True)
+def _compose(box_image, background_image, inverse, weight):  # type: ignore[no-untyped-def]
+    out = np.empty_like(box_image)
+    flat, box, light = out.reshape(-1), box_image.reshape(-1), background_image.reshape(-1)
+    offset = np.float32(OFFSET)
+    for i in range(flat.size):
+        flat[i] = max(box[i] * inverse + light[i] * weight + offset, np.float32(0.0))
+    return out
+
+
+GRID = 16
+"""Tabulated Poisson means per unit."""
+TABLE_MEAN = 32
+"""Means from here on are drawn as a sum of Poisson variables below it."""
+_LONGEST = 96
+
+
+@lru_cache(maxsize=1)
+def _poisson_tables() -> tuple[np.ndarray, np.ndarray]:
+    """Return inverse tables for the means 0, 1/16, 2/16 .. 32 - 1/16.
+
+    Returns:
+        (512, 96) uint32 cumulative probabilities x 2^32, and (512, 256) uint8: the smallest value
+        whose cumulative probability exceeds b / 256.
+    """
+    means = np.arange(TABLE_MEAN * GRID) / GRID
+    probability = np.empty((len(means), _LONGEST))
+    probability[:, 0] = np.exp(-means)
+    for k in range(1, _LONGEST):
+        probability[:, k] = probability[:, k - 1] * means / k
+    scaled = np.minimum(np.round(np.cumsum(probability, axis=1) * 2.0**32), 2.0**32 - 1)
+    cumulative = scaled.astype(np.uint32)
+    cumulative[:, -1] = np.uint32(0xFFFFFFFF)
+    starts = np.arange(256, dtype=np.uint32) << np.uint32(24)
+    guide = np.stack([np.searchsorted(row, starts, side="right") for row in cumulative])
+    return cumulative, np.minimum(guide, _LONGEST - 1).astype(np.uint8)
+
+
+def shot_noise(image: np.ndarray, gain: float, key: np.uint64) -> np.ndarray:
+    """Draw n-D uint16 photon counts, Poisson with mean ``image`` x ``gain`` (float32 >= 0).
+
+    A mean is split into tabulated parts (multiples of 1/16 below 32, drawn by inverting the
+    cumulative distribution) and a remainder below 1/16; the sum of independent Poisson variables
+    is Poisson, so that the split is exact (to the tables' 32 bits). Counts above 65535 saturate.
+    """
+    cumulative, guide = _poisson_tables()
+    counts = np.empty(image.shape, dtype=np.uint16)
+    _shot_noise(image.reshape(-1), np.float32(gain), key, cumulative, guide, counts.reshape(-1))
+    return counts
+
+
+@numba.njit(cache=True)
+def _shot_noise(image, gain, key, cumulative, guide, counts):  # type: ignore[no-untyped-def]
+    grid = np.float32(GRID)
+    top = np.int64(TABLE_MEAN * GRID - 1)
+    high = np.uint64(32)
+    low = np.uint64(0xFFFFFFFF)
+    for i in range(image.size):
+        mean = min(image[i] * gain, np.float32(60000.0))
+        bits = random_word(key, np.uint64(i))
+        steps = np.int64(mean * grid)
+        rest = mean - np.float32(steps) / grid
+        total = 0
+        part = 0
+        while steps > top:
+            part += 1
+            word = random_word(key + np.uint64(part), ~np.uint64(i)) >> high
+            k = guide[top, word >> np.uint64(24)]
+            while word >= cumulative[top, k] and k < _LONGEST - 1:
+                k += 1
+            total += k
+            steps -= top
+        word = bits >> high
+        k = guide[steps, word >> np.uint64(24)]
+        while word >= cumulative[steps, k] and k < _LONGEST - 1:
+            k += 1
+        total += k
+        # remainder: inversion with exp(-rest) by its series (error < 1e-9 for rest < 1/16)
+        u = np.float64(bits & low) * 2.0**-32
+        d = np.float64(rest)
+        term = 1.0 - d * (1.0 - d * (0.5 - d * (1.0 / 6.0 - d * (1.0 / 24.0 - d / 120.0))))
+        sum_ = term
+        k = 0
+        while u >= sum_ and k < 16:
+            k += 1
+            term *= d / k
+            sum_ += term
+        total += k
+        counts[i] = min(total, 65535)
+
+
+def read_noise_sd(counts: np.ndarray) -> float:
+    """Return a tenth of the sd of log(counts + 1e-5) over all voxels, from their histogram."""
+    histogram = np.bincount(counts.reshape(-1))
+    logs = np.log(np.arange(len(histogram)) + LOG_COUNT_OFFSET)
+    mean = np.sum(histogram * logs) / counts.size
+    return READ_NOISE_SHARE * float(np.sqrt(np.sum(histogram * (logs - mean) ** 2) / counts.size))
+
+
+def read_noise_and_contrast(
+    counts: np.ndarray, sd: float, contrast: float, key: np.uint64
+) -> np.ndarray:
+    """Add Gaussian read noise, clip at 0, and scale the contrast of the logarithm; n-D float32.
+
+    With y = log(x + 1e-7) the result is exp(mean(y) + contrast (y - mean(y))).
+
+    Args:
+        counts: n-D uint16 photon counts.
+        sd: standard deviation of the read noise, in counts.
+        contrast: factor on the deviation from the mean, > 0; 1 changes nothing.
+        key: of the noise's random numbers.
+    """
+    out = np.empty(counts.shape, dtype=np.float32)
+    logs = out.reshape(-1)
+    total = _log_noisy(counts.reshape(-1), np.float32(sd), key, NORMALS, logs)
+    shift = np.float32((1.0 - contrast) * total / counts.size)
+    _exponential(logs, np.float32(contrast), shift)
+    return out
+
+
+@numba.njit(cache=True)
+def _log_noisy(counts, sd, key, normals, logs):  # type: ignore[no-untyped-def]
+    """Write log(max(counts + noise, 0) + 1e-7) to ``logs`` and return its sum."""
+    low = np.uint64(0xFFFF)
+    offset = np.float32(LOG_OFFSET)
+    n = counts.size
+    for word in range((n + 3) // 4):
+        bits = random_word(key, np.uint64(word))
+        for lane in range(4):
+            i = 4 * word + lane
+            if i < n:
+                noise = sd * normals[(bits >> np.uint64(16 * lane)) & low]
+                logs[i] = max(np.float32(counts[i]) + noise, np.float32(0.0)) + offset
+    _logarithm(logs)
+    lanes = np.zeros(16)
+    for start in range(0, n - n % 16, 16):
+        for lane in range(16):
+            lanes[lane] += logs[start + lane]
+    total = 0.0
+    for lane in range(16):
+        total += lanes[lane]
+    for i in range(n - n % 16, n):
+        total += logs[i]
+    return total
+
+
+@numba.njit(cache=True)
+def _logarithm(x):  # type: ignore[no-untyped-def]
+    """Natural logarithm in place, normal positive float32, relative error about 1e-7.
+
+    x = 2^e m with m in sqrt(1/2)..sqrt(2); log m = 2 atanh(s), s = (m - 1) / (m + 1), by its
+    series. Plain IEEE operations that vectorise, and give the same bits on every processor.
+    """
+    bits = x.view(np.int32)
+    one = np.float32(1.0)
+    for i in range(x.size):
+        shifted = bits[i] - np.int32(0x3F3504F3)
+        exponent = shifted >> np.int32(23)
+        bits[i] = (shifted & np.int32(0x007FFFFF)) + np.int32(0x3F3504F3)
+        m = x[i]
+        s = (m - one) / (m + one)
+        q = s * s
+        series = np.float32(1 / 9)
+        series = series * q + np.float32(1 / 7)
+        series = series * q + np.float32(1 / 5)
+        series = series * q + np.float32(1 / 3)
+        tail = s * q * series
+        x[i] = np.float32(exponent) * np.float32(0.6931471805599453) + (
+            np.float32(2.0) * s + np.float32(2.0) * tail
+        )
+
+
+@numba.njit(cache=True)
+def _exponential(y, slope, shift):  # type: ignore[no-untyped-def]
+    """Write exp(slope y + shift) in place, float32, relative error about 1e-6, for |exponent| < 87.
+
+    exp v = 2^n exp r with n = round(v / log 2); exp r by its series to degree 7.
+    """
+    bits = y.view(np.int32)
+    for i in range(y.size):
+        v = min(max(slope * y[i] + shift, np.float32(-87.0)), np.float32(87.0))
+        scaled = v * np.float32(1.4426950408889634)
+        half = np.float32(0.5) if scaled >= np.float32(0.0) else np.float32(-0.5)
+        n = np.int32(scaled + half)
+        r = v - np.float32(n) * np.float32(0.693359375)
+        r = r - np.float32(n) * np.float32(-2.12194440e-4)
+        p = np.float32(1 / 5040)
+        p = p * r + np.float32(1 / 720)
+        p = p * r + np.float32(1 / 120)
+        p = p * r + np.float32(1 / 24)
+        p = p * r + np.float32(1 / 6)
+        p = p * r + np.float32(0.5)
+        p = p * r + np.float32(1.0)
+        p = p * r + np.float32(1.0)
+        y[i] = p
+        bits[i] += n << np.int32(23)
