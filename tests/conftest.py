@@ -1,0 +1,85 @@
+"""Tiny volumes and files that several tests share."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.simulation.volume import SimulatedVolume, VolumeConfig, VolumeParameters, sample_rng
+from utils.storage import Recipe, encode_row, open_writer
+
+
+def fake_parameters(rng: np.random.Generator) -> VolumeParameters:
+    """Return parameters of the right types, whatever the fields are."""
+    values = {}
+    for name, hint in typing.get_type_hints(VolumeParameters).items():
+        items = typing.get_args(hint)
+        if hint is int:
+            values[name] = int(rng.integers(1, 100))
+        else:
+            values[name] = tuple(rng.random(len(items)).tolist()) if items else float(rng.random())
+    return VolumeParameters(**values)
+
+
+def fake_volume(
+    rng: np.random.Generator, shape: tuple[int, int, int] = (32, 32, 32), n: int = 7
+) -> SimulatedVolume:
+    """Return a volume in the form of a simulated one: noise and upright boxes as columns."""
+    instances = np.zeros(shape, np.uint16)
+    for column in range(n):
+        corner = [int(rng.integers(0, max(1, edge - 4))) for edge in shape]
+        box = tuple(slice(a, a + 4 + 6 * axis) for axis, a in enumerate(corner))
+        instances[box] = column + 1
+    image = rng.gamma(2.0, 1.5, shape).astype(np.float32) + 8 * (instances > 0)
+    pairs = np.array([(k, k + 1) for k in range(n - 1)], np.int32).reshape(-1, 2)
+    frames = {
+        name: rng.normal(size=(n, 3)).astype(np.float32)
+        for name in ("entry_points", "e_r", "e_theta", "e_phi")
+    }
+    return SimulatedVolume(
+        image=image.astype(np.float32),
+        instances=instances,
+        column_type=rng.integers(0, 4, n).astype(np.uint8),
+        control_points=rng.normal(size=(4, n, 3)).astype(np.float32),
+        lattice_coordinates=rng.integers(0, 20, (n, 3)).astype(np.int32),
+        lattice_neighbours=pairs,
+        parameters=fake_parameters(rng),
+        **frames,
+    )
+
+
+def write_fake_file(
+    path: Path, *, seed: int = 0, num_samples: int = 4, shape: tuple[int, int, int] = (32, 32, 32)
+) -> Path:
+    """Write a complete file of fake volumes; return its path."""
+    recipe = Recipe(VolumeConfig(shape=shape), seed, num_samples)
+    with open_writer(path, recipe) as writer:
+        for index in writer.missing:
+            writer.write(index, encode_row(fake_volume(sample_rng(seed, index), shape)))
+        writer.finish()
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> VolumeConfig:
+    """A configuration with few, large columns in few voxels, quick to simulate."""
+    return VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
+
+
+@pytest.fixture(scope="session")
+def fake_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete file of four fake volumes of 32 voxels an edge; not to be changed."""
+    return write_fake_file(tmp_path_factory.mktemp("fake") / "fake.h5")
+
+
+@pytest.fixture(scope="session")
+def fake_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two complete files, of three and two fake volumes; not to be changed."""
+    directory = tmp_path_factory.mktemp("fakes")
+    return [
+        write_fake_file(directory / "a.h5", seed=1, num_samples=3),
+        write_fake_file(directory / "b.h5", seed=2, num_samples=2),
+    ]
