@@ -6,13 +6,19 @@ the units of ``baseline_intensity``, unless a name says voxels.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from utils.simulation import fluorescence, imaging
+from utils.simulation.configuration import (
+    check_each,
+    check_minima,
+    check_ranges,
+    from_plain,
+    to_plain,
+)
 from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
@@ -65,51 +71,44 @@ class VolumeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
-        return {
-            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
-        }
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VolumeConfig:
         """Build a configuration from :meth:`to_dict`'s result."""
-        arguments: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**arguments)
+        return from_plain(cls, values)
 
 
 def _check(config: VolumeConfig) -> None:
     """Raise ValueError that names the first field outside its range."""
-    for name, low in (
-        ("shape", 2),
-        ("lattice_intervals", 1),
-        ("axis_scales", 1e-3),
-        ("std_intensity_range", 0.0),
-        ("background_range", 0.0),
-        ("gain_range", 1),
-        ("contrast_range", 1e-3),
-    ):
-        values = getattr(config, name)
-        if any(not np.isfinite(v) or v < low for v in values):
-            raise ValueError(f"{name} {values}: every value must be at least {low}")
-        if name != "shape" and (len(values) != 2 or values[0] > values[1]):
-            raise ValueError(f"{name} {values}: must be (low, high) with low <= high")
+    check_each(config, {"shape": 2})
     if len(config.shape) != 3:
         raise ValueError(f"shape {config.shape}: must be three numbers of voxels")
-    for name, low in (
-        ("min_columns", 2),
-        ("max_tries", 1),
-        ("cone_length", 1e-3),
-        ("cone_radius", 1e-3),
-        ("simplify_factor", 1e-3),
-        ("baseline_intensity", 1e-3),
-        ("v_std", 0.0),
-        ("cube_kernel_size", 1),
-        ("background_sigma", 0.0),
-    ):
-        value = getattr(config, name)
-        if not np.isfinite(value) or value < low:
-            raise ValueError(f"{name} {value}: must be at least {low}")
+    check_ranges(
+        config,
+        {
+            "lattice_intervals": 1,
+            "axis_scales": 1e-3,
+            "std_intensity_range": 0.0,
+            "background_range": 0.0,
+            "gain_range": 1,
+            "contrast_range": 1e-3,
+        },
+    )
+    check_minima(
+        config,
+        {
+            "min_columns": 2,
+            "max_tries": 1,
+            "cone_length": 1e-3,
+            "cone_radius": 1e-3,
+            "simplify_factor": 1e-3,
+            "baseline_intensity": 1e-3,
+            "v_std": 0.0,
+            "cube_kernel_size": 1,
+            "background_sigma": 0.0,
+        },
+    )
 
 
 @dataclass(frozen=True)
