@@ -1,0 +1,240 @@
+"""Train a 3D network to segment visual columns, on volumes that ./gen_data.sh has made.
+
+    ./gen_data.sh
+    python train_basic_3dunet.py --experiment_title first_try --start_channels 8 --batch_size 8
+    python train_basic_3dunet.py --arch stacked_unet --num_stacks 2 --experiment_title two_stacks
+
+Records, checkpoints and pictures go to <log_path>/<experiment_title>/. All flags and their defaults
+stand in parse_flags, right below. Exit status: 0 when training ends as planned, 1 when it fails,
+2 for a mistake in the flags or the data files, 130 when it is interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.training.options import (
+    ARCHITECTURES,
+    CHECKPOINT_POLICIES,
+    DEVICES,
+    LOSS_TYPES,
+    OPTIMIZERS,
+    PRECISIONS,
+    FlagParser,
+    TrainingOptions,
+    check_parameter_count,
+    check_patch_size,
+    check_patches,
+    describe_network,
+    describe_training,
+    experiment_directory,
+    network_settings,
+    resolve_files,
+    whole_number,
+)
+
+if TYPE_CHECKING:
+    from utils.data import SegmentationFake3DDataset
+
+
+def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the flags; exits with status 2 and one line for those that cannot be read."""
+    parser = FlagParser(description="Train a 3D network to segment visual columns.")
+
+    # fmt: off
+    add = parser.add_argument_group("experiment").add_argument
+    add("--experiment_title", default="my_experiment", metavar="STR",
+        help="name of the log directory; one that exists is never overwritten")
+    add("--log_path", default="./logs", metavar="STR",
+        help="folder of the log directories")
+    add("--checkpoint_policy", default="best", choices=CHECKPOINT_POLICIES,
+        help="keep the last state only; also the best by validation IoU; or also every epoch's")
+    add("--seed", default=0, type=int, metavar="INT",
+        help="of the weights, the patches and their order; the same seed trains the same network")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data_dir", default="./vol_data", metavar="STR",
+        help="folder in which bare file names are looked for")
+    add("--train_files", nargs="+", metavar="FILE",
+        default=[f"vol_train_set{i}.h5" for i in (1, 2, 3, 4)],
+        help="files to train on")
+    add("--val_files", nargs="+", metavar="FILE", default=["vol_val_set.h5"],
+        help="files to validate on")
+    add("--patch_size", default=64, type=int, metavar="INT",
+        help="edge of the training patches, in voxels")
+    add("--background_threshold", default=0.95, type=float, metavar="FLOAT",
+        help="largest share of background in a patch, 0..1")
+    add("--patches_per_epoch", default=None, type=int, metavar="INT",
+        help="training patches an epoch; one a sample when not given")
+    add("--num_workers", default=2, type=int, metavar="INT",
+        help="processes that load patches (at most one a core); 0: the training process does it")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--arch", default="unet", choices=ARCHITECTURES,
+        help="one U-Net, or several in a row with intermediate supervision")
+    add("--depth", default=4, type=int, metavar="INT",
+        help="layers in each half of the U-Net; depth - 1 poolings")
+    add("--start_channels", default=4, type=int, metavar="INT",
+        help="channels at full resolution, doubled by each pooling")
+    add("--num_stacks", default=1, type=int, metavar="INT",
+        help="U-Nets in a row, for --arch stacked_unet")
+    add("--conv_kernel_size", default=3, type=int, metavar="INT",
+        help="edge of the convolution kernels, in voxels; odd")
+    add("--resblocks", action="store_true",
+        help="residual blocks instead of plain ones")
+    add("--MAX_PARAMS", default=30_000_000, type=whole_number, metavar="INT",
+        help="training does not start with more parameters; 30e6 can be written too")
+    add("--MIN_PARAMS", default=0, type=whole_number, metavar="INT",
+        help="training does not start with fewer parameters")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--batch_size", default=32, type=int, metavar="INT",
+        help="patches a step")
+    add("--epochs", default=100, type=int, metavar="INT",
+        help="most epochs to train")
+    add("--early_stopping_patience", default=15, type=int, metavar="INT",
+        help="epochs without a lower validation loss after which training ends")
+    add("--optimizer", default="adam", choices=OPTIMIZERS,
+        help="how gradients become steps")
+    add("--loss_type", default="dice", choices=LOSS_TYPES,
+        help="weighted_bce balances the labels; boundary_weighted_dice weighs voxels around them")
+    add("--boundary_weight", default=1.0, type=float, metavar="FLOAT",
+        help="weight of voxels just outside the mask in boundary_weighted_dice; 1 is plain dice")
+    add("--boundary_thickness", default=1, type=int, metavar="INT",
+        help="how far outside the mask that weight reaches, in voxels")
+    add("--weight_decay", default=0.0, type=float, metavar="FLOAT",
+        help="L2 penalty on the weights")
+    add("--start_lr", default=1e-3, type=float, metavar="FLOAT",
+        help="learning rate at the start")
+    add("--lr_scheduler_factor", default=0.20, type=float, metavar="FLOAT",
+        help="factor on the learning rate when the validation loss stops falling")
+    add("--lr_scheduler_patience", default=3, type=int, metavar="INT",
+        help="epochs to wait before that")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", choices=DEVICES,
+        help="auto takes CUDA where there is some")
+    add("--precision", default="auto", choices=PRECISIONS,
+        help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
+    # fmt: on
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, prepare, train; return the exit status."""
+    flags = parse_flags(arguments)
+    try:
+        return run(flags)
+    except (ValueError, OSError) as error:
+        print(f"train_basic_3dunet.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train_basic_3dunet.py: interrupted before training began", file=sys.stderr)
+        return 130
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Train as ``flags`` say; raises ValueError or OSError as long as nothing has been written."""
+    options = TrainingOptions.from_flags(flags)
+    settings = network_settings(flags, spatial_dims=3)
+    check_patch_size(flags.patch_size, flags.depth, flags.batch_size)
+    check_patches(flags.background_threshold, flags.patches_per_epoch)
+    directory = experiment_directory(flags.log_path, flags.experiment_title)
+    train_files = resolve_files(flags.train_files, flags.data_dir, "--train_files")
+    valid_files = resolve_files(flags.val_files, flags.data_dir, "--val_files")
+
+    import torch
+
+    from models import ModelConfig, build_model, count_parameters
+    from utils.data import SegmentationFake3DDataset
+    from utils.training.device import choose_compute, make_fabric
+    from utils.training.experiment import Experiment, announce, record_exit
+    from utils.training.loop import train
+    from utils.training.losses import build_loss, measure_foreground
+
+    compute = choose_compute(options.device, options.precision)
+    model_config = ModelConfig(**settings)
+    with torch.device("meta"):
+        parameters = count_parameters(build_model(model_config))
+    check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
+
+    patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
+    train_data = SegmentationFake3DDataset(
+        train_files, seed=flags.seed, patches_per_epoch=flags.patches_per_epoch, **patches
+    )
+    # Always the same validation patches, so that runs of different seeds can be compared.
+    valid_data = SegmentationFake3DDataset(valid_files, seed=0, fixed=True, **patches)
+    foreground = measure_foreground(train_data) if options.loss_type == "weighted_bce" else None
+    loss = build_loss(options, foreground)
+    fabric = make_fabric(compute, options.seed)
+    model = build_model(model_config)
+
+    config = {
+        "flags": vars(flags),
+        "model": model_config.to_dict(),
+        "parameters": parameters,
+        "compute": vars(compute),
+        "foreground": foreground,
+        "data": {"train": describe_files(train_files), "validation": describe_files(valid_files)},
+    }
+    facts = {
+        "model_config": model_config.to_dict(),
+        "normalizer": train_data.normalizer.to_dict(),
+        "spacing_voxels": typical_spacing(train_data),
+        "patch_size": flags.patch_size,
+        "flags": vars(flags),
+    }
+    experiment = Experiment.create(directory, config, __file__)
+    announce(
+        {
+            "network": describe_network(flags, parameters),
+            "data": f"{train_data.num_samples:,} training and {valid_data.num_samples:,} "
+            f"validation samples in {len(train_files)} and {len(valid_files)} files",
+            "patches": f"{len(train_data):,} of {flags.patch_size}^3 voxels in a training epoch",
+            "training": describe_training(options),
+            "machine": compute.describe(options.num_workers),
+            "log": str(directory),
+        }
+    )
+    return record_exit(
+        experiment,
+        lambda: train(fabric, model, loss, train_data, valid_data, options, experiment, facts),
+    )
+
+
+def describe_files(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return name, seed and number of samples of each data file."""
+    from utils.storage import VolumeFile
+
+    described = []
+    for path in paths:
+        with VolumeFile(path) as file:
+            described.append({"file": str(path), "seed": file.seed, "samples": len(file)})
+    return described
+
+
+def typical_spacing(data: SegmentationFake3DDataset, samples: int = 256) -> list[float]:
+    """Return the columns' spacing in voxels along x, y, z: the median over even samples."""
+    import numpy as np
+
+    from utils.storage import VolumeFile
+
+    chosen = np.unique(np.linspace(0, data.num_samples - 1, samples).round().astype(int))
+    rows = [data.locate(int(i)) for i in chosen]
+    spacings = []
+    for path in dict.fromkeys(path for path, _ in rows):
+        with VolumeFile(path) as file:
+            spacings += [
+                np.multiply(file.parameters(row).spacing, file.shape)
+                for owner, row in rows
+                if owner == path
+            ]
+    return np.median(spacings, axis=0).tolist()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

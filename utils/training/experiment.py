@@ -1,0 +1,314 @@
+"""The log directory of one training run: records, checkpoints, pictures, and how it ended.
+
+``<log_path>/<experiment_title>/`` holds ``config.json``, ``logs.json``, ``checkpoints/``,
+``learning_curves.png``, ``predictions.png`` and a copy of the script. Every file is written under a
+temporary name and renamed, so a reader never meets half of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import pickle
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+CHECKPOINT_FORMAT = 1
+"""Stored in every checkpoint; raised when its meaning changes."""
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "monai", "lightning-fabric")
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or a request to terminate."""
+
+logger = logging.getLogger("utils.training")
+
+
+class CheckpointError(ValueError):
+    """A file that is no readable checkpoint of this project, named."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, for a reason that one line tells."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A few validation patches as they were seen in the latest epoch; equal shapes, 2D or 3D."""
+
+    images: Sequence[np.ndarray]
+    """float32, 0..1."""
+    masks: Sequence[np.ndarray]
+    """float32, 0 or 1."""
+    probabilities: Sequence[np.ndarray]
+    """float32, 0..1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The files of one experiment below ``directory``; make a new one with :meth:`create`."""
+
+    directory: Path
+
+    @classmethod
+    def create(
+        cls, directory: str | Path, config: Mapping[str, Any], script: str | Path
+    ) -> Experiment:
+        """Make the directory with ``config.json``, an empty ``logs.json`` and a copy of ``script``.
+
+        ``config`` is plain JSON; versions, machine and git revision are added to it. Raises
+        FileExistsError when the directory is there already, and leaves it untouched.
+        """
+        experiment = cls(Path(directory))
+        experiment.directory.parent.mkdir(parents=True, exist_ok=True)
+        experiment.directory.mkdir()
+        experiment.checkpoints.mkdir()
+        _write_json(experiment.directory / "config.json", {**config, **describe_program(script)})
+        _write_json(experiment.log, {"epochs": [], "exit": {"reason": "running", "status": None}})
+        shutil.copyfile(script, experiment.directory / Path(script).name)
+        return experiment
+
+    @property
+    def log(self) -> Path:
+        """``logs.json``."""
+        return self.directory / "logs.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of ``last.pth``, ``best.pth`` and ``epoch_0007.pth``."""
+        return self.directory / "checkpoints"
+
+    def read_log(self) -> dict[str, Any]:
+        """Return the content of ``logs.json``."""
+        return json.loads(self.log.read_text())
+
+    def update_log(self, **entries: Any) -> None:
+        """Replace entries of ``logs.json`` (plain JSON), such as ``epochs``; others stay."""
+        _write_json(self.log, {**self.read_log(), **entries})
+
+    def finish(self, reason: str, status: int) -> None:
+        """Record how the run ended."""
+        self.update_log(exit={"reason": reason, "status": status})
+
+    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
+        """Write ``checkpoints/name`` from plain state (tensors, numbers, text, lists, dicts)."""
+        path = self.checkpoints / name
+        content = {"format": CHECKPOINT_FORMAT, **state}
+        _write_atomically(path, lambda file: torch.save(content, file))
+        return path
+
+    def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
+        """Refresh ``learning_curves.png`` and ``predictions.png``."""
+        from utils import figures
+
+        figures.save_learning_curves(history, self.directory / "learning_curves.png")
+        epoch = history[-1]["epoch"]
+        titles = [f"validation patch {i + 1}, epoch {epoch}" for i in range(len(examples.images))]
+        figures.save_predictions(
+            examples.images,
+            examples.masks,
+            examples.probabilities,
+            self.directory / "predictions.png",
+            titles=titles,
+        )
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint as a plain dict on the CPU; code in the file is never run.
+
+    ``path`` is a checkpoint file or a log directory (its ``best.pth``, else its ``last.pth``).
+    Keys: ``model_config``, ``model_state``, ``normalizer``, ``spacing_voxels``, ``patch_size``,
+    ``epoch`` (epochs completed), ``metrics`` (the record of that epoch); ``last.pth`` also holds
+    all that is needed to go on. Raises FileNotFoundError, and CheckpointError for a foreign file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder = path / "checkpoints"
+        found = [folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
+        path = found[0]
+    if not path.exists():
+        raise FileNotFoundError(f"the checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
+    if not isinstance(state, dict) or "model_state" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of this project")
+    if state.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {state.get('format')}; this program reads "
+            f"{CHECKPOINT_FORMAT}"
+        )
+    return state
+
+
+def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
+    """Call ``run``, write how it ended into ``logs.json``, and return the exit status.
+
+    ``run`` returns the reason of a proper end (status 0). Ctrl-C and a request to terminate end
+    with status 130, every failure with status 1; only one that this program cannot explain prints
+    its traceback.
+    """
+    try:
+        with _signals_as_interrupts():
+            reason, status = run(), 0
+    except KeyboardInterrupt as interrupt:
+        reason, status = f"interrupted by {interrupt or 'SIGINT'}", INTERRUPTED
+    except Exception as error:
+        reason, status = explain(error), 1
+        if not isinstance(error, (TrainingError, OSError)) and not _is_known(error):
+            traceback.print_exc()
+    with _signals_ignored():
+        if status:
+            print(f"training stopped: {reason}", file=sys.stderr)
+        try:
+            experiment.finish(reason, status)
+        except OSError as error:
+            print(f"cannot record this in {experiment.directory}: {error}", file=sys.stderr)
+            status = status or 1
+    return status
+
+
+def explain(error: Exception) -> str:
+    """Return one line on what went wrong and, where it is known, what helps."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if _is_out_of_memory(error):
+        return f"out of memory: lower --batch_size, --patch_size or --start_channels ({text[:200]})"
+    if isinstance(error, (TrainingError, OSError)):
+        return text
+    if _is_dead_worker(error):
+        return f"a loader process died; try --num_workers 0 ({text[:200]})"
+    return f"{type(error).__name__}: {text}"
+
+
+def show_log() -> None:
+    """Let the log of this package appear on standard output, as scripts want it."""
+    logger.handlers[:] = [logging.StreamHandler(sys.stdout)]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def announce(lines: Mapping[str, str]) -> None:
+    """Show the log from now on, and first what the run is about to do, a line a topic."""
+    show_log()
+    width = max(len(topic) for topic in lines)
+    for topic, text in lines.items():
+        logger.info(f"{topic:<{width}}  {text}")
+
+
+def describe_program(script: str | Path) -> dict[str, Any]:
+    """Return versions, machine and the git revision (None outside a repository) as plain JSON."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "script": Path(script).name,
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "git_revision": git_revision(Path(script).resolve().parent),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """Return the commit checked out in ``folder``, with ``-dirty`` after changes; None if none."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        answer = subprocess.run(
+            [*command, "--exclude", "*"], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    allocation = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return allocation or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def _is_dead_worker(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _is_known(error: Exception) -> bool:
+    return _is_out_of_memory(error) or _is_dead_worker(error)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    _write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Let ``write`` fill a temporary file, force it to the disk, and rename it to ``path``."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a rename inside ``folder`` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise KeyboardInterrupt with the signal's name."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    with _handling(interrupt):
+        yield
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM do nothing, so that the last record is written."""
+    with _handling(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    """Set ``handler`` for SIGINT and SIGTERM within the block (in the main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -1,0 +1,371 @@
+"""The training loop, for images and volumes alike, on Lightning Fabric.
+
+A data set yields (image, mask), both (1, *space) float32; a network maps (batch, 1, *space) to
+logits of the same shape, or to a list of them, one a stack, of which the last is the prediction.
+Epochs and batches are counted from 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from utils.training.device import memory_format
+from utils.training.experiment import Examples, Experiment, TrainingError
+from utils.training.metrics import Confusion, count_voxels
+from utils.training.options import TrainingOptions
+
+EXAMPLES = 3
+"""Validation patches shown in ``predictions.png``."""
+
+logger = logging.getLogger("utils.training")
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss is infinite or not a number; names the epoch and the batch."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one pass over a data set gave."""
+
+    loss: float
+    """Mean over samples."""
+    confusion: Confusion
+    """Of the last stack, pooled over all voxels."""
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come; part of ``last.pth``."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    best_iou: float | None = None
+    """Best validation IoU so far."""
+    best_epoch: int = 0
+    best_loss: float | None = None
+    """Lowest validation loss so far."""
+    stale_epochs: int = 0
+    """Epochs in a row without a lower validation loss."""
+
+    def after(self, valid_loss: float, valid_iou: float) -> Progress:
+        """Return the progress after one more epoch."""
+        epoch = self.epoch + 1
+        lower = self.best_loss is None or valid_loss < self.best_loss
+        better = self.best_iou is None or valid_iou > self.best_iou
+        return Progress(
+            epoch=epoch,
+            best_iou=valid_iou if better else self.best_iou,
+            best_epoch=epoch if better else self.best_epoch,
+            best_loss=valid_loss if lower else self.best_loss,
+            stale_epochs=0 if lower else self.stale_epochs + 1,
+        )
+
+
+class EpochSampler(Sampler[int]):
+    """All indices in an order that depends on ``seed`` and ``epoch`` alone; set the latter."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        return iter(rng.permutation(self.length).tolist())
+
+
+def train(
+    fabric: Fabric,
+    model: nn.Module,
+    loss_function: nn.Module,
+    train_data: Dataset,
+    valid_data: Dataset,
+    options: TrainingOptions,
+    experiment: Experiment,
+    facts: Mapping[str, Any],
+) -> str:
+    """Train ``model`` and return why it ended; everything else goes into ``experiment``.
+
+    ``facts`` go into every checkpoint (``model_config``, ``normalizer``, ``patch_size``, ...: plain
+    state). A data set with a ``set_epoch`` method is told each epoch. ``last.pth`` exists before
+    the first epoch and holds the last completed one ever after, so that a run can be cut at any
+    moment. Raises NonFiniteLossError.
+    """
+    model = model.to(memory_format=memory_format(train_data[0][0].ndim + 1))
+    optimizer = build_optimizer(model, options)
+    scheduler = build_scheduler(optimizer, options)
+    model, optimizer = fabric.setup(model, optimizer)
+    loss_function = loss_function.to(fabric.device)
+    sampler = EpochSampler(len(train_data), options.seed)
+    train_loader = build_loader(fabric, train_data, options, sampler)
+    valid_loader = build_loader(fabric, valid_data, options)
+    progress, history = Progress(), []
+
+    def state(record: Mapping[str, Any]) -> dict[str, Any]:
+        resumable = training_state(fabric, optimizer, scheduler, progress, history)
+        return {**checkpoint_state(model, facts, progress.epoch, record), **resumable}
+
+    experiment.save_checkpoint("last.pth", state({}))
+    while progress.epoch < options.epochs:
+        epoch = progress.epoch + 1
+        started = time.perf_counter()
+        learning_rate = optimizer.param_groups[0]["lr"]
+        set_epoch(train_data, sampler, epoch)
+        where = f"epoch {epoch}, training"
+        trained = train_one_epoch(fabric, model, loss_function, train_loader, optimizer, where)
+        where = f"epoch {epoch}, validation"
+        validated, examples = evaluate(model, loss_function, valid_loader, where)
+        scheduler.step(validated.loss)
+        progress = progress.after(validated.loss, validated.confusion.iou)
+        record = epoch_record(epoch, trained, validated, learning_rate)
+        record["seconds"] = time.perf_counter() - started
+        history.append(record)
+        save_checkpoints(experiment, state(record), options.checkpoint_policy, progress)
+        experiment.update_log(epochs=history)
+        experiment.draw(history, examples)
+        logger.info(summary(record, options.epochs))
+        if progress.stale_epochs >= options.early_stopping_patience:
+            return (
+                f"early stopping: no lower validation loss for {progress.stale_epochs} epochs "
+                f"(best IoU {progress.best_iou:.3f} in epoch {progress.best_epoch})"
+            )
+    return (
+        f"completed {progress.epoch} epochs (best validation IoU {progress.best_iou:.3f} in epoch "
+        f"{progress.best_epoch})"
+    )
+
+
+def train_one_epoch(
+    fabric: Fabric,
+    model: nn.Module,
+    loss_function: nn.Module,
+    loader: DataLoader,
+    optimizer: Optimizer,
+    where: str,
+) -> EpochResult:
+    """Update ``model`` once a batch, on the sum of the stacks' losses (intermediate supervision).
+
+    ``where`` names this pass in the progress bar and in errors.
+    """
+    model.train()
+    started = time.perf_counter()
+    total, samples, counts = 0.0, 0, torch.zeros(4, dtype=torch.int64, device=fabric.device)
+    for batch, (images, masks) in enumerate(_progress_bar(loader, where), 1):
+        stacks = as_stacks(model(to_memory_format(images)))
+        loss = torch.stack([loss_function(logits, masks) for logits in stacks]).sum()
+        value = finite(loss, where, batch)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        total += value * len(images)
+        samples += len(images)
+        counts += count_voxels(torch.sigmoid(stacks[-1].detach().float()), masks)
+    seconds = time.perf_counter() - started
+    return EpochResult(total / samples, Confusion(*counts.tolist()), samples, seconds)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, loss_function: nn.Module, loader: DataLoader, where: str
+) -> tuple[EpochResult, Examples]:
+    """Return loss and counts of the last stack over ``loader``, and its first patches as seen."""
+    model.eval()
+    started = time.perf_counter()
+    total, samples, counts = 0.0, 0, torch.zeros(4, dtype=torch.int64)
+    shown: list[tuple[np.ndarray, ...]] = []
+    for batch, (images, masks) in enumerate(_progress_bar(loader, where), 1):
+        logits = as_stacks(model(to_memory_format(images)))[-1]
+        loss = finite(loss_function(logits, masks), where, batch)
+        probabilities = torch.sigmoid(logits.float())
+        total += loss * len(images)
+        samples += len(images)
+        counts = counts.to(masks.device) + count_voxels(probabilities, masks)
+        for triple in zip(images, masks, probabilities, strict=True):
+            if len(shown) < EXAMPLES:
+                shown.append(tuple(part[0].float().cpu().numpy() for part in triple))
+    seconds = time.perf_counter() - started
+    result = EpochResult(total / samples, Confusion(*counts.tolist()), samples, seconds)
+    return result, Examples(*(list(parts) for parts in zip(*shown, strict=True)))
+
+
+def score(
+    fabric: Fabric,
+    model: nn.Module,
+    loss_function: nn.Module,
+    data: Dataset,
+    options: TrainingOptions,
+    where: str = "test",
+) -> dict[str, float]:
+    """Return loss and metrics of a trained ``model`` (not set up by Fabric yet) over ``data``."""
+    loader = build_loader(fabric, data, options)
+    model = fabric.setup_module(model.to(memory_format=memory_format(data[0][0].ndim + 1)))
+    result, _ = evaluate(model, loss_function.to(fabric.device), loader, where)
+    return {"loss": result.loss, **result.confusion.metrics()}
+
+
+def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
+    """Return the optimiser that ``options.optimizer`` names."""
+    kinds = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+    return kinds[options.optimizer](
+        model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
+    )
+
+
+def build_scheduler(optimizer: Optimizer, options: TrainingOptions) -> ReduceLROnPlateau:
+    """Return the schedule that is stepped with the validation loss after each epoch."""
+    return ReduceLROnPlateau(
+        optimizer, factor=options.lr_scheduler_factor, patience=options.lr_scheduler_patience
+    )
+
+
+def build_loader(
+    fabric: Fabric, data: Dataset, options: TrainingOptions, sampler: EpochSampler | None = None
+) -> DataLoader:
+    """Return a loader that ``fabric`` feeds to its device; in order when there is no ``sampler``.
+
+    With a sampler (training) a last batch of one sample is left out where there are others: batch
+    norm would take its statistics, and the optimiser a whole step, from a single patch.
+    """
+    lonely = len(data) > options.batch_size > 1 and len(data) % options.batch_size == 1
+    workers = min(options.num_workers, os.cpu_count() or 1)
+    loader = DataLoader(
+        data,
+        batch_size=options.batch_size,
+        sampler=sampler,
+        drop_last=sampler is not None and lonely,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=fabric.device.type == "cuda",
+    )
+    return fabric.setup_dataloaders(loader)
+
+
+def set_epoch(data: Dataset, sampler: EpochSampler, epoch: int) -> None:
+    """Tell the sampler, and a data set that draws its samples anew, which epoch comes."""
+    sampler.epoch = epoch
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
+
+
+def as_stacks(output: Tensor | list[Tensor]) -> list[Tensor]:
+    """Return a network's output as the list of its stacks' logits."""
+    return output if isinstance(output, list) else [output]
+
+
+def to_memory_format(images: Tensor) -> Tensor:
+    """Return ``images`` with the channels last in memory, which convolutions are fastest on."""
+    return images.contiguous(memory_format=memory_format(images.ndim))
+
+
+def finite(loss: Tensor, where: str, batch: int) -> float:
+    """Return the loss as a finite number; raise NonFiniteLossError where it is none."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            f"the loss is {value} in {where}, batch {batch}: lower --start_lr or try --precision 32"
+        )
+    return value
+
+
+def epoch_record(
+    epoch: int, trained: EpochResult, validated: EpochResult, learning_rate: float
+) -> dict[str, Any]:
+    """Return the entry of ``logs.json``: losses, metrics, the rate used, samples a second."""
+    phases = {"train": trained, "valid": validated}
+    losses = {f"{phase}_loss": result.loss for phase, result in phases.items()}
+    metrics = {
+        f"{phase}_{name}": value
+        for phase, result in phases.items()
+        for name, value in result.confusion.metrics().items()
+    }
+    return {
+        "epoch": epoch,
+        **losses,
+        **metrics,
+        "lr": learning_rate,
+        "samples_per_second": trained.samples / trained.seconds,
+    }
+
+
+def summary(record: Mapping[str, Any], epochs: int) -> str:
+    """Return the line that tells a person about one epoch."""
+    return (
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"loss {record['train_loss']:.4f} (valid {record['valid_loss']:.4f})  "
+        f"IoU {record['train_iou']:.3f} (valid {record['valid_iou']:.3f})  "
+        f"lr {record['lr']:.1e}  {record['seconds']:.1f} s  "
+        f"{record['samples_per_second']:.1f} samples/s"
+    )
+
+
+def checkpoint_state(
+    model: nn.Module, facts: Mapping[str, Any], epoch: int, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what prediction needs: weights and ``facts``, after ``epoch`` completed epochs."""
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return {**facts, "model_state": weights, "epoch": epoch, "metrics": dict(metrics)}
+
+
+def training_state(
+    fabric: Fabric,
+    optimizer: Optimizer,
+    scheduler: ReduceLROnPlateau,
+    progress: Progress,
+    history: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Return what going on needs beside :func:`checkpoint_state`, as plain state."""
+    return {
+        "optimizer_state": optimizer.state_dict(),
+        "scheduler_state": scheduler.state_dict(),
+        "precision_state": fabric.strategy.precision.state_dict(),
+        "progress": dataclasses.asdict(progress),
+        "history": list(history),
+        "random_state": {
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+
+
+def save_checkpoints(
+    experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
+) -> None:
+    """Write ``last.pth`` with everything, and by policy the weights of the best or each epoch."""
+    experiment.save_checkpoint("last.pth", state)
+    resumable = ("optimizer_state", "scheduler_state", "precision_state", "progress", "history")
+    dropped = (*resumable, "random_state")
+    weights = {name: value for name, value in state.items() if name not in dropped}
+    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
+        experiment.save_checkpoint("best.pth", weights)
+    if policy == "all":
+        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
+
+
+def _progress_bar(loader: DataLoader, text: str) -> tqdm:
+    """Return ``loader`` with a bar on a terminal, silent elsewhere and where the logger is."""
+    shown = None if logger.isEnabledFor(logging.INFO) else True
+    return tqdm(loader, desc=text, unit="batch", leave=False, disable=shown)

@@ -1,0 +1,108 @@
+"""Segmentation metrics from pooled counts of voxels, on probabilities (not logits).
+
+A voxel is called foreground at a probability of at least 0.5. Counts are 64-bit integers in the
+order (tp, fp, fn, tn), so that they add up exactly over batches, epochs and volumes of any size
+(MONAI's ``get_confusion_matrix`` counts in float32, exact only up to 2^24 voxels a sample).
+
+Where a ratio is 0 / 0 nothing could be done wrong: IoU and Dice are 1 when neither mask nor
+prediction holds a voxel, and the rates are 0 when there is no voxel to which they could apply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of voxels over any number of patches or volumes; ``+`` pools two of them."""
+
+    tp: int = 0
+    """True positives: labelled and found."""
+    fp: int = 0
+    """False positives: found but not labelled."""
+    fn: int = 0
+    """False negatives: labelled but not found."""
+    tn: int = 0
+    """True negatives: neither."""
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(
+            self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
+        )
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union, tp / (tp + fp + fn), in 0..1."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn, empty=1.0)
+
+    @property
+    def dice(self) -> float:
+        """Dice coefficient (F1), 2 tp / (2 tp + fp + fn), in 0..1."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn, empty=1.0)
+
+    @property
+    def total_error(self) -> float:
+        """Share of all voxels that are wrong, in 0..1."""
+        wrong = self.fp + self.fn
+        return _ratio(wrong, wrong + self.tp + self.tn, empty=0.0)
+
+    @property
+    def false_positive_rate(self) -> float:
+        """Share of the background that is called foreground, fp / (fp + tn), in 0..1."""
+        return _ratio(self.fp, self.fp + self.tn, empty=0.0)
+
+    @property
+    def false_negative_rate(self) -> float:
+        """Share of the foreground that is missed, fn / (fn + tp), in 0..1."""
+        return _ratio(self.fn, self.fn + self.tp, empty=0.0)
+
+    def metrics(self) -> dict[str, float]:
+        """Return all metrics by name."""
+        return {
+            "iou": self.iou,
+            "dice": self.dice,
+            "total_error": self.total_error,
+            "false_positive_rate": self.false_positive_rate,
+            "false_negative_rate": self.false_negative_rate,
+        }
+
+
+def count_voxels(
+    probabilities: torch.Tensor | np.ndarray,
+    mask: torch.Tensor | np.ndarray,
+    threshold: float = THRESHOLD,
+) -> torch.Tensor:
+    """Return (tp, fp, fn, tn) as an int64 tensor of shape (4,), on the device of a tensor given.
+
+    ``probabilities`` are 0..1 (a 0/1 mask does as well) and ``mask`` is 0/1, of one shape, both
+    numpy or both torch. Raises ValueError for unequal shapes.
+    """
+    found = torch.as_tensor(probabilities) >= threshold
+    labelled = torch.as_tensor(mask) > 0.5
+    if found.shape != labelled.shape:
+        raise ValueError(
+            f"probabilities have shape {tuple(found.shape)}, the mask {tuple(labelled.shape)}"
+        )
+    tp = (found & labelled).sum()
+    fp = found.sum() - tp
+    fn = labelled.sum() - tp
+    return torch.stack([tp, fp, fn, found.numel() - tp - fp - fn])
+
+
+def confusion(
+    probabilities: torch.Tensor | np.ndarray,
+    mask: torch.Tensor | np.ndarray,
+    threshold: float = THRESHOLD,
+) -> Confusion:
+    """Return the counts of :func:`count_voxels` as a record."""
+    return Confusion(*count_voxels(probabilities, mask, threshold).tolist())
+
+
+def _ratio(part: int, whole: int, empty: float) -> float:
+    return part / whole if whole else empty

@@ -1,0 +1,253 @@
+"""From a training script's flags to frozen, checked options; imports nothing heavy.
+
+The flags and their defaults stand in the scripts. Every message names the flag as the user typed
+it, the value, and what would be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+CHECKPOINT_POLICIES = ("last", "best", "all")
+ARCHITECTURES = ("unet", "stacked_unet")
+OPTIMIZERS = ("adam", "rmsprop")
+LOSS_TYPES = ("dice", "bce", "weighted_bce", "boundary_weighted_dice")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "32", "bf16")
+
+
+class FlagError(ValueError):
+    """A flag that cannot be right: one line that names it, its value and what would be right."""
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each default that there is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class FlagParser(argparse.ArgumentParser):
+    """An argument parser whose help shows defaults and whose errors are one line, status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Print ``message`` in one line and exit with status 2."""
+        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
+
+
+def whole_number(text: str) -> int:
+    """Return the integer that ``text`` writes, as ``30000000`` or ``30e6``; ValueError if none."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not value.is_integer():
+            raise ValueError(f"{text} is not a whole number") from None
+        return int(value)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What governs a training run apart from network and data, in the words of the flags.
+
+    Raises FlagError for a value outside its range.
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    early_stopping_patience: int = 15
+    """Epochs without a better validation loss after which training ends."""
+    checkpoint_policy: str = "best"
+    """One of :data:`CHECKPOINT_POLICIES`; ``last.pth`` is written under each of them."""
+    optimizer: str = "adam"
+    loss_type: str = "dice"
+    boundary_weight: float = 1.0
+    boundary_thickness: int = 1
+    """In voxels."""
+    weight_decay: float = 0.0
+    start_lr: float = 1e-3
+    lr_scheduler_factor: float = 0.2
+    lr_scheduler_patience: int = 3
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    num_workers: int = 0
+    """Loader processes; 0 reads in the training process."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "early_stopping_patience", "boundary_thickness"):
+            _check_at_least(name, getattr(self, name), 1)
+        for name in ("lr_scheduler_patience", "num_workers", "seed"):
+            _check_at_least(name, getattr(self, name), 0)
+        for name in ("weight_decay", "boundary_weight"):
+            _check_at_least(name, getattr(self, name), 0.0)
+        _check_choice("checkpoint_policy", self.checkpoint_policy, CHECKPOINT_POLICIES)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("loss_type", self.loss_type, LOSS_TYPES)
+        _check_choice("device", self.device, DEVICES)
+        _check_choice("precision", self.precision, PRECISIONS)
+        if not (math.isfinite(self.start_lr) and self.start_lr > 0):
+            raise FlagError(f"--start_lr {self.start_lr}: must be larger than 0, such as 1e-3")
+        if not 0 < self.lr_scheduler_factor < 1:
+            raise FlagError(
+                f"--lr_scheduler_factor {self.lr_scheduler_factor}: must lie between 0 and 1 "
+                "(both excluded), such as 0.2"
+            )
+        if self.seed >= 2**32:
+            raise FlagError(f"--seed {self.seed}: must be below 2^32")
+
+    @classmethod
+    def from_flags(cls, flags: argparse.Namespace) -> TrainingOptions:
+        """Take the fields from the flags of the same names; an absent flag keeps its default."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(flags, name) for name in names if hasattr(flags, name)})
+
+
+def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, Any]:
+    """Return the keyword arguments of ``models.ModelConfig`` that the flags ask for.
+
+    Reads arch, depth, start_channels, num_stacks, conv_kernel_size, resblocks, MIN_PARAMS and
+    MAX_PARAMS. Raises FlagError for sizes that no network can have.
+    """
+    _check_choice("arch", flags.arch, ARCHITECTURES)
+    for name in ("depth", "start_channels", "num_stacks", "conv_kernel_size"):
+        _check_at_least(name, getattr(flags, name), 1)
+    if flags.conv_kernel_size % 2 == 0:
+        raise FlagError(
+            f"--conv_kernel_size {flags.conv_kernel_size}: must be odd, such as "
+            f"{flags.conv_kernel_size - 1} or {flags.conv_kernel_size + 1}"
+        )
+    _check_at_least("MIN_PARAMS", flags.MIN_PARAMS, 0)
+    if flags.MIN_PARAMS > flags.MAX_PARAMS:
+        raise FlagError(
+            f"--MIN_PARAMS {flags.MIN_PARAMS}: must not be larger than --MAX_PARAMS "
+            f"{flags.MAX_PARAMS}"
+        )
+    return {
+        "arch": flags.arch,
+        "spatial_dims": spatial_dims,
+        "depth": flags.depth,
+        "start_channels": flags.start_channels,
+        "num_stacks": flags.num_stacks,
+        "conv_kernel_size": flags.conv_kernel_size,
+        "residual": flags.resblocks,
+    }
+
+
+def check_patch_size(patch_size: int, depth: int, batch_size: int) -> None:
+    """Raise FlagError unless a patch (edge in voxels) survives the poolings of ``depth`` levels.
+
+    With batches of one, the lowest level needs more than one voxel for its batch norm.
+    """
+    _check_at_least("patch_size", patch_size, 1)
+    smallest = 2 ** (depth - 1)
+    if patch_size < smallest:
+        raise FlagError(
+            f"--patch_size {patch_size}: must be at least {smallest} (2^(depth - 1)) with --depth "
+            f"{depth}"
+        )
+    if batch_size == 1 and patch_size == smallest:
+        raise FlagError(
+            f"--batch_size 1: with --patch_size {patch_size} and --depth {depth} one voxel is left "
+            "at the lowest level, too few for batch norm; use at least 2"
+        )
+
+
+def check_patches(background_threshold: float, patches_per_epoch: int | None) -> None:
+    """Raise FlagError for a share outside 0..1 or an epoch without patches."""
+    if not 0 <= background_threshold <= 1:
+        raise FlagError(
+            f"--background_threshold {background_threshold}: must lie in 0..1, such as 0.95"
+        )
+    if patches_per_epoch is not None:
+        _check_at_least("patches_per_epoch", patches_per_epoch, 1)
+
+
+def check_parameter_count(count: int, minimum: int, maximum: int) -> None:
+    """Raise FlagError unless ``count`` parameters lie within both bounds (included)."""
+    if not minimum <= count <= maximum:
+        raise FlagError(
+            f"the network has {count} parameters, outside the bounds --MIN_PARAMS {minimum} and "
+            f"--MAX_PARAMS {maximum}: training does not start"
+        )
+
+
+def experiment_directory(log_path: str | Path, title: str) -> Path:
+    """Return ``log_path/title``, where a new experiment may be made; touches nothing.
+
+    Raises FlagError for a title that is no plain name, a log path that is a file, and an experiment
+    that exists already.
+    """
+    if not str(log_path).strip():
+        raise FlagError("--log_path is empty: give a folder, such as ./logs")
+    plain = title.strip() == title and title not in ("", ".", "..") and title.isprintable()
+    if not plain or set(title) & set('/\\:*?"<>|') or len(title.encode()) > 200:
+        raise FlagError(
+            f"--experiment_title {title!r}: must be a plain name of 1 to 200 characters without "
+            "slashes, such as my_experiment"
+        )
+    folders = (Path(log_path), *Path(log_path).parents)
+    blocked = [folder for folder in folders if folder.exists() and not folder.is_dir()]
+    if blocked:
+        raise FlagError(f"--log_path {log_path}: {blocked[0]} is a file, not a folder")
+    directory = Path(log_path) / title
+    if directory.exists():
+        raise FlagError(
+            f"the experiment {directory} exists already and is left as it is; choose another "
+            "--experiment_title or --log_path, or remove it"
+        )
+    return directory
+
+
+def resolve_files(names: Iterable[str], data_dir: str | Path, flag: str) -> list[Path]:
+    """Return the data files that ``names`` mean; a bare name is looked for in ``data_dir``.
+
+    Raises FlagError that names the first file that is not there and how to make it.
+    """
+    paths = [Path(name) if Path(name).name != name else Path(data_dir) / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise FlagError(
+                f"the data file {path} does not exist; run ./gen_data.sh to make the data sets, or "
+                f"name others with {flag} (or their folder with --data_dir)"
+            )
+    return paths
+
+
+def describe_network(flags: argparse.Namespace, parameters: int) -> str:
+    """Return a line on the network for the log."""
+    stacks = f"{flags.num_stacks} stacks, " if flags.arch == "stacked_unet" else ""
+    blocks = "residual blocks, " if flags.resblocks else ""
+    ignored = flags.arch == "unet" and flags.num_stacks > 1
+    note = f" (--num_stacks {flags.num_stacks} has no effect on --arch unet)" if ignored else ""
+    return (
+        f"{flags.arch}, {stacks}depth {flags.depth}, {flags.start_channels} channels, {blocks}"
+        f"kernel {flags.conv_kernel_size}: {parameters:,} parameters{note}"
+    )
+
+
+def describe_training(options: TrainingOptions) -> str:
+    """Return a line on loss, optimiser and length of training for the log."""
+    return (
+        f"{options.loss_type} loss, {options.optimizer}, learning rate {options.start_lr:g}, "
+        f"batches of {options.batch_size}, at most {options.epochs} epochs, seed {options.seed}"
+    )
+
+
+def _check_at_least(name: str, value: float, minimum: float) -> None:
+    if not (math.isfinite(value) and value >= minimum):
+        raise FlagError(f"--{name} {value}: must be at least {minimum}")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise FlagError(f"--{name} {value!r}: must be one of {', '.join(choices)}")
