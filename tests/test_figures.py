@@ -1,0 +1,259 @@
+"""Pictures: what they show is checked on their pixels and on the numbers behind them."""
+
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import figures
+from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def volume() -> SimulatedVolume:
+    config = VolumeConfig(shape=(32, 28, 24), lattice_intervals=(4, 6), min_columns=20)
+    return simulate_volume(config, sample_rng(0, 1))
+
+
+def read_frames(path: Path) -> list[np.ndarray]:
+    with Image.open(path) as animation:
+        frames = []
+        for k in range(animation.n_frames):
+            animation.seek(k)
+            frames.append(np.asarray(animation.convert("RGB")).astype(int))
+    return frames
+
+
+def count_red(frame: np.ndarray) -> int:
+    return int(((frame[..., 0] > 90) & (frame[..., 0] > 2 * frame[..., 1:].max(axis=2))).sum())
+
+
+def count_blue(frame: np.ndarray) -> int:
+    return int(((frame[..., 2] > 90) & (frame[..., 2] > 1.3 * frame[..., 0])).sum())
+
+
+KEYS = ("epoch", "train_loss", "valid_loss", "train_iou", "valid_iou", "lr")
+HISTORY = [
+    dict(zip(KEYS, values, strict=True))
+    for values in [(1, 0.9, 0.8, 0.1, 0.2, 1e-3), (2, 0.5, 0.6, 0.5, 0.4, 2e-4)]
+]
+
+
+@pytest.mark.parametrize("history", [HISTORY, HISTORY[:1], [], [{"epoch": 1, "valid_iou": None}]])
+def test_learning_curves_are_drawn_for_any_history(history: list[dict], tmp_path: Path) -> None:
+    path = figures.save_learning_curves(history, tmp_path / "new" / "curves.png")
+    with Image.open(path) as picture:
+        assert picture.width > 800
+    assert [p.name for p in path.parent.iterdir()] == ["curves.png"]
+
+
+def test_learning_curves_show_the_baseline(tmp_path: Path) -> None:
+    with_line = figures.save_learning_curves(HISTORY, tmp_path / "a.png")
+    without = figures.save_learning_curves(HISTORY, tmp_path / "b.png", baseline=None)
+    with Image.open(with_line) as a, Image.open(without) as b:
+        assert np.any(np.asarray(a) != np.asarray(b))
+
+
+def test_baseline_is_that_of_disks_on_a_hexagonal_lattice() -> None:
+    share = math.pi * VolumeConfig().cone_radius ** 2 / (math.sqrt(3) / 2)
+    assert figures.WHOLE_SHEET_IOU == pytest.approx(share, abs=0.005)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_predictions_have_a_row_for_each_sample(
+    volume: SimulatedVolume, dimensions: int, tmp_path: Path
+) -> None:
+    z = figures.densest_slice(volume.mask)
+    cut = (...,) if dimensions == 3 else (..., z)
+    image, mask = volume.image[cut], volume.mask[cut]
+    probability = mask * 0.9
+    heights = []
+    for count in (1, 2):
+        path = figures.save_predictions(
+            [image] * count, [mask] * count, [probability] * count, tmp_path / f"{count}.png"
+        )
+        with Image.open(path) as picture:
+            heights.append(picture.height)
+    assert 1.6 < heights[1] / heights[0] < 2.1
+
+
+def test_predictions_without_labels_are_drawn(tmp_path: Path) -> None:
+    empty = np.zeros((8, 8), dtype=np.float32)
+    assert figures.save_predictions([empty], [empty], [empty], tmp_path / "p.png").exists()
+
+
+def test_overlay_colours_name_hits_and_errors() -> None:
+    image = np.zeros((2, 2), dtype=np.float32)
+    mask = np.array([[1, 0], [1, 0]])
+    probability = np.array([[0.9, 0.9], [0.1, 0.1]])
+    (hit, extra), (missed, nothing) = figures._compare(image, mask, probability)
+    assert hit.argmax() == 1
+    assert extra.argmax() == 0
+    assert missed.argmax() == 2
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize(
+    ("counts", "shape", "said"),
+    [((0, 0, 0), (4, 4), "0 images"), ((1, 2, 1), (4, 4), "2 masks"), ((1, 1, 1), (4,), "shapes")],
+)
+def test_predictions_that_do_not_match_are_refused(
+    counts: tuple[int, int, int], shape: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    lists = [[np.zeros(shape)] * count for count in counts]
+    with pytest.raises(ValueError, match=said):
+        figures.save_predictions(*lists, tmp_path / "p.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_densest_slice_is_that_with_most_labels() -> None:
+    mask = np.zeros((4, 4, 5), dtype=np.uint8)
+    mask[:2, 0, 3], mask[0, 0, 1] = 1, 1
+    assert figures.densest_slice(mask) == 3
+
+
+def test_display_scaling_goes_from_0_to_1_and_survives_a_constant() -> None:
+    image = np.linspace(3.0, 9.0, 1000).reshape(10, 10, 10)
+    scaled = figures.scale_to_display(image)
+    assert (scaled.min(), scaled.max()) == (0.0, 1.0)
+    assert not figures.scale_to_display(np.full((3, 3), 7.0)).any()
+
+
+def test_blue_ramp_grows_brighter() -> None:
+    colours = figures.blue(np.linspace(0.0, 1.0, 50))
+    assert np.all(np.diff(colours.sum(axis=1)) > 0)
+    assert not colours[0].any()
+
+
+def test_a_failure_leaves_the_old_picture(tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        figures._replace(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_slice_animation_moves_along_z_with_blue_and_red(
+    volume: SimulatedVolume, tmp_path: Path
+) -> None:
+    path = figures.save_slice_gif(volume, tmp_path / "s.gif", title="sample 1")
+    frames = read_frames(path)
+    assert len(frames) == volume.image.shape[2]
+    half = frames[0].shape[1] // 2
+    labelled = np.count_nonzero(volume.mask, axis=(0, 1))
+    red = np.array([count_red(frame[24:-26, half:]) for frame in frames])
+    zoom = round(264 / 32)
+    assert np.allclose(red, labelled * zoom**2, rtol=0.2, atol=200)
+    assert count_blue(frames[int(labelled.argmax())][:, :half]) > 100
+    with Image.open(path) as animation:
+        assert animation.info["loop"] == 0
+
+
+def test_slice_animation_keeps_to_its_number_of_frames(
+    volume: SimulatedVolume, tmp_path: Path
+) -> None:
+    path = figures.save_slice_gif(volume, tmp_path / "s.gif", most_frames=10)
+    assert len(read_frames(path)) == 8  # every third of 24 slices
+
+
+def test_turning_animation_shows_both_colours_all_around(
+    volume: SimulatedVolume, tmp_path: Path
+) -> None:
+    path = figures.save_3d_gif(volume, tmp_path / "d.gif", frames=6, height=120)
+    frames = read_frames(path)
+    assert len(frames) == 6
+    half = frames[0].shape[1] // 2
+    for frame in frames:
+        assert count_red(frame[24:, half:]) > 200
+        assert count_red(frame[24:, :half]) < 20
+        assert count_blue(frame[24:, :half]) > 100
+    assert all(np.any(a != b) for a, b in zip(frames, frames[1:], strict=False))
+
+
+def test_animations_take_fewer_colours_to_stay_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    frames = [Image.fromarray(frame) for frame in noise]
+    large = figures._save_gif(frames, tmp_path / "large.gif", 50).stat().st_size
+    monkeypatch.setattr(figures, "MOST_BYTES", large * 3 // 4)
+    assert figures._save_gif(frames, tmp_path / "small.gif", 50).stat().st_size < large * 3 // 4
+    monkeypatch.setattr(figures, "MOST_BYTES", 100)
+    with pytest.raises(ValueError, match="ask for fewer frames"):
+        figures._save_gif(frames, tmp_path / "none.gif", 50)
+    assert not (tmp_path / "none.gif").exists()
+
+
+def test_column_types_cut_through_the_axis(volume: SimulatedVolume, tmp_path: Path) -> None:
+    assert figures.save_column_types(volume, tmp_path / "types.png").stat().st_size > 10_000
+    lacking = replace(volume, column_type=np.ones_like(volume.column_type))
+    with pytest.raises(ValueError, match="clumped"):
+        figures.save_column_types(lacking, tmp_path / "none.png")
+
+
+def test_plane_samples_the_volume_where_it_says() -> None:
+    x, y, z = np.meshgrid(*(np.arange(n) + 0.5 for n in (10, 12, 14)), indexing="ij")
+    directions = (np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]))
+    origin = np.array([0.5, 0.5, 0.5])
+    cut = figures._plane(y + 100 * z + 0 * x, origin, directions, (-2.0, 2.0), (-3.0, 3.0))
+    u, v = np.arange(-2, 2, 0.25) + 0.125, np.arange(-3, 3, 0.25) + 0.125
+    assert np.allclose(cut, (6 + u)[:, None] + 100 * (7 + v), rtol=1e-6)
+
+
+def test_samples_and_geometry_are_drawn(volume: SimulatedVolume, tmp_path: Path) -> None:
+    assert figures.save_samples_panel([volume] * 3, tmp_path / "s.png").stat().st_size > 10_000
+    path = figures.save_geometry(volume, tmp_path / "g.png", title="sample 1")
+    with Image.open(path) as picture:
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    for name, colour in zip(figures.TYPE_NAMES, figures.TYPE_COLOURS, strict=True):
+        wanted = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)])
+        assert np.any(np.all(colours == wanted, axis=1)), name
+
+
+def run_figures(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "utils.figures", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_is_quick() -> None:
+    start = time.monotonic()
+    result = run_figures("--help")
+    assert result.returncode == 0
+    assert "demo" in result.stdout
+    assert "matplotlib" not in result.stderr
+    assert time.monotonic() - start < 5.0  # a second on an idle machine
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figures.main(["samples", "--L", "0", "--directory", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_names_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "assets")
+    assert figures.main(["geometry", "--L", "32", "--index", "0", "--directory", folder]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert Path(line).exists()

@@ -1,0 +1,762 @@
+"""Pictures: learning curves, predictions, animations and stills of simulated volumes.
+
+The only module that draws: matplotlib without pyplot (the Agg canvas), Pillow for animations.
+Slices show x to the right and y upwards; lengths on axes and bars are voxels. Fluorescence is blue,
+masks are red. Every picture is written under a temporary name and then renamed, so that a reader
+never meets half of one. matplotlib is imported by the first figure, so that importing this module
+and ``python -m utils.figures --help`` cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageDraw
+
+    from utils.simulation import SimulatedVolume
+
+WHOLE_SHEET_IOU = 0.44
+"""IoU of a mask of the whole sheet in which columns stand: pi 0.35^2 / (sqrt(3) / 2)."""
+BLUE_RAMP = ((0.0, 0.0, 0.0), (0.03, 0.16, 0.62), (0.22, 0.55, 1.0), (0.86, 0.96, 1.0))
+"""Fluorescence from dark to bright, equal steps apart."""
+MASK_RED = (0.93, 0.18, 0.16)
+TRAIN, VALID, TRUTH = "#3b6fb6", "#d1495b", "#ffb000"
+TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "#3ddc84", "#ff4d4d", "#4da3ff"
+TYPE_NAMES = ("left out", "A (dense)", "B (clumped)", "C (ring)")
+"""Names of column types 0..3."""
+TYPE_COLOURS = ("#8a8a8a", "#3b6fb6", "#e08e0b", "#2a9d5c")
+LATTICE_GREY, NEURITE_VIOLET = "#777777", "#9a7fd1"
+MOST_BYTES = 3_000_000
+"""Animations stay below this size."""
+
+
+# Shared pieces ----------------------------------------------------------------------------------
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """Return an empty white figure of ``width`` x ``height`` inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
+
+
+def _replace(path: str | Path, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a temporary neighbour of ``path``, then rename it; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
+    return _replace(path, lambda temporary: figure.savefig(temporary, dpi=dpi))
+
+
+def scale_to_display(image: np.ndarray, low: float = 1.0, high: float = 99.0) -> np.ndarray:
+    """Return ``image`` clipped and scaled to 0..1 between two percentiles of it, float32."""
+    bottom, top = np.percentile(image, [low, high])
+    if top <= bottom:
+        return np.zeros(image.shape, dtype=np.float32)
+    return np.clip((image - bottom) / (top - bottom), 0.0, 1.0).astype(np.float32)
+
+
+def blue(brightness: np.ndarray) -> np.ndarray:
+    """Return the fluorescence colours (..., 3) float32 in 0..1 of ``brightness`` (...) in 0..1."""
+    steps = np.linspace(0.0, 1.0, len(BLUE_RAMP))
+    channels = [np.interp(brightness, steps, channel) for channel in np.transpose(BLUE_RAMP)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def _blue_map() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("fluorescence", BLUE_RAMP)
+
+
+def densest_slice(mask: np.ndarray) -> int:
+    """Return the z of ``mask`` (X, Y, Z) with most labelled voxels (the first of several)."""
+    return int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
+
+
+def _show(axes: Axes, image: np.ndarray, **options: Any) -> Any:
+    """Draw ``image`` (X, Y) or (X, Y, 3) with x to the right and y upwards."""
+    shown = axes.imshow(
+        np.swapaxes(image, 0, 1), origin="lower", interpolation="nearest", **options
+    )
+    axes.tick_params(labelsize=7)
+    return shown
+
+
+def _outline(axes: Axes, mask: np.ndarray, colour: str, width: float = 0.8) -> None:
+    """Draw the outline of ``mask`` (X, Y); an empty or full one has none."""
+    if mask.any() and not mask.all():
+        axes.contour(mask.T.astype(float), levels=[0.5], colors=[colour], linewidths=width)
+
+
+# Training and prediction ------------------------------------------------------------------------
+
+
+def save_learning_curves(
+    history: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    baseline: float | None = WHOLE_SHEET_IOU,
+) -> Path:
+    """Draw loss, IoU and learning rate over the epochs.
+
+    Args:
+        history: one mapping an epoch with ``epoch``, ``train_loss``, ``valid_loss``, ``train_iou``,
+            ``valid_iou`` and ``lr``; a curve skips epochs that lack its key.
+        path: picture to write (format by its suffix).
+        baseline: IoU of a dashed line, that of a mask of the whole sheet; None draws none.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _new_figure(11.0, 3.4)
+    loss, iou, rate = figure.subplots(1, 3)
+    for axes, key in ((loss, "loss"), (iou, "iou")):
+        _draw_curve(axes, history, f"train_{key}", "training", TRAIN)
+        _draw_curve(axes, history, f"valid_{key}", "validation", VALID)
+    _draw_curve(rate, history, "lr", "learning rate", "#444444")
+    if baseline is not None:
+        iou.axhline(baseline, color="#777777", linestyle="--", linewidth=1)
+        label = f"whole sheet {baseline:.2f}"
+        iou.annotate(label, (0.99, baseline), xycoords=("axes fraction", "data"), fontsize=8,
+                     ha="right", va="bottom", color="#555555")  # fmt: skip
+    iou.set_ylim(0.0, 1.0)
+    if any(record.get("lr", 0) > 0 for record in history):
+        rate.set_yscale("log")
+    for axes, title in ((loss, "Loss"), (iou, "IoU"), (rate, "Learning rate")):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    for axes in (loss, iou):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8, frameon=False)
+    return _save_figure(figure, path)
+
+
+def _draw_curve(
+    axes: Axes, history: Sequence[Mapping[str, Any]], key: str, label: str, colour: str
+) -> None:
+    known = [
+        (r.get("epoch", i + 1), r[key]) for i, r in enumerate(history) if r.get(key) is not None
+    ]
+    if known:
+        epochs, values = zip(*known, strict=True)
+        marker = "o" if len(epochs) <= 30 else None
+        axes.plot(epochs, values, color=colour, label=label, marker=marker, markersize=3, lw=1.5)
+
+
+def save_predictions(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    path: str | Path,
+    titles: Sequence[str] | None = None,
+    *,
+    slices: Sequence[int] | None = None,
+) -> Path:
+    """Draw a row a sample: image, truth on the image, probability, and where the two differ.
+
+    Args:
+        images: (X, Y) or (X, Y, Z) arrays, scaled between their own 1st and 99th percentile.
+        masks: truth of the same shapes, 0/1.
+        probabilities: of the same shapes, 0..1; the overlay cuts them at 0.5.
+        path: picture to write (format by its suffix).
+        titles: a name for each row.
+        slices: z of each row; by default that with most labelled voxels. The row says it.
+
+    Raises:
+        ValueError: nothing to draw, or the lists or shapes do not match.
+    """
+    if not images or not len(images) == len(masks) == len(probabilities):
+        raise ValueError(
+            f"{len(images)} images, {len(masks)} masks and {len(probabilities)} probabilities: "
+            "as many of each are needed, and at least one"
+        )
+    count = len(images)
+    figure = _new_figure(11.4, 2.9 * count + 0.5)
+    grid = figure.subplots(count, 4, squeeze=False)
+    for row in range(count):
+        title = titles[row] if titles else f"sample {row + 1}"
+        z = slices[row] if slices is not None else None
+        planes = _planes(images[row], masks[row], probabilities[row], z)
+        shown = _draw_prediction_row(grid[row], planes[:3], f"{title}{planes[3]}")
+        bar = figure.colorbar(shown, ax=grid[row, 2], shrink=0.8, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+    _add_overlay_legend(figure)
+    return _save_figure(figure, path)
+
+
+def _planes(
+    image: np.ndarray, mask: np.ndarray, probability: np.ndarray, z: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Return scaled image, mask and probability of one slice, and words that say which."""
+    if not image.shape == mask.shape == probability.shape or image.ndim not in (2, 3):
+        raise ValueError(
+            f"image {image.shape}, mask {mask.shape}, probability {probability.shape}: "
+            "equal shapes of two or three axes are needed"
+        )
+    image = scale_to_display(image)
+    if image.ndim == 2:
+        return image, mask, probability, ""
+    z = densest_slice(mask) if z is None else z
+    return image[..., z], mask[..., z], probability[..., z], f", z = {z} of {image.shape[2]}"
+
+
+def _draw_prediction_row(
+    row: Sequence[Axes], planes: tuple[np.ndarray, np.ndarray, np.ndarray], title: str
+) -> Any:
+    """Draw the four panels of a sample; returns the probability's mappable for its colour bar."""
+    image, mask, probability = planes
+    picture, truth, chance, overlay = row
+    _show(picture, image, cmap=_blue_map(), vmin=0, vmax=1)
+    _show(truth, image, cmap=_blue_map(), vmin=0, vmax=1)
+    _outline(truth, mask, TRUTH)
+    shown = _show(chance, probability, cmap="magma", vmin=0, vmax=1)
+    _show(overlay, _compare(image, mask, probability))
+    predicted, true = probability >= 0.5, mask > 0
+    union = np.count_nonzero(predicted | true)
+    iou = np.count_nonzero(predicted & true) / union if union else 1.0
+    words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
+    for axes, word in zip(row, words, strict=True):
+        axes.set_title(word, fontsize=9)
+    lines = [*textwrap.wrap(title, 36), "y (voxels)"]
+    picture.set_ylabel("\n".join(lines), fontsize=8)
+    for axes in row:
+        axes.set_xlabel("x (voxels)", fontsize=7)
+    return shown
+
+
+def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return (X, Y, 3): the grey image with true and false positives and false negatives on it."""
+    from matplotlib.colors import to_rgb
+
+    predicted, true = probability >= 0.5, mask > 0
+    colours = np.repeat(image[..., None] * 0.75, 3, axis=2)
+    for where, colour in (
+        (predicted & true, TRUE_POSITIVE),
+        (predicted & ~true, FALSE_POSITIVE),
+        (~predicted & true, FALSE_NEGATIVE),
+    ):
+        colours[where] = 0.45 * colours[where] + 0.55 * np.array(to_rgb(colour))
+    return colours
+
+
+def _add_overlay_legend(figure: Figure) -> None:
+    from matplotlib.patches import Patch
+
+    figure.legend(
+        handles=[
+            Patch(color=TRUE_POSITIVE, label="found (true positive)"),
+            Patch(color=FALSE_POSITIVE, label="false positive"),
+            Patch(color=FALSE_NEGATIVE, label="missed (false negative)"),
+            Patch(facecolor="none", edgecolor=TRUTH, label="outline of the truth"),
+        ],
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8,
+        frameon=False,
+    )
+
+
+# Animations -------------------------------------------------------------------------------------
+
+
+def save_slice_gif(
+    volume: SimulatedVolume, path: str | Path, *, title: str = "", most_frames: int = 64
+) -> Path:
+    """Write a looping animation along z: image (blue, 1..99 % scaling) and mask (red) side by side.
+
+    Args:
+        volume: sample to show.
+        path: ``.gif`` to write, under 3 MB.
+        title: words at the top, such as the sample's name.
+        most_frames: slices are left out evenly to stay within this number.
+
+    Raises:
+        ValueError: the animation does not fit 3 MB with 8 colours.
+    """
+    image, mask = scale_to_display(volume.image), volume.mask
+    depth = image.shape[2]
+    zoom = max(1, round(264 / max(image.shape[:2])))
+    stride = -(-depth // most_frames)
+    frames = []
+    for z in range(0, depth, stride):
+        panels = (blue(image[..., z]), mask[..., z, None] * np.array(MASK_RED, dtype=np.float32))
+        frames.append(_slice_frame(panels, z, depth, zoom, title))
+    return _save_gif(frames, path, milliseconds=90)
+
+
+def _slice_frame(
+    panels: tuple[np.ndarray, np.ndarray], z: int, depth: int, zoom: int, title: str
+) -> Image.Image:
+    """Return a frame of two (X, Y, 3) panels enlarged by ``zoom``, with z, a bar and a scale."""
+    from PIL import Image, ImageDraw
+
+    width, height = panels[0].shape[0] * zoom, panels[0].shape[1] * zoom
+    gap, top, bottom = 8, 24, 26
+    frame = Image.new("RGB", (2 * width + gap, height + top + bottom))
+    draw = ImageDraw.Draw(frame)
+    for k, (panel, words) in enumerate(zip(panels, ("fluorescence", "mask"), strict=True)):
+        pixels = _to_bytes(np.repeat(np.repeat(panel, zoom, 0), zoom, 1))
+        left = k * (width + gap)
+        frame.paste(
+            Image.fromarray(np.ascontiguousarray(np.swapaxes(pixels, 0, 1)[::-1])), (left, top)
+        )
+        _write(draw, (left + width / 2, top / 2), words, anchor="mm")
+        draw.rectangle((left, top, left + width - 1, top + height - 1), outline=(70, 70, 70))
+    _write(draw, (2, top / 2), title, anchor="lm", grey=150)
+    foot = top + height + bottom / 2
+    _write(draw, (width + gap + 2, foot), f"z = {z:3d} / {depth}", anchor="lm")
+    start, end = width + gap + 100, 2 * width + gap - 8
+    draw.line((start, foot, end, foot), fill=(70, 70, 70), width=2)
+    here = start + (end - start) * z / max(depth - 1, 1)
+    draw.ellipse((here - 4, foot - 4, here + 4, foot + 4), fill=(235, 235, 235))
+    _draw_scale(draw, (4, foot), max(1, panels[0].shape[0] // 4), zoom)
+    return frame
+
+
+def save_3d_gif(
+    volume: SimulatedVolume,
+    path: str | Path,
+    *,
+    title: str = "",
+    frames: int = 40,
+    height: int = 340,
+) -> Path:
+    """Write a looping animation that turns about z: fluorescence blue on the left, masks red too.
+
+    Both panels turn together; the right one puts the masks, as lit solids, into the fluorescence.
+    The cube's edges, the axes and a scale in voxels turn along.
+
+    Args:
+        volume: sample to show.
+        path: ``.gif`` to write, under 3 MB.
+        title: words at the top, such as the sample's name.
+        frames: views in a full turn.
+        height: of the view in pixels, about.
+
+    Raises:
+        ValueError: the animation does not fit 3 MB with 8 colours.
+    """
+    from utils.rendering import Camera, Surface
+
+    x, y, z = volume.image.shape
+    glow, surface = _glow(volume.image), Surface.of_mask(volume.mask)
+    zoom = height / Camera((x, y, z), 0.0).grid[1]
+    pictures = []
+    for turn in np.arange(frames) / frames:
+        camera = Camera((x, y, z), azimuth=2.0 * np.pi * turn + 0.5, zoom=zoom)
+        pictures.append(_turned_frame(camera, glow, surface, title))
+    return _save_gif(pictures, path, milliseconds=100)
+
+
+def _glow(image: np.ndarray) -> np.ndarray:
+    """Return (X, Y, Z) float32 in 0..1: the image with its noise and background taken down."""
+    from scipy import ndimage
+
+    smooth = ndimage.gaussian_filter(image.astype(np.float32), 0.7)
+    dark, bright = np.percentile(smooth, [90.0, 99.8])
+    if bright <= dark:
+        return np.zeros(image.shape, dtype=np.float32)
+    return np.clip((smooth - dark) / (bright - dark), 0.0, 1.0)
+
+
+def _turned_frame(camera: Any, glow: np.ndarray, surface: Any, title: str) -> Image.Image:
+    """Return fluorescence, and fluorescence with masks, as ``camera`` sees them, side by side."""
+    from PIL import Image, ImageDraw
+
+    from utils.rendering import cast
+
+    view = cast(camera, glow, surface)
+    cover = 0.9 * view.cover[..., None]
+    lit = (1.25 * view.shade)[..., None] * np.array(MASK_RED, dtype=np.float32)
+    solids = cover * np.clip(lit, 0.0, 1.0) + (1.0 - cover) * blue(view.whole)
+    mixed = 1.0 - (1.0 - solids) * (1.0 - 0.8 * blue(view.in_front))
+    rows, columns = view.shade.shape
+    top = 24
+    frame = Image.new("RGB", (2 * columns, rows + top))
+    for k, colours in enumerate((blue(view.whole), mixed)):
+        panel = Image.fromarray(_to_bytes(colours))
+        _draw_cube(ImageDraw.Draw(panel), camera)
+        frame.paste(panel, (k * columns, top))
+    draw = ImageDraw.Draw(frame)
+    _write(draw, (8, top / 2), title, anchor="lm", grey=150)
+    for k, words in enumerate(("fluorescence", "fluorescence and mask")):
+        _write(draw, ((k + 0.5) * columns, top / 2), words, anchor="mm")
+    _draw_scale(draw, (8, rows + top - 12), max(1, camera.shape[0] // 4), camera.zoom)
+    return frame
+
+
+def _draw_cube(draw: ImageDraw.ImageDraw, camera: Any) -> None:
+    """Draw the cube's edges (hidden ones darker) and name the axes at the corner (0, 0, 0)."""
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    seen = camera.project(corners * np.array(camera.shape))
+    farthest = int(np.argmax(seen[:, 2]))
+    for a in range(8):
+        for b in range(a + 1, 8):
+            if np.abs(corners[a] - corners[b]).sum() == 1:
+                grey = 70 if farthest in (a, b) else 130
+                draw.line((*seen[a, :2], *seen[b, :2]), fill=(grey, grey, grey), width=1)
+    origin = seen[0, :2]
+    for name, corner in (("z", 1), ("y", 2), ("x", 4)):
+        tip = origin + 0.22 * (seen[corner, :2] - origin)
+        draw.line((*origin, *tip), fill=(255, 214, 10), width=2)
+        _write(
+            draw,
+            tuple(origin + 0.30 * (seen[corner, :2] - origin)),
+            name,
+            "mm",
+            colour=(255, 214, 10),
+        )
+
+
+def _draw_scale(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], voxels: int, zoom: float
+) -> None:
+    """Draw a bar of ``voxels`` from ``at`` to the right, its length beside it."""
+    left, middle = at
+    draw.line((left, middle, left + voxels * zoom, middle), fill=(235, 235, 235), width=3)
+    _write(draw, (left + voxels * zoom + 6, middle), f"{voxels} voxels", anchor="lm")
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, ...],
+    words: str,
+    anchor: str,
+    grey: int = 230,
+    colour: tuple[int, int, int] | None = None,
+) -> None:
+    from PIL import ImageFont
+
+    draw.text((at[0], at[1]), words, fill=colour or (grey, grey, grey), anchor=anchor,
+              font=ImageFont.load_default(size=13))  # fmt: skip
+
+
+def _to_bytes(colours: np.ndarray) -> np.ndarray:
+    """Return ``colours`` in 0..1 as uint8."""
+    return (np.clip(colours, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+def _save_gif(frames: Sequence[Image.Image], path: str | Path, milliseconds: int) -> Path:
+    """Write a looping GIF with the most colours, of 128 down to 8, that stay below 3 MB."""
+    for colours in (128, 64, 32, 16, 8):
+        content = _encode_gif(frames, colours, milliseconds)
+        if len(content) < MOST_BYTES:
+            return _replace(path, lambda temporary, found=content: temporary.write_bytes(found))
+    raise ValueError(
+        f"{path}: {len(frames)} frames of {frames[0].width} x {frames[0].height} need "
+        f"{len(content)} bytes with 8 colours, {MOST_BYTES} are allowed: ask for fewer frames"
+    )
+
+
+def _encode_gif(frames: Sequence[Image.Image], colours: int, milliseconds: int) -> bytes:
+    """Return the bytes of a looping GIF whose frames share one palette."""
+    from PIL import Image
+
+    chosen = frames[:: max(1, len(frames) // 6)]
+    montage = Image.new("RGB", (frames[0].width, frames[0].height * len(chosen)))
+    for k, frame in enumerate(chosen):
+        montage.paste(frame, (0, k * frame.height))
+    palette = montage.quantize(colours, method=Image.Quantize.MEDIANCUT)
+    first, *rest = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    memory = io.BytesIO()
+    first.save(memory, "GIF", save_all=True, append_images=rest, loop=0, duration=milliseconds)
+    return memory.getvalue()
+
+
+# Stills of simulated samples ----------------------------------------------------------------------
+
+
+def save_column_types(
+    volume: SimulatedVolume, path: str | Path, *, columns: Sequence[int] | None = None
+) -> Path:
+    """Draw a column of each type, left-out one included: cut along its axis and across its middle.
+
+    Args:
+        volume: sample that holds all four types; a fine one (256 voxels an edge) shows most.
+        path: picture to write (format by its suffix).
+        columns: index of a column for A, B, C and left out; by default those that lie deepest
+            inside the cube.
+
+    Raises:
+        ValueError: the sample lacks a type.
+    """
+    order = (1, 2, 3, 0)
+    if columns is None:
+        columns = [_innermost_column(volume, kind) for kind in order]
+    image = scale_to_display(volume.image, 1.0, 99.7)
+    figure = _new_figure(9.6, 6.4)
+    grid = figure.subplots(2, len(order), height_ratios=(1.45, 1.0))
+    for column, kind, (along, across) in zip(columns, order, grid.T, strict=True):
+        _draw_column_cuts(along, across, volume, image, column)
+        along.set_title(TYPE_NAMES[kind], fontsize=11, color=TYPE_COLOURS[kind])
+    grid[0, 0].set_ylabel("along the axis (voxels)", fontsize=9)
+    grid[1, 0].set_ylabel("across (voxels)", fontsize=9)
+    figure.supxlabel(
+        "distance from the axis (voxels); dashed: the label's cone; 0 along the axis: entry point",
+        fontsize=9,
+    )
+    return _save_figure(figure, path)
+
+
+def _innermost_column(volume: SimulatedVolume, kind: int) -> int:
+    """Return the column of a type whose cone stays farthest from the cube's faces."""
+    of_kind = np.flatnonzero(volume.column_type == kind)
+    if not len(of_kind):
+        raise ValueError(f"the sample has no column of type {TYPE_NAMES[kind]}")
+    ends = volume.entry_points + volume.parameters.cone_length * volume.e_r
+    points = np.stack([volume.entry_points, ends])
+    margin = np.minimum(points, 1.0 - points).min(axis=(0, 2))
+    return int(of_kind[np.argmax(margin[of_kind])])
+
+
+def _draw_column_cuts(
+    along: Axes, across: Axes, volume: SimulatedVolume, image: np.ndarray, column: int
+) -> None:
+    """Draw ``image`` on the plane of a column's axis and e_phi, and on one across its middle."""
+    edge, parameters = image.shape[0], volume.parameters
+    axis = volume.e_r[column].astype(float)
+    length = parameters.cone_length * float(np.linalg.norm(axis)) * edge
+    axis /= np.linalg.norm(axis)
+    side = volume.e_phi[column] - volume.e_phi[column] @ axis * axis
+    side /= np.linalg.norm(side)
+    radius = parameters.cone_radius * float(np.linalg.norm(volume.e_phi[column])) * edge
+    outer = parameters.cone_taper * radius
+    spacing = parameters.spacing * edge
+    half, low, high = 1.1 * spacing, -0.5 * spacing, 2.7 * spacing
+    entry = volume.entry_points[column]
+    options = {"cmap": _blue_map(), "vmin": 0, "vmax": 1}
+    cut = _plane(image, entry, (side, axis), (-half, half), (low, high))
+    _show(along, cut, extent=(-half, half, low, high), **options)
+    outline = np.array([[-radius, 0], [radius, 0], [outer, length], [-outer, length], [-radius, 0]])
+    along.plot(*outline.T, color=TRUTH, linestyle="--", linewidth=1.2)
+    middle = entry + axis * length / 2 / edge
+    cut = _plane(image, middle, (side, np.cross(axis, side)), (-half, half), (-half, half))
+    _show(across, cut, extent=(-half, half, -half, half), **options)
+    turn = np.linspace(0.0, 2.0 * np.pi, 100)
+    mean = (radius + outer) / 2
+    across.plot(mean * np.cos(turn), mean * np.sin(turn), color=TRUTH, linestyle="--", lw=1.2)
+
+
+def _plane(
+    image: np.ndarray,
+    origin: np.ndarray,
+    directions: tuple[np.ndarray, np.ndarray],
+    first: tuple[float, float],
+    second: tuple[float, float],
+) -> np.ndarray:
+    """Return ``image`` on a plane, four samples a voxel, 0 outside the volume.
+
+    Args:
+        image: (X, Y, Z).
+        origin: (3,) in cube units.
+        directions: two unit vectors (3,).
+        first: range along the first direction from the origin, in voxels.
+        second: range along the second direction.
+    """
+    from scipy import ndimage
+
+    u = np.arange(first[0], first[1], 0.25) + 0.125
+    v = np.arange(second[0], second[1], 0.25) + 0.125
+    start = origin * np.array(image.shape) - 0.5
+    at = (
+        start[:, None, None]
+        + directions[0][:, None, None] * u[:, None]
+        + directions[1][:, None, None] * v
+    )
+    return ndimage.map_coordinates(image, at, order=1, mode="constant")
+
+
+def save_samples_panel(
+    volumes: Sequence[SimulatedVolume], path: str | Path, titles: Sequence[str] | None = None
+) -> Path:
+    """Draw samples, two a row: the slice with most labels and its outline, and the projection.
+
+    Args:
+        volumes: samples to show.
+        path: picture to write (format by its suffix).
+        titles: a name for each sample.
+    """
+    rows = -(-len(volumes) // 2)
+    figure = _new_figure(11.4, 2.75 * rows + 0.3)
+    grid = figure.subplots(rows, 4, squeeze=False)
+    for pair in grid.reshape(-1, 2)[len(volumes) :]:
+        for axes in pair:
+            axes.set_axis_off()
+    for k, (volume, pair) in enumerate(zip(volumes, grid.reshape(-1, 2), strict=False)):
+        image, mask = scale_to_display(volume.image), volume.mask
+        z = densest_slice(mask)
+        _show(pair[0], image[..., z], cmap=_blue_map(), vmin=0, vmax=1)
+        _outline(pair[0], mask[..., z], TRUTH, 0.6)
+        bright = scale_to_display(volume.image.max(axis=2), 1.0, 99.5)
+        _show(pair[1], bright, cmap=_blue_map(), vmin=0, vmax=1)
+        name = titles[k] if titles else f"sample {k}"
+        pair[0].set_title(f"{name}: z = {z}, outline of the mask", fontsize=8)
+        count = len(np.unique(volume.instances)) - 1
+        pair[1].set_title(f"maximum along z, {count} columns seen", fontsize=8)
+    figure.supxlabel("x (voxels)", fontsize=8)
+    figure.supylabel("y (voxels)", fontsize=8)
+    return _save_figure(figure, path)
+
+
+def save_geometry(volume: SimulatedVolume, path: str | Path, *, title: str = "") -> Path:
+    """Draw the geometry in 3D from two sides: lattice, columns by type, neurites, the cube.
+
+    Args:
+        volume: sample to show.
+        path: picture to write (format by its suffix).
+        title: words at the top, such as the sample's name.
+    """
+    from matplotlib.lines import Line2D
+
+    figure = _new_figure(11.4, 5.9)
+    for k, azimuth in enumerate((-60.0, 30.0)):
+        axes = figure.add_subplot(1, 2, k + 1, projection="3d")
+        _draw_geometry(axes, volume)
+        axes.view_init(elev=22.0, azim=azimuth)
+    figure.suptitle(
+        f"{title}{': ' if title else ''}{len(volume.entry_points)} columns, "
+        f"spacing {volume.parameters.spacing:.3f} of the cube's edge",
+        fontsize=10,
+    )
+    handles = [
+        Line2D([], [], color=colour, marker="o", markersize=4, label=name)
+        for name, colour in zip(TYPE_NAMES, TYPE_COLOURS, strict=True)
+    ]
+    handles.append(Line2D([], [], color=LATTICE_GREY, label="lattice neighbours"))
+    handles.append(Line2D([], [], color=NEURITE_VIOLET, linewidth=0.6, label="neurites"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    return _save_figure(figure, path)
+
+
+def _draw_geometry(axes: Any, volume: SimulatedVolume) -> None:
+    """Draw lattice edges, column axes, entry points, neurites and the unit cube."""
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+    entry = volume.entry_points
+    ends = entry + volume.parameters.cone_length * volume.e_r
+    for lines, colours, width in (
+        (entry[volume.lattice_neighbours], LATTICE_GREY, 0.7),
+        (_neurite_curves(volume.control_points), NEURITE_VIOLET, 0.25),
+        (np.stack([entry, ends], axis=1), [TYPE_COLOURS[k] for k in volume.column_type], 2.2),
+        (_cube_edges(), "#333333", 0.8),
+    ):
+        if len(lines):
+            collection = Line3DCollection(lines, colors=colours, linewidths=width, axlim_clip=True)
+            axes.add_collection3d(collection)
+    axes.scatter(*entry.T, c=[TYPE_COLOURS[k] for k in volume.column_type], s=5, depthshade=False)
+    axes.set(
+        xlim=(-0.2, 1.2), ylim=(-0.2, 1.2), zlim=(-0.2, 1.2), xlabel="x", ylabel="y", zlabel="z"
+    )
+    axes.set_box_aspect((1, 1, 1))
+    axes.tick_params(labelsize=7)
+
+
+def _neurite_curves(control_points: np.ndarray, steps: int = 40) -> np.ndarray:
+    """Return the neurites' (N, T, 3) points of ``control_points`` (4, N, 3)."""
+    from utils.simulation.neurites import evaluate_curves
+
+    return evaluate_curves(control_points, np.linspace(0.0, 1.0, steps))
+
+
+def _cube_edges() -> np.ndarray:
+    """Return the (12, 2, 3) edges of the unit cube."""
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
+    pairs = [(a, b) for a in range(8) for b in range(a) if abs(corners[a] - corners[b]).sum() == 1]
+    return corners[np.array(pairs)]
+
+
+# Command line -----------------------------------------------------------------------------------
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.figures",
+        description="Simulate samples and draw them. A sample is named by its seed and index.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what, edge, index in (
+        ("demo", "slice_demo_3.gif, 3d_demo_3.gif and 3d_demo_20.gif: samples 3 and 20", 128, None),
+        ("columns", "column_types.png: a column of each type, cut open", 256, 3),
+        ("samples", "samples.png: slices and projections of the first samples", 128, None),
+        ("geometry", "geometry.png: columns, lattice and neurites in 3D", 128, 3),
+    ):
+        command = commands.add_parser(name, help=what, description=f"Writes {what}.")
+        command.add_argument(
+            "--directory", type=Path, default=Path("assets"), help="folder to write to"
+        )
+        command.add_argument("--seed", type=int, default=0, help="seed of the samples")
+        command.add_argument("--L", type=int, default=edge, help="edge of the cube in voxels")
+        if index is not None:
+            command.add_argument("--index", type=int, default=index, help="index of the sample")
+        if name == "samples":
+            command.add_argument("--count", type=int, default=8, help="number of samples")
+    return parser.parse_args(arguments)
+
+
+def _draw_assets(options: argparse.Namespace) -> list[Path]:
+    """Simulate and draw what a subcommand asks for; returns the pictures."""
+    from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+
+    shape, folder = (options.L, options.L, options.L), options.directory
+    config = VolumeConfig(shape=shape)
+
+    def sample(index: int, config: VolumeConfig = config) -> SimulatedVolume:
+        return simulate_volume(config, sample_rng(options.seed, index))
+
+    if options.command == "demo":
+        third = sample(3)
+        return [
+            save_slice_gif(third, folder / "slice_demo_3.gif", title="sample 3"),
+            save_3d_gif(third, folder / "3d_demo_3.gif", title="sample 3"),
+            save_3d_gif(sample(20), folder / "3d_demo_20.gif", title="sample 20"),
+        ]
+    if options.command == "columns":
+        coarse = VolumeConfig(shape=shape, lattice_intervals=(8, 8))
+        return [save_column_types(sample(options.index, coarse), folder / "column_types.png")]
+    if options.command == "samples":
+        titles = [f"seed {options.seed}, sample {i}" for i in range(options.count)]
+        volumes = [sample(i) for i in range(options.count)]
+        return [save_samples_panel(volumes, folder / "samples.png", titles)]
+    title = f"seed {options.seed}, sample {options.index}"
+    return [save_geometry(sample(options.index), folder / "geometry.png", title=title)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw what the command line asks for; returns the exit status."""
+    options = _parse_arguments(arguments)
+    try:
+        for path in _draw_assets(options):
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"python -m utils.figures: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
