@@ -58,6 +58,8 @@ class Task:
     file: VolumeFile
     volumes: int
     output: Path
+    trained_on: str | None
+    """A training file with the seed of ``file``, if the experiment's record names one."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         task = prepare(flags)
     except (ValueError, OSError) as error:
-        print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    results = score_volumes(task, flags)
-    means = average(results, flags.seed)
-    paths = write_results(task, flags, results, means)
+        return fail(error, 2)
+    from utils.storage import StorageError
+
+    try:
+        results = score_volumes(task, flags)
+        means = average(results, flags.seed)
+        paths = write_results(task, flags, results, means)
+    except (StorageError, OSError) as error:
+        return fail(error, 1)
+    except KeyboardInterrupt:
+        return fail(RuntimeError("interrupted; no result was written"), 130)
     print("\n".join([*table(results, means), *(f"wrote {path}" for path in paths)]))
+    if task.trained_on:
+        print(
+            f"note: {task.trained_on}, which the network was trained on, has the seed of this file"
+        )
     return 0
+
+
+def fail(error: BaseException, status: int) -> int:
+    """Say in one line what went wrong; return ``status``."""
+    print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
 
 
 def prepare(flags: argparse.Namespace) -> Task:
@@ -130,6 +148,7 @@ def prepare(flags: argparse.Namespace) -> Task:
         file=file,
         volumes=volumes,
         output=make_output(flags),
+        trained_on=training_file(log_directory(flags.checkpoint), file.seed),
     )
 
 
@@ -188,6 +207,15 @@ def log_directory(checkpoint: str | Path) -> Path:
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def training_file(directory: Path, seed: int) -> str | None:
+    """Return a training file with this seed, if the experiment's record names one."""
+    record = directory / "config.json"
+    if not record.is_file():
+        return None
+    files = json.loads(record.read_text()).get("data", {}).get("train", [])
+    return next((entry["file"] for entry in files if entry["seed"] == seed), None)
 
 
 def score_volumes(task: Task, flags: argparse.Namespace) -> list[Result]:
@@ -329,6 +357,7 @@ def summarise(
             "seed": task.file.seed,
             "shape": list(task.file.shape),
             "volumes": [result.index for result in results],
+            "training_file_of_this_seed": task.trained_on,
             "config": task.file.config.to_dict(),
         },
         "prediction_seconds": round(sum(result.seconds for result in results), 3),
