@@ -112,7 +112,7 @@ def _branching_offsets(
     offsets = np.zeros((n, 1, 3))
     for count in branches:
         steps = rng.standard_normal((n, offsets.shape[1], count, 3)) * (across, across, along)
-        offsets = (offsets[:, :, None] + steps).reshape(n, -1, 3)
+        offsets = (offsets[:, :, None] + steps).reshape(n, steps.shape[1] * count, 3)
     return offsets
 
 

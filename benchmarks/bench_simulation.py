@@ -1,0 +1,115 @@
+"""Measure the simulation: ms per stage, volumes per second on one core and on all, peak memory.
+
+    python benchmarks/bench_simulation.py --volumes 40
+
+Prints Markdown tables for benchmarks/README.md. Stages are timed by wrapping the functions that
+``simulate_volume`` calls; the total is timed without wrappers. Nothing else should be running.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from machine import describe_machine, peak_memory_mib  # noqa: E402
+
+from utils.simulation import (  # noqa: E402
+    VolumeConfig,
+    fluorescence,
+    imaging,
+    sample_rng,
+    simulate_volume,
+    volume,
+)
+
+REFERENCE_SECONDS = 4.8
+"""One core, one volume of 128^3 by the reference generator, as measured for this project."""
+STAGES = (
+    (volume, "draw_optic_lobe", "geometry, all tries"),
+    (volume, "draw_control_points", "neurite control points"),
+    (volume, "paint_cones", "cone labels"),
+    (fluorescence, "draw_clouds", "clouds drawn"),
+    (fluorescence, "paint_clouds", "clouds painted"),
+    (fluorescence, "paint_neurites", "neurites painted"),
+    (imaging, "box_sum", "point spread"),
+    (imaging, "background", "background blur"),
+    (imaging, "compose", "percentile, composition"),
+    (imaging, "shot_noise", "shot noise"),
+    (imaging, "read_noise_sd", "read noise sd"),
+    (imaging, "read_noise_and_contrast", "read noise, contrast"),
+)
+
+
+@contextmanager
+def timed_stages():
+    """Wrap the stages' functions and yield the seconds spent in each."""
+    seconds = defaultdict(float)
+    originals = [(module, name, getattr(module, name)) for module, name, _ in STAGES]
+
+    def wrapped(function, name):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            seconds[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    try:
+        for module, name, function in originals:
+            setattr(module, name, wrapped(function, name))
+        yield seconds
+    finally:
+        for module, name, function in originals:
+            setattr(module, name, function)
+
+
+def simulate(index: int) -> int:
+    simulate_volume(VolumeConfig(), sample_rng(1, index))
+    return index
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--volumes", type=int, default=40, help="volumes per measurement")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    simulate(0)
+    first = time.perf_counter() - start
+    with timed_stages() as seconds:
+        for index in range(args.volumes):
+            simulate(index)
+    start = time.perf_counter()
+    for index in range(args.volumes):
+        simulate(index)
+    one = (time.perf_counter() - start) / args.volumes
+    peak = peak_memory_mib()
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores) as pool:
+        list(pool.map(simulate, range(2 * cores)))
+        start = time.perf_counter()
+        list(pool.map(simulate, range(args.volumes), chunksize=2))
+        rate = args.volumes / (time.perf_counter() - start)
+    print(describe_machine())
+    print(f"\n{args.volumes} volumes of 128^3, default parameters; first call {first:.2f} s\n")
+    print("| stage | ms |\n| --- | --- |")
+    for _, name, label in STAGES:
+        print(f"| {label} | {1e3 * seconds[name] / args.volumes:.1f} |")
+    print(f"| the rest | {1e3 * (one - sum(seconds.values()) / args.volumes):.1f} |")
+    print(f"| whole volume | {1e3 * one:.1f} |")
+    print("\n| measure | value |\n| --- | --- |")
+    print(f"| volumes per second, one core | {1 / one:.1f} |")
+    print(f"| volumes per second, {cores} cores | {rate:.1f} |")
+    print(f"| reference's {REFERENCE_SECONDS} s / ours, one core | {REFERENCE_SECONDS / one:.0f} |")
+    print(f"| peak memory, one process | {peak:.0f} MiB |")
+
+
+if __name__ == "__main__":
+    main()

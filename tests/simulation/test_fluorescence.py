@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from tests.simulation.test_random_bits import plain_splitmix64
+from utils.simulation import fluorescence as fl
+from utils.simulation.neurites import evaluate_curves
+from utils.simulation.random_bits import NORMALS, draw_key
+
+CLOUDS = {
+    "spacing": 0.1,
+    "simplify_factor": 1.25,
+    "baseline_intensity": 50.0,
+    "std_intensity": 0.5,
+}
+
+
+def upright(n):
+    """Frames along the axes: (e_r, e_theta, e_phi) = (z, x, y) for n columns."""
+    return tuple(np.tile(np.eye(3)[k], (n, 1)).astype(np.float32) for k in (2, 0, 1))
+
+
+def plain_clouds(shape, clouds, mid_points, frames, v_std, key):
+    """The slow obvious twin: all points one after the other, no culling."""
+    canvas = np.zeros(shape, dtype=np.float32)
+    e_r, e_theta, e_phi = frames
+    for m in range(len(clouds.column)):
+        basis = np.stack([e_theta, e_phi, e_r])[:, clouds.column[m]]
+        centre = mid_points[clouds.column[m]] + clouds.offsets[m] @ basis
+        sd = np.array([clouds.across[m], clouds.across[m], clouds.along[m]])
+        for n in range(fl.POINTS_PER_CLOUD):
+            word = plain_splitmix64(int(key), m * fl.POINTS_PER_CLOUD + n)
+            g = NORMALS[[(word >> s) & 0xFFFF for s in (0, 16, 32, 48)]]
+            voxel = np.floor((centre + (g[:3] * sd) @ basis) * np.array(shape)).astype(int)
+            if np.all((voxel >= 0) & (voxel < shape)):
+                canvas[tuple(voxel)] = clouds.intensity[m] + v_std * g[3]
+    return canvas
+
+
+@pytest.mark.parametrize("n", [11, 12, 100, 256])
+def test_types_have_fixed_shares_in_random_places(n):
+    rng = np.random.default_rng(0)
+    first, second = fl.draw_column_types(rng, n), fl.draw_column_types(rng, n)
+    counts = np.bincount(first, minlength=4)
+    assert_allclose(counts, n * np.array([2, 3, 3, 3]) / 11, atol=1)
+    assert_array_equal(counts, np.bincount(second, minlength=4))
+    assert (first != second).any()
+
+
+def test_clouds_per_column_and_their_order():
+    types = np.array([0, 3, 1, 2, 1], dtype=np.uint8)
+    clouds = fl.draw_clouds(np.random.default_rng(1), types, **CLOUDS)
+    expected = np.repeat([2, 4, 3, 1], [100, 100, 60, 75])  # A, then B, then C; no empty column
+    assert_array_equal(clouds.column, expected)
+
+
+def test_cloud_statistics_follow_the_reference():
+    types = np.repeat([1, 2, 3], 300).astype(np.uint8)
+    clouds = fl.draw_clouds(np.random.default_rng(2), types, **CLOUDS)
+    across, along = 0.12 * 0.1 / 1.25, 0.20 * 0.1 / 1.25
+    kind = types[clouds.column]
+    for k, levels in ((1, 2), (2, 3)):
+        sd = clouds.offsets[kind == k].std(axis=0)
+        assert_allclose(sd, np.sqrt(levels) * np.array([across, across, along]), rtol=0.05)
+    ring = clouds.offsets[kind == 3]
+    radius = np.hypot(ring[:, 0], ring[:, 1])
+    assert radius.mean() == pytest.approx(0.03, rel=0.02)
+    assert ring[:, 2].std() == pytest.approx(along, rel=0.02)
+    assert_allclose(clouds.across[kind == 3], across / 2, rtol=1e-6)
+    assert_allclose(clouds.across[kind != 3], across, rtol=1e-6)
+    # N(sd, sd) floored at 0: 15.9 % zeros, mean sd (Phi(1) + phi(1))
+    assert (clouds.along == 0).mean() == pytest.approx(0.1587, abs=0.01)
+    assert clouds.along.mean() == pytest.approx(along * (0.8413 + 0.2420), rel=0.02)
+    for k, sigma in ((1, 0.6), (2, 0.5), (3, 0.5)):
+        logs = np.log(clouds.intensity[kind == k] / 50.0)
+        assert logs.mean() == pytest.approx(1.0, abs=0.03)
+        assert logs.std() == pytest.approx(sigma, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (10, 14, 19)])
+def test_cloud_kernel_matches_the_plain_twin(shape):
+    """Columns inside, on the border and outside, so that culling is on trial."""
+    rng = np.random.default_rng(4)
+    types = np.array([1, 2, 3, 0, 2], dtype=np.uint8)
+    mid = np.array([[0.5, 0.5, 0.5], [0.05, 0.5, 0.9], [0.9, 1.05, 0.5], [0.2] * 3, [1.6] * 3])
+    mid = mid.astype(np.float32)
+    frames = tuple((rng.normal(size=(5, 3)) / 1.7).astype(np.float32) for _ in range(3))
+    clouds = fl.draw_clouds(rng, types, **CLOUDS | {"spacing": 0.3})
+    key = draw_key(rng)
+    canvas = np.zeros(shape, dtype=np.float32)
+    fl.paint_clouds(canvas, clouds, mid, frames, v_std=1.0, key=key)
+    twin = plain_clouds(shape, clouds, mid, frames, 1.0, key)
+    assert ((canvas > 0) != (twin > 0)).mean() < 2e-3
+    assert (np.abs(canvas - twin) > 1e-3).mean() < 1e-2  # points on a voxel's wall
+    assert (canvas > 0).sum() > 50
+
+
+def test_left_out_columns_have_no_cloud_of_their_own():
+    types = np.array([0, 1], dtype=np.uint8)
+    mid = np.array([[0.25, 0.5, 0.5], [0.75, 0.5, 0.5]], dtype=np.float32)
+    clouds = fl.draw_clouds(np.random.default_rng(5), types, **CLOUDS)
+    canvas = np.zeros((40, 40, 40), dtype=np.float32)
+    fl.paint_clouds(canvas, clouds, mid, upright(2), v_std=1.0, key=np.uint64(3))
+    assert canvas[20:].any() and not canvas[:18].any()
+
+
+def test_neurite_intensities():
+    intensity = fl.draw_neurite_intensities(
+        np.random.default_rng(6), 20_000, baseline_intensity=50.0, std_intensity=0.7
+    )
+    assert (intensity == 0).mean() == pytest.approx(0.3, abs=1e-4)
+    logs = np.log(intensity[intensity > 0] / 100.0)
+    assert logs.mean() == pytest.approx(1.0, abs=0.03) and logs.std() == pytest.approx(
+        0.7, abs=0.03
+    )
+
+
+def test_neurites_add_their_last_point_to_the_canvas():
+    shape = (20, 20, 20)
+    control = np.random.default_rng(7).uniform(0.1, 0.9, size=(4, 3, 3)).astype(np.float32)
+    intensity = np.array([100.0, 0.0, 7.0], dtype=np.float32)
+    canvas = np.full(shape, 5.0, dtype=np.float32)
+    fl.paint_neurites(canvas, control, intensity, jitter=0.0, key=np.uint64(1))
+    twin = np.full(shape, 5.0, dtype=np.float32)
+    curves = evaluate_curves(control.astype(float), np.linspace(0, 1, fl.NEURITE_STEPS))
+    for n in (0, 2):
+        for point in curves[n]:
+            twin[tuple(np.floor(point * 20).astype(int))] = 5.0 + intensity[n]
+    assert (canvas != twin).sum() <= 2  # points on a voxel's wall
+    assert set(np.unique(canvas)) == {5.0, 12.0, 105.0}
+
+
+def test_neurite_points_scatter_with_the_jitter():
+    control = np.full((4, 400, 3), 0.5, dtype=np.float32)
+    canvas = np.zeros((64, 64, 64), dtype=np.float32)
+    fl.paint_neurites(
+        canvas, control, np.ones(400, dtype=np.float32), jitter=0.05, key=np.uint64(2)
+    )
+    lit = np.argwhere(canvas > 0) / 64
+    assert_allclose(lit.mean(axis=0), 0.5, atol=0.02)
+    assert np.abs(lit - 0.5).max() < 0.05 * 4.4 + 1 / 64
