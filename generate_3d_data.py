@@ -1,0 +1,565 @@
+"""Simulate 3D volumes of the fly's optic lobe on all cores into one HDF5 file.
+
+    python generate_3d_data.py                                    # 512 volumes, seed 0
+    python generate_3d_data.py --filename vol_val_set.h5 --L 64 --random_state 9999
+    python generate_3d_data.py --dask-scheduler tcp://node1:8786  # past one machine
+
+Sample i of seed s is the same to the bit however many workers make it. A file that was interrupted
+is picked up by the same command, a complete one is left alone; --overwrite makes it anew.
+
+Exit status: 0 the file is complete; 1 a worker died; 2 a wrong request, a full disk or a file that
+is in the way, in one line on standard error; 130 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from utils.storage import EncodedRow, Recipe, VolumeWriter
+
+CHECKOUT = Path(__file__).resolve().parent
+
+FIELDS_TO_FLAGS = {
+    "num_samples": "--L",
+    "seed": "--random_state",
+    "shape": "--L_xy, --L_z",
+    "lattice_intervals": "--lattice_low, --lattice_high",
+    "axis_scales": "--axis_scale_low, --axis_scale_high",
+    "min_columns": "--min_columns",
+    "max_tries": "--max_tries",
+    "simplify_factor": "--simplify_factor",
+    "baseline_intensity": "--baseline_intensity",
+    "v_std": "--v_std",
+    "std_intensity_range": "--std_intensity_range_low, --std_intensity_range_high",
+    "cube_kernel_size": "--cube_kernel_size",
+    "background_sigma": "--NF_size",
+    "background_range": "--background_low, --background_high",
+    "gain_range": "--gain_low, --gain_high",
+    "contrast_range": "--contrast_low, --contrast_high",
+}
+"""The flags that set a field of a Recipe or VolumeConfig, for messages."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; defaults are those of the reference generator."""
+    parser = argparse.ArgumentParser(
+        description="Simulate 3D volumes of the fly's optic lobe on all cores into one HDF5 file.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+
+    files = parser.add_argument_group("file")
+    add = files.add_argument
+    add("--directory", default="./vol_data", metavar="DIR", help="where the file goes")
+    add("--filename", default="vol_train_set1.h5", metavar="NAME", help="name of the HDF5 file")
+    add("--L", type=int, default=512, metavar="INT", help="number of samples (volumes)")
+    add("--random_state", type=int, default=0, metavar="INT", help="seed, 0 or larger")
+    add("--L_xy", type=int, default=128, metavar="INT", help="voxels along x and along y")
+    add(
+        "--L_z",
+        type=int,
+        default=128,
+        metavar="INT",
+        help="voxels along z; they sample the same unit cube",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing file once the new one is whole",
+    )
+
+    geometry = parser.add_argument_group("geometry")
+    add = geometry.add_argument
+    add(
+        "--lattice_low",
+        type=int,
+        default=8,
+        metavar="INT",
+        help="least lattice intervals per icosahedron edge (fewer: larger columns)",
+    )
+    add(
+        "--lattice_high",
+        type=int,
+        default=15,
+        metavar="INT",
+        help="most lattice intervals per icosahedron edge",
+    )
+    add(
+        "--axis_scale_low",
+        type=float,
+        default=0.7,
+        metavar="FLOAT",
+        help="least length of an ellipsoid's half axis, in edges of the cube",
+    )
+    add(
+        "--axis_scale_high",
+        type=float,
+        default=1.5,
+        metavar="FLOAT",
+        help="greatest length of an ellipsoid's half axis, in edges of the cube",
+    )
+    add(
+        "--min_columns",
+        type=int,
+        default=100,
+        metavar="INT",
+        help="least number of columns that enter inside the cube, else it is drawn again",
+    )
+    add(
+        "--max_tries",
+        type=int,
+        default=2000,
+        metavar="INT",
+        help="geometries drawn for a sample before giving up",
+    )
+
+    fluorescence = parser.add_argument_group("fluorescence")
+    add = fluorescence.add_argument
+    add(
+        "--simplify_factor",
+        type=float,
+        default=1.25,
+        metavar="FLOAT",
+        help="divides the widths of all clouds (ratio; larger: sharper columns)",
+    )
+    add(
+        "--baseline_intensity",
+        type=float,
+        default=50.0,
+        metavar="FLOAT",
+        help="intensity of a cloud, median, arbitrary units",
+    )
+    add(
+        "--v_std",
+        type=float,
+        default=1.0,
+        metavar="FLOAT",
+        help="standard deviation of a point's intensity about its cloud's, same units",
+    )
+    add(
+        "--std_intensity_range_low",
+        type=float,
+        default=0.3,
+        metavar="FLOAT",
+        help="least sigma of the lognormal cloud intensity, natural log units",
+    )
+    add(
+        "--std_intensity_range_high",
+        type=float,
+        default=1.2,
+        metavar="FLOAT",
+        help="greatest sigma of the lognormal cloud intensity, natural log units",
+    )
+
+    microscope = parser.add_argument_group("microscope")
+    add = microscope.add_argument
+    add(
+        "--cube_kernel_size",
+        type=int,
+        default=2,
+        metavar="INT",
+        help="edge of the box point spread, voxels",
+    )
+    add(
+        "--NF_size",
+        type=float,
+        default=10.0,
+        metavar="FLOAT",
+        help="sigma of the background's blur, voxels",
+    )
+    add(
+        "--background_low",
+        type=float,
+        default=0.0005,
+        metavar="FLOAT",
+        help="least weight of the background (ratio)",
+    )
+    add(
+        "--background_high",
+        type=float,
+        default=0.0025,
+        metavar="FLOAT",
+        help="greatest weight of the background (ratio)",
+    )
+    add(
+        "--gain_low",
+        type=int,
+        default=10,
+        metavar="INT",
+        help="least photons per unit of the image (fewer: more shot noise)",
+    )
+    add(
+        "--gain_high",
+        type=int,
+        default=29,
+        metavar="INT",
+        help="most photons per unit of the image",
+    )
+    add(
+        "--contrast_low",
+        type=float,
+        default=0.7,
+        metavar="FLOAT",
+        help="least factor on the log intensity's deviation from its mean",
+    )
+    add(
+        "--contrast_high",
+        type=float,
+        default=1.0,
+        metavar="FLOAT",
+        help="greatest factor on the log intensity's deviation from its mean",
+    )
+
+    machines = parser.add_argument_group("machines")
+    add = machines.add_argument
+    add(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="INT",
+        help="processes that simulate; None: one for each core that this process may use",
+    )
+    add(
+        "--dask-scheduler",
+        default=None,
+        metavar="tcp://HOST:PORT",
+        help="simulate on this Dask cluster instead (needs requirements-dask.txt)",
+    )
+    return parser
+
+
+class RequestError(ValueError):
+    """The user asked for something wrong or impossible; the message is one line."""
+
+
+class ImpossibleSampleError(RequestError):
+    """A sample can never be simulated with these parameters."""
+
+
+class WorkerError(RuntimeError):
+    """A worker is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a worker died (killed, or out of memory: fewer --workers need less); "
+            "what is written is kept, the same command picks up there"
+        )
+
+
+def recipe_from_flags(args: argparse.Namespace) -> Recipe:
+    """Return configuration, seed and number of samples; RequestError names a bad flag."""
+    from utils.simulation import VolumeConfig
+    from utils.storage import Recipe
+
+    if args.L < 1:
+        raise RequestError(f"--L {args.L}: must be at least 1")
+    if not 0 <= args.random_state < 2**63:
+        raise RequestError(f"--random_state {args.random_state}: must be 0 or larger, below 2**63")
+    try:
+        config = VolumeConfig(
+            shape=(args.L_xy, args.L_xy, args.L_z),
+            lattice_intervals=(args.lattice_low, args.lattice_high),
+            axis_scales=(args.axis_scale_low, args.axis_scale_high),
+            min_columns=args.min_columns,
+            max_tries=args.max_tries,
+            simplify_factor=args.simplify_factor,
+            baseline_intensity=args.baseline_intensity,
+            v_std=args.v_std,
+            std_intensity_range=(args.std_intensity_range_low, args.std_intensity_range_high),
+            cube_kernel_size=args.cube_kernel_size,
+            background_sigma=args.NF_size,
+            background_range=(args.background_low, args.background_high),
+            gain_range=(args.gain_low, args.gain_high),
+            contrast_range=(args.contrast_low, args.contrast_high),
+        )
+    except ValueError as error:
+        field, _, rest = str(error).partition(" ")
+        raise RequestError(f"{FIELDS_TO_FLAGS.get(field, field)} {rest}") from error
+    return Recipe(config, args.random_state, args.L)
+
+
+# --- In the workers -------------------------------------------------------------------------------
+
+
+def simulate_row(checkout: str, config: dict[str, Any], seed: int, index: int) -> EncodedRow:
+    """Simulate and compress one sample; takes plain types, so that any machine can unpack them."""
+    if checkout not in sys.path:
+        sys.path.insert(0, checkout)
+    from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+    from utils.storage import encode_row
+
+    return encode_row(simulate_volume(VolumeConfig.from_dict(config), sample_rng(seed, index)))
+
+
+def _prepare_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and leave with it if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_exit_without, args=(parent,), daemon=True).start()
+
+
+def _exit_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+# --- Executors: (executor, number of samples simulated at a time) ---------------------------------
+
+
+@contextlib.contextmanager
+def local_executor(workers: int) -> Iterator[tuple[Executor, int]]:
+    """Start worker processes; the kernels are compiled, or loaded, before they are forked."""
+    simulate_row(str(CHECKOUT), _tiny_config(), 0, 0)
+    executor = ProcessPoolExecutor(
+        workers,
+        mp_context=get_context("fork" if sys.platform == "linux" else "spawn"),
+        initializer=_prepare_worker,
+        initargs=(os.getpid(),),
+    )
+    try:
+        # All workers are forked here: before the file is locked and before any thread is started.
+        executor.submit(os.getpid).result()
+        yield executor, workers
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _tiny_config() -> dict[str, Any]:
+    from utils.simulation import VolumeConfig
+
+    tiny = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
+    return tiny.to_dict()
+
+
+@contextlib.contextmanager
+def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+    """Connect to a Dask cluster whose machines see this checkout under the same path."""
+    try:
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"--dask-scheduler needs {error.name}: pip install -r requirements-dask.txt"
+        ) from error
+    try:
+        client = Client(address, timeout="10s")
+    except (OSError, ValueError, TimeoutError) as error:
+        raise RequestError(f"--dask-scheduler {address}: no scheduler answers there") from error
+    with client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise RequestError(f"--dask-scheduler {address}: the cluster has no workers")
+        executor = client.get_executor(pure=False)
+        try:
+            yield executor, threads
+        finally:
+            executor.shutdown(wait=False)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# --- The file -------------------------------------------------------------------------------------
+
+
+def is_already_there(path: Path, recipe: Recipe) -> bool:
+    """Return whether the file is complete and the same; RequestError if another is in the way."""
+    from utils.storage import StorageError, VolumeFile, remove_stray_journal
+
+    if not path.exists():
+        return False
+    try:
+        with VolumeFile(path) as file:
+            differences = file.recipe.differences(recipe)
+    except StorageError as error:
+        raise RequestError(f"{error}; --overwrite replaces it") from error
+    if differences:
+        raise RequestError(
+            f"{path} exists with other parameters: {describe(differences)}; "
+            "choose another --filename, or --overwrite"
+        )
+    remove_stray_journal(path)
+    return True
+
+
+def describe(differences: list[tuple[str, Any, Any]]) -> str:
+    """Return one line that names the flags whose values differ."""
+    return "; ".join(
+        f"{FIELDS_TO_FLAGS.get(name, name)}: {old} in the file, {new} asked for"
+        for name, old, new in differences
+    )
+
+
+def check_disk(path: Path, recipe: Recipe) -> None:
+    """Raise RequestError if the disk has no room for the file, less what is already there of it."""
+    from utils.storage import disk_space, partial_path
+
+    partial = partial_path(path)
+    needed = disk_space(recipe) - (partial.stat().st_size if partial.exists() else 0)
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise RequestError(
+            f"{path}: about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free there"
+        )
+
+
+@contextlib.contextmanager
+def begin_or_pick_up(path: Path, recipe: Recipe, overwrite: bool) -> Iterator[VolumeWriter]:
+    """Open the file to be written and say where it stands."""
+    from utils.storage import RecipeMismatchError, open_writer
+
+    try:
+        writer = open_writer(path, recipe, restart=overwrite)
+    except RecipeMismatchError as error:
+        raise RequestError(
+            f"{error.path} was begun with other parameters: {describe(error.differences)}; "
+            "--overwrite starts anew"
+        ) from error
+    with writer:
+        if writer.restarted_because:
+            print(f"{path}: {writer.restarted_because}: starting anew", file=sys.stderr)
+        done = recipe.num_samples - len(writer.missing)
+        if done:
+            print(f"{path}: picking up after {done} of {recipe.num_samples} samples")
+        yield writer
+
+
+def fill(writer: VolumeWriter, executor: Executor, at_a_time: int) -> None:
+    """Simulate all missing samples and write them in the order in which they come.
+
+    Twice ``at_a_time`` are under way, so that no worker waits and memory is bounded.
+    """
+    from tqdm import tqdm
+
+    recipe = writer.recipe
+    missing = writer.missing
+    ahead = iter(missing)
+    running: dict[Future[EncodedRow], int] = {}
+
+    def submit(count: int) -> None:
+        for index in islice(ahead, count):
+            task = (str(CHECKOUT), recipe.config.to_dict(), recipe.seed, index)
+            running[executor.submit(simulate_row, *task)] = index
+
+    with tqdm(
+        total=recipe.num_samples,
+        initial=recipe.num_samples - len(missing),
+        desc=writer.path.name,
+        unit="volume",
+    ) as progress:
+        submit(2 * at_a_time)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                index = running.pop(future)
+                submit(1)
+                writer.write(index, result_of(future, recipe, index))
+                progress.update()
+
+
+def result_of(future: Future[EncodedRow], recipe: Recipe, index: int) -> EncodedRow:
+    """Return a sample that is done; raises RequestError or WorkerError where it failed."""
+    try:
+        return future.result()
+    except ValueError as error:
+        raise ImpossibleSampleError(
+            f"sample {index} of seed {recipe.seed} cannot be simulated: {error}"
+        ) from error
+    except (BrokenExecutor, CancelledError) as error:
+        raise WorkerError() from error
+    except Exception as error:
+        if type(error).__name__ == "KilledWorker":  # of distributed, which may not be installed
+            raise WorkerError() from error
+        raise
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Make the file that the flags ask for, or find it made."""
+    if args.workers is not None and args.workers < 1:
+        raise RequestError(f"--workers {args.workers}: must be at least 1")
+    recipe = recipe_from_flags(args)
+    path = Path(args.directory) / args.filename
+    if not args.overwrite and is_already_there(path, recipe):
+        print(f"{path} is complete and has these parameters: nothing to do")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_disk(path, recipe)
+    started = time.perf_counter()
+    if args.dask_scheduler:
+        workers = dask_executor(args.dask_scheduler)
+    else:
+        workers = local_executor(min(args.workers or usable_cores(), recipe.num_samples))
+    with workers as pool, begin_or_pick_up(path, recipe, args.overwrite) as writer:
+        try:
+            fill(writer, *pool)
+        except ImpossibleSampleError:
+            writer.discard()
+            raise
+        writer.finish()
+    seconds = time.perf_counter() - started
+    size = path.stat().st_size / 1e9
+    print(
+        f"{path}: {recipe.num_samples} volumes, seed {recipe.seed}, {size:.2f} GB, {seconds:.0f} s"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    args = make_parser().parse_args(argv)
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"  # one core a worker, and the same bits on all
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return generate_or_explain(args)
+    except ModuleNotFoundError as error:
+        return fail(f"{error.name} is not installed: pip install -r requirements.txt", 2)
+    except KeyboardInterrupt:
+        return fail("stopped; what is written is kept, the same command picks up there", 130)
+
+
+def generate_or_explain(args: argparse.Namespace) -> int:
+    """Generate; turn what a user can mend into one line; return the exit status."""
+    from utils.storage import StorageError
+
+    try:
+        generate(args)
+    except (RequestError, StorageError, OSError) as error:
+        return fail(str(error), 2)
+    except WorkerError as error:
+        return fail(str(error), 1)
+    return 0
+
+
+def fail(message: str, status: int) -> int:
+    """Print one line and return ``status``."""
+    print(f"{Path(__file__).name}: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
