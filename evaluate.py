@@ -296,7 +296,7 @@ def write_results(
     shown = pick_shown(results)
     images, masks, probabilities = zip(*(result.slices for _, result in shown), strict=True)
     titles = [
-        f"{word}: volume {result.index}, z = {result.z}, IoU {result.scores.iou:.2f} in the volume"
+        f"{word}: volume {result.index}, IoU {result.scores.iou:.2f}, z = {result.z}"
         for word, result in shown
     ]
     save_predictions(images, masks, probabilities, paths[2], titles=titles)
@@ -377,24 +377,29 @@ def table(results: Sequence[Result], means: dict[str, Interval]) -> list[str]:
     ]
     if len(results) > MOST_ROWS:
         lines.append(f"and {len(results) - MOST_ROWS} more volumes in metrics.csv")
-    for label, key in (("mean", "mean"), ("95 % from", "low"), ("95 % to", "high")):
+    gain = means["iou_gain"]
+    several = len(results) > 1
+    for label, key in [("mean", "mean"), ("95 % from", "low"), ("95 % to", "high")][: 3 * several]:
         lines.append(table_row(label, {name: getattr(means[name], key) for name in means}))
     rest = ("dice", "precision", "recall", "total_error")
-    lines.append(
-        "network, mean: " + ", ".join(f"{n.replace('_', ' ')} {means[n].mean:.3f}" for n in rest)
-    )
-    gain = means["iou_gain"]
-    spread = "" if math.isnan(gain.low) else f" (95 %: {gain.low:+.3f} to {gain.high:+.3f})"
-    lines.append(f"IoU of the network above that of the whole sheet: {gain.mean:+.3f}{spread}")
+    words = [f"{name.replace('_', ' ')} {shorten(means[name].mean)}" for name in rest]
+    lines.append(f"network{', mean' * several}: {', '.join(words)}")
+    spread = f" (95 %: {gain.low:+.3f} to {gain.high:+.3f})" if several else ""
+    lines.append(f"IoU of the network minus that of the whole sheet: {gain.mean:+.3f}{spread}")
     return lines
 
 
 def table_row(label: str, scores: dict[str, float]) -> str:
-    """Return one line of the table; a score without meaning is a dash."""
+    """Return one line of the table."""
     columns = ("iou", "baseline_iou", "sheet_iou", "sheet_baseline_iou", "sheet_auc")
-    cells = ["-" if math.isnan(scores[name]) else f"{scores[name]:.3f}" for name in columns]
+    cells = [shorten(scores[name]) for name in columns]
     widths = (9, 13, 13, 13, 13)
     return f"{label:<11}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+
+
+def shorten(score: float) -> str:
+    """Return ``score`` with three decimals, a dash where it is NaN."""
+    return "-" if math.isnan(score) else f"{score:.3f}"
 
 
 def plain(score: float) -> float | None:

@@ -210,6 +210,12 @@ def test_a_scored_volume_that_cannot_be_read_leaves_no_results(data, log, monkey
     assert list((log / "evaluation").iterdir()) == []
 
 
+def test_results_stand_in_the_log_directory_by_default(tmp_path):
+    assert evaluate.log_directory(tmp_path) == tmp_path
+    assert evaluate.log_directory(tmp_path / "checkpoints" / "last.pth") == tmp_path
+    assert evaluate.log_directory(tmp_path / "moved.pth") == tmp_path
+
+
 @pytest.mark.parametrize(
     ("ious", "words"),
     [([0.5], ["only"]), ([0.2, 0.9], ["best", "worst"]), ([0.3, 0.1, 0.2, 0.5], None)],
