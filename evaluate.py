@@ -377,14 +377,14 @@ def table(results: Sequence[Result], means: dict[str, Interval]) -> list[str]:
     ]
     if len(results) > MOST_ROWS:
         lines.append(f"and {len(results) - MOST_ROWS} more volumes in metrics.csv")
-    gain = means["iou_gain"]
-    several = len(results) > 1
-    for label, key in [("mean", "mean"), ("95 % from", "low"), ("95 % to", "high")][: 3 * several]:
-        lines.append(table_row(label, {name: getattr(means[name], key) for name in means}))
+    if len(results) > 1:
+        for label, key in (("mean", "mean"), ("95 % from", "low"), ("95 % to", "high")):
+            lines.append(table_row(label, {name: getattr(means[name], key) for name in means}))
     rest = ("dice", "precision", "recall", "total_error")
     words = [f"{name.replace('_', ' ')} {shorten(means[name].mean)}" for name in rest]
-    lines.append(f"network{', mean' * several}: {', '.join(words)}")
-    spread = f" (95 %: {gain.low:+.3f} to {gain.high:+.3f})" if several else ""
+    lines.append(f"network: {', '.join(words)}")
+    gain = means["iou_gain"]
+    spread = "" if math.isnan(gain.low) else f" (95 %: {gain.low:+.3f} to {gain.high:+.3f})"
     lines.append(f"IoU of the network minus that of the whole sheet: {gain.mean:+.3f}{spread}")
     return lines
 
