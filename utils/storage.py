@@ -548,7 +548,7 @@ def _recipe_and_versions(recipe: Recipe) -> dict[str, Any]:
 def _create_skeleton(path: Path, recipe: Recipe) -> None:
     """Make an HDF5 file with the attributes and room for all images."""
     shape = recipe.config.shape
-    with h5py.File(path, "w", libver=_LIBVER) as file:
+    with h5py.File(_create_without_times(path)) as file:
         file.attrs["description"] = "Simulated volumes of the fly's optic lobe with exact labels."
         file.attrs["format_version"] = FORMAT_VERSION
         file.attrs["program_version"] = PROGRAM_VERSION
@@ -560,9 +560,19 @@ def _create_skeleton(path: Path, recipe: Recipe) -> None:
         creation.set_chunk((1, *_chunk_shape(shape)))
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        creation.set_obj_track_times(False)
         space = h5py.h5s.create_simple((recipe.num_samples, *shape))
         images = h5py.h5d.create(file.id, b"vol_data", h5py.h5t.IEEE_F16LE, space, creation)
         h5py.Dataset(images).attrs["description"] = _IMAGE_TEXT
+
+
+def _create_without_times(path: Path) -> h5py.h5f.FileID:
+    """Make an HDF5 file without times of making, so that equal recipes give equal bytes."""
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    return h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, creation, access)
 
 
 def _image_block(path: Path) -> tuple[int, int]:
