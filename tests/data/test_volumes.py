@@ -1,0 +1,228 @@
+"""The 3D data set: items, seeds, epochs, worker processes and its errors."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import fake_volume, write_fake_file
+from torch.utils.data import DataLoader
+
+from utils.data import PercentileNormalizer, SegmentationFake3DDataset
+from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
+from utils.storage import Recipe, StorageError, VolumeFile, encode_row, open_writer
+
+
+def items(dataset: SegmentationFake3DDataset) -> list[np.ndarray]:
+    return [torch.cat(dataset[k]).numpy() for k in range(len(dataset))]
+
+
+def assert_equal(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    np.testing.assert_array_equal(np.stack(first), np.stack(second))
+
+
+def is_equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_an_item_is_a_patch_of_the_normalised_volume(fake_files: list[Path]) -> None:
+    dataset = SegmentationFake3DDataset(fake_files, patch_size=16)
+    assert (len(dataset), dataset.num_samples) == (5, 5)
+    normalizer = PercentileNormalizer()
+    for k in range(len(dataset)):
+        image, mask = dataset[k]
+        assert image.shape == mask.shape == (1, 16, 16, 16)
+        assert image.dtype == mask.dtype == torch.float32
+        assert 0 <= image.min() and image.max() <= 1
+        assert set(mask.unique().tolist()) <= {0.0, 1.0} and mask.mean() >= 0.05
+        volume = dataset.get_volume(k)
+        whole = normalizer.apply(volume.image, *normalizer.fit(volume.image))
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (16,) * 3).reshape(-1, 16, 16, 16)
+        near = np.abs(windows[:, 0, 0, 0] - image[0, 0, 0, 0].item()) < 1e-5
+        errors = np.abs(windows[near] - image[0].numpy()).max(axis=(1, 2, 3))
+        assert errors.min() < 1e-5
+
+
+def test_one_path_is_enough(fake_file: Path) -> None:
+    assert len(SegmentationFake3DDataset(fake_file, patch_size=16)) == 4
+    assert len(SegmentationFake3DDataset(str(fake_file), patch_size=16)) == 4
+
+
+def test_samples_are_found_in_their_files(fake_files: list[Path]) -> None:
+    dataset = SegmentationFake3DDataset(fake_files, patch_size=16)
+    a, b = fake_files
+    assert [dataset.locate(k) for k in range(5)] == [(a, 0), (a, 1), (a, 2), (b, 0), (b, 1)]
+    volume = dataset.get_volume(4)
+    expected = fake_volume(sample_rng(2, 1))
+    np.testing.assert_array_equal(volume.instances, expected.instances)
+    assert volume.parameters == expected.parameters
+    for index in (-1, 5):
+        with pytest.raises(IndexError, match="outside 0..4"):
+            dataset.locate(index)
+        with pytest.raises(IndexError, match="outside 0..4"):
+            dataset[index]
+
+
+def test_patches_follow_from_seed_and_epoch(fake_file: Path) -> None:
+    def patches(seed: int, epoch: int) -> list[np.ndarray]:
+        dataset = SegmentationFake3DDataset(fake_file, patch_size=12, seed=seed)
+        dataset.set_epoch(epoch)
+        return items(dataset)
+
+    assert_equal(patches(0, 3), patches(0, 3))
+    assert not is_equal(patches(0, 3), patches(0, 4))
+    assert not is_equal(patches(0, 3), patches(1, 3))
+
+
+def test_fixed_patches_stay(fake_file: Path) -> None:
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=12, fixed=True)
+    first = items(dataset)
+    dataset.set_epoch(7)
+    assert_equal(items(dataset), first)
+
+
+@pytest.mark.parametrize("number", [1, 3, 7, 12])
+def test_every_sample_is_used_evenly(fake_file: Path, number: int) -> None:
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=12, patches_per_epoch=number)
+    assert len(dataset) == number and len(items(dataset)) == number
+    shown = [dataset._sample(epoch, k) for epoch in range(40) for k in range(number)]
+    counts = Counter(shown)
+    assert set(counts) == {0, 1, 2, 3}
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert shown[:4] != shown[4:8] or shown[:4] != shown[8:12]  # each round in its own order
+
+
+def test_two_patches_of_a_sample_in_an_epoch_differ(fake_file: Path) -> None:
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=8, patches_per_epoch=8)
+    samples = [dataset._sample(0, k) for k in range(8)]
+    found = items(dataset)
+    pairs = [[k for k in range(8) if samples[k] == sample] for sample in range(4)]
+    assert any(not np.array_equal(found[a], found[b]) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (2, "fork"), (1, "spawn")])
+def test_workers_see_the_same_patches(fake_files: list[Path], workers: int, method: str) -> None:
+    dataset = SegmentationFake3DDataset(fake_files, patch_size=12)
+    expected = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        expected.append(items(dataset))
+    loader = DataLoader(
+        dataset, num_workers=workers, multiprocessing_context=method, persistent_workers=True
+    )
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        loaded = [torch.cat([image[0], mask[0]]).numpy() for image, mask in loader]
+        assert_equal(loaded, expected[epoch])
+
+
+def test_it_pickles_without_open_files(fake_file: Path) -> None:
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=12, seed=5)
+    dataset.set_epoch(2)
+    before = items(dataset)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert all(file._file is None for file in copy.files)
+    assert_equal(items(copy), before)
+
+
+def test_no_file_is_open_until_the_first_item(fake_file: Path) -> None:
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=12)
+    assert dataset.files[0]._file is None
+    dataset[0]
+    assert dataset.files[0]._file is not None
+
+
+def test_another_normaliser_is_fitted_to_whole_volumes(fake_file: Path) -> None:
+    normalizer = PercentileNormalizer(0.0, 100.0)
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=32, normalizer=normalizer)
+    volume = dataset.get_volume(1).image
+    expected = (volume - volume.min()) / (volume.max() - volume.min())
+    np.testing.assert_allclose(dataset[1][0][0].numpy(), expected, atol=1e-6)
+
+
+def test_a_sparse_volume_gives_its_densest_patch(fake_file: Path) -> None:
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=8, background_threshold=0.0)
+    mask = dataset.get_volume(0).mask
+    windows = np.lib.stride_tricks.sliding_window_view(mask, (8, 8, 8))
+    assert dataset[0][1].sum() == windows.sum(axis=(3, 4, 5)).max()
+
+
+def test_the_foreground_fraction_is_that_of_the_patches(fake_file: Path) -> None:
+    dataset = SegmentationFake3DDataset(fake_file, patch_size=16)
+    expected = np.mean([dataset[k][1].mean().item() for k in range(4)])
+    assert dataset.foreground_fraction() == pytest.approx(expected)
+    assert dataset.foreground_fraction(1) == pytest.approx(dataset[0][1].mean().item())
+
+
+def test_real_volumes_make_patches(tmp_path: Path, tiny_config: VolumeConfig) -> None:
+    path = tmp_path / "real.h5"
+    with open_writer(path, Recipe(tiny_config, 0, 2)) as writer:
+        for index in writer.missing:
+            writer.write(index, encode_row(simulate_volume(tiny_config, sample_rng(0, index))))
+        writer.finish()
+    dataset = SegmentationFake3DDataset(path, patch_size=16)
+    for k in range(2):
+        image, mask = dataset[k]
+        assert mask.mean() >= 0.05
+        assert image[mask > 0].mean() > image[mask == 0].mean()
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named_at_once(tmp_path: Path, fake_file: Path) -> None:
+    with pytest.raises(StorageError, match="none.h5: no such file"):
+        SegmentationFake3DDataset([fake_file, tmp_path / "none.h5"], patch_size=16)
+
+
+def test_no_file_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="no data file"):
+        SegmentationFake3DDataset([])
+
+
+def test_wrong_keys_are_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["vol_data"] = np.zeros((2, 8, 8, 8))
+    with pytest.raises(StorageError, match="other.h5: .*lacks vol_labels"):
+        SegmentationFake3DDataset(tmp_path / "other.h5", patch_size=4)
+
+
+def test_a_truncated_file_is_named(tmp_path: Path, fake_file: Path) -> None:
+    (tmp_path / "short.h5").write_bytes(fake_file.read_bytes()[:-1000])
+    with pytest.raises(StorageError, match="short.h5: truncated"):
+        SegmentationFake3DDataset(tmp_path / "short.h5", patch_size=16)
+
+
+def test_other_voxel_numbers_are_named(tmp_path: Path, fake_file: Path) -> None:
+    other = write_fake_file(tmp_path / "flat.h5", shape=(32, 32, 16), num_samples=1)
+    with pytest.raises(
+        StorageError, match=r"flat.h5: volumes of \(32, 32, 16\) voxels, but .*fake"
+    ):
+        SegmentationFake3DDataset([fake_file, other], patch_size=16)
+
+
+def test_a_patch_larger_than_the_volume_is_named(fake_file: Path) -> None:
+    with pytest.raises(ValueError, match="fake.h5: a patch of 64 voxels"):
+        SegmentationFake3DDataset(fake_file)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"background_threshold": 1.5}, {"patches_per_epoch": 0}, {"patch_size": 0}],
+)
+def test_numbers_outside_their_range_are_refused(
+    fake_file: Path, options: dict[str, float]
+) -> None:
+    with pytest.raises(ValueError, match="patch|background_threshold"):
+        SegmentationFake3DDataset(fake_file, **{"patch_size": 16, **options})
+
+
+def test_the_stored_percentiles_are_the_normalisers(fake_file: Path) -> None:
+    with VolumeFile(fake_file) as file:
+        fitted = PercentileNormalizer().fit(file.read_image(2))
+        assert file.percentiles(2) == pytest.approx(fitted, rel=1e-6)
