@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,7 @@ def choose_compute(device: str, precision: str) -> Compute:
 
 def make_fabric(compute: Compute, seed: int) -> Fabric:
     """Return a launched single-device Fabric and seed torch, numpy, Python and loader workers."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script's log says it all
     fabric = Fabric(accelerator=compute.device, devices=1, precision=compute.precision)
     fabric.launch()
     fabric.seed_everything(seed, workers=True, verbose=False)

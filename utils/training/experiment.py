@@ -165,14 +165,15 @@ def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
     with status 130, every failure with status 1; only one that this program cannot explain prints
     its traceback.
     """
+    signals: list[str] = []
     try:
-        with _signals_as_interrupts():
+        with _signals_as_interrupts(signals):
             reason, status = run(), 0
-    except KeyboardInterrupt as interrupt:
-        reason, status = f"interrupted by {interrupt or 'SIGINT'}", INTERRUPTED
-    except Exception as error:
-        reason, status = explain(error), 1
-        if not isinstance(error, (TrainingError, OSError)) and not _is_known(error):
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) and not signals:
+            signals.append("a KeyboardInterrupt")
+        reason, status = explain(error, signals), INTERRUPTED if signals else 1
+        if not signals and not _is_known(error):
             traceback.print_exc()
     with _signals_ignored():
         if status:
@@ -185,15 +186,20 @@ def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
     return status
 
 
-def explain(error: Exception) -> str:
-    """Return one line on what went wrong and, where it is known, what helps."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def explain(error: BaseException, signals: Sequence[str] = ()) -> str:
+    """Return one line on what went wrong and, where it is known, what helps.
+
+    ``signals`` names those received: whatever fell over after them, they are the reason.
+    """
+    text = " ".join(str(error).split())
+    if signals:
+        return f"interrupted by {signals[0]}"
     if _is_out_of_memory(error):
         return f"out of memory: lower --batch_size, --patch_size or --start_channels ({text[:200]})"
-    if isinstance(error, (TrainingError, OSError)):
-        return text
     if _is_dead_worker(error):
         return f"a loader process died; try --num_workers 0 ({text[:200]})"
+    if isinstance(error, TrainingError):
+        return text
     return f"{type(error).__name__}: {text}"
 
 
@@ -240,17 +246,18 @@ def git_revision(folder: Path) -> str | None:
     return answer.stdout.strip() or None
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     allocation = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return allocation or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def _is_dead_worker(error: Exception) -> bool:
+def _is_dead_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
-def _is_known(error: Exception) -> bool:
-    return _is_out_of_memory(error) or _is_dead_worker(error)
+def _is_known(error: BaseException) -> bool:
+    expected = isinstance(error, (TrainingError, OSError))
+    return expected or _is_out_of_memory(error) or _is_dead_worker(error)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -282,11 +289,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM raise KeyboardInterrupt with the signal's name."""
+def _signals_as_interrupts(received: list[str]) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise KeyboardInterrupt; their names go to ``received``.
+
+    A signal to the whole process group also ends the loader processes, so that another error may
+    overtake the interrupt; ``received`` tells nonetheless.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        received.append(signal.Signals(number).name)
+        raise KeyboardInterrupt
 
     with _handling(interrupt):
         yield

@@ -140,8 +140,8 @@ def train(
         validated, examples = evaluate(model, loss_function, valid_loader, where)
         scheduler.step(validated.loss)
         progress = progress.after(validated.loss, validated.confusion.iou)
-        record = epoch_record(epoch, trained, validated, learning_rate)
-        record["seconds"] = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        record = epoch_record(epoch, trained, validated, learning_rate, seconds)
         history.append(record)
         save_checkpoints(experiment, state(record), options.checkpoint_policy, progress)
         experiment.update_log(epochs=history)
@@ -291,9 +291,16 @@ def finite(loss: Tensor, where: str, batch: int) -> float:
 
 
 def epoch_record(
-    epoch: int, trained: EpochResult, validated: EpochResult, learning_rate: float
+    epoch: int,
+    trained: EpochResult,
+    validated: EpochResult,
+    learning_rate: float,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Return the entry of ``logs.json``: losses, metrics, the rate used, samples a second."""
+    """Return the entry of ``logs.json``: losses, metrics, the learning rate used, and speed.
+
+    ``seconds`` is for training and validation together; ``samples_per_second`` is of training.
+    """
     phases = {"train": trained, "valid": validated}
     losses = {f"{phase}_loss": result.loss for phase, result in phases.items()}
     metrics = {
@@ -306,6 +313,7 @@ def epoch_record(
         **losses,
         **metrics,
         "lr": learning_rate,
+        "seconds": seconds,
         "samples_per_second": trained.samples / trained.seconds,
     }
 

@@ -1,0 +1,272 @@
+"""The 3D training script end to end, on tiny files: flags, refusals, records, interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_basic_3dunet
+from models import ModelConfig, build_model
+from tests.conftest import write_fake_file
+from train_basic_3dunet import main, parse_flags
+from utils.storage import VolumeFile
+from utils.training.experiment import load_checkpoint
+
+SCRIPT = Path(train_basic_3dunet.__file__)
+REFERENCE_DEFAULTS = {
+    "experiment_title": "my_experiment",
+    "log_path": "./logs",
+    "checkpoint_policy": "best",
+    "batch_size": 32,
+    "epochs": 100,
+    "early_stopping_patience": 15,
+    "arch": "unet",
+    "depth": 4,
+    "start_channels": 4,
+    "num_stacks": 1,
+    "conv_kernel_size": 3,
+    "optimizer": "adam",
+    "loss_type": "dice",
+    "weight_decay": 0.0,
+    "start_lr": 1e-3,
+    "lr_scheduler_factor": 0.20,
+    "lr_scheduler_patience": 3,
+    "MAX_PARAMS": 30e6,
+    "MIN_PARAMS": 0,
+}
+OUR_DEFAULTS = {
+    "data_dir": "./vol_data",
+    "train_files": [f"vol_train_set{i}.h5" for i in (1, 2, 3, 4)],
+    "val_files": ["vol_val_set.h5"],
+    "patch_size": 64,
+    "patches_per_epoch": None,
+    "background_threshold": 0.95,
+    "boundary_weight": 1.0,
+    "boundary_thickness": 1,
+    "seed": 0,
+    "device": "auto",
+    "precision": "auto",
+    "resblocks": False,
+    "num_workers": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    for number in (1, 2):
+        write_fake_file(directory / f"train{number}.h5", seed=number, num_samples=3)
+    write_fake_file(directory / "vol_val_set.h5", seed=9, num_samples=2)
+    return directory
+
+
+@pytest.fixture
+def tiny(data_dir: Path, tmp_path: Path) -> list[str]:
+    """Flags of a training that takes a second."""
+    return [
+        *("--data_dir", str(data_dir), "--train_files", "train1.h5", "train2.h5"),
+        *("--log_path", str(tmp_path / "logs"), "--experiment_title", "tiny"),
+        *("--depth", "2", "--start_channels", "2", "--patch_size", "8", "--batch_size", "4"),
+        *("--epochs", "2", "--num_workers", "0", "--device", "cpu", "--precision", "32"),
+    ]
+
+
+def test_defaults_are_those_of_the_reference() -> None:
+    flags = vars(parse_flags([]))
+    assert flags == {**REFERENCE_DEFAULTS, **OUR_DEFAULTS}
+
+
+def test_help_comes_at_once_and_names_every_flag() -> None:
+    started = time.perf_counter()
+    answer = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - started < 1
+    for name in (*REFERENCE_DEFAULTS, *OUR_DEFAULTS):
+        assert f"--{name}" in answer.stdout
+    assert "None" not in answer.stdout
+
+
+def test_checks_do_not_load_torch() -> None:
+    code = (
+        "import sys, train_basic_3dunet as t; status = t.main(['--depth', '0']);"
+        "sys.exit(0 if status == 2 and 'torch' not in sys.modules else 1)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True, timeout=60)
+
+
+def test_end_to_end(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(tiny) == 0
+    output = capsys.readouterr().out
+    for part in ("unet, depth 2", "6 training and 2 validation", "cpu, 32-true", "epoch 2/2"):
+        assert part in output
+    directory = tmp_path / "logs" / "tiny"
+    assert {path.name for path in directory.iterdir()} == {
+        *("config.json", "logs.json", "checkpoints", "train_basic_3dunet.py"),
+        *("learning_curves.png", "predictions.png"),
+    }
+    config = json.loads((directory / "config.json").read_text())
+    assert config["flags"] == vars(parse_flags(tiny))
+    assert [entry["seed"] for entry in config["data"]["train"]] == [1, 2]
+    assert [entry["samples"] for entry in config["data"]["validation"]] == [2]
+    log = json.loads((directory / "logs.json").read_text())
+    assert [record["epoch"] for record in log["epochs"]] == [1, 2]
+    assert log["exit"]["status"] == 0
+    assert (directory / "train_basic_3dunet.py").read_text() == SCRIPT.read_text()
+
+
+def test_checkpoints_rebuild_the_network(tiny: list[str], data_dir: Path, tmp_path: Path) -> None:
+    assert main([*tiny, "--arch", "stacked_unet", "--num_stacks", "2", "--resblocks"]) == 0
+    state = load_checkpoint(tmp_path / "logs" / "tiny")
+    model = build_model(ModelConfig.from_dict(state["model_config"]))
+    model.load_state_dict(state["model_state"])
+    assert len(model.eval()(torch.zeros(1, 1, 8, 8, 8))) == 2
+    assert state["patch_size"] == 8
+    assert state["normalizer"] == {"low_percent": 1.0, "high_percent": 99.0}
+    spacings = []
+    for name in ("train1.h5", "train2.h5"):
+        with VolumeFile(data_dir / name) as file:
+            spacings += [32 * file.parameters(row).spacing for row in range(len(file))]
+    median = sorted(spacings)[2] / 2 + sorted(spacings)[3] / 2
+    assert state["spacing_voxels"] == pytest.approx([median] * 3)
+
+
+@pytest.mark.parametrize("loss_type", ["bce", "weighted_bce", "boundary_weighted_dice"])
+def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> None:
+    more = ["--loss_type", loss_type, "--optimizer", "rmsprop", "--patches_per_epoch", "5"]
+    assert main([*tiny, *more, "--epochs", "1", "--checkpoint_policy", "last"]) == 0
+    assert os.listdir(tmp_path / "logs" / "tiny" / "checkpoints") == ["last.pth"]
+    config = json.loads((tmp_path / "logs" / "tiny" / "config.json").read_text())
+    assert (config["foreground"] is not None) == (loss_type == "weighted_bce")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--depth 0", "--depth 0"),
+        ("--conv_kernel_size 2", "--conv_kernel_size 2"),
+        ("--depth 4 --patch_size 7", "--patch_size 7"),
+        ("--patch_size 33", "33"),
+        ("--batch_size 0", "--batch_size 0"),
+        ("--epochs 0", "--epochs 0"),
+        ("--lr_scheduler_factor 1", "--lr_scheduler_factor 1"),
+        ("--start_lr -1", "--start_lr -1"),
+        ("--weight_decay -0.5", "--weight_decay -0.5"),
+        ("--early_stopping_patience -1", "--early_stopping_patience -1"),
+        ("--seed -1", "--seed -1"),
+        ("--background_threshold 7", "--background_threshold 7"),
+        ("--patches_per_epoch 0", "--patches_per_epoch 0"),
+        ("--MIN_PARAMS 10 --MAX_PARAMS 5", "--MIN_PARAMS 10"),
+        ("--experiment_title a/b", "--experiment_title"),
+        ("--train_files absent.h5", "absent.h5 does not exist; run ./gen_data.sh"),
+        ("--val_files absent.h5", "absent.h5 does not exist; run ./gen_data.sh"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    message: str,
+) -> None:
+    assert main([*tiny, *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("train_basic_3dunet.py: ") and error.count("\n") == 1
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("flags", ["--depth x", "--arch vnet", "--what 3", "--MAX_PARAMS 1.5"])
+def test_flags_that_cannot_be_read(
+    tiny: list[str], capsys: pytest.CaptureFixture[str], flags: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*tiny, *flags.split()])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and flags.split()[0] in error
+
+
+@pytest.mark.parametrize("bounds", ["--MAX_PARAMS 100", "--MIN_PARAMS 1e6"])
+def test_parameter_bounds(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], bounds: str
+) -> None:
+    assert main([*tiny, *bounds.split()]) == 2
+    error = capsys.readouterr().err
+    count = sum(
+        p.numel()
+        for p in build_model(ModelConfig(depth=2, start_channels=2, spatial_dims=3)).parameters()
+    )
+    for part in (f"{count} parameters", "--MIN_PARAMS", "--MAX_PARAMS"):
+        assert part in error
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_network_beyond_memory_is_counted_not_built(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "--start_channels", "1000000"]) == 2
+    assert "parameters, outside the bounds" in capsys.readouterr().err
+
+
+def test_an_existing_experiment_is_refused_and_untouched(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "logs" / "tiny"
+    directory.mkdir(parents=True)
+    (directory / "logs.json").write_text("mine")
+    assert main(tiny) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert os.listdir(directory) == ["logs.json"]
+    assert (directory / "logs.json").read_text() == "mine"
+
+
+def test_a_damaged_data_file_is_named(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(b"no volumes here")
+    assert main([*tiny, "--train_files", str(damaged)]) == 2
+    error = capsys.readouterr().err
+    assert "damaged.h5" in error and error.count("\n") == 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_diverging_training_fails_and_says_where(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "--start_lr", "1e30", "--loss_type", "bce", "--epochs", "5"]) == 1
+    exit_record = json.loads((tmp_path / "logs" / "tiny" / "logs.json").read_text())["exit"]
+    assert exit_record["status"] == 1
+    assert "epoch" in exit_record["reason"] and "batch" in exit_record["reason"]
+    assert exit_record["reason"] in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_real_process(tiny: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), *tiny, "--epochs", "100000", "--num_workers", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        log = tmp_path / "logs" / "tiny" / "logs.json"
+        deadline = time.monotonic() + 60
+        while not (log.exists() and json.loads(log.read_text())["epochs"]):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip() == "training stopped: interrupted by SIGINT"
+    content = json.loads(log.read_text())
+    assert content["exit"] == {"reason": "interrupted by SIGINT", "status": 130}
+    state = load_checkpoint(tmp_path / "logs" / "tiny" / "checkpoints" / "last.pth")
+    assert state["epoch"] in (len(content["epochs"]), len(content["epochs"]) + 1)

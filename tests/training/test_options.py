@@ -1,0 +1,254 @@
+"""Flags and options: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from utils.training.options import (
+    FlagError,
+    FlagParser,
+    TrainingOptions,
+    check_parameter_count,
+    check_patch_size,
+    check_patches,
+    describe_network,
+    describe_training,
+    experiment_directory,
+    network_settings,
+    resolve_files,
+    whole_number,
+)
+
+NETWORK = {
+    "arch": "unet",
+    "depth": 4,
+    "start_channels": 4,
+    "num_stacks": 1,
+    "conv_kernel_size": 3,
+    "resblocks": False,
+    "MIN_PARAMS": 0,
+    "MAX_PARAMS": 30_000_000,
+}
+
+
+def network_flags(**changes: object) -> argparse.Namespace:
+    return argparse.Namespace(**{**NETWORK, **changes})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("early_stopping_patience", 1),
+        ("lr_scheduler_patience", 0),
+        ("lr_scheduler_factor", 0.999),
+        ("weight_decay", 0.1),
+        ("start_lr", 1e-12),
+        ("boundary_weight", 0.0),
+        ("boundary_thickness", 3),
+        ("num_workers", 0),
+        ("seed", 2**32 - 1),
+        ("optimizer", "rmsprop"),
+        ("loss_type", "boundary_weighted_dice"),
+        ("checkpoint_policy", "all"),
+        ("device", "cuda"),
+        ("precision", "32"),
+    ],
+)
+def test_good_options(field: str, value: object) -> None:
+    assert getattr(TrainingOptions(**{field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("epochs", 0, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("batch_size", -4, "at least 1"),
+        ("early_stopping_patience", 0, "at least 1"),
+        ("lr_scheduler_patience", -1, "at least 0"),
+        ("lr_scheduler_factor", 1.0, "between 0 and 1"),
+        ("lr_scheduler_factor", 0.0, "between 0 and 1"),
+        ("lr_scheduler_factor", float("nan"), "between 0 and 1"),
+        ("weight_decay", -1e-3, "at least 0"),
+        ("weight_decay", float("inf"), "at least 0"),
+        ("start_lr", 0.0, "larger than 0"),
+        ("start_lr", float("nan"), "larger than 0"),
+        ("start_lr", float("inf"), "larger than 0"),
+        ("boundary_weight", -1.0, "at least 0"),
+        ("boundary_thickness", 0, "at least 1"),
+        ("num_workers", -1, "at least 0"),
+        ("seed", -1, "at least 0"),
+        ("seed", 2**32, "below 2^32"),
+        ("optimizer", "sgd", "adam, rmsprop"),
+        ("loss_type", "focal", "weighted_bce"),
+        ("checkpoint_policy", "none", "last, best, all"),
+        ("device", "tpu", "auto, cpu, cuda"),
+        ("precision", "16", "auto, 32, bf16"),
+    ],
+)
+def test_bad_options_name_flag_value_and_remedy(field: str, value: object, right: str) -> None:
+    with pytest.raises(FlagError) as caught:
+        TrainingOptions(**{field: value})
+    message = str(caught.value)
+    assert message.startswith(f"--{field} ")
+    assert str(value) in message
+    assert right in message
+    assert "\n" not in message
+
+
+def test_options_take_the_flags_of_their_names() -> None:
+    flags = argparse.Namespace(epochs=7, optimizer="rmsprop", log_path="elsewhere")
+    options = TrainingOptions.from_flags(flags)
+    assert (options.epochs, options.optimizer, options.batch_size) == (7, "rmsprop", 32)
+
+
+def test_network_settings_are_the_models_words() -> None:
+    settings = network_settings(network_flags(depth=3, resblocks=True), spatial_dims=2)
+    assert settings == {
+        "arch": "unet",
+        "spatial_dims": 2,
+        "depth": 3,
+        "start_channels": 4,
+        "num_stacks": 1,
+        "conv_kernel_size": 3,
+        "residual": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("depth", 0),
+        ("depth", -1),
+        ("start_channels", 0),
+        ("num_stacks", 0),
+        ("conv_kernel_size", 4),
+        ("conv_kernel_size", -3),
+        ("MIN_PARAMS", -1),
+        ("MIN_PARAMS", 30_000_001),
+        ("arch", "vnet"),
+    ],
+)
+def test_bad_network_flags(flag: str, value: object) -> None:
+    with pytest.raises(FlagError, match=f"^--{flag} "):
+        network_settings(network_flags(**{flag: value}), spatial_dims=3)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "depth", "batch_size"), [(8, 4, 2), (1, 1, 2), (9, 4, 1), (64, 7, 32)]
+)
+def test_patches_that_survive_the_poolings(patch_size: int, depth: int, batch_size: int) -> None:
+    check_patch_size(patch_size, depth, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "depth", "batch_size", "message"),
+    [
+        (7, 4, 2, "--patch_size 7: must be at least 8"),
+        (0, 1, 2, "--patch_size 0"),
+        (64, 8, 2, "at least 128"),
+        (8, 4, 1, "--batch_size 1: .* batch norm"),
+    ],
+)
+def test_patches_that_do_not(patch_size: int, depth: int, batch_size: int, message: str) -> None:
+    with pytest.raises(FlagError, match=message):
+        check_patch_size(patch_size, depth, batch_size)
+
+
+def test_patch_choice() -> None:
+    check_patches(0.95, None)
+    check_patches(0.0, 1)
+    with pytest.raises(FlagError, match="--background_threshold 1.2"):
+        check_patches(1.2, None)
+    with pytest.raises(FlagError, match="--background_threshold nan"):
+        check_patches(float("nan"), None)
+    with pytest.raises(FlagError, match="--patches_per_epoch 0"):
+        check_patches(0.95, 0)
+
+
+def test_parameter_count_names_count_and_both_bounds() -> None:
+    check_parameter_count(10, 10, 10)
+    for bounds in ((11, 20), (0, 9)):
+        with pytest.raises(FlagError, match=f"10 parameters.*{bounds[0]}.*{bounds[1]}"):
+            check_parameter_count(10, *bounds)
+
+
+@pytest.mark.parametrize("title", ["my_experiment", "α 7", "-x", "a.b", "..c"])
+def test_good_titles(tmp_path: Path, title: str) -> None:
+    assert experiment_directory(tmp_path / "new", title) == tmp_path / "new" / title
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "title", ["", " ", ".", "..", "a/b", "/a", "a\\b", " a", "a\n", "a\0", "x" * 201]
+)
+def test_bad_titles(tmp_path: Path, title: str) -> None:
+    with pytest.raises(FlagError, match="--experiment_title"):
+        experiment_directory(tmp_path, title)
+
+
+def test_an_existing_experiment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with pytest.raises(FlagError, match="exists already.*--experiment_title"):
+        experiment_directory(tmp_path, "old")
+
+
+def test_a_log_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "logs"):
+        with pytest.raises(FlagError, match="--log_path .* is a file"):
+            experiment_directory(path, "new")
+    with pytest.raises(FlagError, match="--log_path is empty"):
+        experiment_directory("", "new")
+
+
+def test_bare_names_are_in_the_data_directory_and_paths_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_text("")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.h5").write_text("")
+    files = ["a.h5", str(tmp_path / "sub" / "b.h5")]
+    assert resolve_files(files, tmp_path, "--train_files") == [
+        tmp_path / "a.h5",
+        tmp_path / "sub" / "b.h5",
+    ]
+    with pytest.raises(FlagError, match=r"c\.h5 does not exist; run \./gen_data\.sh"):
+        resolve_files(["a.h5", "c.h5"], tmp_path, "--train_files")
+
+
+def test_whole_numbers() -> None:
+    assert [whole_number(text) for text in ("30000000", "30e6", "0", "-2")] == [
+        30_000_000, 30_000_000, 0, -2,
+    ]  # fmt: skip
+    for text in ("1.5", "1e-3", "many"):
+        with pytest.raises(ValueError):
+            whole_number(text)
+
+
+def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = FlagParser(prog="train.py")
+    parser.add_argument("--depth", type=int, default=4, help="levels")
+    parser.add_argument("--crops", type=int, default=None, help="all when not given")
+    for bad in (["--depth", "x"], ["--dep", "3"], ["--width", "3"]):
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args(bad)
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("train.py: ") and error.count("\n") == 1
+        assert bad[0] in error
+    assert "levels (default: 4)" in parser.format_help()
+    assert "None" not in parser.format_help()
+
+
+def test_descriptions_tell_what_is_about_to_happen() -> None:
+    line = describe_network(network_flags(arch="stacked_unet", num_stacks=2, resblocks=True), 1234)
+    for part in ("stacked_unet", "2 stacks", "depth 4", "residual", "1,234 parameters"):
+        assert part in line
+    assert "no effect" in describe_network(network_flags(num_stacks=2), 1)
+    line = describe_training(TrainingOptions(epochs=3, batch_size=7, seed=5))
+    for part in ("dice", "adam", "0.001", "batches of 7", "3 epochs", "seed 5"):
+        assert part in line
