@@ -245,7 +245,7 @@ def test_help_is_quick() -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert figures.main(["samples", "--L", "0", "--directory", str(tmp_path)]) == 2
+    assert figures.main(["samples", "--voxels", "0", "--directory", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -254,6 +254,6 @@ def test_command_line_names_what_it_wrote(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(tmp_path / "assets")
-    assert figures.main(["geometry", "--L", "32", "--index", "0", "--directory", folder]) == 0
+    assert figures.main(["geometry", "--voxels", "32", "--index", "0", "--directory", folder]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert Path(line).exists()

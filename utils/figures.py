@@ -710,7 +710,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--directory", type=Path, default=Path("assets"), help="folder to write to"
         )
         command.add_argument("--seed", type=int, default=0, help="seed of the samples")
-        command.add_argument("--L", type=int, default=edge, help="edge of the cube in voxels")
+        command.add_argument("--voxels", type=int, default=edge, help="edge of the cube")
         if index is not None:
             command.add_argument("--index", type=int, default=index, help="index of the sample")
         if name == "samples":
@@ -722,7 +722,7 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
     """Simulate and draw what a subcommand asks for; returns the pictures."""
     from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 
-    shape, folder = (options.L, options.L, options.L), options.directory
+    shape, folder = (options.voxels,) * 3, options.directory
     config = VolumeConfig(shape=shape)
 
     def sample(index: int, config: VolumeConfig = config) -> SimulatedVolume:
