@@ -5,6 +5,8 @@ and plays the machine that a test describes. Nothing is installed and no network
 """
 
 import os
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -18,7 +20,7 @@ SCRIPTS = sorted(
     [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.sh")]
     + [".ci/run", ".ci/environment.sh"]
 )
-TOOLS = "bash basename dirname df awk grep tail cmp cp rm mkdir cat chmod ln env".split()
+TOOLS = "bash basename dirname df awk grep tail cmp cp rm mkdir cat sed".split()
 
 FAKE_PYTHON = """#!/usr/bin/env bash
 # Plays a Python: says its version, makes an environment of itself, records the calls of pip.
@@ -38,6 +40,11 @@ case "$*" in
     echo "ran $*"
     [ "$2" != "${FAKE_FAILING_MODULE:-none}" ]
     ;;
+*.py*)
+    echo "$*" >>"$FAKE_CALLS.scripts"
+    [ "$1" != "${FAKE_FAILING_SCRIPT:-none}" ]
+    ;;
+"- "*) echo "report on $2" ;;
 esac
 """
 
@@ -49,7 +56,9 @@ class Machine:
     root: Path
     tools: Path
 
-    def run(self, script: str, *arguments: str, cwd: Path | None = None, **environment: str):
+    def run(
+        self, script: str, *arguments: str, cwd: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a script of the checkout; the environment describes the machine."""
         return subprocess.run(
             ["bash", str(self.root / script), *arguments],
@@ -70,6 +79,10 @@ class Machine:
         """Return how pip was called, a line each."""
         calls = self.root / "calls"
         return calls.read_text().splitlines() if calls.exists() else []
+
+    def script_calls(self) -> list[list[str]]:
+        """Return how the Python scripts were called."""
+        return [line.split() for line in (self.root / "calls.scripts").read_text().splitlines()]
 
     def add_tool(self, name: str, text: str) -> None:
         """Put an executable script on the PATH."""
@@ -206,3 +219,65 @@ def test_ci_fails_with_each_of_its_steps(machine: Machine, tmp_path: Path, faili
     result = machine.run(".ci/run", cwd=tmp_path, FAKE_FAILING_MODULE=failing)
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "ran -m pytest"
+
+
+def test_quickstart_simulates_trains_and_evaluates(machine: Machine, tmp_path: Path) -> None:
+    result = machine.run("quickstart.sh", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    calls = machine.script_calls()
+    assert [call[0] for call in calls] == [
+        *["generate_3d_data.py"] * 3,
+        "train_basic_3dunet.py",
+        "evaluate.py",
+    ]
+    seeds = {call[call.index("--random_state") + 1] for call in calls[:3]}
+    assert len(seeds) == 3
+    assert "predictions.png" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("report on quickstart/logs")
+
+
+def test_quickstart_keeps_data_and_trains_anew(machine: Machine) -> None:
+    assert machine.run("quickstart.sh").returncode == 0
+    data = machine.root / "quickstart/data/train.h5"
+    old = machine.root / "quickstart/logs/unet3d/logs.json"
+    data.write_text("volumes")
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    assert machine.run("quickstart.sh").returncode == 0
+    assert data.exists()
+    assert not old.exists()
+    (machine.root / "quickstart/data/volumes").write_text("--other settings")
+    assert machine.run("quickstart.sh").returncode == 0
+    assert not data.exists()
+
+
+@pytest.mark.parametrize("script", ["generate_3d_data.py", "train_basic_3dunet.py", "evaluate.py"])
+def test_quickstart_stops_with_the_step_that_fails(machine: Machine, script: str) -> None:
+    result = machine.run("quickstart.sh", FAKE_FAILING_SCRIPT=script)
+    assert result.returncode == 1
+    assert machine.script_calls()[-1][0] == script
+    assert "Pictures" not in result.stdout
+
+
+def test_quickstart_takes_no_arguments_but_help(machine: Machine) -> None:
+    assert_stopped(machine.run("quickstart.sh", "--epochs"), "no arguments", "--epochs")
+    told = machine.run("quickstart.sh", "--help")
+    assert told.returncode == 0
+    assert "./quickstart" in told.stdout
+    assert not (machine.root / ".venv").exists()
+
+
+def quickstart_flags(name: str) -> list[str]:
+    """Return the flags of an array in quickstart.sh."""
+    (flags,) = re.findall(rf"readonly {name}=\((.*?)\)", (ROOT / "quickstart.sh").read_text(), re.S)
+    return shlex.split(flags)
+
+
+def test_quickstart_flags_are_those_of_the_scripts() -> None:
+    import generate_3d_data
+    import train_basic_3dunet
+
+    volumes = vars(generate_3d_data.make_parser().parse_args(quickstart_flags("VOLUMES")))
+    training = vars(train_basic_3dunet.parse_flags(quickstart_flags("TRAINING")))
+    assert training["patch_size"] <= volumes["L_xy"]
+    assert volumes["min_columns"] < 100
