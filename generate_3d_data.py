@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import mmap
 import os
 import shutil
 import signal
@@ -31,6 +32,8 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from utils.storage import EncodedRow, Recipe, VolumeWriter
 
 CHECKOUT = Path(__file__).resolve().parent
+DASK_TIMEOUT = "10s"
 
 FIELDS_TO_FLAGS = {
     "num_samples": "--L",
@@ -313,10 +317,30 @@ def simulate_row(checkout: str, config: dict[str, Any], seed: int, index: int) -
     return encode_row(simulate_volume(VolumeConfig.from_dict(config), sample_rng(seed, index)))
 
 
-def _prepare_worker(parent: int) -> None:
+_shared: mmap.mmap | None = None
+"""In a forked worker: memory shared with the parent, one part for each sample under way."""
+
+
+def simulate_into_shared(start: int, size: int, *task: Any) -> tuple[int, int] | EncodedRow:
+    """Put a row into the shared memory at ``start``; return the sizes of its two parts.
+
+    A row that needs more than ``size`` bytes is returned as it is.
+    """
+    row = simulate_row(*task)
+    split, end = len(row.image), len(row.image) + len(row.record)
+    if _shared is None or end > size:
+        return row
+    _shared[start : start + split] = row.image
+    _shared[start + split : start + end] = row.record
+    return split, end - split
+
+
+def _prepare_worker(parent: int, shared: mmap.mmap | None) -> None:
     """Leave Ctrl-C to the parent, and leave with it if it is killed."""
+    global _shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _shared = shared
     threading.Thread(target=_exit_without, args=(parent,), daemon=True).start()
 
 
@@ -326,23 +350,74 @@ def _exit_without(parent: int) -> None:
     os._exit(1)
 
 
-# --- Executors: (executor, number of samples simulated at a time) ---------------------------------
+# --- Pools ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers with places for samples under way: twice as many as are simulated at a time.
+
+    So no worker waits and memory is bounded. Forked workers leave their rows in memory that they
+    share with the parent and send two numbers: megabytes through a pipe would cost time on both
+    ends, and a worker killed in the middle of them would leave the parent waiting for the rest.
+    """
+
+    executor: Executor
+    at_a_time: int
+    shared: mmap.mmap | None = None
+    place_size: int = 0
+
+    @property
+    def places(self) -> int:
+        """Number of samples that may be under way."""
+        return 2 * self.at_a_time
+
+    def submit(self, recipe: Recipe, index: int, place: int) -> Future[Any]:
+        """Have sample ``index`` simulated into a place."""
+        task = (str(CHECKOUT), recipe.config.to_dict(), recipe.seed, index)
+        if self.shared is None:
+            return self.executor.submit(simulate_row, *task)
+        start = place * self.place_size
+        return self.executor.submit(simulate_into_shared, start, self.place_size, *task)
+
+    def row(self, future: Future[Any], place: int) -> EncodedRow:
+        """Return what a future made; valid until the place is used again.
+
+        Raises ValueError if the sample cannot be simulated, WorkerError if its worker is gone.
+        """
+        from utils.storage import EncodedRow
+
+        try:
+            made = future.result()
+        except (BrokenExecutor, CancelledError) as error:
+            raise WorkerError from error
+        except Exception as error:
+            if type(error).__name__ == "KilledWorker":  # of distributed, not always installed
+                raise WorkerError from error
+            raise
+        if isinstance(made, EncodedRow):
+            return made
+        start = place * self.place_size
+        view = memoryview(self.shared)[start : start + sum(made)]
+        return EncodedRow(view[: made[0]], view[made[0] :])
 
 
 @contextlib.contextmanager
-def local_executor(workers: int) -> Iterator[tuple[Executor, int]]:
+def local_pool(workers: int, place_size: int) -> Iterator[Pool]:
     """Start worker processes; the kernels are compiled, or loaded, before they are forked."""
     simulate_row(str(CHECKOUT), _tiny_config(), 0, 0)
+    can_fork = sys.platform == "linux"
+    shared = mmap.mmap(-1, 2 * workers * place_size) if can_fork else None
     executor = ProcessPoolExecutor(
         workers,
-        mp_context=get_context("fork" if sys.platform == "linux" else "spawn"),
+        mp_context=get_context("fork" if can_fork else "spawn"),
         initializer=_prepare_worker,
-        initargs=(os.getpid(),),
+        initargs=(os.getpid(), shared),
     )
     try:
         # All workers are forked here: before the file is locked and before any thread is started.
         executor.submit(os.getpid).result()
-        yield executor, workers
+        yield Pool(executor, workers, shared, place_size)
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -355,7 +430,7 @@ def _tiny_config() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+def dask_pool(address: str) -> Iterator[Pool]:
     """Connect to a Dask cluster whose machines see this checkout under the same path."""
     try:
         from distributed import Client
@@ -364,7 +439,7 @@ def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
             f"--dask-scheduler needs {error.name}: pip install -r requirements-dask.txt"
         ) from error
     try:
-        client = Client(address, timeout="10s")
+        client = Client(address, timeout=DASK_TIMEOUT)
     except (OSError, ValueError, TimeoutError) as error:
         raise RequestError(f"--dask-scheduler {address}: no scheduler answers there") from error
     with client:
@@ -373,9 +448,19 @@ def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
             raise RequestError(f"--dask-scheduler {address}: the cluster has no workers")
         executor = client.get_executor(pure=False)
         try:
-            yield executor, threads
+            yield Pool(executor, threads)
         finally:
             executor.shutdown(wait=False)
+
+
+def open_pool(args: argparse.Namespace, recipe: Recipe) -> AbstractContextManager[Pool]:
+    """Return the workers that the flags ask for."""
+    from utils.storage import disk_space
+
+    if args.dask_scheduler:
+        return dask_pool(args.dask_scheduler)
+    workers = min(args.workers or usable_cores(), recipe.num_samples)
+    return local_pool(workers, disk_space(replace(recipe, num_samples=1)))
 
 
 def usable_cores() -> int:
@@ -450,52 +535,44 @@ def begin_or_pick_up(path: Path, recipe: Recipe, overwrite: bool) -> Iterator[Vo
         yield writer
 
 
-def fill(writer: VolumeWriter, executor: Executor, at_a_time: int) -> None:
-    """Simulate all missing samples and write them in the order in which they come.
-
-    Twice ``at_a_time`` are under way, so that no worker waits and memory is bounded.
-    """
+def fill(writer: VolumeWriter, pool: Pool) -> None:
+    """Simulate all missing samples and write them in the order in which they come."""
     from tqdm import tqdm
 
     recipe = writer.recipe
-    missing = writer.missing
-    ahead = iter(missing)
-    running: dict[Future[EncodedRow], int] = {}
+    ahead = iter(writer.missing)
+    running: dict[Future[Any], tuple[int, int]] = {}  # to (sample, place)
 
-    def submit(count: int) -> None:
-        for index in islice(ahead, count):
-            task = (str(CHECKOUT), recipe.config.to_dict(), recipe.seed, index)
-            running[executor.submit(simulate_row, *task)] = index
+    def submit_next(place: int) -> None:
+        for index in islice(ahead, 1):
+            running[pool.submit(recipe, index, place)] = (index, place)
 
     with tqdm(
         total=recipe.num_samples,
-        initial=recipe.num_samples - len(missing),
+        initial=recipe.num_samples - len(writer.missing),
         desc=writer.path.name,
         unit="volume",
     ) as progress:
-        submit(2 * at_a_time)
+        for place in range(pool.places):
+            submit_next(place)
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index = running.pop(future)
-                submit(1)
-                writer.write(index, result_of(future, recipe, index))
+                index, place = running.pop(future)
+                writer.write(index, simulated_row(pool, future, recipe, index, place))
+                submit_next(place)
                 progress.update()
 
 
-def result_of(future: Future[EncodedRow], recipe: Recipe, index: int) -> EncodedRow:
-    """Return a sample that is done; raises RequestError or WorkerError where it failed."""
+def simulated_row(
+    pool: Pool, future: Future[Any], recipe: Recipe, index: int, place: int
+) -> EncodedRow:
+    """Return a sample that is done; ImpossibleSampleError says why it could not be simulated."""
     try:
-        return future.result()
+        return pool.row(future, place)
     except ValueError as error:
         raise ImpossibleSampleError(
             f"sample {index} of seed {recipe.seed} cannot be simulated: {error}"
         ) from error
-    except (BrokenExecutor, CancelledError) as error:
-        raise WorkerError() from error
-    except Exception as error:
-        if type(error).__name__ == "KilledWorker":  # of distributed, which may not be installed
-            raise WorkerError() from error
-        raise
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -510,13 +587,9 @@ def generate(args: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     check_disk(path, recipe)
     started = time.perf_counter()
-    if args.dask_scheduler:
-        workers = dask_executor(args.dask_scheduler)
-    else:
-        workers = local_executor(min(args.workers or usable_cores(), recipe.num_samples))
-    with workers as pool, begin_or_pick_up(path, recipe, args.overwrite) as writer:
+    with open_pool(args, recipe) as pool, begin_or_pick_up(path, recipe, args.overwrite) as writer:
         try:
-            fill(writer, *pool)
+            fill(writer, pool)
         except ImpossibleSampleError:
             writer.discard()
             raise

@@ -157,9 +157,9 @@ def disk_space(recipe: Recipe) -> int:
 class EncodedRow:
     """One sample as bytes that the writing process only has to put in their places."""
 
-    image: bytes
+    image: bytes | memoryview
     """float16, chunk after chunk, each of the full chunk shape."""
-    record: bytes
+    record: bytes | memoryview
     """Everything else, an npz archive."""
 
 
@@ -270,7 +270,7 @@ _FRAME = struct.Struct("<qQI")  # index of the sample, bytes of the payload, the
 _HEAD = -1
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(fd, view, offset)
@@ -286,7 +286,7 @@ def _read_all(fd: int, size: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def _append_frame(fd: int, index: int, payload: bytes, offset: int) -> int:
+def _append_frame(fd: int, index: int, payload: bytes | memoryview, offset: int) -> int:
     """Write one record at ``offset``; return where the next one goes."""
     frame = _FRAME.pack(index, len(payload), zlib.crc32(payload)) + payload
     _write_all(fd, frame, offset)

@@ -1,0 +1,385 @@
+"""The generator script, run as a user runs it: flags, interruptions, existing files, clusters."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import LocalCluster
+
+import generate_3d_data
+from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
+from utils.storage import Recipe, VolumeFile
+
+SCRIPT = Path(generate_3d_data.__file__)
+TINY = ["--L_xy", "32", "--L_z", "24", "--lattice_low", "4", "--lattice_high", "5"]
+TINY += ["--min_columns", "5", "--NF_size", "3"]
+NUM_SAMPLES = 100
+
+
+def command(directory: Path, *flags: str, samples: int = NUM_SAMPLES) -> list[str]:
+    place = ["--directory", str(directory), "--filename", "a.h5", "--L", str(samples)]
+    return [sys.executable, str(SCRIPT), *place, *TINY, *flags]
+
+
+def run(directory: Path, *flags: str, samples: int = 2) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(directory, *flags, samples=samples), capture_output=True, text=True, timeout=60
+    )
+
+
+def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(directory, "--workers", "2", *flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_rows(directory: Path, size: int = 200_000) -> None:
+    """Wait until the journal is so large that some rows are written."""
+    journal = directory / "a.h5.rows.partial"
+    deadline = time.monotonic() + 30
+    while not journal.exists() or journal.stat().st_size < size:
+        assert time.monotonic() < deadline, "no row was written"
+        time.sleep(0.005)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def error_line(stderr: str) -> str:
+    """Return the one line of the error; what tqdm draws is cut off."""
+    lines = [line.rsplit("\r", 1)[-1] for line in stderr.splitlines() if "generate_3d" in line]
+    assert len(lines) == 1 and "Traceback" not in stderr, stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the file of an uninterrupted run with one worker; not to be changed."""
+    directory = tmp_path_factory.mktemp("whole")
+    made = run(directory, "--workers", "1", samples=NUM_SAMPLES)
+    assert made.returncode == 0, made.stderr
+    return directory
+
+
+# --- Flags ----------------------------------------------------------------------------------------
+
+
+def test_help_comes_quickly_and_names_every_flag() -> None:
+    started = time.perf_counter()
+    shown = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
+    assert time.perf_counter() - started < 1 and shown.returncode == 0
+    flags = ["--directory", "--filename", "--L ", "--random_state", "--NF_size", "--L_xy", "--L_z"]
+    flags += ["--cube_kernel_size", "--simplify_factor", "--baseline_intensity", "--v_std"]
+    flags += ["--std_intensity_range_low", "--std_intensity_range_high", "--workers"]
+    flags += ["--dask-scheduler", "--overwrite", "--lattice_low", "--lattice_high"]
+    flags += ["--min_columns", "--max_tries", "--gain_low", "--gain_high", "--contrast_low"]
+    flags += ["--contrast_high", "--axis_scale_low", "--axis_scale_high"]
+    flags += ["--background_low", "--background_high"]
+    assert [flag for flag in flags if flag not in shown.stdout] == []
+
+
+def recipe(*flags: str) -> Recipe:
+    return generate_3d_data.recipe_from_flags(generate_3d_data.make_parser().parse_args(flags))
+
+
+def test_the_defaults_are_the_configurations() -> None:
+    assert recipe() == Recipe(VolumeConfig(), seed=0, num_samples=512)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        ("--L 7", "num_samples", 7),
+        ("--random_state 9999", "seed", 9999),
+        ("--L_xy 64", "shape", [64, 64, 128]),
+        ("--L_z 64", "shape", [128, 128, 64]),
+        ("--NF_size 5", "background_sigma", 5.0),
+        ("--cube_kernel_size 3", "cube_kernel_size", 3),
+        ("--simplify_factor 2", "simplify_factor", 2.0),
+        ("--baseline_intensity 60", "baseline_intensity", 60.0),
+        ("--v_std 2", "v_std", 2.0),
+        ("--std_intensity_range_low .4", "std_intensity_range", [0.4, 1.2]),
+        ("--std_intensity_range_high .4", "std_intensity_range", [0.3, 0.4]),
+        ("--lattice_low 9", "lattice_intervals", [9, 15]),
+        ("--lattice_high 9", "lattice_intervals", [8, 9]),
+        ("--min_columns 9", "min_columns", 9),
+        ("--max_tries 9", "max_tries", 9),
+        ("--gain_low 12", "gain_range", [12, 29]),
+        ("--gain_high 12", "gain_range", [10, 12]),
+        ("--contrast_low .9", "contrast_range", [0.9, 1.0]),
+        ("--contrast_high .9", "contrast_range", [0.7, 0.9]),
+        ("--axis_scale_low 1", "axis_scales", [1.0, 1.5]),
+        ("--axis_scale_high 1", "axis_scales", [0.7, 1.0]),
+        ("--background_low .001", "background_range", [0.001, 0.0025]),
+        ("--background_high .001", "background_range", [0.0005, 0.001]),
+    ],
+)
+def test_each_flag_sets_its_field(flags: str, name: str, value: object) -> None:
+    expected = {**recipe().to_dict(), name: value}
+    assert recipe(*flags.split()).to_dict() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--L 0", "--L 0: must be at least 1"),
+        ("--random_state -1", "--random_state -1: must be 0 or larger"),
+        ("--workers 0", "--workers 0: must be at least 1"),
+        ("--gain_low 40", "--gain_low, --gain_high"),
+        ("--L_xy 0", "--L_xy, --L_z"),
+        ("--NF_size -1", "--NF_size"),
+        ("--min_columns 0", "--min_columns"),
+        ("--cube_kernel_size 0", "--cube_kernel_size"),
+    ],
+)
+def test_a_bad_value_is_one_line_and_leaves_nothing(
+    tmp_path: Path, flags: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate_3d_data.main(["--directory", str(tmp_path), *flags.split()]) == 2
+    assert named in error_line(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Contents -------------------------------------------------------------------------------------
+
+
+def test_each_sample_is_that_of_its_seed_and_index(whole: Path) -> None:
+    config = recipe(*TINY).config
+    with VolumeFile(whole / "a.h5") as file:
+        assert file.recipe == Recipe(config, seed=0, num_samples=NUM_SAMPLES)
+        for index in (0, 7, NUM_SAMPLES - 1):
+            stored = file.read_volume(index)
+            simulated = simulate_volume(config, sample_rng(0, index))
+            np.testing.assert_array_equal(stored.image, simulated.image.astype(np.float16))
+            np.testing.assert_array_equal(stored.instances, simulated.instances)
+            assert stored.parameters == simulated.parameters
+    assert [entry.name for entry in whole.iterdir()] == ["a.h5"]
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path: Path, whole: Path) -> None:
+    made = run(tmp_path, "--workers", "3", samples=NUM_SAMPLES)
+    assert made.returncode == 0, made.stderr
+    assert f"{NUM_SAMPLES} volumes, seed 0" in made.stdout
+    assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+
+
+# --- Interruptions --------------------------------------------------------------------------------
+
+
+def test_kills_at_random_moments_change_no_byte(tmp_path: Path, whole: Path) -> None:
+    moments = random.Random(time.time_ns())
+    for _ in range(3):
+        process = start(tmp_path)
+        wait_for_rows(tmp_path, 5_000)
+        time.sleep(moments.uniform(0, 0.4))
+        workers = children(process.pid)
+        process.kill()
+        process.communicate()
+        for worker in workers:
+            deadline = time.monotonic() + 5
+            while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not Path(f"/proc/{worker}").exists(), "a worker outlived its parent"
+        if (tmp_path / "a.h5").exists():
+            break
+    finished = run(tmp_path, samples=NUM_SAMPLES)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_is_one_line_and_picked_up(
+    tmp_path: Path, whole: Path, number: signal.Signals
+) -> None:
+    process = start(tmp_path)
+    wait_for_rows(tmp_path)
+    workers = children(process.pid)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command picks up there" in error_line(stderr)
+    assert not (tmp_path / "a.h5").exists()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    finished = run(tmp_path, samples=NUM_SAMPLES)
+    assert "picking up after" in finished.stdout
+    assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+
+
+def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_for_rows(tmp_path)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "a worker died" in error_line(stderr)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "a.h5.partial",
+        "a.h5.rows.partial",
+    ]
+
+
+def test_an_impossible_request_says_what_was_tried_and_leaves_nothing(tmp_path: Path) -> None:
+    made = run(tmp_path, "--min_columns", "3000", "--max_tries", "3")
+    assert made.returncode == 2
+    line = error_line(made.stderr)
+    assert "3000 columns" in line and "3 tries" in line and "sample" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- Disks ----------------------------------------------------------------------------------------
+
+
+def test_too_small_a_disk_is_seen_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**10, 0, 10**9)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert generate_3d_data.main(["--directory", str(tmp_path)]) == 2
+    assert "about 2.4 GB are needed, 1.0 GB are free" in error_line(capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    limit = 2 * 2 * 32 * 32 * 24
+    made = subprocess.run(
+        command(tmp_path, samples=4),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert made.returncode == 2
+    assert "a.h5: cannot be begun: File too large" in error_line(made.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_no_directory_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert generate_3d_data.main(["--directory", str(tmp_path / "file" / "vol_data")]) == 2
+    assert "file" in error_line(capsys.readouterr().err)
+
+
+# --- Existing files -------------------------------------------------------------------------------
+
+
+def test_a_complete_file_is_left_alone(
+    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.h5"
+    path.write_bytes((whole / "a.h5").read_bytes())
+    before = path.stat()
+    assert generate_3d_data.main(command(tmp_path)[2:]) == 0
+    assert "is complete and has these parameters" in capsys.readouterr().out
+    assert path.stat() == before
+
+
+def test_a_complete_file_with_other_parameters_is_refused(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (whole / "a.h5").stat()
+    assert generate_3d_data.main(command(whole, "--random_state", "5", "--gain_low", "11")[2:]) == 2
+    line = error_line(capsys.readouterr().err)
+    assert "--random_state: 0 in the file, 5 asked for" in line
+    assert "--gain_low, --gain_high: [10, 29] in the file, [11, 29] asked for" in line
+    assert "--overwrite" in line and "--L:" not in line
+    assert (whole / "a.h5").stat() == before
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.h5").write_text("my thesis")
+    assert generate_3d_data.main(command(tmp_path)[2:]) == 2
+    assert "--overwrite replaces it" in error_line(capsys.readouterr().err)
+    assert (tmp_path / "a.h5").read_text() == "my thesis"
+
+
+def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(
+    tmp_path: Path, whole: Path
+) -> None:
+    (tmp_path / "a.h5").write_text("the old one")
+    process = start(tmp_path, "--overwrite")
+    wait_for_rows(tmp_path)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "a.h5").read_text() == "the old one"
+    finished = run(tmp_path, "--overwrite", samples=NUM_SAMPLES)
+    assert "picking up after" in finished.stdout
+    assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+
+
+def test_a_begun_file_with_other_parameters_is_refused(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_for_rows(tmp_path)
+    process.kill()
+    process.communicate()
+    refused = run(tmp_path, "--random_state", "5")
+    assert refused.returncode == 2
+    line = error_line(refused.stderr)
+    assert "--random_state: 0 in the file, 5 asked for" in line and "--overwrite" in line
+    made = run(tmp_path, "--random_state", "5", "--overwrite")
+    assert made.returncode == 0, made.stderr
+    with VolumeFile(tmp_path / "a.h5") as file:
+        assert (file.seed, len(file)) == (5, 2)
+
+
+# --- Dask -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> LocalCluster:
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address=None,
+    ) as cluster:
+        yield cluster
+
+
+def test_dask_changes_no_byte(tmp_path: Path, whole: Path, cluster: LocalCluster) -> None:
+    made = run(tmp_path, "--dask-scheduler", cluster.scheduler_address, samples=NUM_SAMPLES)
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+
+
+def test_an_impossible_request_to_dask_is_one_line(tmp_path: Path, cluster: LocalCluster) -> None:
+    flags = ["--min_columns", "3000", "--max_tries", "3"]
+    made = run(tmp_path, "--dask-scheduler", cluster.scheduler_address, *flags)
+    assert made.returncode == 2
+    assert "3000 columns" in error_line(made.stderr)
+
+
+def test_no_scheduler_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate_3d_data, "DASK_TIMEOUT", "0.3s")
+    flags = ["--dask-scheduler", "tcp://127.0.0.1:1"]
+    assert generate_3d_data.main(command(tmp_path, *flags)[2:]) == 2
+    assert "tcp://127.0.0.1:1: no scheduler answers" in error_line(capsys.readouterr().err)
+
+
+def test_missing_dask_names_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    flags = ["--dask-scheduler", "tcp://127.0.0.1:1"]
+    assert generate_3d_data.main(command(tmp_path, *flags)[2:]) == 2
+    assert "pip install -r requirements-dask.txt" in error_line(capsys.readouterr().err)
