@@ -151,7 +151,7 @@ def run(flags: argparse.Namespace) -> int:
 
     from models import ModelConfig, build_model, count_parameters
     from utils.data import SegmentationFake3DDataset
-    from utils.training.device import choose_compute, make_fabric
+    from utils.training.device import choose_compute, loader_processes, make_fabric
     from utils.training.experiment import Experiment, announce, record_exit
     from utils.training.loop import train
     from utils.training.losses import build_loss, measure_foreground
@@ -196,7 +196,7 @@ def run(flags: argparse.Namespace) -> int:
             f"validation samples in {len(train_files)} and {len(valid_files)} files",
             "patches": f"{len(train_data):,} of {flags.patch_size}^3 voxels in a training epoch",
             "training": describe_training(options),
-            "machine": compute.describe(options.num_workers),
+            "machine": compute.describe(loader_processes(options.num_workers)),
             "log": str(directory),
         }
     )

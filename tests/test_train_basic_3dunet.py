@@ -15,9 +15,9 @@ import torch
 
 import train_basic_3dunet
 from models import ModelConfig, build_model
-from tests.conftest import write_fake_file
 from train_basic_3dunet import main, parse_flags
-from utils.storage import VolumeFile
+from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+from utils.storage import Recipe, VolumeFile, encode_row, open_writer
 from utils.training.experiment import load_checkpoint
 
 SCRIPT = Path(train_basic_3dunet.__file__)
@@ -59,12 +59,19 @@ OUR_DEFAULTS = {
 }
 
 
+def write_simulated_file(path: Path, config: VolumeConfig, seed: int, num_samples: int) -> None:
+    with open_writer(path, Recipe(config, seed, num_samples)) as writer:
+        for index in writer.missing:
+            volume = simulate_volume(config, sample_rng(seed, index))
+            writer.write(index, encode_row(volume))
+        writer.finish()
+
+
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: VolumeConfig) -> Path:
     directory = tmp_path_factory.mktemp("data")
-    for number in (1, 2):
-        write_fake_file(directory / f"train{number}.h5", seed=number, num_samples=3)
-    write_fake_file(directory / "vol_val_set.h5", seed=9, num_samples=2)
+    for name, seed, num_samples in (("train1", 1, 3), ("train2", 2, 3), ("vol_val_set", 9, 2)):
+        write_simulated_file(directory / f"{name}.h5", tiny_config, seed, num_samples)
     return directory
 
 

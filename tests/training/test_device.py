@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from utils.training import device
-from utils.training.device import choose_compute, make_fabric, memory_format
+from utils.training.device import (
+    choose_compute,
+    loader_processes,
+    make_fabric,
+    memory_format,
+)
 
 
 def set_abilities(
@@ -61,3 +68,8 @@ def test_memory_format_follows_the_number_of_axes() -> None:
     assert memory_format(5) is torch.channels_last_3d
     assert memory_format(4) is torch.channels_last
     assert memory_format(3) is torch.contiguous_format
+
+
+def test_no_more_loader_processes_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3})
+    assert [loader_processes(asked) for asked in (0, 1, 2, 9)] == [0, 1, 2, 2]

@@ -49,6 +49,12 @@ def test_an_existing_directory_is_left_untouched(experiment: Experiment) -> None
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
 
+def test_a_directory_that_cannot_be_filled_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Experiment.create(tmp_path / "logs" / "one", {}, tmp_path / "absent.py")
+    assert not (tmp_path / "logs" / "one").exists()
+
+
 def test_log_entries_are_replaced_one_by_one(experiment: Experiment) -> None:
     experiment.update_log(epochs=[{"epoch": 1, "lr": 0.1}])
     experiment.update_log(test={"iou": 0.5})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +30,11 @@ class Compute:
     reason: str
     """Why this precision."""
 
-    def describe(self, loader_processes: int) -> str:
+    def describe(self, processes: int) -> str:
         """Return a line for the log."""
         return (
             f"{self.device}, {self.precision} ({self.reason}), {torch.get_num_threads()} threads, "
-            f"{loader_processes} loader processes"
+            f"{processes} loader processes"
         )
 
 
@@ -66,6 +67,12 @@ def make_fabric(compute: Compute, seed: int) -> Fabric:
     fabric.launch()
     fabric.seed_everything(seed, workers=True, verbose=False)
     return fabric
+
+
+def loader_processes(asked: int) -> int:
+    """Return ``asked``, at most the number of cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(asked, len(usable))
 
 
 def memory_format(ndim: int) -> torch.memory_format:

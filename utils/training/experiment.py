@@ -71,15 +71,22 @@ class Experiment:
         """Make the directory with ``config.json``, an empty ``logs.json`` and a copy of ``script``.
 
         ``config`` is plain JSON; versions, machine and git revision are added to it. Raises
-        FileExistsError when the directory is there already, and leaves it untouched.
+        FileExistsError when the directory is there already, and leaves it untouched; any other
+        failure leaves no directory behind.
         """
         experiment = cls(Path(directory))
         experiment.directory.parent.mkdir(parents=True, exist_ok=True)
         experiment.directory.mkdir()
-        experiment.checkpoints.mkdir()
-        _write_json(experiment.directory / "config.json", {**config, **describe_program(script)})
-        _write_json(experiment.log, {"epochs": [], "exit": {"reason": "running", "status": None}})
-        shutil.copyfile(script, experiment.directory / Path(script).name)
+        try:
+            experiment.checkpoints.mkdir()
+            content = {**config, **describe_program(script)}
+            _write_json(experiment.directory / "config.json", content)
+            running = {"reason": "running", "status": None}
+            _write_json(experiment.log, {"epochs": [], "exit": running})
+            shutil.copyfile(script, experiment.directory / Path(script).name)
+        except BaseException:
+            shutil.rmtree(experiment.directory, ignore_errors=True)
+            raise
         return experiment
 
     @property
@@ -117,7 +124,7 @@ class Experiment:
 
         figures.save_learning_curves(history, self.directory / "learning_curves.png")
         epoch = history[-1]["epoch"]
-        titles = [f"validation patch {i + 1}, epoch {epoch}" for i in range(len(examples.images))]
+        titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
         figures.save_predictions(
             examples.images,
             examples.masks,

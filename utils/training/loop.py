@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from utils.training.device import memory_format
+from utils.training.device import loader_processes, memory_format
 from utils.training.experiment import Examples, Experiment, TrainingError
 from utils.training.metrics import Confusion, count_voxels
 from utils.training.options import TrainingOptions
@@ -250,7 +249,7 @@ def build_loader(
     norm would take its statistics, and the optimiser a whole step, from a single patch.
     """
     lonely = len(data) > options.batch_size > 1 and len(data) % options.batch_size == 1
-    workers = min(options.num_workers, os.cpu_count() or 1)
+    workers = loader_processes(options.num_workers)
     loader = DataLoader(
         data,
         batch_size=options.batch_size,
@@ -299,7 +298,8 @@ def epoch_record(
 ) -> dict[str, Any]:
     """Return the entry of ``logs.json``: losses, metrics, the learning rate used, and speed.
 
-    ``seconds`` is for training and validation together; ``samples_per_second`` is of training.
+    The training loss is the sum over stacks, the validation loss that of the last. ``seconds`` is
+    for training and validation together, ``samples_per_second`` of training.
     """
     phases = {"train": trained, "valid": validated}
     losses = {f"{phase}_loss": result.loss for phase, result in phases.items()}
