@@ -363,7 +363,6 @@ def save_checkpoints(
     experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
 ) -> None:
     """Write ``last.pth`` with everything, and by policy the weights of the best or each epoch."""
-    experiment.save_checkpoint("last.pth", state)
     resumable = ("optimizer_state", "scheduler_state", "precision_state", "progress", "history")
     dropped = (*resumable, "random_state")
     weights = {name: value for name, value in state.items() if name not in dropped}
@@ -371,6 +370,8 @@ def save_checkpoints(
         experiment.save_checkpoint("best.pth", weights)
     if policy == "all":
         experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
+    # Last, so that a cut in between repeats this epoch instead of losing its weights.
+    experiment.save_checkpoint("last.pth", state)
 
 
 def _progress_bar(loader: DataLoader, text: str) -> tqdm:
