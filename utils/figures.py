@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image, ImageDraw
 
+    from utils.rendering import Camera
     from utils.simulation import SimulatedVolume
 
 WHOLE_SHEET_IOU = 0.44
@@ -361,15 +362,15 @@ def save_3d_gif(
     Raises:
         ValueError: the animation does not fit 3 MB with 8 colours.
     """
-    from utils.rendering import Camera, Surface
+    from utils.rendering import Camera, smooth_solid
 
     x, y, z = volume.image.shape
-    glow, surface = _glow(volume.image), Surface.of_mask(volume.mask)
+    glow, solid = _glow(volume.image), smooth_solid(volume.mask)
     zoom = height / Camera((x, y, z), 0.0).grid[1]
     pictures = []
     for turn in np.arange(frames) / frames:
         camera = Camera((x, y, z), azimuth=2.0 * np.pi * turn + 0.5, zoom=zoom)
-        pictures.append(_turned_frame(camera, glow, surface, title))
+        pictures.append(_turned_frame(camera, glow, solid, title))
     return _save_gif(pictures, path, milliseconds=100)
 
 
@@ -384,20 +385,20 @@ def _glow(image: np.ndarray) -> np.ndarray:
     return np.clip((smooth - dark) / (bright - dark), 0.0, 1.0)
 
 
-def _turned_frame(camera: Any, glow: np.ndarray, surface: Any, title: str) -> Image.Image:
+def _turned_frame(camera: Camera, glow: np.ndarray, solid: np.ndarray, title: str) -> Image.Image:
     """Return fluorescence, and fluorescence with masks, as ``camera`` sees them, side by side."""
     from PIL import Image, ImageDraw
 
     from utils.rendering import cast
 
-    view = cast(camera, glow, surface)
+    view = cast(camera, glow, solid)
     cover = 0.9 * view.cover[..., None]
     lit = (1.25 * view.shade)[..., None] * np.array(MASK_RED, dtype=np.float32)
     solids = cover * np.clip(lit, 0.0, 1.0) + (1.0 - cover) * blue(view.whole)
     mixed = 1.0 - (1.0 - solids) * (1.0 - 0.8 * blue(view.in_front))
     rows, columns = view.shade.shape
-    top = 24
-    frame = Image.new("RGB", (2 * columns, rows + top))
+    top, bottom = 24, 22
+    frame = Image.new("RGB", (2 * columns, rows + top + bottom))
     for k, colours in enumerate((blue(view.whole), mixed)):
         panel = Image.fromarray(_to_bytes(colours))
         _draw_cube(ImageDraw.Draw(panel), camera)
@@ -406,11 +407,11 @@ def _turned_frame(camera: Any, glow: np.ndarray, surface: Any, title: str) -> Im
     _write(draw, (8, top / 2), title, anchor="lm", grey=150)
     for k, words in enumerate(("fluorescence", "fluorescence and mask")):
         _write(draw, ((k + 0.5) * columns, top / 2), words, anchor="mm")
-    _draw_scale(draw, (8, rows + top - 12), max(1, camera.shape[0] // 4), camera.zoom)
+    _draw_scale(draw, (8, rows + top + bottom / 2), max(1, camera.shape[0] // 4), camera.zoom)
     return frame
 
 
-def _draw_cube(draw: ImageDraw.ImageDraw, camera: Any) -> None:
+def _draw_cube(draw: ImageDraw.ImageDraw, camera: Camera) -> None:
     """Draw the cube's edges (hidden ones darker) and name the axes at the corner (0, 0, 0)."""
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     seen = camera.project(corners * np.array(camera.shape))

@@ -1,4 +1,4 @@
-"""Views of a volume from a camera that turns about the vertical axis: a small ray caster in numpy.
+"""Views of a volume from a camera that turns about the vertical axis: a small ray caster.
 
 Axis order is (x, y, z); z is up. The projection is orthographic. Views are (rows, columns) with
 row 0 at the top; lengths in the volume are voxels, on the view pixels. Nothing here draws text or
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from scipy import ndimage
 
@@ -83,30 +84,6 @@ class Camera:
         middle = (np.array(self.grid) - 1) / 2
         return matrix, (np.array(self.shape) - 1) / 2 - matrix @ middle
 
-    def sample(self, volume: np.ndarray) -> np.ndarray:
-        """Return ``volume`` (X, Y, Z) on the grid (depth, rows, columns), linear, 0 outside."""
-        matrix, offset = self.to_volume()
-        return ndimage.affine_transform(
-            volume, matrix, offset=offset, output_shape=self.grid, order=1, prefilter=False
-        )
-
-
-@dataclass(frozen=True)
-class Surface:
-    """A solid made ready for casting: a smoothed indicator in 0..1 and its gradient."""
-
-    solid: np.ndarray
-    """(X, Y, Z) float32; the surface lies at 0.5."""
-    gradient: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Derivatives of ``solid`` along x, y, z."""
-
-    @classmethod
-    def of_mask(cls, mask: np.ndarray, smoothing: float = 0.7) -> Surface:
-        """Make a surface of ``mask`` (X, Y, Z), smoothed by a Gaussian of ``smoothing`` voxels."""
-        solid = ndimage.gaussian_filter(mask.astype(np.float32), smoothing, mode="constant")
-        x, y, z = np.gradient(solid)
-        return cls(solid, (x, y, z))
-
 
 @dataclass(frozen=True)
 class View:
@@ -122,47 +99,99 @@ class View:
     """How much of the pixel the surface covers: 1 inside, in between at its rim."""
 
 
-def cast(camera: Camera, fluorescence: np.ndarray, surface: Surface) -> View:
-    """Cast rays through ``fluorescence`` (X, Y, Z) float32 in 0..1 and solids of the same shape.
+def smooth_solid(mask: np.ndarray, smoothing: float = 0.7) -> np.ndarray:
+    """Return ``mask`` (X, Y, Z) blurred by a Gaussian of ``smoothing`` voxels, float32 in 0..1."""
+    return ndimage.gaussian_filter(mask.astype(np.float32), smoothing, mode="constant")
 
-    Fluorescence is shown by the maximum along each ray, surfaces are lit from the upper left.
+
+def cast(camera: Camera, fluorescence: np.ndarray, solid: np.ndarray) -> View:
+    """Cast a ray through each pixel, in steps of a voxel, with linear interpolation.
+
+    Args:
+        camera: the view.
+        fluorescence: (X, Y, Z) float32 in 0..1, shown by its maximum along the ray.
+        solid: (X, Y, Z) float32 in 0..1, such as :func:`smooth_solid`'s; the surface lies at 0.5
+            and is lit from the upper left.
     """
-    solid = camera.sample(surface.solid)
-    deepest = len(solid)
-    hit = solid > 0.5
-    seen = hit.any(axis=0)
-    first = np.where(seen, hit.argmax(axis=0), deepest)
-    depths = np.arange(deepest)
-    glow = camera.sample(fluorescence) * _fog(depths, deepest)[:, None, None]
-    ahead = depths[:, None, None] < first
-    return View(
-        in_front=np.max(glow, axis=0, where=ahead, initial=0.0),
-        whole=glow.max(axis=0),
-        shade=_shade(camera, surface, solid, first),
-        cover=np.clip((solid.max(axis=0) - 0.5) / 0.25, 0.0, 1.0),
-    )
-
-
-def _fog(depths: np.ndarray, deepest: int) -> np.ndarray:
-    """Return the brightness left at ``depths`` (samples from the viewer) of ``deepest``."""
-    return (1.0 - FOG * depths / max(deepest - 1, 1)).astype(np.float32)
-
-
-def _shade(camera: Camera, surface: Surface, solid: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Return the brightness (rows, columns) of the surface at the ``first`` sample of each ray."""
-    seen = first < len(solid)
-    rows, columns = np.nonzero(seen)
-    sample = first[seen]
-    after = solid[sample, rows, columns]
-    before = solid[np.maximum(sample - 1, 0), rows, columns]
-    depth = sample - np.clip((after - 0.5) / np.maximum(after - before, 1e-6), 0.0, 1.0)
     matrix, offset = camera.to_volume()
-    at = matrix @ np.stack([depth, rows, columns]) + offset[:, None]
-    inward = np.stack(
-        [ndimage.map_coordinates(g, at, order=1, mode="nearest") for g in surface.gradient]
-    )
-    outward = -inward / np.maximum(np.linalg.norm(inward, axis=0), 1e-6)
-    facing = np.clip(LIGHT @ camera.axes @ outward, 0.0, 1.0)
-    view = np.zeros(seen.shape, dtype=np.float32)
-    view[seen] = (AMBIENT + (1.0 - AMBIENT) * facing) * _fog(depth, len(solid))
-    return view
+    towards_light = LIGHT @ camera.axes
+    view = np.zeros((4, *camera.grid[1:]), dtype=np.float32)
+    _cast(view, camera.grid[0], matrix, offset, towards_light, fluorescence, solid)
+    in_front, whole, shade, peak = view
+    return View(in_front, whole, shade, cover=np.clip((peak - 0.5) / 0.25, 0.0, 1.0))
+
+
+@numba.njit(cache=True)
+def _cast(view, steps, matrix, offset, towards_light, fluorescence, solid):  # type: ignore[no-untyped-def]
+    _, rows, columns = view.shape
+    away = matrix[:, 0]
+    for row in range(rows):
+        for column in range(columns):
+            start = offset + matrix[:, 1] * row + matrix[:, 2] * column
+            begin, end = _steps_inside(start, away, steps, solid.shape)
+            before, hit = 0.0, False
+            for k in range(begin, end):
+                x = start[0] + k * away[0]
+                y = start[1] + k * away[1]
+                z = start[2] + k * away[2]
+                fog = 1.0 - FOG * k / max(steps - 1, 1)
+                glow = _interpolate(fluorescence, x, y, z) * fog
+                here = _interpolate(solid, x, y, z)
+                view[1, row, column] = max(view[1, row, column], glow)
+                view[3, row, column] = max(view[3, row, column], here)
+                if not hit and here > 0.5:
+                    hit = True
+                    back = (here - 0.5) / (here - before)
+                    facing = _facing(solid, start + (k - back) * away, towards_light)
+                    view[2, row, column] = (AMBIENT + (1.0 - AMBIENT) * facing) * fog
+                if not hit:
+                    view[0, row, column] = max(view[0, row, column], glow)
+                before = here
+
+
+@numba.njit(cache=True)
+def _steps_inside(start, away, steps, shape):  # type: ignore[no-untyped-def]
+    """Return the range [begin, end) of the steps at which a ray may touch the volume."""
+    begin, end = 0.0, steps - 1.0
+    for axis in range(3):
+        low, high = -1.0 - start[axis], shape[axis] - start[axis]
+        if abs(away[axis]) < 1e-9:
+            if low > 0.0 or high < 0.0:
+                return 0, 0
+            continue
+        first, last = low / away[axis], high / away[axis]
+        begin, end = max(begin, min(first, last)), min(end, max(first, last))
+    return int(np.ceil(begin)), int(np.floor(end)) + 1
+
+
+@numba.njit(cache=True)
+def _interpolate(volume, x, y, z):  # type: ignore[no-untyped-def]
+    """Return ``volume`` at a position in voxel indices, linear between voxels, 0 outside."""
+    i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+    total = 0.0
+    for a in range(i, i + 2):
+        for b in range(j, j + 2):
+            for c in range(k, k + 2):
+                if (
+                    0 <= a < volume.shape[0]
+                    and 0 <= b < volume.shape[1]
+                    and 0 <= c < volume.shape[2]
+                ):
+                    near = (1.0 - abs(x - a)) * (1.0 - abs(y - b)) * (1.0 - abs(z - c))
+                    total += near * volume[a, b, c]
+    return total
+
+
+@numba.njit(cache=True)
+def _facing(solid, at, towards_light):  # type: ignore[no-untyped-def]
+    """Return the cosine, at least 0, between the surface's outward normal and the light."""
+    outward = np.zeros(3)
+    for axis in range(3):
+        step = np.zeros(3)
+        step[axis] = 1.0
+        less, more = at - step, at + step
+        outward[axis] = _interpolate(solid, less[0], less[1], less[2]) - _interpolate(
+            solid, more[0], more[1], more[2]
+        )
+    norm = np.sqrt(np.sum(outward**2))
+    return max(np.sum(outward * towards_light) / max(norm, 1e-9), 0.0)
