@@ -1,4 +1,4 @@
-"""Exact labels: cones about the column axes (3D) as instance ids, of which the mask follows.
+"""Exact labels as instance ids: cones about column axes (3D), disks about column centres (2D).
 
 Inside a column's frame a point is entry + a e_theta + b e_phi + c e_r. The cone is
 0 <= c <= length and a^2 + b^2 <= r(c)^2, where r falls or grows linearly from radius to
@@ -65,10 +65,7 @@ def paint_cones(
     Raises:
         ValueError: more than 65535 cones.
     """
-    if len(entry_points) > np.iinfo(np.uint16).max:
-        raise ValueError(
-            f"{len(entry_points)} cones do not fit 16-bit instance ids (at most 65535)"
-        )
+    _check_count(len(entry_points), "cones")
     e_r, e_theta, e_phi = frames
     instances = np.zeros(shape, dtype=np.uint16)
     lower, upper = _bounding_boxes(shape, entry_points, frames, length, radius * max(1.0, taper))
@@ -77,6 +74,11 @@ def paint_cones(
     size = np.array([length, radius, radius * (taper - 1.0) / length], dtype=np.float32)
     _paint_cones(instances, x, y, z, entry_points, inverses, lower, upper, size)
     return instances
+
+
+def _check_count(count: int, what: str) -> None:
+    if count > np.iinfo(np.uint16).max:
+        raise ValueError(f"{count} {what} do not fit 16-bit instance ids (at most 65535)")
 
 
 def sheet_mask(volume: SimulatedVolume) -> np.ndarray:
@@ -150,3 +152,44 @@ def _paint_cones(instances, x, y, z, entry_points, inverses, lower, upper, size)
                         if oa * oa + ob * ob <= d:
                             continue
                     instances[i, j, k] = n + 1
+
+
+def paint_disks(shape: tuple[int, int], centres: np.ndarray, radius: float) -> np.ndarray:
+    """Return the instance ids (X, Y) uint16 of N disks: k + 1 inside disk k, 0 outside.
+
+    A pixel belongs to a disk that holds its centre, (i + 0.5, j + 0.5); of several, to the one
+    whose centre is nearer (rule for duplicates; ties: the first).
+
+    Args:
+        shape: pixels per axis.
+        centres: (N, 2) in pixels, N < 65536; they may lie outside.
+        radius: in pixels.
+
+    Raises:
+        ValueError: more than 65535 disks.
+    """
+    _check_count(len(centres), "disks")
+    instances = np.zeros(shape, dtype=np.uint16)
+    _paint_disks(instances, centres.astype(np.float64), float(radius))
+    return instances
+
+
+@numba.njit(cache=True)
+def _paint_disks(instances, centres, radius):  # type: ignore[no-untyped-def]
+    nx, ny = instances.shape
+    for n in range(len(centres)):
+        x, y = centres[n, 0], centres[n, 1]
+        for i in range(max(int(x - radius), 0), min(int(x + radius) + 1, nx)):
+            dx = i + 0.5 - x
+            for j in range(max(int(y - radius), 0), min(int(y + radius) + 1, ny)):
+                dy = j + 0.5 - y
+                d = dx * dx + dy * dy
+                if d > radius * radius:
+                    continue
+                other = instances[i, j]
+                if other:
+                    ex = i + 0.5 - centres[other - 1, 0]
+                    ey = j + 0.5 - centres[other - 1, 1]
+                    if ex * ex + ey * ey <= d:
+                        continue
+                instances[i, j] = n + 1

@@ -1,0 +1,351 @@
+"""A simulated 2D fluorescence image: configuration, record, and the stages in order.
+
+Axis order is (x, y): ``image[i, j]`` is the pixel whose centre lies at (i + 0.5, j + 0.5) pixels.
+Lengths in a configuration are in units of length, of which one is ``scale`` pixels, drawn for each
+image; lengths in a record are in pixels. Intensities are photon counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.ndimage import correlate1d
+
+from utils.simulation import imaging
+from utils.simulation.configuration import (
+    check_each,
+    check_minima,
+    check_ranges,
+    from_plain,
+    to_plain,
+)
+from utils.simulation.coordinates import axis_rotation, rotate
+from utils.simulation.geometry import GeometryError
+from utils.simulation.labels import paint_disks
+from utils.simulation.lattice import planar_lattice
+from utils.simulation.random_bits import draw_key
+from utils.simulation.voxels import inside, to_voxels
+
+CLOUD_REACH = 4.0
+"""Columns whose points lie within this many standard deviations of the canvas are rendered."""
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """All that governs a random image; ranges are (low, high) of uniform draws.
+
+    Defaults are those of the reference generator. Raises ValueError, naming the field, for a value
+    outside its range.
+    """
+
+    shape: tuple[int, int] = (128, 128)
+    """Pixels along x and y."""
+    scale_range: tuple[float, float] = (1.28 * 0.9, 1.28 * 1.5)
+    """Pixels per unit of length, one draw per image."""
+    lattice_angle_range: tuple[float, float] = (50.0, 90.0)
+    """Angle between the lattice's basis vectors in degrees; 60 is hexagonal."""
+    column_distance: float = 10.0
+    """Length of both basis vectors."""
+    label_radius: float = 3.5
+    """Radius of a column's disk in the mask."""
+    baseline_intensity: float = 50.0
+    """A column has this x lognormal(1, std_intensity)."""
+    std_intensity: float = 0.5
+    """Sigma of that lognormal."""
+    v_std: float = 5.0
+    """Standard deviation of a point's intensity about its column's."""
+    points_per_column: float = 10.0
+    """Points of a column beside its centre, to be multiplied by the scale and truncated."""
+    cloud_sd: float = 2.0
+    """Standard deviation of a Gaussian column's points per axis."""
+    ring_radius: float = 3.5
+    """Mean distance of a ring column's points from the centre."""
+    ring_sd: float = 0.1
+    """Standard deviation of that distance."""
+    ring_share_range: tuple[float, float] = (0.0, 1.0)
+    """Share of ring columns, one draw per image; the others are Gaussian."""
+    box_size: float = 2.0
+    """Edge of the box mean; in pixels it is truncated, and at least 1."""
+    blur_sizes: tuple[int, ...] = (5, 7, 9)
+    """Odd Gaussian kernel sizes in pixels, one of which is drawn per image."""
+    background_size: int = 21
+    """Odd kernel size in pixels of the wider blur that is added as background."""
+    gain: float = 1.0
+    """Photons per unit of intensity."""
+    read_noise_share: float = 0.1
+    """Standard deviation of the read noise as a share of that of the photon counts."""
+    min_labelled: float = 0.30
+    """An image is drawn again until at least this share of it is labelled."""
+    max_centres: int = 128
+    """An image has fewer columns than this with their centre inside; lists of centres are padded
+    to this length."""
+    max_tries: int = 2000
+    """Placements drawn before giving up."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
+        return to_plain(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageConfig:
+        """Build a configuration from :meth:`to_dict`'s result."""
+        return from_plain(cls, values)
+
+
+def _check(config: ImageConfig) -> None:
+    """Raise ValueError that names the first field outside its range."""
+    check_each(config, {"shape": 8, "blur_sizes": 3})
+    if len(config.shape) != 2:
+        raise ValueError(f"shape {config.shape}: must be two numbers of pixels")
+    check_ranges(config, {"scale_range": 0.01, "lattice_angle_range": 10.0, "ring_share_range": 0})
+    if config.lattice_angle_range[1] > 170.0:
+        raise ValueError(f"lattice_angle_range {config.lattice_angle_range}: at most 170 degrees")
+    if config.ring_share_range[1] > 1.0:
+        raise ValueError(f"ring_share_range {config.ring_share_range}: at most 1")
+    positive = ("column_distance", "label_radius", "baseline_intensity", "gain")
+    spreads = ("std_intensity", "v_std", "points_per_column", "cloud_sd", "ring_radius", "ring_sd")
+    check_minima(config, dict.fromkeys(positive, 1e-3) | dict.fromkeys(spreads, 0.0))
+    check_minima(config, {"box_size": 0.0, "read_noise_share": 0.0, "background_size": 3})
+    check_minima(config, {"min_labelled": 0.0, "max_centres": 2, "max_tries": 1})
+    for size in (*config.blur_sizes, config.background_size):
+        if size % 2 != 1:
+            raise ValueError(f"blur_sizes, background_size: {size} must be an odd whole number")
+    if config.min_labelled > 1.0:
+        raise ValueError(f"min_labelled {config.min_labelled}: a share, at most 1")
+    if config.scale_range[0] * config.column_distance < 2.0:
+        raise ValueError("scale_range x column_distance: columns must be at least 2 pixels apart")
+
+
+@dataclass(frozen=True)
+class ImageParameters:
+    """The parameters drawn for one image; lengths in pixels, angles in radians."""
+
+    scale: float
+    """Pixels per unit of length."""
+    lattice_angle: float
+    """Angle between the basis vectors."""
+    turn: float
+    """Angle of the first basis vector to the x axis."""
+    shift: tuple[float, float]
+    """Place of a lattice site relative to the image's centre."""
+    cutoff_point: tuple[float, float]
+    cutoff_normal: tuple[float, float]
+    """The columns on this side of the line through that point are kept."""
+    ring_share: float
+    label_radius: float
+    box_size: int
+    blur_size: int
+    tries: int
+    """Placements drawn until this one was accepted."""
+
+
+@dataclass(frozen=True)
+class SimulatedImage:
+    """One sample: image, exact labels, the geometry behind them, and the parameters drawn.
+
+    N is the number of columns; row k of every per-column array belongs to instance id k + 1.
+    """
+
+    image: np.ndarray
+    """(X, Y) float32, photon counts with read noise, >= 0."""
+    instances: np.ndarray
+    """(X, Y) uint16: 0 background, k + 1 inside the disk of column k."""
+    all_centres: np.ndarray
+    """(N, 2) float32, pixels; columns beyond the border, whose light reaches in, included."""
+    is_ring: np.ndarray
+    """(N,) bool: a ring of points, or else a Gaussian cloud."""
+    parameters: ImageParameters
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(X, Y) uint8: 1 inside any disk."""
+        return (self.instances > 0).astype(np.uint8)
+
+    @property
+    def centres(self) -> np.ndarray:
+        """(n, 2) float32, pixels: the centres inside the image."""
+        return self.all_centres[inside(self.all_centres, self.image.shape)]
+
+
+def simulate_image(config: ImageConfig, rng: np.random.Generator) -> SimulatedImage:
+    """Simulate one image: place the columns, render the labels, the fluorescence, the image.
+
+    Args:
+        config: what to draw from.
+        rng: source of all chance, best made by :func:`sample_rng`; equal generators give equal
+            images to the bit.
+
+    Raises:
+        GeometryError: no placement within ``config.max_tries`` is labelled enough.
+    """
+    parameters, centres, instances = _place_columns(config, rng)
+    is_ring = rng.random(len(centres)) < parameters.ring_share
+    canvas = _render_fluorescence(config, parameters, centres, is_ring, rng)
+    return SimulatedImage(
+        image=_take_image(config, parameters, canvas, rng),
+        instances=instances,
+        all_centres=centres,
+        is_ring=is_ring,
+        parameters=parameters,
+    )
+
+
+def _place_columns(
+    config: ImageConfig, rng: np.random.Generator
+) -> tuple[ImageParameters, np.ndarray, np.ndarray]:
+    """Draw placements until one is accepted; return it, its centres and its instances."""
+    most_labelled, fewest_centres = 0.0, config.shape[0] * config.shape[1]
+    for tries in range(1, config.max_tries + 1):
+        parameters, centres = _draw_placement(config, rng, tries)
+        count = int(np.count_nonzero(inside(centres, config.shape)))
+        fewest_centres = min(fewest_centres, count)
+        if not 0 < count < config.max_centres:
+            continue
+        instances = paint_disks(config.shape, centres, parameters.label_radius)
+        labelled = np.count_nonzero(instances) / instances.size
+        if labelled >= config.min_labelled:
+            return parameters, centres, instances
+        most_labelled = max(most_labelled, labelled)
+    raise GeometryError(
+        f"min_labelled {config.min_labelled} with fewer than {config.max_centres} centres: none of "
+        f"{config.max_tries} placements reached it (at the most {most_labelled:.3f} was labelled, "
+        f"the fewest centres were {fewest_centres}); lower min_labelled, raise max_centres or "
+        "label_radius, or raise max_tries"
+    )
+
+
+def _draw_placement(
+    config: ImageConfig, rng: np.random.Generator, tries: int
+) -> tuple[ImageParameters, np.ndarray]:
+    """Draw one placement; return it and the centres (N, 2) float32 whose light can reach in.
+
+    A lattice is turned about the image's centre, shifted by a random part of a cell (so that no
+    column is tied to the centre), and cut along a line in a random direction through one of the
+    columns inside.
+    """
+    scale = rng.uniform(*config.scale_range)
+    angle = np.radians(rng.uniform(*config.lattice_angle_range))
+    turn = rng.uniform(0.0, 2.0 * np.pi)
+    distance = config.column_distance * scale
+    u, v = rng.random(2)
+    cell_place = distance * np.array([[u + v * np.cos(angle), v * np.sin(angle)]])
+    turned = axis_rotation(2, turn)[:2, :2]
+    shift = rotate(turned, cell_place)[0]
+
+    half = np.array(config.shape) / 2.0
+    reach = _margin(config) + scale * _column_reach(config)
+    extent = np.hypot(*(half + reach)) + 2.0 * distance
+    sites = rotate(turned, planar_lattice(distance, angle, extent)) + shift + half
+    sites = sites[np.all((sites > -reach) & (sites < 2.0 * half + reach), axis=1)]
+
+    visible = sites[inside(sites, config.shape)]
+    point = visible[int(rng.random() * len(visible))] if len(visible) else half
+    direction = rng.uniform(0.0, 2.0 * np.pi)
+    normal = np.array([np.cos(direction), np.sin(direction)])
+    kept = sites[np.sum((sites - point) * normal, axis=1) >= 0.0].astype(np.float32)
+    parameters = ImageParameters(
+        scale=scale,
+        lattice_angle=float(angle),
+        turn=turn,
+        shift=(float(shift[0]), float(shift[1])),
+        cutoff_point=(float(point[0]), float(point[1])),
+        cutoff_normal=(float(normal[0]), float(normal[1])),
+        ring_share=rng.uniform(*config.ring_share_range),
+        label_radius=config.label_radius * scale,
+        box_size=max(1, int(config.box_size * scale)),
+        blur_size=int(rng.choice(config.blur_sizes)),
+        tries=tries,
+    )
+    return parameters, kept
+
+
+def _column_reach(config: ImageConfig) -> float:
+    """Return how far from its centre a column has points or labels, in units of length."""
+    ring = config.ring_radius + CLOUD_REACH * config.ring_sd
+    return max(ring, CLOUD_REACH * config.cloud_sd, config.label_radius)
+
+
+def _margin(config: ImageConfig) -> int:
+    """Return the pixels beyond the image's border from which the filters carry light in."""
+    box = int(config.box_size * config.scale_range[1])
+    return box + max(config.blur_sizes) // 2 + config.background_size // 2
+
+
+def _render_fluorescence(
+    config: ImageConfig,
+    parameters: ImageParameters,
+    centres: np.ndarray,
+    is_ring: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return the canvas float32, the image and a margin about it, before the microscope.
+
+    A column's points follow on its centre, the columns on each other; the last one in a pixel
+    stays.
+    """
+    n, scale = len(centres), parameters.scale
+    points = int(config.points_per_column * scale)
+    intensity = config.baseline_intensity * rng.lognormal(1.0, config.std_intensity, size=(n, 1))
+    values = rng.normal(intensity, config.v_std, size=(n, points + 1))
+    values[:, :1] = intensity
+    offsets = np.zeros((n, points + 1, 2))
+    offsets[:, 1:] = np.where(
+        is_ring[:, None, None],
+        _ring_offsets(rng, (n, points), config.ring_radius, config.ring_sd),
+        rng.normal(0.0, config.cloud_sd, size=(n, points, 2)),
+    )
+    margin = _margin(config)
+    canvas = np.zeros([edge + 2 * margin for edge in config.shape], dtype=np.float32)
+    placed = (centres[:, None] + margin + scale * offsets).reshape(-1, 2)
+    pixels = to_voxels(placed, (1, 1))
+    shown = inside(pixels, canvas.shape)
+    canvas[tuple(pixels[shown].T)] = values.reshape(-1)[shown]
+    return canvas
+
+
+def _ring_offsets(
+    rng: np.random.Generator, size: tuple[int, int], radius: float, sd: float
+) -> np.ndarray:
+    """Return (*size, 2) points at a normal distance and a uniform angle."""
+    distance = rng.normal(radius, sd, size=size)
+    angle = rng.uniform(0.0, 2.0 * np.pi, size=size)
+    return np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=-1)
+
+
+def _take_image(
+    config: ImageConfig, parameters: ImageParameters, canvas: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the microscope's image (X, Y) float32 of the canvas.
+
+    Box mean and Gaussian blur; plus a wider blur of the result, plus its mean; shot and read noise.
+    """
+    size = parameters.box_size
+    box = imaging.box_sum(canvas[None], size)[1][0] / np.float32(size**2)
+    sharp = gaussian_blur(box, parameters.blur_size)
+    wide = gaussian_blur(sharp, config.background_size)
+    margin = _margin(config)
+    window = tuple(slice(margin, margin + edge) for edge in config.shape)
+    image = sharp[window] + wide[window] + sharp[window].mean()
+    image = np.ascontiguousarray(np.maximum(image, np.float32(0.0)))
+    counts = imaging.shot_noise(image, config.gain, draw_key(rng))
+    sd = config.read_noise_share * float(counts.std())
+    return imaging.read_noise_and_contrast(counts, sd, 1.0, draw_key(rng))
+
+
+def gaussian_blur(image: np.ndarray, size: int) -> np.ndarray:
+    """Blur an n-D float32 image by a Gaussian cut to ``size`` (odd) pixels; outside is nothing.
+
+    Its sigma is 0.3 ((size - 1) / 2 - 1) + 0.8, which OpenCV's ``getGaussianKernel`` documents for
+    a kernel given by its size alone: 1.1, 1.4, 1.7 and 3.5 for 5, 7, 9 and 21 pixels.
+    """
+    sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
+    kernel = np.exp(-0.5 * ((np.arange(size) - size // 2) / sigma) ** 2)
+    kernel /= kernel.sum()
+    for axis in range(image.ndim):
+        image = correlate1d(image, kernel, axis=axis, mode="constant")
+    return image
