@@ -45,211 +45,101 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parent
 DASK_TIMEOUT = "10s"
 
+FLAGS = {
+    # (flag, type, default, help with unit); the defaults are those of the reference generator
+    "file": (
+        ("--directory", str, "./vol_data", "where the file goes"),
+        ("--filename", str, "vol_train_set1.h5", "name of the HDF5 file"),
+        ("--L", int, 512, "number of samples (volumes)"),
+        ("--random_state", int, 0, "seed, 0 or larger"),
+        ("--L_xy", int, 128, "voxels along x and along y"),
+        ("--L_z", int, 128, "voxels along z, through the same unit cube"),
+    ),
+    "geometry": (
+        ("--lattice_low", int, 8, "least lattice intervals per icosahedron edge"),
+        ("--lattice_high", int, 15, "most lattice intervals per icosahedron edge: finer columns"),
+        ("--axis_scale_low", float, 0.7, "least half axis of the ellipsoid, edges of the cube"),
+        ("--axis_scale_high", float, 1.5, "greatest half axis of the ellipsoid, edges of the cube"),
+        ("--min_columns", int, 100, "least columns that enter in the cube, else it is redrawn"),
+        ("--max_tries", int, 2000, "geometries drawn for a sample before giving up"),
+    ),
+    "fluorescence": (
+        ("--simplify_factor", float, 1.25, "divides the widths of all clouds (ratio)"),
+        ("--baseline_intensity", float, 50.0, "median intensity of a cloud, arbitrary units"),
+        ("--v_std", float, 1.0, "sd of a point's intensity about its cloud's, same units"),
+        ("--std_intensity_range_low", float, 0.3, "least sd of log cloud intensity (nepers)"),
+        ("--std_intensity_range_high", float, 1.2, "greatest sd of log cloud intensity (nepers)"),
+    ),
+    "microscope": (
+        ("--cube_kernel_size", int, 2, "edge of the box point spread, voxels"),
+        ("--NF_size", float, 10.0, "sigma of the background's blur, voxels"),
+        ("--background_low", float, 0.0005, "least weight of the background (ratio)"),
+        ("--background_high", float, 0.0025, "greatest weight of the background (ratio)"),
+        ("--gain_low", int, 10, "least photons per unit of image: more shot noise"),
+        ("--gain_high", int, 29, "most photons per unit of image"),
+        ("--contrast_low", float, 0.7, "least factor on the log intensity's deviation (ratio)"),
+        ("--contrast_high", float, 1.0, "greatest factor on the log intensity's deviation (ratio)"),
+    ),
+}
+
 FIELDS_TO_FLAGS = {
+    # the flags that set a field of a Recipe or VolumeConfig, for messages
     "num_samples": "--L",
     "seed": "--random_state",
     "shape": "--L_xy, --L_z",
     "lattice_intervals": "--lattice_low, --lattice_high",
     "axis_scales": "--axis_scale_low, --axis_scale_high",
-    "min_columns": "--min_columns",
-    "max_tries": "--max_tries",
-    "simplify_factor": "--simplify_factor",
-    "baseline_intensity": "--baseline_intensity",
-    "v_std": "--v_std",
-    "std_intensity_range": "--std_intensity_range_low, --std_intensity_range_high",
-    "cube_kernel_size": "--cube_kernel_size",
     "background_sigma": "--NF_size",
     "background_range": "--background_low, --background_high",
     "gain_range": "--gain_low, --gain_high",
     "contrast_range": "--contrast_low, --contrast_high",
+    "std_intensity_range": "--std_intensity_range_low, --std_intensity_range_high",
+    **{
+        name: f"--{name}"
+        for name in (
+            "min_columns",
+            "max_tries",
+            "simplify_factor",
+            "baseline_intensity",
+            "v_std",
+            "cube_kernel_size",
+        )
+    },
 }
-"""The flags that set a field of a Recipe or VolumeConfig, for messages."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser; defaults are those of the reference generator."""
+    """Return the parser of the flags above and of those that do not change the data."""
     parser = argparse.ArgumentParser(
         description="Simulate 3D volumes of the fly's optic lobe on all cores into one HDF5 file.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-
-    files = parser.add_argument_group("file")
-    add = files.add_argument
-    add("--directory", default="./vol_data", metavar="DIR", help="where the file goes")
-    add("--filename", default="vol_train_set1.h5", metavar="NAME", help="name of the HDF5 file")
-    add("--L", type=int, default=512, metavar="INT", help="number of samples (volumes)")
-    add("--random_state", type=int, default=0, metavar="INT", help="seed, 0 or larger")
-    add("--L_xy", type=int, default=128, metavar="INT", help="voxels along x and along y")
-    add(
-        "--L_z",
-        type=int,
-        default=128,
-        metavar="INT",
-        help="voxels along z; they sample the same unit cube",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="replace an existing file once the new one is whole",
-    )
-
-    geometry = parser.add_argument_group("geometry")
-    add = geometry.add_argument
-    add(
-        "--lattice_low",
-        type=int,
-        default=8,
-        metavar="INT",
-        help="least lattice intervals per icosahedron edge (fewer: larger columns)",
-    )
-    add(
-        "--lattice_high",
-        type=int,
-        default=15,
-        metavar="INT",
-        help="most lattice intervals per icosahedron edge",
-    )
-    add(
-        "--axis_scale_low",
-        type=float,
-        default=0.7,
-        metavar="FLOAT",
-        help="least length of an ellipsoid's half axis, in edges of the cube",
-    )
-    add(
-        "--axis_scale_high",
-        type=float,
-        default=1.5,
-        metavar="FLOAT",
-        help="greatest length of an ellipsoid's half axis, in edges of the cube",
-    )
-    add(
-        "--min_columns",
-        type=int,
-        default=100,
-        metavar="INT",
-        help="least number of columns that enter inside the cube, else it is drawn again",
-    )
-    add(
-        "--max_tries",
-        type=int,
-        default=2000,
-        metavar="INT",
-        help="geometries drawn for a sample before giving up",
-    )
-
-    fluorescence = parser.add_argument_group("fluorescence")
-    add = fluorescence.add_argument
-    add(
-        "--simplify_factor",
-        type=float,
-        default=1.25,
-        metavar="FLOAT",
-        help="divides the widths of all clouds (ratio; larger: sharper columns)",
-    )
-    add(
-        "--baseline_intensity",
-        type=float,
-        default=50.0,
-        metavar="FLOAT",
-        help="intensity of a cloud, median, arbitrary units",
-    )
-    add(
-        "--v_std",
-        type=float,
-        default=1.0,
-        metavar="FLOAT",
-        help="standard deviation of a point's intensity about its cloud's, same units",
-    )
-    add(
-        "--std_intensity_range_low",
-        type=float,
-        default=0.3,
-        metavar="FLOAT",
-        help="least sigma of the lognormal cloud intensity, natural log units",
-    )
-    add(
-        "--std_intensity_range_high",
-        type=float,
-        default=1.2,
-        metavar="FLOAT",
-        help="greatest sigma of the lognormal cloud intensity, natural log units",
-    )
-
-    microscope = parser.add_argument_group("microscope")
-    add = microscope.add_argument
-    add(
-        "--cube_kernel_size",
-        type=int,
-        default=2,
-        metavar="INT",
-        help="edge of the box point spread, voxels",
-    )
-    add(
-        "--NF_size",
-        type=float,
-        default=10.0,
-        metavar="FLOAT",
-        help="sigma of the background's blur, voxels",
-    )
-    add(
-        "--background_low",
-        type=float,
-        default=0.0005,
-        metavar="FLOAT",
-        help="least weight of the background (ratio)",
-    )
-    add(
-        "--background_high",
-        type=float,
-        default=0.0025,
-        metavar="FLOAT",
-        help="greatest weight of the background (ratio)",
-    )
-    add(
-        "--gain_low",
-        type=int,
-        default=10,
-        metavar="INT",
-        help="least photons per unit of the image (fewer: more shot noise)",
-    )
-    add(
-        "--gain_high",
-        type=int,
-        default=29,
-        metavar="INT",
-        help="most photons per unit of the image",
-    )
-    add(
-        "--contrast_low",
-        type=float,
-        default=0.7,
-        metavar="FLOAT",
-        help="least factor on the log intensity's deviation from its mean",
-    )
-    add(
-        "--contrast_high",
-        type=float,
-        default=1.0,
-        metavar="FLOAT",
-        help="greatest factor on the log intensity's deviation from its mean",
-    )
-
-    machines = parser.add_argument_group("machines")
-    add = machines.add_argument
-    add(
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag, kind, default, text in flags:
+            group.add_argument(
+                flag,
+                type=kind,
+                default=default,
+                metavar=kind.__name__.upper(),
+                help=f"{text} (default: {default})",
+            )
+    run = parser.add_argument_group("run")
+    run.add_argument(
         "--workers",
         type=int,
-        default=None,
         metavar="INT",
-        help="processes that simulate; None: one for each core that this process may use",
+        help="processes that simulate (default: one for each core that this process may use)",
     )
-    add(
+    run.add_argument(
         "--dask-scheduler",
-        default=None,
         metavar="tcp://HOST:PORT",
         help="simulate on this Dask cluster instead (needs requirements-dask.txt)",
+    )
+    run.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing file as soon as the new one is complete",
     )
     return parser
 
@@ -373,12 +263,15 @@ class Pool:
         return 2 * self.at_a_time
 
     def submit(self, recipe: Recipe, index: int, place: int) -> Future[Any]:
-        """Have sample ``index`` simulated into a place."""
+        """Have sample ``index`` simulated into a place; WorkerError if a worker is gone."""
         task = (str(CHECKOUT), recipe.config.to_dict(), recipe.seed, index)
-        if self.shared is None:
-            return self.executor.submit(simulate_row, *task)
         start = place * self.place_size
-        return self.executor.submit(simulate_into_shared, start, self.place_size, *task)
+        try:
+            if self.shared is None:
+                return self.executor.submit(simulate_row, *task)
+            return self.executor.submit(simulate_into_shared, start, self.place_size, *task)
+        except BrokenExecutor as error:
+            raise WorkerError from error
 
     def row(self, future: Future[Any], place: int) -> EncodedRow:
         """Return what a future made; valid until the place is used again.
@@ -510,8 +403,13 @@ def check_disk(path: Path, recipe: Recipe) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise RequestError(
-            f"{path}: about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free there"
+            f"{path}: about {in_words(needed)} are needed, {in_words(free)} are free there"
         )
+
+
+def in_words(size: int) -> str:
+    """Return a number of bytes in GB or MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 @contextlib.contextmanager
@@ -595,10 +493,8 @@ def generate(args: argparse.Namespace) -> None:
             raise
         writer.finish()
     seconds = time.perf_counter() - started
-    size = path.stat().st_size / 1e9
-    print(
-        f"{path}: {recipe.num_samples} volumes, seed {recipe.seed}, {size:.2f} GB, {seconds:.0f} s"
-    )
+    size = in_words(path.stat().st_size)
+    print(f"{path}: {recipe.num_samples} volumes, seed {recipe.seed}, {size}, {seconds:.0f} s")
 
 
 def main(argv: list[str] | None = None) -> int:

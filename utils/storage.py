@@ -672,16 +672,17 @@ class VolumeFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._file: h5py.File | None = None
+        self._datasets: dict[str, h5py.Dataset] = {}
         self._pid = -1
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return int(self._open()["vol_data"].shape[0])
+        return int(self._dataset("vol_data").shape[0])
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels of each sample along x, y, z."""
-        return self._open()["vol_data"].shape[1:]
+        return self._dataset("vol_data").shape[1:]
 
     @property
     def config(self) -> VolumeConfig:
@@ -763,6 +764,7 @@ class VolumeFile:
         if self._file is not None:
             self._file.close()
         self._file = None
+        self._datasets = {}
 
     def __enter__(self) -> VolumeFile:
         """Return itself; leaving the block closes."""
@@ -779,13 +781,21 @@ class VolumeFile:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the path only: an open file cannot travel to another process."""
-        return {"path": self.path, "_file": None, "_pid": -1}
+        return {"path": self.path, "_file": None, "_datasets": {}, "_pid": -1}
 
     def _open(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():
             self._file = _open_complete(self.path)
+            self._datasets = {}
             self._pid = os.getpid()
         return self._file
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Return a dataset, looked up once: that takes as long as reading a small one."""
+        file = self._open()
+        if name not in self._datasets:
+            self._datasets[name] = file[name]
+        return self._datasets[name]
 
     def _attribute(self, name: str) -> Any:
         return self._open().attrs[name]
@@ -794,7 +804,7 @@ class VolumeFile:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: sample {index} is outside 0..{len(self) - 1}")
         try:
-            return self._open()[name][(index, *(slices or ()))]
+            return self._dataset(name)[(index, *(slices or ()))]
         except (OSError, RuntimeError) as error:
             raise StorageError(
                 f"{self.path}: {name} of sample {index} cannot be read: {_reason(error)}"

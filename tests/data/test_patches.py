@@ -32,7 +32,7 @@ def corner_of(slices: Slices) -> tuple[int, ...]:
     return tuple(part.start for part in slices)
 
 
-@pytest.mark.parametrize("tries", [0, 3, 1000])
+@pytest.mark.parametrize("tries", [0, 3, 6, 1000])
 def test_patches_are_uniform_over_valid_corners(tries: int) -> None:
     mask = np.zeros((9, 8), np.uint8)
     mask[6:, 5:] = 1

@@ -42,7 +42,8 @@ class PercentileNormalizer:
         """
         if not high > low:
             return np.zeros(array.shape, np.float32)
-        scaled = (array.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        scaled = np.subtract(array, np.float32(low), dtype=np.float32)
+        scaled /= np.float32(high - low)
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
     def to_dict(self) -> dict[str, float]:

@@ -11,6 +11,9 @@ import numpy as np
 
 Slices = tuple[slice, ...]
 
+_READ_TRIES = 4
+"""Patches read from the file before its whole mask: that costs as much as three of them."""
+
 
 def patch_slices(corner: np.ndarray, patch_shape: tuple[int, ...]) -> Slices:
     """Return the slices of the patch at ``corner``."""
@@ -39,15 +42,15 @@ def choose_patch(
     max_background: float,
     rng: np.random.Generator,
     *,
-    tries: int = 12,
+    tries: int = 200,
 ) -> tuple[Slices, np.ndarray]:
     """Return the slices of a random patch, and its mask, with at most ``max_background``.
 
     Uniform over all corners whose patch is labelled in a share of at least ``1 - max_background``:
-    by rejection, which reads patches only, and after ``tries`` misses from the counts of all
-    corners. Where none has enough, the densest (the first of equals). ``read_mask`` returns the
-    mask within slices: a file's reader or an array's ``__getitem__``. Raises ValueError if the
-    patch is larger than the volume.
+    by rejection, and after ``tries`` misses from the counts of all corners. Where none has enough,
+    the densest (the first of equals). ``read_mask`` returns the mask within slices: a file's reader
+    or an array's ``__getitem__``; it is called for the first few patches and then once for the
+    whole mask. Raises ValueError if the patch is larger than the volume.
     """
     if len(patch_shape) != len(shape) or any(
         not 0 < p <= s for p, s in zip(patch_shape, shape, strict=True)
@@ -55,12 +58,16 @@ def choose_patch(
         raise ValueError(f"a patch of {patch_shape} voxels does not fit into {shape}")
     enough = _least_count(patch_shape, max_background)
     corners = np.subtract(shape, patch_shape) + 1
-    for _ in range(tries):
+    whole: np.ndarray | None = None
+    for attempt in range(tries):
         slices = patch_slices(rng.integers(corners), patch_shape)
-        mask = read_mask(slices)
+        if attempt == _READ_TRIES:
+            whole = read_mask(patch_slices(np.zeros(len(shape)), shape))
+        mask = read_mask(slices) if whole is None else whole[slices]
         if np.count_nonzero(mask) >= enough:
             return slices, mask
-    whole = read_mask(tuple(slice(0, s) for s in shape))
+    if whole is None:
+        whole = read_mask(patch_slices(np.zeros(len(shape)), shape))
     slices = patch_slices(_corner_by_counts(whole, patch_shape, enough, rng), patch_shape)
     return slices, whole[slices]
 
