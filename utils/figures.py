@@ -624,6 +624,75 @@ def save_samples_panel(
     return _save_figure(figure, path)
 
 
+def draw_image_sample(
+    image: np.ndarray, mask: np.ndarray, centres: np.ndarray, title: str = ""
+) -> Image.Image:
+    """Return a picture of a 2D sample: image, mask, and centres and outlines on the image.
+
+    Args:
+        image: (X, Y), 0..1.
+        mask: (X, Y), 0/1.
+        centres: (n, 2) in pixels; the first pixel reaches from 0 to 1.
+        title: words at the top.
+    """
+    from PIL import Image
+
+    figure = _new_figure(10.0, 3.7)
+    plain, labels, both = figure.subplots(1, 3)
+    for axes in (plain, both):
+        _show_pixels(axes, image, cmap=_blue_map(), vmin=0, vmax=1)
+    _show_pixels(labels, mask, cmap=_red_map(), vmin=0, vmax=1)
+    _draw_centres(both, mask, centres)
+    for axes, words in zip((plain, labels, both), ("image", "mask", "centres"), strict=True):
+        axes.set_title(words, fontsize=10)
+        axes.set_xlabel("x (pixels)", fontsize=8)
+    plain.set_ylabel("y (pixels)", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    memory = io.BytesIO()
+    figure.savefig(memory, dpi=80)
+    with Image.open(memory) as picture:
+        return picture.convert("RGB")
+
+
+def save_image_samples(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    centres: Sequence[np.ndarray],
+    path: str | Path,
+) -> Path:
+    """Draw 2D samples, four a row, each as its image beside it with outlines and centres.
+
+    Arguments are lists of those of :func:`draw_image_sample`; ``path`` is the picture to write.
+    """
+    rows = -(-len(images) // 4)
+    figure = _new_figure(12.0, 1.6 * rows)
+    pairs = figure.subplots(rows, 8, squeeze=False).reshape(-1, 2)
+    for axes in pairs.ravel():
+        axes.set_axis_off()
+    for image, mask, points, pair in zip(images, masks, centres, pairs, strict=False):
+        for axes in pair:
+            _show_pixels(axes, image, cmap=_blue_map(), vmin=0, vmax=1)
+        _draw_centres(pair[1], mask, points)
+    return _save_figure(figure, path, dpi=75)
+
+
+def _show_pixels(axes: Axes, image: np.ndarray, **options: Any) -> None:
+    """Show ``image`` (X, Y) on axes in pixels: the first reaches from 0 to 1."""
+    _show(axes, image, extent=(0, image.shape[0], 0, image.shape[1]), **options)
+
+
+def _draw_centres(axes: Axes, mask: np.ndarray, centres: np.ndarray) -> None:
+    x, y = (np.arange(edge) + 0.5 for edge in mask.shape)
+    axes.contour(x, y, mask.T, levels=[0.5], colors=[TRUTH], linewidths=0.6)
+    axes.plot(*centres.T, ".", color="white", markersize=2.5)
+
+
+def _red_map() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("mask", ((0.0, 0.0, 0.0), MASK_RED))
+
+
 def save_geometry(volume: SimulatedVolume, path: str | Path, *, title: str = "") -> Path:
     """Draw the geometry in 3D from two sides: lattice, columns by type, neurites, the cube.
 
@@ -705,17 +774,20 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("columns", "column_types.png: a column of each type, cut open", 256, 3),
         ("samples", "samples.png: slices and projections of the first samples", 128, None),
         ("geometry", "geometry.png: columns, lattice and neurites in 3D", 128, 3),
+        ("samples-2d", "samples_2d.png: the first 2D samples", None, None),
     ):
         command = commands.add_parser(name, help=what, description=f"Writes {what}.")
         command.add_argument(
             "--directory", type=Path, default=Path("assets"), help="folder to write to"
         )
         command.add_argument("--seed", type=int, default=0, help="seed of the samples")
-        command.add_argument("--voxels", type=int, default=edge, help="edge of the cube")
+        if edge is not None:
+            command.add_argument("--voxels", type=int, default=edge, help="edge of the cube")
         if index is not None:
             command.add_argument("--index", type=int, default=index, help="index of the sample")
-        if name == "samples":
-            command.add_argument("--count", type=int, default=8, help="number of samples")
+        if name.startswith("samples"):
+            count = 16 if name == "samples-2d" else 8
+            command.add_argument("--count", type=int, default=count, help="number of samples")
     return parser.parse_args(arguments)
 
 
@@ -723,6 +795,8 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
     """Simulate and draw what a subcommand asks for; returns the pictures."""
     from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 
+    if options.command == "samples-2d":
+        return [_draw_image_samples(options)]
     shape, folder = (options.voxels,) * 3, options.directory
     config = VolumeConfig(shape=shape)
 
@@ -745,6 +819,20 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
         return [save_samples_panel(volumes, folder / "samples.png", titles)]
     title = f"seed {options.seed}, sample {options.index}"
     return [save_geometry(sample(options.index), folder / "geometry.png", title=title)]
+
+
+def _draw_image_samples(options: argparse.Namespace) -> Path:
+    from utils.data.normalize import PercentileNormalizer
+    from utils.simulation import sample_rng
+    from utils.simulation.image import ImageConfig, simulate_image
+
+    samples = [
+        simulate_image(ImageConfig(), sample_rng(options.seed, i)) for i in range(options.count)
+    ]
+    scale = PercentileNormalizer()
+    images = [scale.apply(s.image, *scale.fit(s.image)) for s in samples]
+    masks, centres = [s.mask for s in samples], [s.centres for s in samples]
+    return save_image_samples(images, masks, centres, options.directory / "samples_2d.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
