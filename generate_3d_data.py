@@ -288,7 +288,7 @@ class Pool:
             if type(error).__name__ == "KilledWorker":  # of distributed, not always installed
                 raise WorkerError from error
             raise
-        if isinstance(made, EncodedRow):
+        if self.shared is None or isinstance(made, EncodedRow):
             return made
         start = place * self.place_size
         view = memoryview(self.shared)[start : start + sum(made)]

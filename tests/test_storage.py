@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from utils import storage
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
 from utils.storage import (
+    LAYOUT,
     Recipe,
     RecipeMismatchError,
     StorageError,
@@ -28,6 +28,7 @@ from utils.storage import (
     encode_row,
     open_writer,
     partial_path,
+    remove_stray_journal,
 )
 
 SHAPE = (32, 32, 32)
@@ -163,7 +164,7 @@ def test_every_dataset_says_what_it_is(fake_file: Path) -> None:
     with h5py.File(fake_file) as file:
         found: list[str] = []
         file.visititems(lambda name, item: found.append(name + item.attrs["description"]))
-    assert len(found) > len(storage.LAYOUT)
+    assert len(found) > len(LAYOUT)
 
 
 def test_the_usage_in_a_description_works(fake_file: Path) -> None:
@@ -223,7 +224,7 @@ def test_a_kill_while_finishing_is_repaired(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"utils.storage.{killed_in}", die)
+        patch.setattr(f"utils.storage.writing.{killed_in}", die)
         with pytest.raises(Killed):
             write_rows(path, [0, 1, 2, 3], finish=True)
     with partial_path(path).open("r+b") as file:
@@ -269,10 +270,10 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_stray_journal_goes_and_a_needed_one_stays(tmp_path: Path) -> None:
     (tmp_path / "done.h5.rows.partial").write_bytes(b"x")
-    storage.remove_stray_journal(tmp_path / "done.h5")
+    remove_stray_journal(tmp_path / "done.h5")
     assert list(tmp_path.iterdir()) == []
     write_rows(tmp_path / "a.h5", [0])
-    storage.remove_stray_journal(tmp_path / "a.h5")
+    remove_stray_journal(tmp_path / "a.h5")
     assert write_rows(tmp_path / "a.h5", []) == [1, 2, 3]
 
 

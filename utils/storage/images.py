@@ -1,0 +1,213 @@
+"""The HDF5 file of simulated images: its layout, how it is written in one go, and how it is read.
+
+Plain h5py opens the file without plugins. Axis order
+is (x, y). Images are kept scaled to 0..1, as data sets give them; ``sample_rng(seed, i)`` and the
+configuration among the attributes make sample i again with its raw counts and all parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from utils.simulation.image import ImageConfig
+from utils.storage.errors import RecipeMismatchError, StorageError, reason
+from utils.storage.journal import partial_path
+from utils.storage.layout import GZIP_LEVEL, PROGRAM_VERSION
+from utils.storage.recipe import differing
+
+IMAGE_FORMAT_VERSION = 1
+"""Raised when a reader of the previous layout would fail or misread."""
+
+IMAGE_LAYOUT = {
+    "image_data": "image, (sample, x, y), float32, 1st to 99th percentile scaled to 0..1",
+    "image_labels": "mask, (sample, x, y): 1 inside the disk of any column",
+    "points": "centres inside the image in pixels, (n, 2): f['points'][sample].reshape(-1, 2)",
+}
+"""Names in the file and what they hold."""
+_ATTRIBUTES = ("format_version", "program_version", "configuration", "seed", "num_samples")
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """All that decides a file's contents: sample i is simulated with ``sample_rng(seed, i)``."""
+
+    config: ImageConfig
+    seed: int
+    num_samples: int
+    program_version: str = PROGRAM_VERSION
+
+    def check_serves(self, path: Path, asked: ImageRecipe) -> None:
+        """Raise RecipeMismatchError unless a file of this recipe holds all samples ``asked`` for.
+
+        It may hold more: sample i does not depend on how many there are.
+        """
+        differences = differing(self._identity(), asked._identity())
+        if self.num_samples < asked.num_samples:
+            differences.append(("L (number of samples)", self.num_samples, asked.num_samples))
+        if differences:
+            raise RecipeMismatchError(path, differences)
+
+    def _identity(self) -> dict[str, Any]:
+        """Return all that decides what sample i is."""
+        rest = {"seed": self.seed, "program_version": self.program_version}
+        return {**self.config.to_dict(), **rest}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """L samples in memory."""
+
+    images: np.ndarray
+    """(L, X, Y) float32, 0..1."""
+    masks: np.ndarray
+    """(L, X, Y) uint8, 0/1."""
+    centres: list[np.ndarray]
+    """L arrays (n, 2) float32 in pixels, inside the image."""
+
+    @classmethod
+    def empty(cls, count: int, shape: tuple[int, int]) -> ImageSet:
+        """Return room for ``count`` samples of ``shape``."""
+        images, masks = np.zeros((count, *shape), np.float32), np.zeros((count, *shape), np.uint8)
+        return cls(images, masks, [np.zeros((0, 2), np.float32)] * count)
+
+
+@contextmanager
+def new_image_file(path: Path, recipe: ImageRecipe) -> Iterator[ImageSetWriter]:
+    """Lay out ``path`` under a temporary name; it gets its own when the block ends without error.
+
+    Otherwise nothing is left. Raises StorageError, naming the file, if that cannot be done.
+    """
+    partial = partial_path(path)
+    try:
+        file = _open_new(path, partial)
+        try:
+            with file:
+                _create_tables(file, recipe)
+                yield ImageSetWriter(file)
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except (OSError, RuntimeError) as error:  # h5py raises either
+        raise StorageError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+class ImageSetWriter:
+    """Puts samples into a file that :func:`new_image_file` laid out."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+
+    def write(self, index: int, image: np.ndarray, mask: np.ndarray, centres: np.ndarray) -> None:
+        """Write image (X, Y) float32, mask (X, Y) uint8 and centres (n, 2) float32 of a sample."""
+        self._file["image_data"][index] = image
+        self._file["image_labels"][index] = mask
+        self._file["points"][index] = centres.ravel()
+
+
+def read_image_recipe(path: Path) -> ImageRecipe:
+    """Return what a file was made from; StorageError, naming it, if it is not of this layout."""
+    with _open_existing(path) as file:
+        return _recipe(path, file)
+
+
+def read_image_set(path: Path, count: int) -> ImageSet:
+    """Return the first ``count`` samples of a file; StorageError, naming it, if it cannot be."""
+    with _open_existing(path) as file:
+        try:
+            centres = [flat.reshape(-1, 2) for flat in file["points"][:count]]
+            return ImageSet(file["image_data"][:count], file["image_labels"][:count], centres)
+        except (OSError, RuntimeError) as error:
+            raise StorageError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def _open_new(path: Path, partial: Path) -> h5py.File:
+    if path.is_dir():
+        raise StorageError(
+            f"{path}: is a folder; give the name of a file, such as {path}/images.h5"
+        )
+    if not path.parent.is_dir():
+        raise StorageError(f"{path}: the folder {path.parent} does not exist; make it first")
+    partial.touch()  # says in the system's words what is wrong, such as "Read-only file system"
+    return h5py.File(partial, "w")
+
+
+def _create_tables(file: h5py.File, recipe: ImageRecipe) -> None:
+    count, shape = recipe.num_samples, recipe.config.shape
+    file.attrs["description"] = "Simulated images of the fly's optic lobe with exact labels."
+    file.attrs["format_version"] = IMAGE_FORMAT_VERSION
+    file.attrs["program_version"] = recipe.program_version
+    file.attrs["configuration"] = json.dumps(recipe.config.to_dict())
+    file.attrs["seed"] = recipe.seed
+    file.attrs["num_samples"] = count
+    file.create_dataset("image_data", (count, *shape), "<f4", chunks=(1, *shape))
+    file.create_dataset(
+        "image_labels",
+        (count, *shape),
+        "u1",
+        chunks=(1, *shape),
+        compression="gzip",
+        compression_opts=GZIP_LEVEL,
+    )
+    file.create_dataset("points", (count,), h5py.vlen_dtype(np.dtype("<f4")))
+    for name, text in IMAGE_LAYOUT.items():
+        file[name].attrs["description"] = text
+
+
+def _open_existing(path: Path) -> h5py.File:
+    """Open a file and check its layout."""
+    if not path.is_file():
+        raise StorageError(f"{path}: is not a file")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise StorageError(f"{path}: truncated or not HDF5: {reason(error)}") from error
+    problem = _layout_problem(file)
+    if problem:
+        file.close()
+        raise StorageError(f"{path}: {problem}")
+    return file
+
+
+def _layout_problem(file: h5py.File) -> str:
+    """Return what keeps a file from being read here; empty if nothing does."""
+    if "vol_data" in file:
+        return "holds 3D volumes, not images; SegmentationFake3DDataset reads it"
+    missing = [name for name in IMAGE_LAYOUT if name not in file]
+    missing += [f"attribute {name}" for name in _ATTRIBUTES if name not in file.attrs]
+    if missing:
+        return f"not a file of simulated images: lacks {', '.join(missing)}"
+    if file.attrs["format_version"] != IMAGE_FORMAT_VERSION:
+        version = file.attrs["format_version"]
+        return f"format version {version}; this program reads {IMAGE_FORMAT_VERSION}"
+    return ""
+
+
+def _recipe(path: Path, file: h5py.File) -> ImageRecipe:
+    attributes: dict[str, Any] = dict(file.attrs)
+    try:
+        config = ImageConfig.from_dict(json.loads(attributes["configuration"]))
+    except (TypeError, ValueError) as error:
+        raise StorageError(f"{path}: its configuration is not one of images: {error}") from error
+    seed, count = int(attributes["seed"]), int(attributes["num_samples"])
+    return ImageRecipe(config, seed, count, str(attributes["program_version"]))
+
+
+def _sync(path: Path) -> None:
+    """Put what was written to a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

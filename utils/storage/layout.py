@@ -1,0 +1,111 @@
+"""Names, shapes, dtypes and chunks of what stands in the file.
+
+Labels and images of a row are cut into chunks of ``CHUNK_EDGE`` voxels an edge, in the order of
+their corners; those at the far borders are filled up with zeros. Axis order is (x, y, z).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.simulation.volume import VolumeParameters
+
+FORMAT_VERSION = 1
+"""Raised when a reader of the previous layout would fail or misread."""
+PROGRAM_VERSION = "1.0.0"
+"""Raised when the same configuration and seed give other numbers."""
+
+CHUNK_EDGE = 32
+"""Voxels per edge of a chunk: the fastest of 16, 32 and 64 (``benchmarks/bench_storage.py``)."""
+GZIP_LEVEL = 3
+"""The level whose masks are read fastest; a fifth smaller than 1, and 6 takes twice as long."""
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """A dataset with a flat array of its own length in each row; ``shape`` restores the array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    description: str
+
+
+IMAGE_TEXT = "image, (sample, x, y, z), raw intensities"
+VOXELS = {
+    "vol_labels": ("u1", "mask, (sample, x, y, z): 1 inside any column, left-out ones too"),
+    "vol_instances": (
+        "<u2",
+        "instances, (sample, x, y, z): 0 background, k + 1 inside column k of this sample",
+    ),
+}
+RAGGED = {
+    "points": _Ragged("<f4", (-1, 3), "mid-points of the columns, unit cube"),
+    "entry_points": _Ragged("<f4", (-1, 3), "entry points of the columns, unit cube"),
+    "e_r": _Ragged("<f4", (-1, 3), "column axes, outward; their norm scales lengths along them"),
+    "e_theta": _Ragged("<f4", (-1, 3), "second vectors of the columns' frames"),
+    "e_phi": _Ragged("<f4", (-1, 3), "third vectors of the columns' frames"),
+    "column_type": _Ragged("u1", (-1,), "0 left out of the image, 1 dense, 2 clumped, 3 ring"),
+    "control_points": _Ragged("<f4", (4, -1, 3), "Bezier control points of the neurites"),
+    "lattice_coordinates": _Ragged("<i4", (-1, 3), "icosahedron face 0..19 and grid (i, j) on it"),
+    "lattice_neighbours": _Ragged("<i4", (-1, 2), "pairs (k, l), k < l, of neighbouring columns"),
+}
+PARAMETER_TEXT = "lengths in edges of the unit cube, angles in radians"
+PERCENTILES_TEXT = "1st and 99th percentile of each image as stored"
+
+LAYOUT: dict[str, str] = {
+    "vol_data": IMAGE_TEXT,
+    **{name: text for name, (_, text) in VOXELS.items()},
+    "vol_percentiles": PERCENTILES_TEXT,
+    **{name: part.description for name, part in RAGGED.items()},
+    "parameters": "group with one dataset per parameter drawn",
+}
+"""Names in the file and what they hold."""
+
+
+def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the chunks of a volume; a smaller volume is one chunk."""
+    return tuple(min(CHUNK_EDGE, edge) for edge in shape)
+
+
+def _chunk_grid(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-(-edge // chunk) for edge, chunk in zip(shape, chunk_shape(shape), strict=True))
+
+
+def chunk_corners(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the first voxel of each chunk, in the chunks' order."""
+    chunk = chunk_shape(shape)
+    return itertools.product(*map(range, (0,) * len(shape), shape, chunk))
+
+
+def row_bytes(shape: tuple[int, ...]) -> int:
+    """Return the bytes of an image, float16, in full chunks."""
+    return 2 * math.prod(_chunk_grid(shape)) * math.prod(chunk_shape(shape))
+
+
+def split_chunks(array: np.ndarray) -> np.ndarray:
+    """Return (chunks, voxels of a chunk); chunks at the far borders are filled up with zeros."""
+    grid, chunk = _chunk_grid(array.shape), chunk_shape(array.shape)
+    padding = [(0, g * c - n) for g, c, n in zip(grid, chunk, array.shape, strict=True)]
+    if any(after for _, after in padding):
+        array = np.pad(array, padding)
+    split = array.reshape([n for pair in zip(grid, chunk, strict=True) for n in pair])
+    axes = (*range(0, split.ndim, 2), *range(1, split.ndim, 2))
+    return split.transpose(axes).reshape(math.prod(grid), math.prod(chunk))
+
+
+@functools.cache
+def parameter_layout() -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of each field of VolumeParameters: ints, floats, tuples of either."""
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, hint in typing.get_type_hints(VolumeParameters).items():
+        items = typing.get_args(hint)
+        kind = items[0] if items else hint
+        layout[name] = ({int: "<i8", float: "<f8"}[kind], (len(items),) if items else ())
+    return layout

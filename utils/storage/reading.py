@@ -1,0 +1,209 @@
+"""Reading a complete file: whole samples and parts of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from utils.simulation.volume import SimulatedVolume, VolumeConfig, VolumeParameters
+from utils.storage.errors import StorageError, reason
+from utils.storage.layout import (
+    FORMAT_VERSION,
+    LAYOUT,
+    PROGRAM_VERSION,
+    RAGGED,
+    VOXELS,
+    parameter_layout,
+)
+from utils.storage.recipe import Recipe
+
+
+class VolumeFile:
+    """A complete file of simulated volumes, opened at the first use, in each process anew.
+
+    Every access raises StorageError, naming the file, if it is missing, truncated, not complete or
+    not of this layout. Can be pickled and used as a context manager.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file: h5py.File | None = None
+        self._datasets: dict[str, h5py.Dataset] = {}
+        self._pid = -1
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return int(self._dataset("vol_data").shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels of each sample along x, y, z."""
+        return self._dataset("vol_data").shape[1:]
+
+    @property
+    def config(self) -> VolumeConfig:
+        """The configuration that all samples were drawn from."""
+        try:
+            return VolumeConfig.from_dict(json.loads(self._attribute("configuration")))
+        except (TypeError, ValueError) as error:
+            raise StorageError(
+                f"{self.path}: its configuration is not one of this program's version "
+                f"{PROGRAM_VERSION}, the file's is {self.program_version}: {error}"
+            ) from error
+
+    @property
+    def seed(self) -> int:
+        """The seed; sample i comes from ``sample_rng(seed, i)``."""
+        return int(self._attribute("seed"))
+
+    @property
+    def program_version(self) -> str:
+        """The version of the program that simulated the samples."""
+        return str(self._attribute("program_version"))
+
+    @property
+    def recipe(self) -> Recipe:
+        """All that is needed to make this file again."""
+        return Recipe(self.config, self.seed, len(self))
+
+    @property
+    def complete(self) -> bool:
+        """Whether this is a file of this layout with all its samples; never raises for others."""
+        try:
+            self._open()
+        except StorageError:
+            return False
+        return True
+
+    def read_image(self, index: int, slices: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Return the image, or the part of it in ``slices``, as float32."""
+        return self._read("vol_data", index, slices).astype(np.float32)
+
+    def read_mask(self, index: int, slices: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Return the mask, or the part of it in ``slices``, as uint8: 1 inside any column."""
+        return self._read("vol_labels", index, slices)
+
+    def read_instances(self, index: int, slices: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Return the instance ids, or those in ``slices``, as uint16: 0 is background."""
+        return self._read("vol_instances", index, slices)
+
+    def percentiles(self, index: int) -> tuple[float, float]:
+        """Return the 1st and 99th percentile of the whole image."""
+        low, high = self._read("vol_percentiles", index)
+        return float(low), float(high)
+
+    def parameters(self, index: int) -> VolumeParameters:
+        """Return the parameters drawn for one sample."""
+        values: dict[str, Any] = {}
+        for name in parameter_layout():
+            value = self._read("parameters/" + name, index).tolist()
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return VolumeParameters(**values)
+
+    def read_volume(self, index: int) -> SimulatedVolume:
+        """Return the whole sample as it was simulated, the image rounded to float16."""
+        stored = {field.name for field in dataclasses.fields(SimulatedVolume)} & set(RAGGED)
+        ragged = {
+            name: self._read(name, index).reshape(part.shape)
+            for name, part in RAGGED.items()
+            if name in stored
+        }
+        return SimulatedVolume(
+            image=self.read_image(index),
+            instances=self.read_instances(index),
+            parameters=self.parameters(index),
+            **ragged,
+        )
+
+    def close(self) -> None:
+        """Close the file; the next access opens it again."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._datasets = {}
+
+    def __enter__(self) -> VolumeFile:
+        """Return itself; leaving the block closes."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the path only: an open file cannot travel to another process."""
+        return {"path": self.path, "_file": None, "_datasets": {}, "_pid": -1}
+
+    def _open(self) -> h5py.File:
+        if self._file is None or self._pid != os.getpid():
+            self._file = _open_complete(self.path)
+            self._datasets = {}
+            self._pid = os.getpid()
+        return self._file
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """Return a dataset, looked up once: that takes as long as reading a small one."""
+        file = self._open()
+        if name not in self._datasets:
+            self._datasets[name] = file[name]
+        return self._datasets[name]
+
+    def _attribute(self, name: str) -> Any:
+        return self._open().attrs[name]
+
+    def _read(self, name: str, index: int, slices: tuple[slice, ...] | None = None) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: sample {index} is outside 0..{len(self) - 1}")
+        try:
+            return self._dataset(name)[(index, *(slices or ()))]
+        except (OSError, RuntimeError) as error:
+            raise StorageError(
+                f"{self.path}: {name} of sample {index} cannot be read: {reason(error)}"
+            ) from error
+
+
+def _open_complete(path: Path) -> h5py.File:
+    """Open a file and check that it is complete and of this layout."""
+    if path.is_dir():
+        raise StorageError(f"{path}: a directory, not a file")
+    if not path.exists():
+        raise StorageError(f"{path}: no such file; generate_3d_data.py makes one")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise StorageError(f"{path}: truncated or not HDF5: {reason(error)}") from error
+    problem = _layout_problem(file)
+    if problem:
+        file.close()
+        raise StorageError(f"{path}: {problem}")
+    return file
+
+
+def _layout_problem(file: h5py.File) -> str:
+    """Return what keeps a file from being read here; empty if nothing does."""
+    if not file.attrs.get("complete", True):
+        return "not complete; the command that began it picks up where it stopped"
+    attributes = ("format_version", "program_version", "configuration", "seed", "complete")
+    names = [*LAYOUT, *("parameters/" + name for name in parameter_layout())]
+    missing = [name for name in names if name not in file]
+    missing += [f"attribute {name}" for name in attributes if name not in file.attrs]
+    if missing:
+        return f"not a file of simulated volumes: lacks {', '.join(missing)}"
+    if file.attrs["format_version"] != FORMAT_VERSION:
+        return f"format version {file.attrs['format_version']}; this program reads {FORMAT_VERSION}"
+    shapes = {name: file[name].shape for name in ("vol_data", *VOXELS)}
+    if len(set(shapes.values())) != 1 or len(shapes["vol_data"]) != 4:
+        return f"images and labels differ in shape: {shapes}"
+    return ""
