@@ -9,13 +9,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from utils.data.images import (
+        KeypointDetectionFake2DDataset,
+        RegressionFake2DDataset,
+        SegmentationFake2DDataset,
+    )
     from utils.data.normalize import PercentileNormalizer
     from utils.data.volumes import SegmentationFake3DDataset
 
-__all__ = ["PercentileNormalizer", "SegmentationFake3DDataset"]
+__all__ = [
+    "KeypointDetectionFake2DDataset",
+    "PercentileNormalizer",
+    "RegressionFake2DDataset",
+    "SegmentationFake2DDataset",
+    "SegmentationFake3DDataset",
+]
 
 _MODULES = {
+    "KeypointDetectionFake2DDataset": "utils.data.images",
     "PercentileNormalizer": "utils.data.normalize",
+    "RegressionFake2DDataset": "utils.data.images",
+    "SegmentationFake2DDataset": "utils.data.images",
     "SegmentationFake3DDataset": "utils.data.volumes",
 }
 

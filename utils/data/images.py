@@ -1,0 +1,303 @@
+"""Torch data sets of simulated images: segmentation, keypoint and regression targets.
+
+The samples are simulated at once, into memory and, where a path is given, into an HDF5 file; one
+that exists is loaded. Axis order is (x, y); the pixel ``image[0, i, j]`` has its centre at
+(i + 0.5, j + 0.5), and columns' centres are in those pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from utils.data.normalize import PercentileNormalizer
+from utils.simulation.image import ImageConfig, SimulatedImage, simulate_image
+from utils.simulation.volume import sample_rng
+from utils.storage.images import (
+    ImageRecipe,
+    ImageSet,
+    new_image_file,
+    read_image_recipe,
+    read_image_set,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KEYPOINT_PADDING = 999.0
+"""Stands in both coordinates of rows that hold no centre."""
+HEAT_MAPS = ("Gaussian", "Cauchy")
+
+
+class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
+    """What the data sets of simulated images share; each gives its own targets."""
+
+    def __init__(
+        self,
+        L: int,
+        seed: int | None = None,
+        h5path: str | os.PathLike[str] | None = None,
+        *,
+        progress: bool = True,
+        **parameters: Any,
+    ) -> None:
+        """Simulate or load the samples.
+
+        Args:
+            L: number of samples, at least 1.
+            seed: sample i of a seed is the same to the bit for any ``L``; 0 is a seed like others.
+                With None the seed of an existing file is taken, or else a fresh one is drawn;
+                ``dataset.seed`` tells which.
+            h5path: file to load, or to make where there is none yet (its folder must exist); it
+                may hold more samples than ``L``. None keeps the samples in memory only.
+            progress: whether to show a progress bar while simulating (on a terminal).
+            **parameters: any of the generator's parameters below, ranges as (low, high).
+
+        Parameters of the generator, with their defaults (those of
+        :class:`utils.simulation.image.ImageConfig`); lengths are in units of length, of which one
+        has ``scale`` pixels:
+
+            shape (128, 128): pixels along x and y
+            scale_range (1.152, 1.92): pixels per unit of length, drawn for each image
+            lattice_angle_range (50, 90): degrees between the lattice's basis vectors
+            column_distance 10: length of both basis vectors
+            label_radius 3.5: radius of the disks in the mask
+            baseline_intensity 50: a column has this x lognormal(1, std_intensity)
+            std_intensity 0.5: sigma of that lognormal
+            v_std 5: standard deviation of a point's intensity about its column's
+            points_per_column 10: points of a column beside its centre, times the scale
+            cloud_sd 2: standard deviation of a Gaussian column's points
+            ring_radius 3.5, ring_sd 0.1: distance of a ring column's points, mean and deviation
+            ring_share_range (0, 1): share of ring columns, drawn for each image
+            box_size 2: edge of the box mean
+            blur_sizes (5, 7, 9): Gaussian kernels in pixels, one of which is drawn
+            background_size 21: kernel of the wide blur that is added, in pixels
+            gain 1: photons per unit of intensity
+            read_noise_share 0.1: deviation of the read noise in that of the counts
+            min_labelled 0.30: least labelled share of an image
+            max_centres 128: an image has fewer centres than this
+            max_tries 2000: placements drawn before giving up
+
+        Raises:
+            ValueError: a number out of range.
+            TypeError: a parameter that the generator does not have.
+            StorageError: a file that cannot be made or loaded, or that holds other parameters or
+                another seed; the message names the file and the difference.
+            GeometryError: no placement is labelled enough within ``max_tries``.
+        """
+        _check_whole("L", L, 1)
+        if seed is not None:
+            _check_whole("seed", seed, 0)
+        self.config = _make_config(parameters)
+        self.h5path = None if h5path is None else Path(h5path)
+        self.normalizer = PercentileNormalizer()
+        if self.h5path is not None and self.h5path.is_file():
+            self.seed, self._samples = _load(self.h5path, self.config, seed, L)
+        else:
+            self.seed = secrets.randbits(32) if seed is None else int(seed)
+            recipe = ImageRecipe(self.config, self.seed, int(L))
+            self._samples = _simulate(recipe, self.h5path, self.normalizer, progress)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._samples.images)
+
+    def __repr__(self) -> str:
+        place = "in memory" if self.h5path is None else f"in {self.h5path}"
+        name, size = type(self).__name__, " x ".join(map(str, self.config.shape))
+        default = ImageConfig().to_dict()
+        changed = {n: v for n, v in self.config.to_dict().items() if v != default[n]}
+        others = "".join(f", {field}={v}" for field, v in changed.items() if field != "shape")
+        return f"{name}({len(self)} images of {size}, seed {self.seed}, {place}{others})"
+
+    def centres(self, index: int) -> np.ndarray:
+        """Return the centres (n, 2) float32, in pixels, of the columns inside an image."""
+        return self._samples.centres[self._checked(index)].copy()
+
+    def get_image(self, index: int) -> SimulatedImage:
+        """Return a sample simulated once more: raw counts, instances, geometry and parameters."""
+        return simulate_image(self.config, sample_rng(self.seed, self._checked(index)))
+
+    def show(self, index: int = 0) -> Image:
+        """Draw a sample: image, mask, and centres on the image.
+
+        Returns:
+            A picture that a notebook shows; elsewhere ``.show()`` opens and ``.save(path)``
+            writes it.
+        """
+        from utils.figures import draw_image_sample
+
+        i = self._checked(index)
+        samples = self._samples
+        title = f"seed {self.seed}, sample {i}"
+        return draw_image_sample(samples.images[i], samples.masks[i], samples.centres[i], title)
+
+    def _image(self, index: int) -> torch.Tensor:
+        """Return the image (1, X, Y) float32 in 0..1."""
+        return torch.from_numpy(self._samples.images[index].copy())[None]
+
+    def _checked(self, index: int) -> int:
+        """Return ``index`` counted from 0; negative ones count from the end."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} is outside 0..{len(self) - 1}")
+        return int(index) % len(self)
+
+
+class SegmentationFake2DDataset(Fake2DDataset):
+    """Images and masks: items are (image, mask), each (1, X, Y) float32.
+
+    The image lies in 0..1, scaled between its 1st and 99th percentile; the mask is 0 or 1.
+
+        dataset = SegmentationFake2DDataset(L=100, seed=0, h5path="images.h5")
+        image, mask = dataset[0]
+    """
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image and mask, (1, X, Y) float32, of one sample."""
+        i = self._checked(index)
+        return self._image(i), torch.from_numpy(self._samples.masks[i].astype(np.float32))[None]
+
+
+class KeypointDetectionFake2DDataset(Fake2DDataset):
+    """Images and where the columns are: items are (image, heat map, centres).
+
+    The heat map (1, X, Y) float32 is the largest of the bumps of height 1 about the centres; the
+    centres are (max_centres, 2) float32, in pixels, padded with 999.
+    """
+
+    def __init__(
+        self,
+        L: int,
+        seed: int | None = None,
+        h5path: str | os.PathLike[str] | None = None,
+        *,
+        sigma: float = 2.0,
+        type: str = "Gaussian",
+        with_centres: bool = True,
+        **options: Any,
+    ) -> None:
+        """Simulate or load the samples.
+
+        Args:
+            L: see :class:`Fake2DDataset`, as for all arguments that are not listed here.
+            seed: see there.
+            h5path: see there; the files of all 2D data sets are the same.
+            sigma: width of the bumps in pixels, > 0.
+            type: "Gaussian", exp(-d^2 / (2 sigma^2)), or "Cauchy", 1 / (1 + d^2 / sigma^2), with d
+                the distance of a pixel's centre from the column's.
+            with_centres: False leaves the centres out of the items: (image, heat map).
+            **options: ``progress`` and the generator's parameters.
+
+        Raises:
+            ValueError: as there, and for another type or a sigma that is not positive.
+        """
+        if type not in HEAT_MAPS:
+            raise ValueError(f"type {type!r}: must be one of {', '.join(HEAT_MAPS)}")
+        if not np.isfinite(sigma) or sigma <= 0:
+            raise ValueError(f"sigma {sigma}: must be larger than 0")
+        super().__init__(L, seed, h5path, **options)
+        self.sigma = float(sigma)
+        self.type = type
+        self.with_centres = with_centres
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        """Return image and heat map, (1, X, Y), and centres (max_centres, 2), all float32."""
+        i = self._checked(index)
+        centres = self._samples.centres[i]
+        heat = torch.from_numpy(heat_map(self.config.shape, centres, self.sigma, self.type))[None]
+        if not self.with_centres:
+            return self._image(i), heat
+        padding = np.full(2, KEYPOINT_PADDING, np.float32)
+        return self._image(i), heat, _padded(centres, self.config.max_centres, padding)
+
+
+class RegressionFake2DDataset(Fake2DDataset):
+    """Images and centres as numbers: items are (image, centres).
+
+    The centres are (max_centres, 2) float32, relative to the image's centre in units of its sides
+    (-0.5..0.5), padded with the first of them.
+    """
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image (1, X, Y) and centres (max_centres, 2), float32, of one sample."""
+        i = self._checked(index)
+        relative = self._samples.centres[i] / np.array(self.config.shape, np.float32) - 0.5
+        relative = relative.astype(np.float32)
+        return self._image(i), _padded(relative, self.config.max_centres, relative[0])
+
+
+def heat_map(
+    shape: tuple[int, int], centres: np.ndarray, sigma: float = 2.0, type: str = "Gaussian"
+) -> np.ndarray:
+    """Return the largest of the bumps of height 1 about ``centres`` (n, 2), (X, Y) float32."""
+    x, y = (np.arange(edge, dtype=np.float32)[:, None] + 0.5 for edge in shape)
+    from_x = (x - centres[:, 0]) ** 2
+    from_y = (y - centres[:, 1]) ** 2
+    nearest = np.full(shape, np.inf, np.float32)
+    for k in range(len(centres)):
+        np.minimum(nearest, from_x[:, None, k] + from_y[None, :, k], out=nearest)
+    if type == "Cauchy":
+        return 1.0 / (1.0 + nearest / np.float32(sigma**2))
+    return np.exp(-nearest / np.float32(2.0 * sigma**2))
+
+
+def _padded(centres: np.ndarray, length: int, padding: np.ndarray) -> torch.Tensor:
+    """Return ``centres`` (n, 2) with rows of ``padding`` (2,) added up to ``length``."""
+    rows = np.repeat(padding[None], length, axis=0)
+    rows[: len(centres)] = centres
+    return torch.from_numpy(rows)
+
+
+def _check_whole(name: str, value: Any, low: int) -> None:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not low <= value < 2**63:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
+def _make_config(parameters: dict[str, Any]) -> ImageConfig:
+    known = [field.name for field in dataclasses.fields(ImageConfig)]
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise TypeError(f"no such parameter: {', '.join(unknown)}; there are {', '.join(known)}")
+    tuples = {n: tuple(v) if isinstance(v, list) else v for n, v in parameters.items()}
+    return ImageConfig(**tuples)
+
+
+def _load(path: Path, config: ImageConfig, seed: int | None, count: int) -> tuple[int, ImageSet]:
+    """Return the seed and the first ``count`` samples of a file that holds what is asked for."""
+    found = read_image_recipe(path)
+    asked = ImageRecipe(config, found.seed if seed is None else int(seed), int(count))
+    found.check_serves(path, asked)
+    return found.seed, read_image_set(path, count)
+
+
+def _simulate(
+    recipe: ImageRecipe, path: Path | None, normalizer: PercentileNormalizer, progress: bool
+) -> ImageSet:
+    """Simulate all samples, into the file ``path`` too unless it is None."""
+    samples = ImageSet.empty(recipe.num_samples, recipe.config.shape)
+    with nullcontext() if path is None else new_image_file(path, recipe) as file:
+        # None: a bar on a terminal only
+        bar = tqdm(
+            range(recipe.num_samples),
+            "Simulating",
+            unit="image",
+            disable=None if progress else True,
+        )
+        for i in bar:
+            sample = simulate_image(recipe.config, sample_rng(recipe.seed, i))
+            samples.images[i] = normalizer.apply(sample.image, *normalizer.fit(sample.image))
+            samples.masks[i] = sample.mask
+            samples.centres[i] = sample.centres
+            if file is not None:
+                file.write(i, samples.images[i], samples.masks[i], samples.centres[i])
+    return samples

@@ -1,0 +1,83 @@
+"""Column centres from a heat map, and how well they match the true ones.
+
+Points are (n, 2) or (n, 3) in pixels: the first pixel reaches from 0 to 1, its centre is at 0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+from scipy.optimize import linear_sum_assignment
+from skimage.feature import peak_local_max
+
+TOLERANCE = 4.0
+"""A peak this near to a centre, in pixels, finds it: the radius of the smallest columns."""
+
+
+@dataclass(frozen=True)
+class KeypointScores:
+    """Matches over any number of images; ``+`` pools two of them."""
+
+    matched: int = 0
+    """Pairs of a peak and a centre; each is in one pair at the most."""
+    peaks: int = 0
+    centres: int = 0
+    distance_sum: float = 0.0
+    """Over the pairs, in pixels."""
+
+    def __add__(self, other: KeypointScores) -> KeypointScores:
+        return KeypointScores(
+            self.matched + other.matched,
+            self.peaks + other.peaks,
+            self.centres + other.centres,
+            self.distance_sum + other.distance_sum,
+        )
+
+    def metrics(self) -> dict[str, float | None]:
+        """Return precision, recall (0..1) and mean distance (pixels); None where there is none."""
+        return {
+            "precision": self.matched / self.peaks if self.peaks else None,
+            "recall": self.matched / self.centres if self.centres else None,
+            "mean_distance": self.distance_sum / self.matched if self.matched else None,
+        }
+
+
+def find_peaks(
+    heat_map: np.ndarray,
+    *,
+    threshold: float = 0.3,
+    min_distance: int = 4,
+    smoothing: float = 1.0,
+) -> np.ndarray:
+    """Return the peaks (n, ndim) float64, in pixels, of a heat map of two or three axes.
+
+    Args:
+        heat_map: probabilities, 0..1.
+        threshold: lowest peak, after smoothing.
+        min_distance: pixels between two peaks, at least 1.
+        smoothing: sigma in pixels of the Gaussian blur before the search; it turns the plateaus of
+            a confident network into single peaks.
+    """
+    smooth = gaussian_filter(heat_map.astype(np.float64), smoothing)
+    peaks = peak_local_max(
+        smooth, min_distance=min_distance, threshold_abs=threshold, exclude_border=False
+    )
+    return peaks + 0.5
+
+
+def match_points(
+    peaks: np.ndarray, centres: np.ndarray, tolerance: float = TOLERANCE
+) -> KeypointScores:
+    """Pair peaks (n, d) and centres (m, d) that are at most ``tolerance`` pixels apart.
+
+    As many pairs as possible, and of all such choices the one with the smallest sum of distances.
+    """
+    distance = np.linalg.norm(peaks[:, None] - centres[None], axis=2)
+    # One pair too far apart costs more than all the others together can save.
+    too_far = tolerance * (min(distance.shape, default=0) + 1)
+    rows, columns = linear_sum_assignment(np.where(distance <= tolerance, distance, too_far))
+    found = distance[rows, columns]
+    found = found[found <= tolerance]
+    return KeypointScores(len(found), len(peaks), len(centres), float(found.sum()))
