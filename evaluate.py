@@ -19,7 +19,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.replacing import replacing
 from utils.training.options import DEVICES, FlagError, FlagParser
 
 if TYPE_CHECKING:
@@ -290,9 +290,10 @@ def write_results(
     from utils.figures import save_predictions
 
     paths = [task.output / name for name in ("metrics.csv", "summary.json", "predictions.png")]
-    replace_text(paths[0], as_csv(results))
     summary = json.dumps(summarise(task, flags, results, means), indent=2, allow_nan=False)
-    replace_text(paths[1], summary + "\n")
+    for path, text in zip(paths, (as_csv(results), summary + "\n"), strict=False):
+        with replacing(path) as temporary:
+            temporary.write_text(text)
     shown = pick_shown(results)
     images, masks, probabilities = zip(*(result.slices for _, result in shown), strict=True)
     titles = [
@@ -405,16 +406,6 @@ def shorten(score: float) -> str:
 def plain(score: float) -> float | None:
     """Return ``score``, or None (an empty cell, JSON's null) where it is NaN."""
     return None if math.isnan(score) else score
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` under a temporary name, then rename it: no half-written file at ``path``."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -189,10 +189,10 @@ def test_every_end_is_recorded(
 def test_an_end_that_cannot_be_recorded_is_told(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, write: Callable) -> None:
+    def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_atomically", full)
+    monkeypatch.setattr(module, "replacing", full)
     assert record_exit(experiment, lambda: "completed") == 1
     assert "cannot record" in capsys.readouterr().err
 

@@ -24,10 +24,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+
+from utils.replacing import replacing
 
 CHECKPOINT_FORMAT = 1
 """Stored in every checkpoint; raised when its meaning changes."""
@@ -114,8 +116,8 @@ class Experiment:
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
         """Write ``checkpoints/name`` from plain state (tensors, numbers, text, lists, dicts)."""
         path = self.checkpoints / name
-        content = {"format": CHECKPOINT_FORMAT, **state}
-        _write_atomically(path, lambda file: torch.save(content, file))
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
         return path
 
     def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
@@ -269,30 +271,8 @@ def _is_known(error: BaseException) -> bool:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    _write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let ``write`` fill a temporary file, force it to the disk, and rename it to ``path``."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Force a rename inside ``folder`` to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+"""Files that appear whole: written under a temporary name, then renamed.
+
+The standard library is all it needs, so that every room can use it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden neighbour of ``path`` to write; it becomes ``path`` when the block ends.
+
+    Its suffix is that of ``path``, by which libraries choose a format. It is forced to the disk
+    before the renaming, so that after a power cut ``path`` holds the old content or the new. When
+    the block raises, ``path`` stays as it was and the neighbour is removed.
+    """
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
