@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,21 @@ def test_a_cut_checkpoint_leaves_the_one_before(
     monkeypatch.setattr(torch, "save", cut)
     with pytest.raises(KeyboardInterrupt):
         experiment.save_checkpoint("last.pth", {"model_state": {}, "epoch": 2})
+    assert load_checkpoint(path)["epoch"] == 1
+    assert os.listdir(experiment.checkpoints) == ["last.pth"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(experiment: Experiment) -> None:
+    """torch's writer fails a second time on the way out and would hide what the disk said."""
+    path = experiment.save_checkpoint("last.pth", {"model_state": {}, "epoch": 1})
+    large = {"model_state": {"w": torch.zeros(100_000)}, "epoch": 2}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: .*last.pth"):
+            experiment.save_checkpoint("last.pth", large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert load_checkpoint(path)["epoch"] == 1
     assert os.listdir(experiment.checkpoints) == ["last.pth"]
 

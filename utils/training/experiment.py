@@ -116,8 +116,14 @@ class Experiment:
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
         """Write ``checkpoints/name`` from plain state (tensors, numbers, text, lists, dicts)."""
         path = self.checkpoints / name
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+        except RuntimeError as error:
+            disk = error.__context__  # torch fails again while it closes what could not be written
+            if isinstance(disk, OSError):
+                raise OSError(disk.errno, disk.strerror, str(path)) from error
+            raise
         return path
 
     def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
