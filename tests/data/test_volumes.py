@@ -152,13 +152,6 @@ def test_a_sparse_volume_gives_its_densest_patch(fake_file: Path) -> None:
     assert dataset[0][1].sum() == windows.sum(axis=(3, 4, 5)).max()
 
 
-def test_the_foreground_fraction_is_that_of_the_patches(fake_file: Path) -> None:
-    dataset = SegmentationFake3DDataset(fake_file, patch_size=16)
-    expected = np.mean([dataset[k][1].mean().item() for k in range(4)])
-    assert dataset.foreground_fraction() == pytest.approx(expected)
-    assert dataset.foreground_fraction(1) == pytest.approx(dataset[0][1].mean().item())
-
-
 def test_real_volumes_make_patches(tmp_path: Path, tiny_config: VolumeConfig) -> None:
     path = tmp_path / "real.h5"
     with open_writer(path, Recipe(tiny_config, 0, 2)) as writer:

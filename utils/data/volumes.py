@@ -104,11 +104,6 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         file, row = self._locate(index)
         return file.path, row
 
-    def foreground_fraction(self, num_patches: int = 64) -> float:
-        """Return the labelled share of voxels in the first patches of the present epoch."""
-        shares = [float(self[k][1].mean()) for k in range(min(num_patches, len(self)))]
-        return float(np.mean(shares))
-
     def _sample(self, epoch: int, item: int) -> int:
         """Return the sample that an item shows: itself, or its place in an endless even order."""
         if len(self) == self.num_samples:
