@@ -103,13 +103,14 @@ install_requirements() {
     "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' ||
         needed_kb=$FRESH_INSTALL_KB
     require_space "$root" "$needed_kb"
-    echo "Installing $* into .venv (log: $log) ..."
+    echo "Installing $* into .venv ..."
     rm -f "$log"
     [ -t 1 ] || options+=(--quiet)
     # Standard output keeps pip's progress bars; what it complains of is caught for explain_failure.
     if ! { errors=$("$PYTHON" -m pip install "${options[@]}" 2>&1 >&3); } 3>&1; then
         explain_failure "$errors" "; pip's log: $log"
     fi
+    rm -f "$log" # it is long, and tells nothing new
     mkdir -p "$root/.venv/installed"
     for file in "$@"; do
         cp "$root/$file" "$root/.venv/installed/$file"
