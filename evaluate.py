@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from utils.prediction.scores import Interval, VolumeScores
     from utils.storage import VolumeFile
 
-WINDOW = None  # voxels per edge; None is the patch size of the training
 OVERLAP = 0.25  # of a window's edge
 BATCH_SIZE = 4  # windows
 SEED = 0  # of the bootstrap
@@ -78,16 +77,26 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags; exit with status 2 for those that cannot be read."""
     parser = FlagParser(prog="evaluate.py", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--checkpoint", required=True, help="log directory of an experiment, or a .pth file of it")
-    add("--data", required=True, help="HDF5 file of generate_3d_data.py")
-    add("--volumes", type=int, help="volumes to score, from the first on; None scores all")
-    add("--output", help="folder for the results; None is evaluation/ in the log directory")
-    add("--window", type=int, default=WINDOW, help="edge of the sliding window in voxels; None is "
-        "the patch size of the training")  # fmt: skip
-    add("--overlap", type=float, default=OVERLAP, help="share of a window in common with the next")
-    add("--batch_size", type=int, default=BATCH_SIZE, help="windows that pass the network at once")
-    add("--device", choices=DEVICES, default="auto", help="where the network runs, in float32")
-    add("--seed", type=int, default=SEED, help="seed of the bootstrap over volumes")
+    # fmt: off
+    add("--checkpoint", required=True, metavar="PATH",
+        help="log directory of an experiment (its best.pth, else its last.pth), or a .pth file")
+    add("--data", required=True, metavar="FILE",
+        help="HDF5 file of generate_3d_data.py")
+    add("--volumes", type=int, metavar="INT",
+        help="volumes to score, from the first on (default: all)")
+    add("--output", metavar="FOLDER",
+        help="folder for the results (default: evaluation/ in the log directory)")
+    add("--window", type=int, metavar="INT",
+        help="edge of the sliding window, in voxels (default: the patch size of the training)")
+    add("--overlap", type=float, default=OVERLAP, metavar="FLOAT",
+        help="share of a window in common with the next")
+    add("--batch_size", type=int, default=BATCH_SIZE, metavar="INT",
+        help="windows that pass the network at once")
+    add("--device", choices=DEVICES, default="auto",
+        help="where the network runs, in float32; auto takes CUDA where there is some")
+    add("--seed", type=int, default=SEED, metavar="INT",
+        help="seed of the bootstrap over volumes")
+    # fmt: on
     return parser.parse_args(arguments)
 
 
@@ -95,10 +104,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
     try:
+        return evaluate(flags)
+    except KeyboardInterrupt:
+        return fail("interrupted before all results were written", 130)
+
+
+def evaluate(flags: argparse.Namespace) -> int:
+    """Score, write and print; return the exit status. What a user can mend is one line."""
+    try:
         task = prepare(flags)
     except (ValueError, OSError) as error:
         return fail(error, 2)
     from utils.storage import StorageError
+    from utils.training.experiment import is_out_of_memory
 
     try:
         results = score_volumes(task, flags)
@@ -106,8 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = write_results(task, flags, results, means)
     except (StorageError, OSError) as error:
         return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(RuntimeError("interrupted; no result was written"), 130)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail("out of memory: lower --batch_size or --window", 1)
     print("\n".join([*table(results, means), *(f"wrote {path}" for path in paths)]))
     if task.trained_on:
         print(
@@ -116,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def fail(error: BaseException, status: int) -> int:
+def fail(error: BaseException | str, status: int) -> int:
     """Say in one line what went wrong; return ``status``."""
     print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
     return status

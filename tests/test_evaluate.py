@@ -210,6 +210,29 @@ def test_a_scored_volume_that_cannot_be_read_leaves_no_results(data, log, monkey
     assert list((log / "evaluation").iterdir()) == []
 
 
+@pytest.mark.parametrize("interrupted", ["prepare", "score_volumes"])
+def test_ctrl_c_is_one_line_at_any_moment(data, log, monkeypatch, capsys, interrupted):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, interrupted, stop)
+    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 130
+    assert capsys.readouterr().err == "evaluate.py: interrupted before all results were written\n"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_too_little_memory_is_one_line_with_a_remedy(data, log, monkeypatch, capsys, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(evaluate, "score_one", fail)
+    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 1
+    line = [part for part in capsys.readouterr().err.splitlines() if "evaluate.py" in part]
+    assert len(line) == 1 and "out of memory: lower --batch_size or --window" in line[0]
+
+
 def test_results_stand_in_the_log_directory_by_default(tmp_path):
     assert evaluate.log_directory(tmp_path) == tmp_path
     assert evaluate.log_directory(tmp_path / "checkpoints" / "last.pth") == tmp_path
@@ -241,4 +264,4 @@ def test_help_is_quick_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "--checkpoint" in done.stdout
+    assert "--checkpoint" in done.stdout and "None" not in done.stdout

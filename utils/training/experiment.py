@@ -209,7 +209,7 @@ def explain(error: BaseException, signals: Sequence[str] = ()) -> str:
     text = " ".join(str(error).split())
     if signals:
         return f"interrupted by {signals[0]}"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"out of memory: lower --batch_size, --patch_size or --start_channels ({text[:200]})"
     if _is_dead_worker(error):
         return f"a loader process died; try --num_workers 0 ({text[:200]})"
@@ -261,7 +261,8 @@ def git_revision(folder: Path) -> str | None:
     return answer.stdout.strip() or None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether numpy or torch, on any device, found no memory."""
     allocation = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return allocation or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
@@ -272,7 +273,7 @@ def _is_dead_worker(error: BaseException) -> bool:
 
 def _is_known(error: BaseException) -> bool:
     expected = isinstance(error, (TrainingError, OSError))
-    return expected or _is_out_of_memory(error) or _is_dead_worker(error)
+    return expected or is_out_of_memory(error) or _is_dead_worker(error)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
