@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,20 +32,29 @@ OPERATORS = {
 }
 
 
-def check_arguments(spatial_dims: int, conv_kernel_size: int, **counts: int) -> None:
+def check_arguments(
+    spatial_dims: int, conv_kernel_size: int, *, depth: int, start_channels: int, **counts: int
+) -> None:
     """Raise ValueError, in one line that quotes the value, for sizes that no network can have.
 
-    ``counts`` are the whole numbers that must be at least 1, under their own names.
+    ``counts`` are further whole numbers that must be at least 1, under their own names.
     """
     if spatial_dims not in OPERATORS:
         raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims!r}")
-    for name, value in {**counts, "conv_kernel_size": conv_kernel_size}.items():
+    sizes = {"depth": depth, "start_channels": start_channels, "conv_kernel_size": conv_kernel_size}
+    for name, value in {**counts, **sizes}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
     if conv_kernel_size % 2 == 0:
         raise ValueError(
             f"conv_kernel_size must be odd, so that the output keeps the input's size, "
             f"not {conv_kernel_size}"
+        )
+    width_bits = math.log2(start_channels) + depth - 1
+    if 2 * width_bits + spatial_dims * math.log2(conv_kernel_size) > 60:
+        raise ValueError(
+            "the widest convolution would have more than 2^60 weights: "
+            + ", ".join(f"{name} {value}" for name, value in sizes.items())
         )
 
 

@@ -52,6 +52,9 @@ BAD = [
     ({"num_stacks": 0}, "num_stacks"),
     ({"conv_kernel_size": 4}, "conv_kernel_size must be odd"),
     ({"conv_kernel_size": 0}, "conv_kernel_size"),
+    ({"start_channels": 10**11}, r"2\^60 weights: .*start_channels 100000000000"),
+    ({"conv_kernel_size": 10**9 + 1}, r"2\^60 weights: .*conv_kernel_size 1000000001"),
+    ({"depth": 10**6}, r"2\^60 weights: depth 1000000"),
 ]
 
 
