@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import mmap
 import os
 import shutil
@@ -207,6 +208,7 @@ def simulate_row(checkout: str, config: dict[str, Any], seed: int, index: int) -
     return encode_row(simulate_volume(VolumeConfig.from_dict(config), sample_rng(seed, index)))
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _shared: mmap.mmap | None = None
 """In a forked worker: memory shared with the parent, one part for each sample under way."""
 
@@ -231,7 +233,16 @@ def _prepare_worker(parent: int, shared: mmap.mmap | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _shared = shared
+    _keep_freed_memory()
     threading.Thread(target=_exit_without, args=(parent,), daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what one volume frees for the next: new pages cost a sixth of all time."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tell it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 def _exit_without(parent: int) -> None:

@@ -24,8 +24,8 @@ class RecipeMismatchError(StorageError):
 
 def reason(error: Exception) -> str:
     """Return one short line of what an OSError or an error of the HDF5 library says."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno:  # h5py's own text has many lines
+        return os.strerror(error.errno)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         if f"errno = {number}," in str(error):
             return os.strerror(number)
