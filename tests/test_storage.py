@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import multiprocessing
 import pickle
 import resource
@@ -266,6 +267,24 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     with open_writer(tmp_path / "a.h5", RECIPE) as writer:
         writer.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_comes_as_another_ends_does_not_use_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened before the other removed it, locked after: what is written there nobody would find."""
+    lock = fcntl.flock
+
+    def lock_too_late(fd: int, how: int) -> None:
+        (tmp_path / "a.h5.rows.partial").unlink()
+        lock(fd, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lock_too_late)
+        with pytest.raises(StorageError, match="another process"):
+            open_writer(tmp_path / "a.h5", RECIPE)
+    assert list(tmp_path.iterdir()) == []
+    assert write_rows(tmp_path / "a.h5", []) == [0, 1, 2, 3]
 
 
 def test_a_stray_journal_goes_and_a_needed_one_stays(tmp_path: Path) -> None:

@@ -71,7 +71,18 @@ def lock_journal(path: Path) -> int:
             return fd  # a file system without locks
         os.close(fd)
         raise StorageError(f"{path}: another process is writing this file") from error
+    if not _has_name(fd, journal_path(path)):
+        os.close(fd)
+        raise StorageError(f"{path}: another process was writing this file just now; try again")
     return fd
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    """Return whether ``path`` names the open file, which another process may have removed."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def partial_path(path: Path) -> Path:
