@@ -287,6 +287,13 @@ def test_a_writer_that_comes_as_another_ends_does_not_use_its_journal(
     assert write_rows(tmp_path / "a.h5", []) == [0, 1, 2, 3]
 
 
+def test_a_directory_in_the_way_is_seen_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").mkdir()
+    with pytest.raises(StorageError, match="a.h5: a directory, not a file"):
+        open_writer(tmp_path / "a.h5", RECIPE)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
+
+
 def test_a_stray_journal_goes_and_a_needed_one_stays(tmp_path: Path) -> None:
     (tmp_path / "done.h5.rows.partial").write_bytes(b"x")
     remove_stray_journal(tmp_path / "done.h5")

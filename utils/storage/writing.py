@@ -203,9 +203,11 @@ def open_writer(path: Path, recipe: Recipe, *, restart: bool = False) -> VolumeW
     """Begin ``path``, or pick up where an interrupted process stopped.
 
     ``restart`` throws away what was begun with another recipe. Raises RecipeMismatchError if
-    something was and ``restart`` is not set, and StorageError if another process writes this file
-    or the disk has no room.
+    something was and ``restart`` is not set, and StorageError if another process writes this file,
+    a directory has its name, or the disk has no room.
     """
+    if path.is_dir():
+        raise StorageError(f"{path}: a directory, not a file")
     journal_fd = lock_journal(path)
     writer = VolumeWriter(path, recipe, -1, journal_fd)
     try:
