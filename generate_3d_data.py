@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).resolve().parent
 DASK_TIMEOUT = "10s"
+KEPT = "what is written is kept, the same command picks up there"
 
 FLAGS = {
     # (flag, type, default, help with unit); the defaults are those of the reference generator
@@ -66,7 +67,12 @@ FLAGS = {
     ),
     "fluorescence": (
         ("--simplify_factor", float, 1.25, "divides the widths of all clouds (ratio)"),
-        ("--baseline_intensity", float, 50.0, "median intensity of a cloud, arbitrary units"),
+        (
+            "--baseline_intensity",
+            float,
+            50.0,
+            "intensity scale of clouds and neurites, arbitrary units",
+        ),
         ("--v_std", float, 1.0, "sd of a point's intensity about its cloud's, same units"),
         ("--std_intensity_range_low", float, 0.3, "least sd of log cloud intensity (nepers)"),
         ("--std_intensity_range_high", float, 1.2, "greatest sd of log cloud intensity (nepers)"),
@@ -158,8 +164,7 @@ class WorkerError(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "a worker died (killed, or out of memory: fewer --workers need less); "
-            "what is written is kept, the same command picks up there"
+            f"a worker died (killed, or out of memory: fewer --workers need less); {KEPT}"
         )
 
 
@@ -287,7 +292,8 @@ class Pool:
     def row(self, future: Future[Any], place: int) -> EncodedRow:
         """Return what a future made; valid until the place is used again.
 
-        Raises ValueError if the sample cannot be simulated, WorkerError if its worker is gone.
+        Raises ValueError if the sample cannot be simulated, WorkerError if its worker is gone, and
+        RequestError if it lacks this program.
         """
         from utils.storage import EncodedRow
 
@@ -295,6 +301,11 @@ class Pool:
             made = future.result()
         except (BrokenExecutor, CancelledError) as error:
             raise WorkerError from error
+        except ModuleNotFoundError as error:
+            raise RequestError(
+                f"the workers find no {error.name}: their machines need this checkout at "
+                f"{CHECKOUT} and its requirements.txt installed"
+            ) from error
         except Exception as error:
             if type(error).__name__ == "KilledWorker":  # of distributed, not always installed
                 raise WorkerError from error
@@ -379,19 +390,26 @@ def usable_cores() -> int:
 
 def is_already_there(path: Path, recipe: Recipe) -> bool:
     """Return whether the file is complete and the same; RequestError if another is in the way."""
-    from utils.storage import StorageError, VolumeFile, remove_stray_journal
+    from utils.storage import PROGRAM_VERSION, StorageError, VolumeFile, remove_stray_journal
 
     if not path.exists():
         return False
     try:
         with VolumeFile(path) as file:
             differences = file.recipe.differences(recipe)
+            version = file.program_version
     except StorageError as error:
         raise RequestError(f"{error}; --overwrite replaces it") from error
     if differences:
         raise RequestError(
             f"{path} exists with other parameters: {describe(differences)}; "
             "choose another --filename, or --overwrite"
+        )
+    if version != PROGRAM_VERSION:
+        print(
+            f"{path} was made by version {version}; with --overwrite this version, "
+            f"{PROGRAM_VERSION}, makes other numbers of the same parameters",
+            file=sys.stderr,
         )
     remove_stray_journal(path)
     return True
@@ -490,6 +508,8 @@ def generate(args: argparse.Namespace) -> None:
         raise RequestError(f"--workers {args.workers}: must be at least 1")
     recipe = recipe_from_flags(args)
     path = Path(args.directory) / args.filename
+    if path.is_dir():
+        raise RequestError(f"{path} is a directory: name a file with --filename")
     if not args.overwrite and is_already_there(path, recipe):
         print(f"{path} is complete and has these parameters: nothing to do")
         return
@@ -519,7 +539,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return fail(f"{error.name} is not installed: pip install -r requirements.txt", 2)
     except KeyboardInterrupt:
-        return fail("stopped; what is written is kept, the same command picks up there", 130)
+        return fail(f"stopped; {KEPT}", 130)
 
 
 def generate_or_explain(args: argparse.Namespace) -> int:
@@ -532,6 +552,8 @@ def generate_or_explain(args: argparse.Namespace) -> int:
         return fail(str(error), 2)
     except WorkerError as error:
         return fail(str(error), 1)
+    except MemoryError:
+        return fail(f"out of memory: fewer --workers, or voxels, need less; {KEPT}", 1)
     return 0
 
 

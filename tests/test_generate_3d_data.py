@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from distributed import LocalCluster
@@ -233,6 +235,17 @@ def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     ]
 
 
+def test_too_little_memory_is_one_line_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(generate_3d_data, "generate", run_out)
+    assert generate_3d_data.main(["--directory", str(tmp_path)]) == 1
+    assert "out of memory: fewer --workers" in error_line(capsys.readouterr().err)
+
+
 def test_an_impossible_request_says_what_was_tried_and_leaves_nothing(tmp_path: Path) -> None:
     made = run(tmp_path, "--min_columns", "3000", "--max_tries", "3")
     assert made.returncode == 2
@@ -302,6 +315,29 @@ def test_a_complete_file_with_other_parameters_is_refused(
     assert (whole / "a.h5").stat() == before
 
 
+def test_a_complete_file_of_another_version_is_left_alone_and_named(
+    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.h5"
+    path.write_bytes((whole / "a.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["program_version"] = "0.9.0"
+    assert generate_3d_data.main(command(tmp_path)[2:]) == 0
+    shown = capsys.readouterr()
+    assert "nothing to do" in shown.out
+    assert "version 0.9.0" in shown.err and "--overwrite" in shown.err
+
+
+def test_a_directory_in_the_way_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags in ([], ["--overwrite"]):
+        assert generate_3d_data.main(["--directory", str(tmp_path), "--filename", "", *flags]) == 2
+        line = error_line(capsys.readouterr().err)
+        assert "is a directory: name a file with --filename" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_foreign_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.h5").write_text("my thesis")
     assert generate_3d_data.main(command(tmp_path)[2:]) == 2
@@ -365,6 +401,14 @@ def test_an_impossible_request_to_dask_is_one_line(tmp_path: Path, cluster: Loca
     made = run(tmp_path, "--dask-scheduler", cluster.scheduler_address, *flags)
     assert made.returncode == 2
     assert "3000 columns" in error_line(made.stderr)
+
+
+def test_workers_without_this_checkout_are_named() -> None:
+    done: Future[None] = Future()
+    done.set_exception(ModuleNotFoundError("No module named 'utils'", name="utils"))
+    pool = generate_3d_data.Pool(ThreadPoolExecutor(1), at_a_time=1)
+    with pytest.raises(generate_3d_data.RequestError, match=f"find no utils: .*{SCRIPT.parent}"):
+        pool.row(done, 0)
 
 
 def test_no_scheduler_is_one_line(
