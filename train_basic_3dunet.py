@@ -29,8 +29,7 @@ from utils.training.options import (
     check_parameter_count,
     check_patch_size,
     check_patches,
-    describe_network,
-    describe_training,
+    exit_status,
     experiment_directory,
     network_settings,
     resolve_files,
@@ -127,14 +126,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, prepare, train; return the exit status."""
     flags = parse_flags(arguments)
-    try:
-        return run(flags)
-    except (ValueError, OSError) as error:
-        print(f"train_basic_3dunet.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train_basic_3dunet.py: interrupted before training began", file=sys.stderr)
-        return 130
+    return exit_status("train_basic_3dunet.py", lambda: run(flags))
 
 
 def run(flags: argparse.Namespace) -> int:
@@ -151,10 +143,11 @@ def run(flags: argparse.Namespace) -> int:
 
     from models import ModelConfig, build_model, count_parameters
     from utils.data import SegmentationFake3DDataset
-    from utils.training.device import choose_compute, loader_processes, make_fabric
-    from utils.training.experiment import Experiment, announce, record_exit
+    from utils.training.device import choose_compute, make_fabric
+    from utils.training.experiment import record_exit
     from utils.training.loop import train
     from utils.training.losses import build_loss, measure_foreground
+    from utils.training.run import begin_experiment
 
     compute = choose_compute(options.device, options.precision)
     model_config = ModelConfig(**settings)
@@ -173,14 +166,6 @@ def run(flags: argparse.Namespace) -> int:
     fabric = make_fabric(compute, options.seed)
     model = build_model(model_config)
 
-    config = {
-        "flags": vars(flags),
-        "model": model_config.to_dict(),
-        "parameters": parameters,
-        "compute": vars(compute),
-        "foreground": foreground,
-        "data": {"train": describe_files(train_files), "validation": describe_files(valid_files)},
-    }
     facts = {
         "model_config": model_config.to_dict(),
         "normalizer": train_data.normalizer.to_dict(),
@@ -188,17 +173,21 @@ def run(flags: argparse.Namespace) -> int:
         "patch_size": flags.patch_size,
         "flags": vars(flags),
     }
-    experiment = Experiment.create(directory, config, __file__)
-    announce(
-        {
-            "network": describe_network(flags, parameters),
+    experiment = begin_experiment(
+        directory,
+        __file__,
+        flags,
+        options,
+        compute,
+        model=model_config.to_dict(),
+        parameters=parameters,
+        foreground=foreground,
+        data={"train": describe_files(train_files), "validation": describe_files(valid_files)},
+        about={
             "data": f"{train_data.num_samples:,} training and {valid_data.num_samples:,} "
             f"validation samples in {len(train_files)} and {len(valid_files)} files",
             "patches": f"{len(train_data):,} of {flags.patch_size}^3 voxels in a training epoch",
-            "training": describe_training(options),
-            "machine": compute.describe(loader_processes(options.num_workers)),
-            "log": str(directory),
-        }
+        },
     )
     return record_exit(
         experiment,

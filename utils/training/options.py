@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -141,6 +142,27 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
         "conv_kernel_size": flags.conv_kernel_size,
         "residual": flags.resblocks,
     }
+
+
+def exit_status(script: str, run: Callable[[], int]) -> int:
+    """Return what ``run`` returns: the work of ``script`` up to the log directory, and on.
+
+    A user's mistake (ValueError, OSError) becomes one line and status 2, Ctrl-C status 130.
+    """
+    try:
+        return run()
+    except (ValueError, OSError) as error:
+        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted before training began", file=sys.stderr)
+        return 130
+
+
+def check_counts(flags: argparse.Namespace, *names: str) -> None:
+    """Raise FlagError that names the first of these flags below 1."""
+    for name in names:
+        _check_at_least(name, getattr(flags, name), 1)
 
 
 def check_patch_size(patch_size: int, depth: int, batch_size: int) -> None:

@@ -1,0 +1,60 @@
+"""What every training script does around its own data: open the log directory, say what comes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.training.device import Compute, loader_processes
+from utils.training.experiment import Experiment, announce
+from utils.training.options import TrainingOptions, describe_network, describe_training
+
+
+def begin_experiment(
+    directory: Path,
+    script: str,
+    flags: argparse.Namespace,
+    options: TrainingOptions,
+    compute: Compute,
+    *,
+    model: Mapping[str, Any],
+    parameters: int,
+    foreground: float | None,
+    data: Mapping[str, Any],
+    about: Mapping[str, str],
+) -> Experiment:
+    """Make the log directory of a run and announce the run on standard output.
+
+    Args:
+        directory: the new log directory.
+        script: path of the script that runs.
+        flags: all of the script's flags.
+        options: what they say of training.
+        compute: where the network is evaluated.
+        model: the network's configuration, plain state.
+        parameters: weights that training changes.
+        foreground: labelled share of the training items where the loss needs it.
+        data: plain facts on the data for ``config.json``.
+        about: lines on the data for the announcement, by topic.
+    """
+    config = {
+        "flags": vars(flags),
+        "model": dict(model),
+        "parameters": parameters,
+        "compute": vars(compute),
+        "foreground": foreground,
+        "data": dict(data),
+    }
+    experiment = Experiment.create(directory, config, script)
+    announce(
+        {
+            "network": describe_network(flags, parameters),
+            **about,
+            "training": describe_training(options),
+            "machine": compute.describe(loader_processes(options.num_workers)),
+            "log": str(directory),
+        }
+    )
+    return experiment
