@@ -160,12 +160,12 @@ class ImpossibleSampleError(RequestError):
 
 
 class WorkerError(RuntimeError):
-    """A worker is gone."""
+    """A worker is gone, or lacks this program; the message is one line."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            f"a worker died (killed, or out of memory: fewer --workers need less); {KEPT}"
-        )
+    def __init__(
+        self, reason: str = "a worker died (killed, or out of memory: fewer --workers need less)"
+    ) -> None:
+        super().__init__(f"{reason}; {KEPT}")
 
 
 def recipe_from_flags(args: argparse.Namespace) -> Recipe:
@@ -292,8 +292,8 @@ class Pool:
     def row(self, future: Future[Any], place: int) -> EncodedRow:
         """Return what a future made; valid until the place is used again.
 
-        Raises ValueError if the sample cannot be simulated, WorkerError if its worker is gone, and
-        RequestError if it lacks this program.
+        Raises ValueError if the sample cannot be simulated, WorkerError if its worker is gone or
+        lacks this program.
         """
         from utils.storage import EncodedRow
 
@@ -302,7 +302,7 @@ class Pool:
         except (BrokenExecutor, CancelledError) as error:
             raise WorkerError from error
         except ModuleNotFoundError as error:
-            raise RequestError(
+            raise WorkerError(
                 f"the workers find no {error.name}: their machines need this checkout at "
                 f"{CHECKOUT} and its requirements.txt installed"
             ) from error

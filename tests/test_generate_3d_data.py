@@ -10,8 +10,11 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -403,12 +406,23 @@ def test_an_impossible_request_to_dask_is_one_line(tmp_path: Path, cluster: Loca
     assert "3000 columns" in error_line(made.stderr)
 
 
-def test_workers_without_this_checkout_are_named() -> None:
-    done: Future[None] = Future()
-    done.set_exception(ModuleNotFoundError("No module named 'utils'", name="utils"))
-    pool = generate_3d_data.Pool(ThreadPoolExecutor(1), at_a_time=1)
-    with pytest.raises(generate_3d_data.RequestError, match=f"find no utils: .*{SCRIPT.parent}"):
-        pool.row(done, 0)
+def test_workers_without_this_checkout_are_named_and_nothing_is_thrown_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Lacking(ThreadPoolExecutor):
+        def submit(self, simulate: Callable[..., Any], *task: Any) -> Future[Any]:
+            if task[-1] < 2:  # the first two samples are made
+                return super().submit(simulate, *task)
+            failed: Future[Any] = Future()
+            failed.set_exception(ModuleNotFoundError("No module named 'utils'", name="utils"))
+            return failed
+
+    pool = generate_3d_data.Pool(Lacking(1), at_a_time=1)
+    monkeypatch.setattr(generate_3d_data, "open_pool", lambda *_: nullcontext(pool))
+    assert generate_3d_data.main(command(tmp_path, samples=4)[2:]) == 1
+    line = error_line(capsys.readouterr().err)
+    assert "the workers find no utils" in line and str(SCRIPT.parent) in line
+    assert (tmp_path / "a.h5.rows.partial").exists()
 
 
 def test_no_scheduler_is_one_line(
