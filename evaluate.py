@@ -256,7 +256,6 @@ def score_one(task: Task, index: int, flags: argparse.Namespace) -> Result:
     from utils.figures import densest_slice
     from utils.prediction.scores import score_volume
     from utils.prediction.sliding_window import predict_volume
-    from utils.simulation.labels import sheet_mask
 
     volume = task.file.read_volume(index)
     start = time.perf_counter()
@@ -273,7 +272,7 @@ def score_one(task: Task, index: int, flags: argparse.Namespace) -> Result:
     z = densest_slice(mask)
     return Result(
         index=index,
-        scores=score_volume(probabilities, mask, sheet_mask(volume)),
+        scores=score_volume(probabilities, mask, volume.sheet),
         seconds=seconds,
         slices=(volume.image[..., z].copy(), mask[..., z].copy(), probabilities[..., z].copy()),
         z=z,

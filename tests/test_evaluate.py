@@ -12,7 +12,6 @@ import evaluate
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.simulation import sample_rng, simulate_volume
-from utils.simulation.labels import sheet_mask
 from utils.storage import Recipe, VolumeFile, encode_row, open_writer
 from utils.training.experiment import Experiment
 
@@ -87,7 +86,7 @@ def test_scores_are_those_of_a_known_network(data, log, capsys):
         low, high = np.percentile(volume.image, (1, 99))
         # The middle of the range, up to the epsilon in the batch normalisations.
         found = (volume.image - low) / (high - low) > 0.5 * (1 + 1e-5)
-        truth, sheet = volume.mask > 0, sheet_mask(volume) > 0
+        truth, sheet = volume.mask > 0, volume.sheet > 0
         assert float(row["iou"]) == pytest.approx(iou(found, truth), abs=2e-3)
         assert float(row["baseline_iou"]) == pytest.approx(iou(sheet, truth))
         assert float(row["sheet_iou"]) == pytest.approx(iou(found & sheet, truth), abs=2e-3)

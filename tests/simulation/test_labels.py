@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.simulation.labels import cone_volume, frame_inverses, paint_cones, sheet_mask
+from utils.simulation.labels import cone_volume, frame_inverses, paint_cones
 from utils.simulation.voxels import voxel_centres
 
 
@@ -125,7 +125,7 @@ def test_mask_volume_matches_the_formula_for_columns_wholly_inside(volumes):
 def test_sheet_holds_all_columns_and_scores_the_known_iou(volumes):
     scores = []
     for volume in volumes:
-        sheet, mask = sheet_mask(volume), volume.mask
+        sheet, mask = volume.sheet, volume.mask
         assert sheet.dtype == np.uint8
         assert_array_equal(sheet[mask == 1], 1)
         scores.append(mask.sum() / sheet.sum())

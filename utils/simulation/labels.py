@@ -7,15 +7,10 @@ taper x radius; the frame's norms and angles carry it into the cube.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numba
 import numpy as np
 
 from utils.simulation.voxels import voxel_centres
-
-if TYPE_CHECKING:
-    from utils.simulation.volume import SimulatedVolume
 
 
 def cone_volume(radius: float, length: float, taper: float, frame: np.ndarray) -> float:
@@ -79,25 +74,6 @@ def paint_cones(
 def _check_count(count: int, what: str) -> None:
     if count > np.iinfo(np.uint16).max:
         raise ValueError(f"{count} {what} do not fit 16-bit instance ids (at most 65535)")
-
-
-def sheet_mask(volume: SimulatedVolume) -> np.ndarray:
-    """Return the mask (X, Y, Z) uint8 of the whole sheet in which the columns stand.
-
-    The union of cones of the columns' length and taper whose radius is the circumscribed circle's
-    of a lattice cell, spacing / sqrt(3). As a segmentation it finds the sheet and no column; where
-    the lattice is whole it scores IoU pi 0.35^2 / (sqrt(3) / 2) = 0.44: the baseline to beat.
-    """
-    parameters = volume.parameters
-    instances = paint_cones(
-        volume.instances.shape,
-        volume.entry_points,
-        (volume.e_r, volume.e_theta, volume.e_phi),
-        length=parameters.cone_length,
-        radius=parameters.spacing / np.sqrt(3.0),
-        taper=parameters.cone_taper,
-    )
-    return (instances > 0).astype(np.uint8)
 
 
 def _bounding_boxes(
