@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
 import typing
 from pathlib import Path
 
@@ -61,6 +63,17 @@ def write_fake_file(
             writer.write(index, encode_row(fake_volume(sample_rng(seed, index), shape)))
         writer.finish()
     return path
+
+
+def run_and_time(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a command; return how it ended and the seconds of processor time that it took.
+
+    Unlike the time on the clock these do not grow when the machine is busy.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from conftest import run_and_time
 from distributed import LocalCluster
 
 import generate_3d_data
@@ -84,9 +85,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_comes_quickly_and_names_every_flag() -> None:
-    started = time.perf_counter()
-    shown = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
-    assert time.perf_counter() - started < 1 and shown.returncode == 0
+    shown, seconds = run_and_time([sys.executable, str(SCRIPT), "--help"])
+    assert seconds < 1 and shown.returncode == 0
     flags = ["--directory", "--filename", "--L ", "--random_state", "--NF_size", "--L_xy", "--L_z"]
     flags += ["--cube_kernel_size", "--simplify_factor", "--baseline_intensity", "--v_std"]
     flags += ["--std_intensity_range_low", "--std_intensity_range_high", "--workers"]

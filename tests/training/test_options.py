@@ -152,6 +152,7 @@ def test_patches_that_survive_the_poolings(patch_size: int, depth: int, batch_si
         (7, 4, 2, "--patch_size 7: must be at least 8"),
         (0, 1, 2, "--patch_size 0"),
         (64, 8, 2, "at least 128"),
+        (64, 10**9, 2, r"at least 2\^999999999 \(2\^\(depth - 1\)\) with --depth 1000000000"),
         (8, 4, 1, "--batch_size 1: .* batch norm"),
     ],
 )

@@ -171,13 +171,13 @@ def check_patch_size(patch_size: int, depth: int, batch_size: int) -> None:
     With batches of one, the lowest level needs more than one voxel for its batch norm.
     """
     _check_at_least("patch_size", patch_size, 1)
-    smallest = 2 ** (depth - 1)
-    if patch_size < smallest:
+    if depth > patch_size.bit_length():
+        smallest = str(2 ** (depth - 1)) if depth < 32 else f"2^{depth - 1}"
         raise FlagError(
             f"--patch_size {patch_size}: must be at least {smallest} (2^(depth - 1)) with --depth "
             f"{depth}"
         )
-    if batch_size == 1 and patch_size == smallest:
+    if batch_size == 1 and patch_size == 2 ** (depth - 1):
         raise FlagError(
             f"--batch_size 1: with --patch_size {patch_size} and --depth {depth} one voxel is left "
             "at the lowest level, too few for batch norm; use at least 2"
