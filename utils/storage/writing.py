@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from utils.replacing import sync
 from utils.storage.errors import RecipeMismatchError, StorageError, reason
 from utils.storage.journal import (
     FRAME,
@@ -111,7 +112,7 @@ class VolumeWriter:
                 file.attrs["complete"] = True
             os.fsync(self._image_fd)
             os.replace(partial, self.path)
-            _sync_directory(self.path.parent)
+            sync(self.path.parent)
             journal_path(self.path).unlink()
 
     def discard(self) -> None:
@@ -358,11 +359,3 @@ def _store_record(file: h5py.File, index: int, record: dict[str, np.ndarray]) ->
         file[name][index] = record[name]
     for name in parameter_layout():
         file["parameters"][name][index] = record["parameters/" + name]
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
