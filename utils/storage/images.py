@@ -8,7 +8,6 @@ configuration among the attributes make sample i again with its raw counts and a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from utils.replacing import replacing
 from utils.simulation.image import ImageConfig
 from utils.storage.errors import RecipeMismatchError, StorageError, reason
-from utils.storage.journal import partial_path
 from utils.storage.layout import GZIP_LEVEL, PROGRAM_VERSION
 from utils.storage.recipe import differing
 
@@ -86,19 +85,13 @@ def new_image_file(path: Path, recipe: ImageRecipe) -> Iterator[ImageSetWriter]:
 
     Otherwise nothing is left. Raises StorageError, naming the file, if that cannot be done.
     """
-    partial = partial_path(path)
+    _check_place(path)
     try:
-        file = _open_new(path, partial)
-        try:
-            with file:
+        with replacing(path) as temporary:
+            temporary.touch()  # the system says what is wrong more clearly than HDF5
+            with h5py.File(temporary, "w") as file:
                 _create_tables(file, recipe)
                 yield ImageSetWriter(file)
-            _sync(partial)
-            os.replace(partial, path)
-            _sync(path.parent)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
     except (OSError, RuntimeError) as error:  # h5py raises either
         raise StorageError(f"{path}: cannot be written: {reason(error)}") from error
 
@@ -132,15 +125,13 @@ def read_image_set(path: Path, count: int) -> ImageSet:
             raise StorageError(f"{path}: cannot be read: {reason(error)}") from error
 
 
-def _open_new(path: Path, partial: Path) -> h5py.File:
+def _check_place(path: Path) -> None:
     if path.is_dir():
         raise StorageError(
             f"{path}: is a folder; give the name of a file, such as {path}/images.h5"
         )
     if not path.parent.is_dir():
         raise StorageError(f"{path}: the folder {path.parent} does not exist; make it first")
-    partial.touch()  # says in the system's words what is wrong, such as "Read-only file system"
-    return h5py.File(partial, "w")
 
 
 def _create_tables(file: h5py.File, recipe: ImageRecipe) -> None:
@@ -202,12 +193,3 @@ def _recipe(path: Path, file: h5py.File) -> ImageRecipe:
         raise StorageError(f"{path}: its configuration is not one of images: {error}") from error
     seed, count = int(attributes["seed"]), int(attributes["num_samples"])
     return ImageRecipe(config, seed, count, str(attributes["program_version"]))
-
-
-def _sync(path: Path) -> None:
-    """Put what was written to a file, or the names in a folder, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
