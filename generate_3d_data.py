@@ -40,6 +40,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.training.options import FlagParser
+
 if TYPE_CHECKING:
     from utils.storage import EncodedRow, Recipe, VolumeWriter
 
@@ -115,39 +117,25 @@ FIELDS_TO_FLAGS = {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> FlagParser:
     """Return the parser of the flags above and of those that do not change the data."""
-    parser = argparse.ArgumentParser(
-        description="Simulate 3D volumes of the fly's optic lobe on all cores into one HDF5 file.",
-        allow_abbrev=False,
+    parser = FlagParser(
+        description="Simulate 3D volumes of the fly's optic lobe on all cores into one HDF5 file."
     )
+    groups = {title: parser.add_argument_group(title) for title in (*FLAGS, "run")}
     for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
         for flag, kind, default, text in flags:
-            group.add_argument(
-                flag,
-                type=kind,
-                default=default,
-                metavar=kind.__name__.upper(),
-                help=f"{text} (default: {default})",
-            )
-    run = parser.add_argument_group("run")
-    run.add_argument(
-        "--workers",
-        type=int,
-        metavar="INT",
-        help="processes that simulate (default: one for each core that this process may use)",
-    )
-    run.add_argument(
-        "--dask-scheduler",
-        metavar="tcp://HOST:PORT",
-        help="simulate on this Dask cluster instead (needs requirements-dask.txt)",
-    )
-    run.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace an existing file as soon as the new one is complete",
-    )
+            metavar = kind.__name__.upper()
+            groups[title].add_argument(flag, type=kind, default=default, metavar=metavar, help=text)
+    add = groups["run"].add_argument
+    # fmt: off
+    add("--workers", type=int, metavar="INT",
+        help="processes that simulate (default: one for each core that this process may use)")
+    add("--dask-scheduler", metavar="tcp://HOST:PORT",
+        help="simulate on this Dask cluster instead (needs requirements-dask.txt)")
+    add("--overwrite", action="store_true",
+        help="replace an existing file as soon as the new one is complete")
+    # fmt: on
     return parser
 
 

@@ -101,6 +101,7 @@ def test_help_comes_quickly_and_names_every_flag() -> None:
     flags += ["--contrast_high", "--axis_scale_low", "--axis_scale_high"]
     flags += ["--background_low", "--background_high"]
     assert [flag for flag in flags if flag not in shown.stdout] == []
+    assert "None" not in shown.stdout and "False" not in shown.stdout
 
 
 def recipe(*flags: str) -> Recipe:
@@ -163,6 +164,17 @@ def test_a_bad_value_is_one_line_and_leaves_nothing(
     assert generate_3d_data.main(["--directory", str(tmp_path), *flags.split()]) == 2
     assert named in error_line(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", ["--L many", "--gain_low 1.5", "--what 3", "--over"])
+def test_a_flag_that_cannot_be_read_is_one_line(
+    flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        generate_3d_data.main(flags.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert flags.split()[0] in error and error.count("\n") == 1
 
 
 # --- Contents -------------------------------------------------------------------------------------

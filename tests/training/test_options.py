@@ -234,6 +234,7 @@ def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[
     parser = FlagParser(prog="train.py")
     parser.add_argument("--depth", type=int, default=4, help="levels")
     parser.add_argument("--crops", type=int, default=None, help="all when not given")
+    parser.add_argument("--blocks", action="store_true", help="a switch")
     for bad in (["--depth", "x"], ["--dep", "3"], ["--width", "3"]):
         with pytest.raises(SystemExit) as caught:
             parser.parse_args(bad)
@@ -242,7 +243,7 @@ def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[
         assert error.startswith("train.py: ") and error.count("\n") == 1
         assert bad[0] in error
     assert "levels (default: 4)" in parser.format_help()
-    assert "None" not in parser.format_help()
+    assert "None" not in parser.format_help() and "False" not in parser.format_help()
 
 
 def test_descriptions_tell_what_is_about_to_happen() -> None:

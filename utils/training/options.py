@@ -28,10 +28,11 @@ class FlagError(ValueError):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default that there is."""
+    """Shows each default that there is; a switch, off by default, has none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        shown = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if shown else action.help
 
 
 class FlagParser(argparse.ArgumentParser):
