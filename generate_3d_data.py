@@ -122,12 +122,11 @@ def make_parser() -> FlagParser:
     parser = FlagParser(
         description="Simulate 3D volumes of the fly's optic lobe on all cores into one HDF5 file."
     )
-    groups = {title: parser.add_argument_group(title) for title in (*FLAGS, "run")}
     for title, flags in FLAGS.items():
+        add = parser.add_argument_group(title).add_argument
         for flag, kind, default, text in flags:
-            metavar = kind.__name__.upper()
-            groups[title].add_argument(flag, type=kind, default=default, metavar=metavar, help=text)
-    add = groups["run"].add_argument
+            add(flag, type=kind, default=default, metavar=kind.__name__.upper(), help=text)
+    add = parser.add_argument_group("run").add_argument
     # fmt: off
     add("--workers", type=int, metavar="INT",
         help="processes that simulate (default: one for each core that this process may use)")
