@@ -200,6 +200,31 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path, whole: Path) -> N
     assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
 
 
+def test_a_bounded_number_of_samples_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, seen = 0, []
+    submit, row = generate_3d_data.Pool.submit, generate_3d_data.Pool.row
+
+    def counted_submit(*task: Any) -> Future[Any]:
+        nonlocal under_way
+        under_way += 1
+        seen.append(under_way)
+        return submit(*task)
+
+    def counted_row(*task: Any) -> Any:
+        nonlocal under_way
+        under_way -= 1
+        return row(*task)
+
+    monkeypatch.setattr(generate_3d_data.Pool, "submit", counted_submit)
+    monkeypatch.setattr(generate_3d_data.Pool, "row", counted_row)
+    pool = generate_3d_data.Pool(ThreadPoolExecutor(2), at_a_time=2)
+    monkeypatch.setattr(generate_3d_data, "open_pool", lambda *_: nullcontext(pool))
+    assert generate_3d_data.main(command(tmp_path, samples=12)[2:]) == 0
+    assert len(seen) == 12 and max(seen) == pool.places == 4
+
+
 # --- Interruptions --------------------------------------------------------------------------------
 
 
