@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._utils import ExceptionWrapper
 
+from utils.storage import StorageError
 from utils.training import experiment as module
 from utils.training.experiment import (
     CheckpointError,
@@ -164,6 +166,20 @@ def signalled(number: int, then: Exception | None = None) -> Callable[[], str]:
     return run
 
 
+def raising_in_a_loader(error: Exception) -> Callable[[], str]:
+    """Raise what torch makes of an error in a loader process: its text is a whole traceback."""
+
+    def run() -> str:
+        try:
+            raise error
+        except Exception:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+        return "not reached"
+
+    return run
+
+
+UNREADABLE = StorageError("a.h5: vol_data of sample 3 cannot be read: Input/output error")
 DEAD_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
 
 
@@ -176,6 +192,9 @@ DEAD_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Termi
         (raising(MemoryError()), 1, "lower --batch_size", False),
         (raising(RuntimeError("x: you can't allocate memory: y")), 1, "lower --batch_size", False),
         (raising(DEAD_WORKER), 1, "loader process died; try --num_workers 0", False),
+        (raising(UNREADABLE), 1, f"StorageError: {UNREADABLE}", False),
+        (raising_in_a_loader(UNREADABLE), 1, f"StorageError: {UNREADABLE}", False),
+        (raising_in_a_loader(RuntimeError("a bug")), 1, "RuntimeError: a bug", True),
         (raising(KeyError("a bug")), 1, "KeyError: 'a bug'", True),
         (raising(KeyboardInterrupt()), 130, "interrupted", False),
         (signalled(signal.SIGINT), 130, "interrupted by SIGINT", False),
@@ -196,6 +215,7 @@ def test_every_end_is_recorded(
     recorded = experiment.read_log()["exit"]
     assert recorded["status"] == status
     assert reason in recorded["reason"] and "\n" not in recorded["reason"]
+    assert "Traceback" not in recorded["reason"]
     error = capsys.readouterr().err
     assert ("Traceback" in error) == has_traceback
     assert (reason in error) == bool(status)

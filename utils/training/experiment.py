@@ -206,7 +206,7 @@ def explain(error: BaseException, signals: Sequence[str] = ()) -> str:
 
     ``signals`` names those received: whatever fell over after them, they are the reason.
     """
-    text = " ".join(str(error).split())
+    text = " ".join(_own_words(error).split())
     if signals:
         return f"interrupted by {signals[0]}"
     if is_out_of_memory(error):
@@ -267,12 +267,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return allocation or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
+def _own_words(error: BaseException) -> str:
+    """Return an error's text; of one in a loader process the last line of the traceback in it."""
+    lines = str(error).strip().splitlines()
+    if not lines or "in DataLoader worker process" not in lines[0]:
+        return str(error)
+    return lines[-1].partition(": ")[2] or lines[-1]
+
+
 def _is_dead_worker(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def _is_known(error: BaseException) -> bool:
-    expected = isinstance(error, (TrainingError, OSError))
+    from utils.storage import StorageError
+
+    expected = isinstance(error, (TrainingError, StorageError, OSError))
     return expected or is_out_of_memory(error) or _is_dead_worker(error)
 
 
