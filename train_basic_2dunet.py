@@ -14,9 +14,10 @@ mistake in the flags or the data files, 130 when it is interrupted.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 SEEDS = {"train": 111, "validation": 999, "test": 2222}
 """Of the simulated sets."""
+IMAGE_EDGE = 128
+"""In pixels."""
 OBJECTIVES = ("segmentation", "keypoints")
 
 
@@ -144,6 +147,7 @@ def run(flags: argparse.Namespace) -> int:
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=2)
     check_counts(flags, "L_train", "L_validate", "L_test")
+    check_patch_size(IMAGE_EDGE, flags.depth, flags.batch_size, what="images with an edge of")
     check_files(flags)
     directory = experiment_directory(flags.log_path, flags.experiment_title)
 
@@ -163,8 +167,6 @@ def run(flags: argparse.Namespace) -> int:
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
     sets = make_data(flags)
-    edge = min(sets["train"].config.shape)
-    check_patch_size(edge, flags.depth, flags.batch_size)
     foreground = measure_foreground(sets["train"]) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     fabric = make_fabric(compute, options.seed)
@@ -174,7 +176,7 @@ def run(flags: argparse.Namespace) -> int:
         "model_config": model_config.to_dict(),
         "normalizer": sets["train"].normalizer.to_dict(),
         "spacing_voxels": typical_spacing(sets["train"]),
-        "patch_size": edge,
+        "patch_size": IMAGE_EDGE,
         "flags": vars(flags),
     }
     experiment = begin_experiment(
@@ -232,13 +234,12 @@ def make_data(flags: argparse.Namespace) -> dict[str, Fake2DDataset]:
         "validation": (flags.L_validate, flags.validation_file),
         "test": (flags.L_test, flags.test_file),
     }
-    if flags.objective == "segmentation":
-        return {
-            name: SegmentationFake2DDataset(count, SEEDS[name], file or None)
-            for name, (count, file) in wanted.items()
-        }
+    make: Callable[..., Fake2DDataset] = SegmentationFake2DDataset
+    if flags.objective == "keypoints":
+        make = functools.partial(KeypointDetectionFake2DDataset, with_centres=False)
+    shape = (IMAGE_EDGE, IMAGE_EDGE)
     return {
-        name: KeypointDetectionFake2DDataset(count, SEEDS[name], file or None, with_centres=False)
+        name: make(count, SEEDS[name], file or None, shape=shape)
         for name, (count, file) in wanted.items()
     }
 

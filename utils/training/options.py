@@ -166,21 +166,23 @@ def check_counts(flags: argparse.Namespace, *names: str) -> None:
         _check_at_least(name, getattr(flags, name), 1)
 
 
-def check_patch_size(patch_size: int, depth: int, batch_size: int) -> None:
+def check_patch_size(
+    patch_size: int, depth: int, batch_size: int, what: str = "--patch_size"
+) -> None:
     """Raise FlagError unless a patch (edge in voxels) survives the poolings of ``depth`` levels.
 
-    With batches of one, the lowest level needs more than one voxel for its batch norm.
+    With batches of one, the lowest level needs more than one voxel for its batch norm. ``what`` is
+    the patch's name in the message.
     """
     _check_at_least("patch_size", patch_size, 1)
     if depth > patch_size.bit_length():
         smallest = str(2 ** (depth - 1)) if depth < 32 else f"2^{depth - 1}"
         raise FlagError(
-            f"--patch_size {patch_size}: must be at least {smallest} (2^(depth - 1)) with --depth "
-            f"{depth}"
+            f"{what} {patch_size}: must be at least {smallest} (2^(depth - 1)) with --depth {depth}"
         )
     if batch_size == 1 and patch_size == 2 ** (depth - 1):
         raise FlagError(
-            f"--batch_size 1: with --patch_size {patch_size} and --depth {depth} one voxel is left "
+            f"--batch_size 1: with {what} {patch_size} and --depth {depth} one voxel is left "
             "at the lowest level, too few for batch norm; use at least 2"
         )
 
