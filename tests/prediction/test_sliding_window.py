@@ -1,11 +1,19 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.inferers import sliding_window_inference
 from torch import nn
 
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.sliding_window import predict_volume
+from utils.prediction.sliding_window import (
+    LEAST_WEIGHT,
+    Windows,
+    blending_weights,
+    predict_volume,
+)
 
 NORMALIZER = PercentileNormalizer()
 
@@ -140,3 +148,78 @@ def test_a_constant_volume_is_predicted():
 def test_bad_arguments(image, arguments, message):
     with pytest.raises(ValueError, match=message):
         predict_volume(Pointwise(), image, NORMALIZER, **{"window": 4, **arguments})
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_windows_and_blending_are_those_of_monai(data):
+    """MONAI's sliding window, given the same weights, is the oracle."""
+    dims = data.draw(st.integers(2, 3))
+    shape = tuple(data.draw(st.lists(st.integers(1, 20), min_size=dims, max_size=dims)))
+    edges = tuple(data.draw(st.integers(1, length)) for length in shape)
+    overlap = data.draw(st.floats(0, 0.8))
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(spatial_dims=dims, depth=1, start_channels=2)).eval()
+    image = volume(*shape)
+    got = predict_volume(model, image, NORMALIZER, window=edges, overlap=overlap, batch_size=2)
+    scaled = torch.from_numpy(NORMALIZER.apply(image, *NORMALIZER.fit(image)))[None, None]
+    with torch.inference_mode():
+        expected = sliding_window_inference(
+            scaled,
+            edges,
+            2,
+            lambda x: torch.sigmoid(model(x)),
+            overlap=overlap,
+            roi_weight_map=torch.from_numpy(blending_weights(edges)),
+        )
+    np.testing.assert_allclose(got, expected[0, 0].numpy(), atol=1e-5)
+
+
+def test_tiled_equals_whole_where_no_window_ends():
+    """A convolution answers alike in each window that holds the voxel and its neighbours."""
+    torch.manual_seed(0)
+    model = nn.Conv3d(1, 1, 3, padding=1)
+    image = volume(25, 18, 21)
+    whole = predict_volume(model, image, NORMALIZER, window=25)
+    tiled = predict_volume(model, image, NORMALIZER, window=8)
+    starts = Windows((8, 8, 8)).starts(image.shape)
+    inner = []
+    for length, begins in zip(image.shape, starts, strict=True):
+        rims = {begin for begin in begins if begin} | {begin + 7 for begin in begins[:-1]}
+        inner.append([k for k in range(length) if k not in rims])
+    where = np.ix_(*inner)
+    np.testing.assert_allclose(tiled[where], whole[where], atol=1e-6)
+    assert np.abs(tiled - whole).max() > 1e-3
+
+
+def test_weights_are_largest_in_the_middle_and_nowhere_lost():
+    weights = blending_weights((9, 8, 17))
+    assert weights[4, 3, 8] == weights.max() and weights.max() == pytest.approx(1, abs=0.15)
+    assert weights.min() == pytest.approx(LEAST_WEIGHT, rel=1e-5)
+    np.testing.assert_array_equal(weights, weights[::-1, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_flips_average_over_all_mirror_images(dims):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(spatial_dims=dims, depth=2, start_channels=2))
+    image = volume(*(8,) * dims)
+    got = predict_volume(model, image, NORMALIZER, window=8, flips=True)
+    answers = []
+    for choice in np.ndindex(*(2,) * dims):
+        axes = tuple(axis for axis, flipped in enumerate(choice) if flipped)
+        mirrored = np.ascontiguousarray(np.flip(image, axes))
+        answers.append(np.flip(predict_volume(model, mirrored, NORMALIZER, window=8), axes))
+    np.testing.assert_allclose(got, np.mean(answers, axis=0), atol=1e-6)
+
+
+def test_bf16_is_close():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(depth=2))
+    image = volume(12, 12, 12)
+    exact = predict_volume(model, image, NORMALIZER, window=8)
+    rough = predict_volume(model, image, NORMALIZER, window=8, precision="bf16")
+    assert 0 < np.abs(exact - rough).max() < 0.05
+    assert rough.dtype == np.float32
+    with pytest.raises(ValueError, match="precision"):
+        predict_volume(model, image, NORMALIZER, window=8, precision="16")

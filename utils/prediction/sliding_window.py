@@ -1,20 +1,66 @@
 """Whole-volume prediction: overlapping windows through a network, blended into one probability map.
 
 Arrays are (X, Y, Z), or (X, Y) for images, of any size; networks map (batch, 1, *space) to logits,
-or to a list of logits of which the last are the prediction.
+or to a list of logits of which the last are the prediction. Windows are taken layer by layer along
+the last axis, so that no more than one layer of the map is ever held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from torch import nn
+from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
+
+BLEND_SIGMA = 0.125
+"""Standard deviation of the blending weights in edges of a window, as in MONAI and nnU-Net."""
+LEAST_WEIGHT = 1e-3
+"""Weight in a window's corner: no voxel is left to rounding errors."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How windows are laid over a volume and passed through a network.
+
+    Raises ValueError for a value outside its range.
+    """
+
+    edges: tuple[int, ...]
+    """Edge of a window along each axis in voxels, no longer than the volume's."""
+    overlap: float = 0.25
+    """Share of an edge that a window has in common with the next one, 0 <= overlap < 1."""
+    batch_size: int = 1
+    """Windows that pass the network at once."""
+    flips: bool = False
+    """Average over all mirror images of each window (4 in 2D, 8 in 3D)."""
+    precision: str = "32"
+    """``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap must be at least 0 and below 1, not {self.overlap!r}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {self.batch_size!r}")
+        if self.precision not in ("32", "bf16"):
+            raise ValueError(f"precision must be 32 or bf16, not {self.precision!r}")
+
+    def starts(self, shape: tuple[int, ...]) -> list[list[int]]:
+        """Return where windows begin along each axis of a volume; the last one ends with it."""
+        return [
+            _starts(length, edge, self.overlap)
+            for length, edge in zip(shape, self.edges, strict=True)
+        ]
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Return the number of windows in a volume."""
+        return int(np.prod([len(starts) for starts in self.starts(shape)]))
 
 
 def predict_volume(
@@ -26,6 +72,8 @@ def predict_volume(
     overlap: float = 0.25,
     batch_size: int = 1,
     progress: bool = False,
+    flips: bool = False,
+    precision: str = "32",
 ) -> np.ndarray:
     """Return the foreground probability of every voxel of ``image``.
 
@@ -43,6 +91,8 @@ def predict_volume(
         overlap: share of a window's edge that it has in common with the next one, 0 <= overlap < 1.
         batch_size: windows that pass the network at once.
         progress: show a progress bar over the windows.
+        flips: average over all mirror images of each window.
+        precision: ``32`` or ``bf16``.
 
     Returns:
         float32 of the shape of ``image``, 0..1.
@@ -50,33 +100,74 @@ def predict_volume(
     Raises:
         ValueError: if an argument is out of its range, or the network has several output channels.
     """
-    edges = _window_within(image.shape, window)
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must be at least 0 and below 1, not {overlap!r}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
+    edges = window_within(image.shape, window)
+    windows = Windows(edges, overlap, batch_size, flips, precision)
     if not np.isfinite(image).all():
         raise ValueError("the image holds values that are not finite (NaN or infinite)")
-    scaled = normalizer.apply(image, *normalizer.fit(image))
-    device = next(model.parameters()).device
-    with _evaluating(model), torch.inference_mode():
-        probabilities = sliding_window_inference(
-            torch.from_numpy(scaled)[None, None],
-            roi_size=edges,
-            sw_batch_size=batch_size,
-            predictor=lambda windows: _probabilities(model, windows),
-            overlap=overlap,
-            mode="gaussian",
-            sw_device=device,
-            device="cpu",
-            progress=progress,
-        )
-    blended = probabilities[0, 0].numpy()
-    return np.clip(blended, 0, 1, out=blended)  # a blend of ones may exceed 1 by a rounding error
+    low, high = normalizer.fit(image)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return normalizer.apply(image[..., start:stop], low, high)
+
+    result = np.empty(image.shape, np.float32)
+    with tqdm(total=windows.count(image.shape), disable=not progress) as bar:
+        for start, slab in predict_slabs(model, read, image.shape, windows, passed=bar.update):
+            result[..., start : start + slab.shape[-1]] = slab
+    return result
 
 
-def _window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the window's edge along each axis, no longer than the image's."""
+def predict_slabs(
+    model: nn.Module,
+    read: Callable[[int, int], np.ndarray],
+    shape: tuple[int, ...],
+    windows: Windows,
+    *,
+    first: int = 0,
+    passed: Callable[[int], object] = lambda count: None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the probability map of a volume that need not fit into memory, slab by slab.
+
+    The slabs are those of the whole volume's map: nothing shows where one ends. Held at a time are
+    one layer of windows (as wide as the volume, one window deep), its input and a batch's features.
+
+    Args:
+        model: network with one output channel, on any device.
+        read: returns the normalised slab ``start <= z < stop`` as (X, Y, stop - start) float32.
+        shape: the whole volume's.
+        windows: from :func:`window_within`, none longer than the volume.
+        first: the first plane that is wanted; layers that only matter to earlier ones are skipped.
+        passed: told the number of windows done after each batch, skipped ones too.
+
+    Yields:
+        (start, slab): float32 (X, Y, n), 0..1, in order from ``first`` to the end. A slab's memory
+        is used again: it holds until the next one is asked for.
+    """
+    starts = windows.starts(shape)
+    bells = [_bell(edge, len(shape)) for edge in windows.edges]
+    totals = [_covered(length, *pair) for length, *pair in zip(shape, starts, bells, strict=True)]
+    weight = torch.from_numpy(_outer(bells))
+    lateral = list(itertools.product(*starts[:-1]))
+    depth = windows.edges[-1]
+    layer = torch.zeros((depth, *reversed(shape[:-1]))).permute(*reversed(range(len(shape))))
+    lateral_total = torch.from_numpy(_outer(totals[:-1]))[..., None]
+    for start, following in zip(starts[-1], [*starts[-1][1:], shape[-1]], strict=True):
+        if start + depth <= first:
+            passed(len(lateral))
+            continue
+        slab = torch.from_numpy(read(start, start + depth))
+        _add_layer(model, slab, layer, weight, lateral, windows, passed)
+        ready = layer[..., : following - start]
+        ready /= lateral_total
+        ready /= torch.from_numpy(totals[-1][start:following])
+        ready.clamp_(0, 1)  # a blend of ones may exceed 1 by a rounding error
+        if following > first:
+            fresh = max(first - start, 0)
+            yield start + fresh, ready[..., fresh:].numpy()
+        _move_up(layer, following - start)
+
+
+def window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the window's edge along each axis, no longer than the image's; ValueError if bad."""
     if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"the image must have 2 or 3 axes and no empty one, not shape {shape}")
     edges = (window,) * len(shape) if isinstance(window, int) else tuple(window)
@@ -86,6 +177,88 @@ def _window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple
             f"axes, not {window!r}"
         )
     return tuple(min(edge, length) for edge, length in zip(edges, shape, strict=True))
+
+
+def blending_weights(edges: Sequence[int]) -> np.ndarray:
+    """Return the weight of each voxel of a window, float32 of shape ``edges``, 1 in the middle.
+
+    A product of one Gaussian an axis, each held above the root of :data:`LEAST_WEIGHT` that makes
+    the corners weigh that much; being a product, its sum over all windows is one as well.
+    """
+    return _outer([_bell(edge, len(edges)) for edge in edges])
+
+
+def _bell(edge: int, dims: int) -> np.ndarray:
+    """Return one axis' factor of the weights, (edge,) float32."""
+    offset = (np.arange(edge) - (edge - 1) / 2) / (BLEND_SIGMA * edge)
+    return np.maximum(np.exp(-0.5 * offset**2), LEAST_WEIGHT ** (1 / dims)).astype(np.float32)
+
+
+def _outer(factors: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the product of one vector an axis, float32."""
+    product = np.ones((), np.float32)
+    for factor in factors:
+        product = product[..., None] * factor
+    return product
+
+
+def _starts(length: int, edge: int, overlap: float) -> list[int]:
+    step = max(1, int(edge * (1 - overlap)))
+    return [*range(0, length - edge, step), length - edge]
+
+
+def _covered(length: int, starts: list[int], bell: np.ndarray) -> np.ndarray:
+    """Return the sum of all windows' weights along one axis, (length,) float32."""
+    total = np.zeros(length, np.float32)
+    for start in starts:
+        total[start : start + len(bell)] += bell
+    return total
+
+
+def _add_layer(
+    model: nn.Module,
+    slab: torch.Tensor,
+    layer: torch.Tensor,
+    weight: torch.Tensor,
+    corners: list[tuple[int, ...]],
+    windows: Windows,
+    passed: Callable[[int], object],
+) -> None:
+    """Pass all windows of one layer through the network and add their weighted answers to it."""
+    boxes = [
+        tuple(slice(a, a + n) for a, n in zip(corner, windows.edges, strict=False))
+        for corner in corners
+    ]
+    device = next(model.parameters()).device
+    with _evaluating(model), torch.inference_mode():
+        for k in range(0, len(boxes), windows.batch_size):
+            batch = boxes[k : k + windows.batch_size]
+            inputs = torch.stack([slab[box] for box in batch])[:, None].to(device)
+            answers = _mirrored(model, inputs, windows).cpu()
+            for box, answer in zip(batch, answers, strict=True):
+                layer[box] += answer[0] * weight
+            passed(len(batch))
+
+
+def _mirrored(model: nn.Module, inputs: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Return the probabilities of (batch, 1, *space) windows, averaged over flips if asked."""
+    with torch.autocast(inputs.device.type, torch.bfloat16, windows.precision == "bf16"):
+        if not windows.flips:
+            return _probabilities(model, inputs)
+        axes = range(2, inputs.ndim)
+        choices = [c for n in range(inputs.ndim - 1) for c in itertools.combinations(axes, n)]
+        total = torch.zeros_like(inputs)
+        for flipped in choices:
+            total += _probabilities(model, inputs.flip(flipped)).flip(flipped)
+        return total / len(choices)
+
+
+def _move_up(layer: torch.Tensor, planes: int) -> None:
+    """Drop the first ``planes`` of the last axis, move the rest there, and fill up with zeros."""
+    depth = layer.shape[-1]
+    for z in range(depth - planes):
+        layer[..., z] = layer[..., z + planes]
+    layer[..., depth - planes :] = 0
 
 
 def _probabilities(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:

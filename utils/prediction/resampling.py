@@ -1,0 +1,100 @@
+"""Stacks resampled to other voxel sizes, slab by slab, as if the whole had been resampled at once.
+
+One matrix an axis: linear between the centres of voxels; where voxels grow, the triangle widens
+with them, so that nothing finer than the new voxels is folded into them. Borders repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """From a volume of ``source`` to one of ``target`` voxels over the same extent."""
+
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+    matrices: tuple[sparse.csr_array, ...]
+    """For each axis, (target, source) float32, its rows adding up to 1."""
+
+    @classmethod
+    def between(cls, source: tuple[int, ...], target: tuple[int, ...]) -> Resampling:
+        """Return the resampling from one shape to another."""
+        pairs = zip(source, target, strict=True)
+        return cls(source, target, tuple(_matrix(old, new) for old, new in pairs))
+
+    def needed(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the range of source planes (last axis) from which target planes are made."""
+        if start >= stop:
+            return self.source[-1], self.source[-1]
+        columns = self.matrices[-1][[start, stop - 1]].indices
+        return int(columns.min()), int(columns.max()) + 1
+
+    def apply(self, slab: np.ndarray, offset: int, start: int, stop: int) -> np.ndarray:
+        """Return target planes ``start <= z < stop`` as float32 (X, Y, stop - start).
+
+        ``slab`` (X, Y, n) holds the source planes from ``offset`` on, all that are needed.
+        """
+        last = self.matrices[-1][start:stop, offset : offset + slab.shape[-1]]
+        for axis, matrix in enumerate((*self.matrices[:-1], last)):
+            if matrix.shape[0] == matrix.shape[1] and axis < slab.ndim - 1:
+                continue  # equal lengths: the identity
+            slab = _along(matrix, slab, axis)
+        return slab.astype(np.float32, copy=False)
+
+    def stream(
+        self, slabs: Iterator[tuple[int, np.ndarray]], first: int = 0
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Turn (start, slab) of source planes in order into (start, slab) of target planes.
+
+        The source begins no later than plane ``needed(first, ...)[0]``; the target at ``first``.
+        """
+        done, offset, kept = first, 0, None
+        for start, slab in slabs:
+            offset = start if kept is None else offset
+            kept = slab.copy() if kept is None else np.concatenate([kept, slab], axis=-1)
+            ready = self._ready(start + slab.shape[-1])
+            if ready > done:
+                yield done, self.apply(kept, offset, done, ready)
+                done = ready
+            begin = max(self.needed(done, self.target[-1])[0], offset)
+            kept, offset = kept[..., begin - offset :], begin
+
+    def _ready(self, planes: int) -> int:
+        """Return how many target planes can be made of the first ``planes`` source planes."""
+        matrix = self.matrices[-1]
+        ends = np.maximum.reduceat(matrix.indices, matrix.indptr[:-1]) + 1
+        return int(np.searchsorted(ends, planes, side="right"))
+
+
+def scaled_shape(shape: tuple[int, ...], factors: tuple[float, ...]) -> tuple[int, ...]:
+    """Return the shape whose voxels are smaller by ``factors``, at least one voxel an axis."""
+    return tuple(max(1, round(n * f)) for n, f in zip(shape, factors, strict=True))
+
+
+def _matrix(old: int, new: int) -> sparse.csr_array:
+    """Return the (new, old) matrix of one axis."""
+    width = max(1.0, old / new)
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    reach = int(np.ceil(width))
+    columns = np.floor(centres).astype(int)[:, None] + np.arange(-reach + 1, reach + 1)
+    weights = np.maximum(0.0, 1 - np.abs(columns - centres[:, None]) / width)
+    weights /= weights.sum(axis=1, keepdims=True)
+    rows = np.broadcast_to(np.arange(new)[:, None], columns.shape)
+    entries = (weights.ravel(), (rows.ravel(), np.clip(columns, 0, old - 1).ravel()))
+    matrix = sparse.coo_array(entries, shape=(new, old)).tocsr().astype(np.float32)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _along(matrix: sparse.csr_array, array: np.ndarray, axis: int) -> np.ndarray:
+    """Return ``matrix`` applied along one axis of ``array``."""
+    front = np.moveaxis(array.astype(np.float32, copy=False), axis, 0)
+    product = matrix @ front.reshape(len(front), -1)
+    return np.moveaxis(product.reshape(-1, *front.shape[1:]), 0, axis)
