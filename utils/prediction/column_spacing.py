@@ -1,0 +1,159 @@
+"""How far columns stand apart in a stack, from the power spectrum of its brightest parts.
+
+Columns on a hexagonal lattice of spacing s put a ring of power at the spatial frequency
+2 / (sqrt(3) s). Lengths are voxels, those of the finest axis where
+voxels are not cubes. Blocks are taken where the stack is brightest: there is the sheet.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.prediction.microscope_files import Stack
+
+EDGE = 48
+"""Edge of the blocks in voxels: a few columns across, within which the sheet is nearly flat."""
+BLOCKS = 12
+"""The brightest blocks that are looked at."""
+BANDS = 64
+"""Bands of frequency, equal steps of their logarithm."""
+FINEST, COARSEST = 2.5, 22.0
+"""Spacings that can be told, in voxels: the sampling's limit and about half a block."""
+TREND = 2
+"""Degree of the polynomial, in logarithms, to which the power would fall without columns."""
+LATTICE = 2 / np.sqrt(3)
+"""Spacing times frequency of the ring of a hexagonal lattice."""
+CALIBRATION = 1.08
+"""Spacing by the ring's frequency over the mean distance of a column to its nearest neighbour.
+
+The lattice widens outward and is stretched. Measured on the first 24 volumes of the default
+validation set: median 1.08, the middle 68 % between 1.02 and 1.21.
+"""
+LEAST_PROMINENCE, WIDEST_INTERVAL = 2.0, 1.3
+"""What an estimate takes to be used: the ring stands out, and all blocks speak of the same.
+
+Ten of twelve other validation volumes pass, and are within 16 % of the truth; noise, blurred noise
+and scattered blobs reach a prominence of 1.7.
+"""
+LEAST_BLOCKS = 3
+"""Parts of the stack that it takes to agree."""
+MARGIN = 4
+"""Bands at either end in which nothing can stand out of its surroundings."""
+
+
+@dataclass(frozen=True)
+class SpacingEstimate:
+    """What the spectrum says; in voxels of the finest axis."""
+
+    spacing: float
+    """Mean distance of a column to its nearest neighbour."""
+    low: float
+    high: float
+    """Where 16 and 84 % of the estimates from blocks drawn anew lie."""
+    prominence: float
+    """How far the ring stands out of the falling spectrum, in standard deviations of the rest."""
+    blocks: int
+    """How many parts of the stack were looked at."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether this is more than noise."""
+        narrow = self.high <= WIDEST_INTERVAL * self.low
+        return self.blocks >= LEAST_BLOCKS and narrow and self.prominence >= LEAST_PROMINENCE
+
+    def describe(self) -> str:
+        """Return a few words for the user."""
+        return (
+            f"columns {self.spacing:.1f} voxels apart (68 % between {self.low:.1f} and "
+            f"{self.high:.1f}, ring {self.prominence:.1f} sd above the rest, {self.blocks} blocks)"
+        )
+
+
+def estimate_spacing(stack: Stack) -> SpacingEstimate | None:
+    """Return the column spacing of a stack, read once; None where there is nothing to look at."""
+    steps = tuple(np.array(stack.spacing or (1.0,) * len(stack.shape)) / min(stack.spacing or (1,)))
+    spectra = []
+    for block in _brightest(stack):
+        spectrum = _spectrum(block, steps)
+        if spectrum is not None:
+            spectra.append(spectrum)
+    if not spectra:
+        return None
+    table = np.array(spectra)
+    known = np.isfinite(table).all(axis=0) & (table > 0).all(axis=0)
+    if np.count_nonzero(known) < BANDS // 2:
+        return None
+    bands = _bands()[known]
+    table = table[:, known]
+    position, prominence = _peak(bands, table.mean(axis=0))
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(table), size=(200, len(table)))
+    others = [_peak(bands, table[rows].mean(axis=0))[0] for rows in drawn]
+    low, high = np.quantile(others, [0.16, 0.84])
+    spacings = LATTICE / CALIBRATION / np.array([position, high, low])
+    return SpacingEstimate(*map(float, spacings), prominence, len(table))
+
+
+def _brightest(stack: Stack) -> Iterator[np.ndarray]:
+    """Yield the brightest blocks, float32, of at most :data:`EDGE` voxels along each axis."""
+    edges = tuple(min(EDGE, length) for length in stack.shape)
+    starts = [
+        sorted({*range(0, length - edge + 1, max(1, edge // 2)), length - edge})
+        for length, edge in zip(stack.shape, edges, strict=True)
+    ]
+    best: list[tuple[float, tuple[int, ...], np.ndarray]] = []
+    for last in starts[-1]:
+        slab = stack.read(last, last + edges[-1])
+        for corner in itertools.product(*starts[:-1]):
+            box = tuple(slice(a, a + n) for a, n in zip(corner, edges, strict=False))
+            brightness = float(slab[box].mean(dtype=np.float64))
+            if len(best) < BLOCKS or brightness > best[-1][0]:
+                best.append((brightness, (*corner, last), slab[box].astype(np.float32)))
+                best = sorted(best, key=lambda entry: (-entry[0], entry[1]))[:BLOCKS]
+    for _, _, block in best:
+        yield block
+
+
+def _spectrum(block: np.ndarray, steps: tuple[float, ...]) -> np.ndarray | None:
+    """Return the mean power of each band, of mean 1 (NaN where unknown); None for a flat block."""
+    if not block.max() > block.min():
+        return None
+    values = np.log1p(np.maximum(block, 0) / max(float(np.median(block)), 1e-6))
+    window = np.ones((), np.float64)
+    for length in block.shape:
+        window = window[..., None] * np.hanning(length + 2)[1:-1]
+    values = (values - np.average(values, weights=window)) * window
+    power = np.abs(np.fft.rfftn(values)) ** 2
+    axes = [np.fft.fftfreq(n) / step for n, step in zip(block.shape, steps, strict=True)]
+    axes[-1] = np.fft.rfftfreq(block.shape[-1]) / steps[-1]
+    vectors = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    length = np.linalg.norm(vectors, axis=-1)
+    seen = (length >= LATTICE / COARSEST) & (length < LATTICE / FINEST)
+    if not power[seen].sum() > 0:
+        return None
+    length, power = length[seen], power[seen]
+    bands = _bands()
+    band = np.searchsorted(np.sqrt(bands[1:] * bands[:-1]), length)
+    counts = np.bincount(band, minlength=BANDS)
+    with np.errstate(invalid="ignore"):
+        means = np.bincount(band, power, BANDS) / counts
+    return means / np.nanmean(means)
+
+
+def _bands() -> np.ndarray:
+    """Return the middle frequency of each band, per voxel."""
+    return np.geomspace(LATTICE / COARSEST, LATTICE / FINEST, BANDS)
+
+
+def _peak(bands: np.ndarray, power: np.ndarray) -> tuple[float, float]:
+    """Return the frequency that stands out most, and by how many standard deviations."""
+    x, y = np.log(bands), np.log(power)
+    residual = y - np.polyval(np.polyfit(x, y, TREND), x)
+    smooth = np.convolve(np.pad(residual, 2, mode="edge"), np.array([1, 2, 3, 2, 1]) / 9, "valid")
+    best = int(np.argmax(smooth[MARGIN:-MARGIN])) + MARGIN
+    rest = np.abs(np.arange(len(bands)) - best) > MARGIN
+    return float(bands[best]), float(smooth[best] / max(np.std(residual[rest]), 1e-12))
