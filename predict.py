@@ -1,0 +1,417 @@
+r"""Find columns in a stack from a microscope, of any size, with a trained network.
+
+    python predict.py --checkpoint logs/my_experiment --input brain.tif --output brain_mask.tif
+    python predict.py --checkpoint logs/my_experiment --input brain.tif --channel 1 \
+        --scale auto --output brain_mask.tif --probabilities
+
+Reads TIFF, OME-TIFF, HDF5, NRRD, NIfTI, Zarr, OME-Zarr and NumPy, and writes the same by the
+output's ending, with the input's voxel size; TIFFs open in Fiji and napari. Stacks larger than
+memory are worked off in layers. Interrupted, the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.training.options import DEVICES, PRECISIONS, FlagError, FlagParser
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from utils.data.normalize import PercentileNormalizer
+    from utils.prediction.microscope_files import Stack
+    from utils.prediction.out_of_core import Plan
+    from utils.prediction.sliding_window import Windows
+
+THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
+OVERLAP = 0.25  # of a window's edge
+SCALE = "1"  # the stack's voxels have the size of the training's
+MEMORY_SHARE = 0.8  # of what is free, unless --memory says otherwise
+SAME_VOXEL = 0.02  # difference of voxel edges that is not worth resampling
+BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be predicted, checked and ready."""
+
+    stack: Stack
+    model: nn.Module
+    normalizer: PercentileNormalizer
+    percentiles: tuple[float, float]
+    plan: Plan
+    outputs: dict[str, Path]
+    recipe: dict[str, Any]
+    """All that the result depends on, plain JSON."""
+
+
+def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the flags; exit with status 2 for those that cannot be read."""
+    parser = FlagParser(prog="predict.py", description=__doc__.splitlines()[0])
+    # fmt: off
+    add = parser.add_argument_group("files").add_argument
+    add("--checkpoint", required=True, metavar="PATH",
+        help="log directory of an experiment, or a .pth file of it")
+    add("--input", required=True, metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, "
+        ".h5, .hdf5, .nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
+    add("--output", required=True, metavar="FILE",
+        help="the mask (0 and 1), in the format of its ending; .tif for Fiji")
+    add("--probabilities", nargs="?", const=BESIDE_OUTPUT, metavar="FILE",
+        help="write the probability map as well; without a name, beside the output")
+    add("--overwrite", action="store_true", help="replace outputs that exist")
+
+    add = parser.add_argument_group("what to read").add_argument
+    add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
+    add("--voxel_size", type=voxel_size, metavar="Z,Y,X",
+        help="edge of a voxel in micrometres, where the file does not tell or is wrong")
+    add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
+    add("--index", type=int, metavar="INT",
+        help="time point, or sample of a file of generate_3d_data.py, from 0")
+
+    add = parser.add_argument_group("prediction").add_argument
+    add("--threshold", type=float, default=THRESHOLD, metavar="FLOAT",
+        help="probability from which a voxel belongs to the mask")
+    add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
+        help="enlarge the stack so much for the network (and the result back), so that columns "
+        "stand as far apart as in training; auto measures how far they do")
+    add("--tta", action="store_true", help="average over mirrored windows: better, 8 times slower")
+    add("--window", type=int, metavar="INT",
+        help="edge of the sliding window in voxels; default: the patch size of the training")
+    add("--overlap", type=float, default=OVERLAP, metavar="FLOAT",
+        help="share of a window in common with the next")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", choices=DEVICES, default="auto", help="where the network runs")
+    add("--precision", choices=PRECISIONS, default="auto", help="bf16 is used where it is fast")
+    add("--batch_size", type=int, metavar="INT",
+        help="windows that pass the network at once; default: what fits, at most 4")
+    add("--memory", type=float, metavar="GB",
+        help="most memory to take, in GB (1e9 bytes); default: most of what is free")
+    # fmt: on
+    return parser.parse_args(arguments)
+
+
+def voxel_size(text: str) -> tuple[float, ...]:
+    """Return the numbers that ``text`` lists."""
+    sizes = tuple(float(part) for part in text.split(","))
+    if not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise ValueError(f"{text} are no lengths")
+    return sizes
+
+
+def scale(text: str) -> float | str:
+    """Return the factor, or ``auto``."""
+    return text if text == "auto" else float(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    flags = parse_flags(arguments)
+    try:
+        return predict(flags)
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    except MemoryError:
+        return fail("out of memory: lower --memory, --window or --batch_size", 2)
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command goes on where it stopped", 130)
+
+
+def fail(error: BaseException | str, status: int) -> int:
+    """Say in one line what went wrong; return ``status``."""
+    print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def predict(flags: argparse.Namespace) -> int:
+    """Do the work; return the exit status. ValueError and OSError are a user's to mend."""
+    check_flags(flags)
+    outputs = choose_outputs(flags)
+    from utils.prediction.microscope_files import open_stack
+
+    with open_stack(
+        flags.input,
+        channel=flags.channel,
+        voxel_size=flags.voxel_size,
+        key=flags.key,
+        index=flags.index,
+    ) as stack:
+        task = prepare(stack, outputs, flags)
+        low, high = task.percentiles
+        if high > low:
+            write_prediction(task, flags.threshold)
+        else:
+            from utils.prediction.out_of_core import write_empty
+
+            print(
+                f"warning: nothing to see: the percentiles {task.normalizer.low_percent:g} and "
+                f"{task.normalizer.high_percent:g} of {stack.path} are both {low:g}; the mask is "
+                "empty"
+            )
+            write_empty(stack, outputs)
+    print("\n".join(f"wrote {path}" for path in outputs.values()))
+    return 0
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise FlagError for a number outside its range."""
+    for name in ("window", "batch_size"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise FlagError(f"--{name} {value}: must be at least 1")
+    if not 0 <= flags.overlap < 1:
+        raise FlagError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
+    if not 0 < flags.threshold <= 1:
+        raise FlagError(f"--threshold {flags.threshold}: must lie above 0 and up to 1")
+    if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
+        raise FlagError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
+    if flags.memory is not None and not flags.memory > 0:
+        raise FlagError(f"--memory {flags.memory}: must be larger than 0, in GB")
+
+
+def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
+    """Return where mask and probabilities go; raise ValueError if they cannot."""
+    from utils.prediction.microscope_files import ENDINGS, check_output
+
+    outputs = {"mask": Path(flags.output)}
+    check_output(outputs["mask"], overwrite=flags.overwrite)
+    if flags.probabilities == BESIDE_OUTPUT:
+        name = outputs["mask"].name
+        endings = sorted((e for e in ENDINGS if name.lower().endswith(e)), key=len)
+        stem = name[: -len(endings[-1])].removesuffix(".ome")
+        rest = name[len(stem) :]
+        outputs["probabilities"] = outputs["mask"].with_name(f"{stem}_probabilities{rest}")
+    elif flags.probabilities is not None:
+        outputs["probabilities"] = Path(flags.probabilities)
+    if "probabilities" in outputs:
+        check_output(outputs["probabilities"], overwrite=flags.overwrite)
+    places = [Path(flags.input).resolve(), *(path.resolve() for path in outputs.values())]
+    if len(set(places)) < len(places):
+        raise FlagError("--input, --output and --probabilities must be different files")
+    return outputs
+
+
+def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -> Task:
+    """Load the network, read the stack once for its percentiles, and print the plan."""
+    import torch
+
+    from models import ModelConfig
+    from utils.data.normalize import PercentileNormalizer
+    from utils.prediction.out_of_core import make_plan, measure_percentiles
+    from utils.training.device import choose_compute
+    from utils.training.experiment import load_checkpoint
+
+    state = load_checkpoint(flags.checkpoint)
+    compute = choose_compute(flags.device, flags.precision)
+    config = ModelConfig.from_dict(state["model_config"])
+    check_network(config, stack, flags)
+    model = restore_model(config, state["model_state"], flags.checkpoint, compute.device)
+    normalizer = PercentileNormalizer.from_dict(state["normalizer"])
+
+    print(describe_stack(stack))
+    percentiles = measure_percentiles(stack, normalizer)
+    shape = choose_shape(stack, state["spacing_voxels"], flags)
+    precision = "bf16" if compute.precision.startswith("bf16") else "32"
+    windows = first_windows(shape, int(state["patch_size"]), precision, flags)
+    plan = make_plan(
+        stack,
+        shape,
+        windows,
+        channels=config.start_channels,
+        outputs=outputs,
+        limit=memory_limit(flags),
+        fixed_batch=flags.batch_size is not None,
+    )
+    print(
+        f"network: {config.arch}, {config.spatial_dims}D, epoch {state['epoch']}, on "
+        f"{compute.device} in {precision} ({compute.reason}), {torch.get_num_threads()} threads"
+    )
+    print(describe_plan(stack, plan))
+    recipe = {
+        "input": identify(stack.path),
+        "choice": [flags.channel, flags.key, flags.index],
+        "network": fingerprint(state["model_state"]),
+        "normalizer": normalizer.to_dict(),
+        "network_shape": plan.shape,
+        "window": plan.windows.edges,
+        "overlap": flags.overlap,
+        "tta": flags.tta,
+        "precision": precision,
+        "threshold": flags.threshold,
+    }
+    return Task(stack, model, normalizer, percentiles, plan, outputs, recipe)
+
+
+def check_network(config: Any, stack: Stack, flags: argparse.Namespace) -> None:
+    """Raise FlagError if the network does not fit the stack."""
+    if (config.in_channels, config.out_channels) != (1, 1):
+        raise FlagError(
+            f"--checkpoint {flags.checkpoint}: a network with {config.in_channels} input and "
+            f"{config.out_channels} output channels; one of each is needed"
+        )
+    dims = len(stack.shape)
+    if config.spatial_dims != dims:
+        what = "an image" if dims == 2 else "a stack"
+        raise FlagError(
+            f"--checkpoint {flags.checkpoint}: a {config.spatial_dims}D network, but {stack.path} "
+            f"is {what} of {dims} axes; name a network of train_basic_{dims}dunet.py"
+        )
+
+
+def restore_model(config: Any, weights: dict[str, Any], path: str, device: str) -> nn.Module:
+    """Return the checkpoint's network on ``device``; FlagError if its weights do not fit."""
+    from models import build_model
+    from utils.training.device import memory_format
+
+    model = build_model(config)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FlagError(
+            f"--checkpoint {path}: the stored weights do not fit the stored model configuration "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return model.to(device, memory_format=memory_format(config.spatial_dims + 2)).eval()
+
+
+def choose_shape(
+    stack: Stack, trained_spacing: Sequence[float], flags: argparse.Namespace
+) -> tuple[int, ...]:
+    """Return the shape in which the network sees the stack, and print why.
+
+    Voxels become cubes of the finest edge where the spacing is known, times ``--scale``.
+    """
+    from utils.prediction.resampling import scaled_shape
+
+    sizes = stack.spacing or (1.0,) * len(stack.shape)
+    factor = flags.scale
+    if factor == "auto":
+        factor = measure_scale(stack, sum(trained_spacing) / len(trained_spacing))
+    factors = tuple(factor * size / min(sizes) for size in sizes)
+    factors = tuple(1.0 if abs(f - 1) <= SAME_VOXEL else f for f in factors)
+    if stack.spacing is None and len(stack.shape) == 3:
+        print("note: the voxel size is unknown, so voxels are taken for cubes; see --voxel_size")
+    return scaled_shape(stack.shape, factors)
+
+
+def measure_scale(stack: Stack, trained: float) -> float:
+    """Return training's column spacing by the stack's, both in voxels, and print both."""
+    from utils.prediction.column_spacing import estimate_spacing
+
+    found = estimate_spacing(stack)
+    if found is None:
+        raise FlagError(f"--scale auto: no columns to be seen in {stack.path}; give a factor")
+    if not found.sure:
+        raise FlagError(
+            f"--scale auto: the spectrum of {stack.path} shows no certain column spacing (best "
+            f"guess {found.describe()}); give a factor: {trained:.1f} divided by the distance of "
+            "neighbouring columns in voxels"
+        )
+    factor = trained / found.spacing
+    print(
+        f"scale: {found.describe()}; the network knows {trained:.1f}: enlarged {factor:.2f} times"
+    )
+    return factor
+
+
+def first_windows(
+    shape: tuple[int, ...], patch_size: int, precision: str, flags: argparse.Namespace
+) -> Windows:
+    """Return the windows as large as they are wanted."""
+    from utils.prediction.out_of_core import LARGEST_BATCH
+    from utils.prediction.sliding_window import Windows, window_within
+
+    edges = window_within(shape, flags.window or patch_size)
+    batch_size = flags.batch_size or LARGEST_BATCH
+    return Windows(edges, flags.overlap, batch_size, flags.tta, precision)
+
+
+def memory_limit(flags: argparse.Namespace) -> int:
+    """Return the bytes that the process may come to."""
+    import psutil
+
+    from utils.prediction.out_of_core import available_memory
+
+    if flags.memory is not None:
+        return int(flags.memory * 1e9)
+    return psutil.Process().memory_info().rss + int(MEMORY_SHARE * available_memory())
+
+
+def write_prediction(task: Task, threshold: float) -> None:
+    """Predict what is still missing, with a progress bar, and write the outputs."""
+    from tqdm import tqdm
+
+    from utils.prediction.microscope_files import StackLayout, write_stack
+    from utils.prediction.out_of_core import DTYPES, open_staging, predict_stack
+
+    stack, plan = task.stack, task.plan
+    voxels = math.prod(stack.shape)
+    each = voxels / plan.windows.count(plan.shape)
+    names = tuple(task.outputs)
+    with open_staging(task.outputs["mask"], stack.shape, names, task.recipe) as staging:
+        first = staging.done
+        if first:
+            print(f"going on after {first} of {stack.shape[-1]} planes that are done")
+        if first < stack.shape[-1]:
+            with tqdm(total=voxels, unit="voxel", unit_scale=True, desc="predicting") as bar:
+                for start, slab in predict_stack(
+                    task.model,
+                    stack,
+                    task.normalizer,
+                    task.percentiles,
+                    plan,
+                    first=first,
+                    passed=lambda count: bar.update(count * each),
+                ):
+                    staging.write(start, slab, threshold)
+        for name, path in task.outputs.items():
+            write_stack(path, staging.slabs(name), StackLayout.like(stack, DTYPES[name]))
+
+
+def describe_stack(stack: Stack) -> str:
+    """Return a line on the input."""
+    edges = " x ".join(str(n) for n in stack.shape)
+    axes = " x ".join("xyz"[: len(stack.shape)])
+    sizes = stack.spacing and " x ".join(f"{size:.4g}" for size in stack.spacing)
+    channel = "" if stack.channel is None else f", channel {stack.channel}"
+    spacing = f"voxels of {sizes} um" if sizes else "voxels of unknown size"
+    return f"input: {stack.path}: {edges} ({axes}), {stack.dtype}{channel}, {spacing}"
+
+
+def describe_plan(stack: Stack, plan: Plan) -> str:
+    """Return a line on how the work will be done."""
+    seen = " x ".join(str(n) for n in plan.shape)
+    resampled = "" if plan.resampling is None else f", resampled to {seen} and back"
+    windows = " x ".join(str(n) for n in plan.windows.edges)
+    flips = ", mirrored" if plan.windows.flips else ""
+    return (
+        f"plan: {plan.windows.count(plan.shape)} windows of {windows}, "
+        f"{plan.windows.batch_size} at once{flips}{resampled}; estimated peak memory "
+        f"{plan.memory / 1e9:.2f} GB"
+    )
+
+
+def identify(path: Path) -> list[Any]:
+    """Return what changes when a file does: where it is, its size and when it was written."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def fingerprint(weights: dict[str, Any]) -> str:
+    """Return a check sum of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+import predict
+from models import ModelConfig, build_model
+from utils.data.normalize import PercentileNormalizer
+from utils.prediction.microscope_files import StackLayout, open_stack, write_stack
+from utils.prediction.sliding_window import predict_volume
+from utils.training.experiment import Experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+SPACING = (0.5, 0.5, 0.5)
+
+
+def make_log(directory, config, **changes):
+    torch.manual_seed(0)
+    experiment = Experiment.create(directory, {}, __file__)
+    state = {
+        "model_config": config.to_dict(),
+        "model_state": build_model(config).state_dict(),
+        "normalizer": PercentileNormalizer().to_dict(),
+        "spacing_voxels": [9.0] * config.spatial_dims,
+        "patch_size": 16,
+        "epoch": 3,
+        "metrics": {},
+    }
+    experiment.save_checkpoint("best.pth", {**state, **changes})
+    return directory
+
+
+def make_image(shape, seed=0):
+    return np.random.default_rng(seed).poisson(30, shape).astype(np.uint16)
+
+
+def save(path, image, spacing=SPACING):
+    layout = StackLayout(image.shape, image.dtype, spacing and spacing[: image.ndim])
+    write_stack(path, [image], layout)
+    return path
+
+
+def read(path):
+    with open_stack(path) as stack:
+        return stack.read(), stack.spacing
+
+
+@pytest.fixture
+def log(tmp_path):
+    return make_log(tmp_path / "log", ModelConfig(depth=2, start_channels=2))
+
+
+@pytest.fixture
+def brain(tmp_path):
+    return save(tmp_path / "brain.tif", make_image((20, 18, 24)))
+
+
+def run(log, source, output, *flags):
+    base = ["--checkpoint", str(log), "--input", str(source), "--output", str(output)]
+    return predict.main([*base, "--precision", "32", *flags])
+
+
+def expected_map(log, image, window=16, **options):
+    state = torch.load(log / "checkpoints" / "best.pth", weights_only=True)
+    model = build_model(ModelConfig.from_dict(state["model_config"]))
+    model.load_state_dict(state["model_state"])
+    return predict_volume(model, image, PercentileNormalizer(), window=window, **options)
+
+
+@pytest.mark.parametrize("ending", [".tif", ".h5", ".nrrd", ".nii.gz", ".ome.zarr"])
+def test_a_stack_becomes_a_mask_and_a_map(log, brain, tmp_path, ending, capsys):
+    output = tmp_path / f"mask{ending}"
+    expected = expected_map(log, make_image((20, 18, 24)))
+    threshold = float(np.median(expected))
+    assert run(log, brain, output, "--probabilities", "--threshold", str(threshold)) == 0
+    probabilities, spacing = read(tmp_path / f"mask_probabilities{ending}")
+    np.testing.assert_allclose(probabilities, expected, atol=2e-5)
+    mask, mask_spacing = read(output)
+    assert mask.dtype == np.uint8 and 0 < mask.mean() < 1
+    np.testing.assert_array_equal(mask, probabilities >= threshold)
+    assert spacing == mask_spacing == pytest.approx(SPACING)
+    printed = capsys.readouterr()
+    assert "20 x 18 x 24 (x x y x z), uint16, voxels of 0.5 x 0.5 x 0.5 um" in printed.out
+    assert re.search(r"estimated peak memory \d+\.\d\d GB", printed.out)
+    assert f"wrote {output}" in printed.out
+    assert "voxel/s" in printed.err
+    names = {"log", "brain.tif", f"mask{ending}", f"mask_probabilities{ending}"}
+    assert {entry.name for entry in tmp_path.iterdir()} == names
+
+
+def test_flips_and_windows(log, brain, tmp_path):
+    flags = ["--probabilities", str(tmp_path / "map.npy"), "--tta", "--window", "12"]
+    assert run(log, brain, tmp_path / "a.tif", *flags, "--overlap", "0.5") == 0
+    options = {"window": 12, "overlap": 0.5, "flips": True}
+    expected = expected_map(log, make_image((20, 18, 24)), **options)
+    np.testing.assert_allclose(read(tmp_path / "map.npy")[0], expected, atol=2e-5)
+
+
+def test_one_channel_of_several(log, tmp_path):
+    images = np.stack([make_image((20, 18, 24), seed) for seed in range(2)])
+    metadata = {"axes": "ZCYX"}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, images.transpose(3, 0, 2, 1), imagej=True, metadata=metadata)
+    flags = ["--channel", "1", "--voxel_size", "2,2,2", "--probabilities", str(tmp_path / "p.h5")]
+    assert run(log, path, tmp_path / "m.tif", *flags) == 0
+    probabilities, spacing = read(tmp_path / "p.h5")
+    assert spacing == (2, 2, 2)
+    np.testing.assert_allclose(probabilities, expected_map(log, images[1]), atol=2e-5)
+
+
+def test_flat_voxels_are_resampled_to_cubes_and_back(log, tmp_path, capsys):
+    source = save(tmp_path / "a.tif", make_image((20, 18, 12)), (0.5, 0.5, 1.0))
+    assert run(log, source, tmp_path / "m.tif", "--scale", "0.8") == 0
+    assert "resampled to 16 x 14 x 19 and back" in capsys.readouterr().out
+    mask, spacing = read(tmp_path / "m.tif")
+    assert mask.shape == (20, 18, 12) and spacing == pytest.approx((0.5, 0.5, 1.0))
+
+
+def test_an_image_goes_through_a_2d_network(tmp_path):
+    log = make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=2, start_channels=2))
+    image = make_image((40, 30))
+    source = save(tmp_path / "image.tif", image)
+    assert run(log, source, tmp_path / "m.tif", "--probabilities", str(tmp_path / "p.tif")) == 0
+    probabilities, spacing = read(tmp_path / "p.tif")
+    np.testing.assert_allclose(probabilities, expected_map(log, image), atol=2e-5)
+    assert spacing == pytest.approx(SPACING[:2])
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_an_even_stack_gives_an_empty_mask_and_a_warning(log, tmp_path, value, capsys):
+    source = save(tmp_path / "a.tif", np.full((9, 8, 7), value, np.uint8))
+    assert run(log, source, tmp_path / "m.tif", "--probabilities") == 0
+    mask, spacing = read(tmp_path / "m.tif")
+    assert not mask.any() and mask.shape == (9, 8, 7) and spacing == pytest.approx(SPACING)
+    assert not read(tmp_path / "m_probabilities.tif")[0].any()
+    assert f"are both {value}; the mask is empty" in capsys.readouterr().out
+
+
+def test_interrupted_work_goes_on(log, brain, tmp_path, monkeypatch, capsys):
+    from utils.prediction.out_of_core import Staging
+
+    calls = []
+    write = Staging.write
+
+    def interrupted(self, start, *arguments):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(start)
+        write(self, start, *arguments)
+
+    output = tmp_path / "m.tif"
+    monkeypatch.setattr(Staging, "write", interrupted)
+    assert run(log, brain, output, "--probabilities") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not output.exists()
+    folder = tmp_path / "m.tif.partial"
+    assert 0 < json.loads((folder / "done.json").read_text()) < 24
+    monkeypatch.setattr(Staging, "write", write)
+    assert run(log, brain, output, "--probabilities") == 0
+    assert "going on after 8 of 24 planes" in capsys.readouterr().out
+    expected = expected_map(log, make_image((20, 18, 24)))
+    np.testing.assert_allclose(read(tmp_path / "m_probabilities.tif")[0], expected, atol=2e-5)
+    assert not folder.exists()
+
+
+def test_auto_scale_says_what_it_found(log, tmp_path, monkeypatch, capsys):
+    from utils.prediction import column_spacing
+    from utils.prediction.column_spacing import SpacingEstimate
+
+    source = save(tmp_path / "a.tif", make_image((20, 18, 24)))
+    found = SpacingEstimate(6.0, 5.8, 6.1, 3.0, 9)
+    monkeypatch.setattr(column_spacing, "estimate_spacing", lambda stack: found)
+    assert run(log, source, tmp_path / "m.tif", "--scale", "auto") == 0
+    out = capsys.readouterr().out
+    assert "columns 6.0 voxels apart (68 % between 5.8 and 6.1" in out
+    assert "the network knows 9.0: enlarged 1.50 times" in out
+    assert "resampled to 30 x 27 x 36" in out
+    unsure = SpacingEstimate(6.0, 3.8, 9.1, 0.5, 9)
+    monkeypatch.setattr(column_spacing, "estimate_spacing", lambda stack: unsure)
+    assert run(log, source, tmp_path / "n.tif", "--scale", "auto") == 2
+    assert "no certain column spacing" in capsys.readouterr().err
+    assert not (tmp_path / "n.tif").exists()
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def broken_inputs(tmp_path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    stack = np.random.default_rng(0).random((6, 7, 8)).astype(np.float32)
+    save(folder / "rgb.npy", np.zeros((3, 20, 20), np.uint8))
+    stack[2, 3, 4] = np.nan
+    save(folder / "nan.tif", stack)
+    save(folder / "flat.tif", make_image((9, 8)))
+    whole = (tmp_path / "brain.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    (folder / "bomb.npy").write_bytes(b"")
+    np.save(folder / "bomb.npy", np.array([[Bomb()]], object), allow_pickle=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--input", "none.tif"], "no such file"),
+        (["--input", "cut.tif"], "cut"),
+        (["--input", "rgb.npy"], "3 channels; name one with --channel 0..2"),
+        (["--input", "nan.tif"], "not finite"),
+        (["--input", "bomb.npy"], "bomb.npy"),
+        (["--input", "flat.tif"], "3D network, but .* is an image of 2 axes"),
+        (["--channel", "4"], "no channels to choose from"),
+        (["--output", "out.png"], "unknown ending"),
+        (["--output", "none/out.tif"], "does not exist"),
+        (["--output", "inputs"], "unknown ending"),
+        (["--probabilities", "out.tif"], "different files"),
+        (["--checkpoint", "nowhere"], "does not exist"),
+        (["--checkpoint", "brain.tif"], "no readable checkpoint"),
+        (["--checkpoint", "bomb.pth"], "no readable checkpoint"),
+        (["--checkpoint", "wide"], "2 input and 1 output channels"),
+        (["--window", "0"], "--window 0"),
+        (["--batch_size", "-1"], "--batch_size -1"),
+        (["--overlap", "1"], "--overlap 1"),
+        (["--threshold", "2"], "--threshold 2"),
+        (["--scale", "0"], "--scale 0"),
+        (["--memory", "0.001"], "GB are allowed; raise --memory"),
+        (["--memory", "nan"], "--memory nan"),
+        (["--device", "cuda"], "no CUDA device"),
+    ],
+)
+def test_a_users_mistake_is_one_line(log, brain, tmp_path, flags, message, capsys, monkeypatch):
+    if "cuda" in flags:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    inputs = broken_inputs(tmp_path)
+    torch.save({"format": 1, "model_state": Bomb()}, tmp_path / "bomb.pth")
+    make_log(tmp_path / "wide", ModelConfig(depth=1, start_channels=1, in_channels=2))
+    base = {"--checkpoint": log, "--input": brain, "--output": tmp_path / "out.tif"}
+    name, value = flags
+    if name == "--input":
+        value = inputs / value
+    elif name in ("--output", "--checkpoint", "--probabilities"):
+        value = tmp_path / value
+    base[name] = value
+    before = sorted(tmp_path.rglob("*"))
+    assert predict.main([str(part) for pair in base.items() for part in pair]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("predict.py: ") and captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_is_only_replaced_on_request(log, brain, tmp_path, capsys):
+    output = tmp_path / "m.tif"
+    output.write_text("kept")
+    assert run(log, brain, output) == 2
+    assert "--overwrite" in capsys.readouterr().err and output.read_text() == "kept"
+    assert run(log, brain, output, "--overwrite") == 0
+    assert read(output)[0].shape == (20, 18, 24)
+
+
+def test_a_full_disk_is_one_line(log, brain, tmp_path, monkeypatch, capsys):
+    from utils.prediction.out_of_core import Staging
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Staging, "write", full)
+    assert run(log, brain, tmp_path / "m.tif") == 2
+    assert capsys.readouterr().err.endswith("cannot be written (No space left on device)\n")
+    assert not (tmp_path / "m.tif").exists()
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, predict\n"
+        "try: predict.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'zarr', 'tifffile', 'nibabel', 'matplotlib', 'scipy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "--voxel_size Z,Y,X" in answer.stdout
