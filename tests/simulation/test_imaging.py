@@ -131,3 +131,25 @@ def test_exponential_matches_numpy(values):
     expected = np.exp(y.astype(float))
     imaging._exponential(y, np.float32(1.0), np.float32(0.0))
     assert_allclose(y, expected, rtol=1e-6)
+
+
+def key_whose_first_word_is(word: int) -> np.uint64:
+    """Invert SplitMix64's output function, so that counter 0 gives ``word``."""
+    mask = 2**64 - 1
+
+    def unshift(value: int, by: int) -> int:
+        result = value
+        for _ in range(64 // by + 1):
+            result = value ^ (result >> by)
+        return result
+
+    z = unshift(word, 31)
+    z = unshift(z * pow(0x94D049BB133111EB, -1, 2**64) & mask, 27)
+    return np.uint64(unshift(z * pow(0xBF58476D1CE4E5B9, -1, 2**64) & mask, 30))
+
+
+@pytest.mark.parametrize("mean", [0.5, 3.0, 20.0])
+def test_the_largest_random_word_ends_in_the_tail_and_not_at_the_table_s_end(mean):
+    key = key_whose_first_word_is(0xFFFFFFFF_00000000)
+    counts = imaging.shot_noise(np.full(1, mean, dtype=np.float32), 1.0, key)
+    assert poisson.isf(1e-6, mean) < counts[0] <= poisson.isf(2.0**-33, mean) + 1

@@ -281,6 +281,7 @@ def _shot_noise(image, gain, key, cumulative, guide, counts):  # type: ignore[no
     top = np.int64(TABLE_MEAN * GRID - 1)
     high = np.uint64(32)
     low = np.uint64(0xFFFFFFFF)
+    largest = np.uint64(0xFFFFFFFE)  # below the saturated end of every row
     for i in range(image.size):
         mean = min(image[i] * gain, np.float32(60000.0))
         bits = random_word(key, np.uint64(i))
@@ -290,13 +291,13 @@ def _shot_noise(image, gain, key, cumulative, guide, counts):  # type: ignore[no
         part = 0
         while steps > top:
             part += 1
-            word = random_word(key + np.uint64(part), ~np.uint64(i)) >> high
+            word = min(random_word(key + np.uint64(part), ~np.uint64(i)) >> high, largest)
             k = guide[top, word >> np.uint64(24)]
             while word >= cumulative[top, k] and k < _LONGEST - 1:
                 k += 1
             total += k
             steps -= top
-        word = bits >> high
+        word = min(bits >> high, largest)
         k = guide[steps, word >> np.uint64(24)]
         while word >= cumulative[steps, k] and k < _LONGEST - 1:
             k += 1

