@@ -24,13 +24,14 @@ esac
 readonly DATA=quickstart/data LOGS=quickstart/logs TITLE=unet3d
 # Larger columns, in smaller and cleaner volumes than the defaults of generate_3d_data.py.
 readonly VOLUMES=(
-    --L_xy 64 --L_z 64 --lattice_low 5 --lattice_high 7 --min_columns 30
-    --gain_low 60 --gain_high 100 --contrast_low 1.0 --contrast_high 1.0
-    --std_intensity_range_low 0.3 --std_intensity_range_high 0.6
+    --L_xy 80 --L_z 80 --lattice_low 5 --lattice_high 7 --min_columns 30
+    --gain_low 60 --gain_high 100 --contrast_low 1.0 --contrast_high 1.0 --background_high 0.001
+    --std_intensity_range_low 0.2 --std_intensity_range_high 0.4
 )
 readonly TRAINING=(
-    --patch_size 48 --patches_per_epoch 160 --epochs 20 --batch_size 4
-    --start_channels 8 --depth 4 --start_lr 3e-3 --num_workers 0
+    --patch_size 48 --patches_per_epoch 160 --epochs 18 --batch_size 4 --num_workers 0
+    --start_channels 8 --depth 4
+    --start_lr 4e-3 --lr_scheduler_patience 1 --lr_scheduler_factor 0.3
 )
 
 # Simulate file $1 of $2 volumes with seed $3; a complete file is kept.
