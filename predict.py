@@ -353,7 +353,7 @@ def write_prediction(task: Task, threshold: float) -> None:
 
     stack, plan = task.stack, task.plan
     voxels = math.prod(stack.shape)
-    each = voxels / plan.windows.count(plan.shape)
+    windows, done = plan.windows.count(plan.shape), 0
     names = tuple(task.outputs)
     with open_staging(task.outputs["mask"], stack.shape, names, task.recipe) as staging:
         first = staging.done
@@ -361,6 +361,12 @@ def write_prediction(task: Task, threshold: float) -> None:
             print(f"going on after {first} of {stack.shape[-1]} planes that are done")
         if first < stack.shape[-1]:
             with tqdm(total=voxels, unit="voxel", unit_scale=True, desc="predicting") as bar:
+
+                def passed(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    bar.update(voxels * done // windows - bar.n)
+
                 for start, slab in predict_stack(
                     task.model,
                     stack,
@@ -368,7 +374,7 @@ def write_prediction(task: Task, threshold: float) -> None:
                     task.percentiles,
                     plan,
                     first=first,
-                    passed=lambda count: bar.update(count * each),
+                    passed=passed,
                 ):
                     staging.write(start, slab, threshold)
         for name, path in task.outputs.items():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from utils.prediction.microscope_files import Stack
 
@@ -19,6 +20,8 @@ EDGE = 48
 """Edge of the blocks in voxels: a few columns across, within which the sheet is nearly flat."""
 BLOCKS = 12
 """The brightest blocks that are looked at."""
+SMOOTHED = 8.0
+"""Standard deviation in voxels of the blur that is taken off first."""
 BANDS = 64
 """Bands of frequency, equal steps of their logarithm."""
 FINEST, COARSEST = 2.5, 22.0
@@ -27,17 +30,17 @@ TREND = 2
 """Degree of the polynomial, in logarithms, to which the power would fall without columns."""
 LATTICE = 2 / np.sqrt(3)
 """Spacing times frequency of the ring of a hexagonal lattice."""
-CALIBRATION = 1.08
+CALIBRATION = 1.11
 """Spacing by the ring's frequency over the mean distance of a column to its nearest neighbour.
 
 The lattice widens outward and is stretched. Measured on the first 24 volumes of the default
-validation set: median 1.08, the middle 68 % between 1.02 and 1.21.
+validation set: median 1.11, the middle 68 % between 1.07 and 1.16.
 """
-LEAST_PROMINENCE, WIDEST_INTERVAL = 2.0, 1.3
+LEAST_PROMINENCE, WIDEST_INTERVAL = 2.2, 1.3
 """What an estimate takes to be used: the ring stands out, and all blocks speak of the same.
 
-Ten of twelve other validation volumes pass, and are within 16 % of the truth; noise, blurred noise
-and scattered blobs reach a prominence of 1.7.
+Eleven of twelve other validation volumes pass, all of them within 15 % of the truth; noise, blurred
+noise and scattered blobs reach a prominence of 2.0.
 """
 LEAST_BLOCKS = 3
 """Parts of the stack that it takes to agree."""
@@ -126,16 +129,21 @@ def _spectrum(block: np.ndarray, steps: tuple[float, ...]) -> np.ndarray | None:
     window = np.ones((), np.float64)
     for length in block.shape:
         window = window[..., None] * np.hanning(length + 2)[1:-1]
+    coarse = ndimage.gaussian_filter(values, [SMOOTHED / step for step in steps], mode="nearest")
+    values = values - coarse  # the sheet's own shape would leak into the rings
     values = (values - np.average(values, weights=window)) * window
-    power = np.abs(np.fft.rfftn(values)) ** 2
-    axes = [np.fft.fftfreq(n) / step for n, step in zip(block.shape, steps, strict=True)]
-    axes[-1] = np.fft.rfftfreq(block.shape[-1]) / steps[-1]
+    finer = [2 * n for n in block.shape]  # else a low band's power hangs on its few directions
+    power = np.abs(np.fft.rfftn(values, finer, range(values.ndim))) ** 2
+    axes = [np.fft.fftfreq(n) / step for n, step in zip(finer, steps, strict=True)]
+    axes[-1] = np.fft.rfftfreq(finer[-1]) / steps[-1]
     vectors = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     length = np.linalg.norm(vectors, axis=-1)
     seen = (length >= LATTICE / COARSEST) & (length < LATTICE / FINEST)
     if not power[seen].sum() > 0:
         return None
     length, power = length[seen], power[seen]
+    slope = np.polyfit(np.log(length), np.log(power + 1e-12 * power.max()), 1)[0]
+    power = power * length**-slope  # level, else a band's power hangs on which frequencies it holds
     bands = _bands()
     band = np.searchsorted(np.sqrt(bands[1:] * bands[:-1]), length)
     counts = np.bincount(band, minlength=BANDS)
@@ -150,10 +158,18 @@ def _bands() -> np.ndarray:
 
 
 def _peak(bands: np.ndarray, power: np.ndarray) -> tuple[float, float]:
-    """Return the frequency that stands out most, and by how many standard deviations."""
+    """Return the frequency that stands out most, and by how many standard deviations.
+
+    Only a maximum counts: the rise of the spectrum towards either end is not one.
+    """
     x, y = np.log(bands), np.log(power)
     residual = y - np.polyval(np.polyfit(x, y, TREND), x)
     smooth = np.convolve(np.pad(residual, 2, mode="edge"), np.array([1, 2, 3, 2, 1]) / 9, "valid")
-    best = int(np.argmax(smooth[MARGIN:-MARGIN])) + MARGIN
+    inner = slice(MARGIN, len(smooth) - MARGIN)
+    above = (smooth[1:-1] > smooth[:-2]) & (smooth[1:-1] >= smooth[2:])
+    tops = [k for k in np.flatnonzero(above) + 1 if inner.start <= k < inner.stop]
+    if not tops:
+        return float(bands[len(bands) // 2]), 0.0
+    best = max(tops, key=lambda k: smooth[k])
     rest = np.abs(np.arange(len(bands)) - best) > MARGIN
     return float(bands[best]), float(smooth[best] / max(np.std(residual[rest]), 1e-12))
