@@ -432,7 +432,7 @@ def draw_image_sample(
     plain.set_ylabel("y (pixels)", fontsize=8)
     figure.suptitle(title, fontsize=10)
     memory = io.BytesIO()
-    figure.savefig(memory, dpi=80)
+    figure.savefig(memory, dpi=70)
     with Image.open(memory) as picture:
         return picture.convert("RGB")
 

@@ -1,0 +1,44 @@
+"""The notebooks run from their own folder, and are kept with pictures, small, without paths."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_both_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["quickstart_2d", "quickstart_3d"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_run(path: Path) -> None:
+    """In a process of its own, as nbmake wants to be switched on for a whole run."""
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=600"]
+    answer = subprocess.run(
+        [*command, "-p", "no:cacheprovider", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads that wait for cores burn them
+    )
+    assert answer.returncode == 0, answer.stdout[-3000:]
+    assert "1 passed" in answer.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_kept_small_and_clean(path: Path) -> None:
+    text = path.read_text()
+    assert len(text) < 1_000_000
+    assert "/root/" not in text and "/home/" not in text and str(ROOT) not in text
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
