@@ -45,6 +45,12 @@ def test_learning_curves_show_the_baseline(tmp_path: Path) -> None:
         assert np.any(np.asarray(a) != np.asarray(b))
 
 
+def test_a_heat_map_is_compared_where_it_is_at_least_half() -> None:
+    image, target = np.zeros((2, 2), np.float32), np.array([[0.9, 0.4], [0.5, 0.0]], np.float32)
+    overlay = figures._compare(image, target, probability=target)
+    np.testing.assert_array_equal(overlay.any(axis=2), target >= 0.5)
+
+
 def test_baseline_is_that_of_disks_on_a_hexagonal_lattice() -> None:
     share = math.pi * VolumeConfig().cone_radius ** 2 / (math.sqrt(3) / 2)
     assert figures.WHOLE_SHEET_IOU == pytest.approx(share, abs=0.005)

@@ -227,7 +227,7 @@ def _draw_prediction_row(
     _outline(truth, mask, TRUTH)
     shown = _show(chance, probability, cmap="magma", vmin=0, vmax=1)
     _show(overlay, _compare(image, mask, probability))
-    predicted, true = probability >= 0.5, mask > 0
+    predicted, true = probability >= 0.5, mask >= 0.5
     union = np.count_nonzero(predicted | true)
     iou = np.count_nonzero(predicted & true) / union if union else 1.0
     words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
@@ -244,7 +244,7 @@ def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np
     """Return (X, Y, 3): the grey image with true and false positives and false negatives on it."""
     from matplotlib.colors import to_rgb
 
-    predicted, true = probability >= 0.5, mask > 0
+    predicted, true = probability >= 0.5, mask >= 0.5
     colours = np.repeat(image[..., None] * 0.75, 3, axis=2)
     for where, colour in (
         (predicted & true, TRUE_POSITIVE),

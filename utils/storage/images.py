@@ -21,6 +21,7 @@ from utils.replacing import replacing
 from utils.simulation.image import ImageConfig
 from utils.storage.errors import RecipeMismatchError, StorageError, reason
 from utils.storage.layout import GZIP_LEVEL, PROGRAM_VERSION
+from utils.storage.reading import open_checked
 from utils.storage.recipe import differing
 
 IMAGE_FORMAT_VERSION = 1
@@ -111,13 +112,13 @@ class ImageSetWriter:
 
 def read_image_recipe(path: Path) -> ImageRecipe:
     """Return what a file was made from; StorageError, naming it, if it is not of this layout."""
-    with _open_existing(path) as file:
+    with open_checked(path, _layout_problem) as file:
         return _recipe(path, file)
 
 
 def read_image_set(path: Path, count: int) -> ImageSet:
     """Return the first ``count`` samples of a file; StorageError, naming it, if it cannot be."""
-    with _open_existing(path) as file:
+    with open_checked(path, _layout_problem) as file:
         try:
             centres = [flat.reshape(-1, 2) for flat in file["points"][:count]]
             return ImageSet(file["image_data"][:count], file["image_labels"][:count], centres)
@@ -154,21 +155,6 @@ def _create_tables(file: h5py.File, recipe: ImageRecipe) -> None:
     file.create_dataset("points", (count,), h5py.vlen_dtype(np.dtype("<f4")))
     for name, text in IMAGE_LAYOUT.items():
         file[name].attrs["description"] = text
-
-
-def _open_existing(path: Path) -> h5py.File:
-    """Open a file and check its layout."""
-    if not path.is_file():
-        raise StorageError(f"{path}: is not a file")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise StorageError(f"{path}: truncated or not HDF5: {reason(error)}") from error
-    problem = _layout_problem(file)
-    if problem:
-        file.close()
-        raise StorageError(f"{path}: {problem}")
-    return file
 
 
 def _layout_problem(file: h5py.File) -> str:

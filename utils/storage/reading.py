@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -148,7 +149,7 @@ class VolumeFile:
 
     def _open(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():
-            self._file = _open_complete(self.path)
+            self._file = open_checked(self.path, _layout_problem)
             self._datasets = {}
             self._pid = os.getpid()
         return self._file
@@ -174,8 +175,8 @@ class VolumeFile:
             ) from error
 
 
-def _open_complete(path: Path) -> h5py.File:
-    """Open a file and check that it is complete and of this layout."""
+def open_checked(path: Path, find_problem: Callable[[h5py.File], str]) -> h5py.File:
+    """Open a file in which ``find_problem`` finds none; its words for one become a StorageError."""
     if path.is_dir():
         raise StorageError(f"{path}: a directory, not a file")
     if not path.exists():
@@ -184,7 +185,7 @@ def _open_complete(path: Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise StorageError(f"{path}: truncated or not HDF5: {reason(error)}") from error
-    problem = _layout_problem(file)
+    problem = find_problem(file)
     if problem:
         file.close()
         raise StorageError(f"{path}: {problem}")
