@@ -244,3 +244,17 @@ def test_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_revision(tmp_path / "plain") is None
     monkeypatch.setenv("PATH", "")
     assert git_revision(Path(__file__).parent) is None
+
+
+@pytest.mark.parametrize("shape, baseline", [((8, 8, 8), 0.44), ((8, 8), None)])
+def test_only_curves_of_volumes_show_the_whole_sheet(tmp_path, monkeypatch, shape, baseline):
+    from utils import figures
+
+    shown = []
+    monkeypatch.setattr(
+        figures, "save_learning_curves", lambda *args, baseline: shown.append(baseline)
+    )
+    monkeypatch.setattr(figures, "save_predictions", lambda *args, titles: None)
+    patch = [np.zeros(shape, np.float32)]
+    Experiment(tmp_path).draw([{"epoch": 1}], Examples(patch, patch, patch))
+    assert shown == [baseline]

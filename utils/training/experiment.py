@@ -127,10 +127,15 @@ class Experiment:
         return path
 
     def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
-        """Refresh ``learning_curves.png`` and ``predictions.png``."""
+        """Refresh ``learning_curves.png`` and ``predictions.png``.
+
+        The curves of volumes show the whole sheet's IoU, those of images have no such baseline.
+        """
         from utils import figures
 
-        figures.save_learning_curves(history, self.directory / "learning_curves.png")
+        baseline = figures.WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
+        curves = self.directory / "learning_curves.png"
+        figures.save_learning_curves(history, curves, baseline=baseline)
         epoch = history[-1]["epoch"]
         titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
         figures.save_predictions(
