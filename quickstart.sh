@@ -29,7 +29,7 @@ readonly VOLUMES=(
     --std_intensity_range_low 0.2 --std_intensity_range_high 0.4
 )
 readonly TRAINING=(
-    --patch_size 48 --patches_per_epoch 160 --epochs 15 --batch_size 4 --num_workers 0
+    --patch_size 48 --patches_per_epoch 160 --epochs 18 --batch_size 4 --num_workers 0
     --start_channels 8 --depth 4
     --start_lr 4e-3 --lr_scheduler_patience 1 --lr_scheduler_factor 0.3
 )
