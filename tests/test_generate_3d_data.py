@@ -29,7 +29,7 @@ from utils.storage import Recipe, VolumeFile
 SCRIPT = Path(generate_3d_data.__file__)
 TINY = ["--L_xy", "32", "--L_z", "24", "--lattice_low", "4", "--lattice_high", "5"]
 TINY += ["--min_columns", "5", "--NF_size", "3"]
-NUM_SAMPLES = 100
+NUM_SAMPLES = 300
 
 
 def command(directory: Path, *flags: str, samples: int = NUM_SAMPLES) -> list[str]:
@@ -52,7 +52,7 @@ def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_rows(directory: Path, size: int = 200_000) -> None:
+def wait_for_rows(directory: Path, size: int = 50_000) -> None:
     """Wait until the journal is so large that some rows are written."""
     journal = directory / "a.h5.rows.partial"
     deadline = time.monotonic() + 30
