@@ -18,9 +18,9 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from machine import describe_machine, peak_memory_mib  # noqa: E402
+from machine import describe_machine, peak_memory_mib
 
-from utils.simulation import (  # noqa: E402
+from utils.simulation import (
     VolumeConfig,
     fluorescence,
     imaging,

@@ -15,9 +15,9 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from machine import describe_machine, peak_memory_mib  # noqa: E402
+from machine import describe_machine, peak_memory_mib
 
-from utils.data import SegmentationFake2DDataset  # noqa: E402
+from utils.data import SegmentationFake2DDataset
 
 
 def timed(count: int, path: Path | None) -> float:

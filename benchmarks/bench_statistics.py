@@ -15,11 +15,11 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
-from scipy.stats import rankdata  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from scipy.stats import rankdata
+from tqdm import tqdm
 
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume  # noqa: E402
+from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 REFERENCE = {

@@ -19,14 +19,14 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from machine import describe_machine, peak_memory_mib  # noqa: E402
+import h5py
+import numpy as np
+import torch
+from machine import describe_machine, peak_memory_mib
 
-from utils.data import SegmentationFake3DDataset  # noqa: E402
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume  # noqa: E402
-from utils.storage import Recipe, VolumeFile, encode_row, open_writer  # noqa: E402
+from utils.data import SegmentationFake3DDataset
+from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+from utils.storage import Recipe, VolumeFile, encode_row, open_writer
 
 PATCH = 64
 COPIES = (
