@@ -4,6 +4,10 @@
 # Sourced by quickstart.sh, run_tests.sh and .ci/run. Each requirements file that was installed is
 # kept as a copy under .venv/installed/; while the copies equal the files, nothing is installed.
 
+# Threads that wait must not spin: on a machine where anything else runs, spinning makes each step of
+# a network wait for a time slice of its slowest thread (measured: up to ten times as long).
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
 readonly OLDEST_PYTHON="3.11"
 readonly FRESH_INSTALL_KB=3000000 # torch's CPU build and the rest; about 9 GB with a CUDA build
 readonly UPDATE_KB=300000
