@@ -270,7 +270,7 @@ def test_quickstart_takes_no_arguments_but_help(machine: Machine) -> None:
 def quickstart_flags(name: str) -> list[str]:
     """Return the flags of an array in quickstart.sh."""
     (flags,) = re.findall(rf"readonly {name}=\((.*?)\)", (ROOT / "quickstart.sh").read_text(), re.S)
-    return shlex.split(flags)
+    return shlex.split(flags, comments=True)
 
 
 def test_quickstart_flags_are_those_of_the_scripts() -> None:
