@@ -44,11 +44,13 @@ def run(directory: Path, *flags: str, samples: int = 2) -> subprocess.CompletedP
 
 
 def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
+    """Start the script with Ctrl-C at work, also where the tests run in a shell's background."""
     return subprocess.Popen(
         command(directory, "--workers", "2", *flags),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
