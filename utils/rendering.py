@@ -122,7 +122,7 @@ def cast(camera: Camera, fluorescence: np.ndarray, solid: np.ndarray) -> View:
 
 
 @numba.njit(cache=True)
-def _cast(view, steps, matrix, offset, towards_light, fluorescence, solid):  # type: ignore[no-untyped-def]
+def _cast(view, steps, matrix, offset, towards_light, fluorescence, solid):
     _, rows, columns = view.shape
     away = matrix[:, 0]
     for row in range(rows):
@@ -150,7 +150,7 @@ def _cast(view, steps, matrix, offset, towards_light, fluorescence, solid):  # t
 
 
 @numba.njit(cache=True)
-def _steps_inside(start, away, steps, shape):  # type: ignore[no-untyped-def]
+def _steps_inside(start, away, steps, shape):
     """Return the range [begin, end) of the steps at which a ray may touch the volume."""
     begin, end = 0.0, steps - 1.0
     for axis in range(3):
@@ -165,7 +165,7 @@ def _steps_inside(start, away, steps, shape):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _interpolate(volume, x, y, z):  # type: ignore[no-untyped-def]
+def _interpolate(volume, x, y, z):
     """Return ``volume`` at a position in voxel indices, linear between voxels, 0 outside."""
     i, j, k = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
     total = 0.0
@@ -183,7 +183,7 @@ def _interpolate(volume, x, y, z):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _facing(solid, at, towards_light):  # type: ignore[no-untyped-def]
+def _facing(solid, at, towards_light):
     """Return the cosine, at least 0, between the surface's outward normal and the light."""
     outward = np.zeros(3)
     for axis in range(3):
