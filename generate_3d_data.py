@@ -520,13 +520,15 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
         os.environ[f"{library}_NUM_THREADS"] = "1"  # one core a worker, and the same bits on all
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return generate_or_explain(args)
     except ModuleNotFoundError as error:
         return fail(f"{error.name} is not installed: pip install -r requirements.txt", 2)
     except KeyboardInterrupt:
         return fail(f"stopped; {KEPT}", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def generate_or_explain(args: argparse.Namespace) -> int:

@@ -270,6 +270,13 @@ def test_a_polite_stop_is_one_line_and_picked_up(
     assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
 
 
+def test_the_signal_handlers_of_a_caller_stay_as_they_were(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "file").touch()
+    assert generate_3d_data.main(["--directory", str(tmp_path / "file")]) == 2
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     process = start(tmp_path)
     wait_for_rows(tmp_path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import multiprocessing
 import pickle
 import resource
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import h5py
@@ -438,8 +439,8 @@ def _mean_of_first(file: VolumeFile) -> float:
 def test_an_open_file_travels_to_other_processes(fake_file: Path, method: str) -> None:
     with VolumeFile(fake_file) as file:
         expected = _mean_of_first(file)
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            assert pool.apply(_mean_of_first, (file,)) == expected
+        with ProcessPoolExecutor(1, mp_context=get_context(method)) as pool:
+            assert pool.submit(_mean_of_first, file).result() == expected
         assert pickle.loads(pickle.dumps(file))._file is None
     assert _mean_of_first(file) == expected  # opened again after closing
     file.close()
