@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.flags import FlagError, FlagParser
 from utils.replacing import replacing
-from utils.training.options import DEVICES, FlagError, FlagParser
+from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -40,7 +40,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.training.options import FlagParser
+from utils.flags import FlagParser
 
 if TYPE_CHECKING:
     from utils.storage import EncodedRow, Recipe, VolumeWriter

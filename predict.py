@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.training.options import DEVICES, PRECISIONS, FlagError, FlagParser
+from utils.flags import FlagError, FlagParser
+from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
     from torch import nn

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.flags import FlagError, FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
     CHECKPOINT_POLICIES,
@@ -28,8 +29,6 @@ from utils.training.options import (
     LOSS_TYPES,
     OPTIMIZERS,
     PRECISIONS,
-    FlagError,
-    FlagParser,
     TrainingOptions,
     check_counts,
     check_parameter_count,
@@ -37,7 +36,6 @@ from utils.training.options import (
     exit_status,
     experiment_directory,
     network_settings,
-    whole_number,
 )
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.flags import FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
     CHECKPOINT_POLICIES,
@@ -24,7 +25,6 @@ from utils.training.options import (
     LOSS_TYPES,
     OPTIMIZERS,
     PRECISIONS,
-    FlagParser,
     TrainingOptions,
     check_parameter_count,
     check_patch_size,
@@ -33,7 +33,6 @@ from utils.training.options import (
     experiment_directory,
     network_settings,
     resolve_files,
-    whole_number,
 )
 
 if TYPE_CHECKING:

@@ -7,5 +7,6 @@
 - ``utils.prediction``: whole volumes through a network.
 - ``utils.figures``: every picture; the only module that imports matplotlib.
 - ``utils.animations``, on the views of ``utils.rendering``: every moving picture.
+- ``utils.flags``: the flag parser and one-line errors of all scripts.
 - ``utils.replacing``: files that appear whole or not at all.
 """

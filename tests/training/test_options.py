@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from utils.flags import FlagError
 from utils.training.options import (
-    FlagError,
-    FlagParser,
     TrainingOptions,
     check_parameter_count,
     check_patch_size,
@@ -19,7 +18,6 @@ from utils.training.options import (
     experiment_directory,
     network_settings,
     resolve_files,
-    whole_number,
 )
 
 NETWORK = {
@@ -219,31 +217,6 @@ def test_bare_names_are_in_the_data_directory_and_paths_where_they_are(tmp_path:
     ]
     with pytest.raises(FlagError, match=r"c\.h5 does not exist; run \./gen_data\.sh"):
         resolve_files(["a.h5", "c.h5"], tmp_path, "--train_files")
-
-
-def test_whole_numbers() -> None:
-    assert [whole_number(text) for text in ("30000000", "30e6", "0", "-2")] == [
-        30_000_000, 30_000_000, 0, -2,
-    ]  # fmt: skip
-    for text in ("1.5", "1e-3", "many"):
-        with pytest.raises(ValueError):
-            whole_number(text)
-
-
-def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = FlagParser(prog="train.py")
-    parser.add_argument("--depth", type=int, default=4, help="levels")
-    parser.add_argument("--crops", type=int, default=None, help="all when not given")
-    parser.add_argument("--blocks", action="store_true", help="a switch")
-    for bad in (["--depth", "x"], ["--dep", "3"], ["--width", "3"]):
-        with pytest.raises(SystemExit) as caught:
-            parser.parse_args(bad)
-        assert caught.value.code == 2
-        error = capsys.readouterr().err
-        assert error.startswith("train.py: ") and error.count("\n") == 1
-        assert bad[0] in error
-    assert "levels (default: 4)" in parser.format_help()
-    assert "None" not in parser.format_help() and "False" not in parser.format_help()
 
 
 def test_descriptions_tell_what_is_about_to_happen() -> None:

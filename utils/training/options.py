@@ -13,7 +13,9 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from utils.flags import FlagError
 
 CHECKPOINT_POLICIES = ("last", "best", "all")
 ARCHITECTURES = ("unet", "stacked_unet")
@@ -21,40 +23,6 @@ OPTIMIZERS = ("adam", "rmsprop")
 LOSS_TYPES = ("dice", "bce", "weighted_bce", "boundary_weighted_dice")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
-
-
-class FlagError(ValueError):
-    """A flag that cannot be right: one line that names it, its value and what would be right."""
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows each default that there is; a switch, off by default, has none."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        shown = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if shown else action.help
-
-
-class FlagParser(argparse.ArgumentParser):
-    """An argument parser whose help shows defaults and whose errors are one line, status 2."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """Print ``message`` in one line and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
-
-
-def whole_number(text: str) -> int:
-    """Return the integer that ``text`` writes, as ``30000000`` or ``30e6``; ValueError if none."""
-    try:
-        return int(text)
-    except ValueError:
-        value = float(text)
-        if not value.is_integer():
-            raise ValueError(f"{text} is not a whole number") from None
-        return int(value)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,32 @@
+"""The flag parser: whole numbers and one-line errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from utils.flags import FlagParser, whole_number
+
+
+def test_whole_numbers() -> None:
+    assert [whole_number(text) for text in ("30000000", "30e6", "0", "-2")] == [
+        30_000_000, 30_000_000, 0, -2,
+    ]  # fmt: skip
+    for text in ("1.5", "1e-3", "many"):
+        with pytest.raises(ValueError):
+            whole_number(text)
+
+
+def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = FlagParser(prog="train.py")
+    parser.add_argument("--depth", type=int, default=4, help="levels")
+    parser.add_argument("--crops", type=int, default=None, help="all when not given")
+    parser.add_argument("--blocks", action="store_true", help="a switch")
+    for bad in (["--depth", "x"], ["--dep", "3"], ["--width", "3"]):
+        with pytest.raises(SystemExit) as caught:
+            parser.parse_args(bad)
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("train.py: ") and error.count("\n") == 1
+        assert bad[0] in error
+    assert "levels (default: 4)" in parser.format_help()
+    assert "None" not in parser.format_help() and "False" not in parser.format_help()
