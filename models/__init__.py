@@ -51,6 +51,8 @@ class ModelConfig:
     """Odd edge of the convolution kernels."""
     residual: bool = False
     """Residual blocks instead of plain ones."""
+    stem_stride: int = 1
+    """Edge of the blocks of voxels that the network works on; 1 is full resolution."""
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -63,6 +65,7 @@ class ModelConfig:
             depth=self.depth,
             start_channels=self.start_channels,
             num_stacks=self.num_stacks,
+            stem_stride=self.stem_stride,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,7 +33,13 @@ OPERATORS = {
 
 
 def check_arguments(
-    spatial_dims: int, conv_kernel_size: int, *, depth: int, start_channels: int, **counts: int
+    spatial_dims: int,
+    conv_kernel_size: int,
+    *,
+    depth: int,
+    start_channels: int,
+    stem_stride: int,
+    **counts: int,
 ) -> None:
     """Raise ValueError, in one line that quotes the value, for sizes that no network can have.
 
@@ -41,7 +47,12 @@ def check_arguments(
     """
     if spatial_dims not in OPERATORS:
         raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims!r}")
-    sizes = {"depth": depth, "start_channels": start_channels, "conv_kernel_size": conv_kernel_size}
+    sizes = {
+        "depth": depth,
+        "start_channels": start_channels,
+        "conv_kernel_size": conv_kernel_size,
+        "stem_stride": stem_stride,
+    }
     for name, value in {**counts, **sizes}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -50,7 +61,7 @@ def check_arguments(
             f"conv_kernel_size must be odd, so that the output keeps the input's size, "
             f"not {conv_kernel_size}"
         )
-    width_bits = math.log2(start_channels) + depth - 1
+    width_bits = math.log2(start_channels) + depth - 1 + spatial_dims * math.log2(stem_stride)
     if 2 * width_bits + spatial_dims * math.log2(conv_kernel_size) > 60:
         raise ValueError(
             "the widest convolution would have more than 2^60 weights: "
@@ -86,6 +97,32 @@ def up(spatial_dims: int, inputs: int, outputs: int) -> nn.Module:
     overlapping kernels arises. No bias: the block that follows normalises it away.
     """
     return OPERATORS[spatial_dims].up(inputs, outputs, kernel_size=2, stride=2, bias=False)
+
+
+def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return (batch, channels * factor^dims, *space / factor): each block of voxels as channels.
+
+    Every spatial axis must be a multiple of ``factor``; :func:`depth_to_space` is the inverse.
+    After arXiv 1609.05158 (sub-pixel convolution), for images and volumes alike.
+    """
+    if factor == 1:
+        return x
+    batch, channels, *space = x.shape
+    blocks = x.reshape(batch, channels, *(n for size in space for n in (size // factor, factor)))
+    coarse, fine = range(2, 2 + 2 * len(space), 2), range(3, 3 + 2 * len(space), 2)
+    blocks = blocks.permute(0, 1, *fine, *coarse)
+    return blocks.reshape(batch, -1, *(size // factor for size in space))
+
+
+def depth_to_space(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """Return (batch, channels / factor^dims, *space * factor): :func:`space_to_depth` undone."""
+    if factor == 1:
+        return x
+    batch, channels, *space = x.shape
+    dims = len(space)
+    blocks = x.reshape(batch, channels // factor**dims, *[factor] * dims, *space)
+    pairs = [axis for i in range(dims) for axis in (2 + dims + i, 2 + i)]
+    return blocks.permute(0, 1, *pairs).reshape(batch, -1, *(size * factor for size in space))
 
 
 class ConvBlock(nn.Module):

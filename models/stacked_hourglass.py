@@ -56,7 +56,8 @@ class StackedUNet(nn.Module):
     Differences from the paper: its hourglasses add skip features through residual modules at a
     constant width; these bodies are U-Nets, which concatenate them and double the channels
     with depth. Its stem quarters the resolution (7x7 stride 2, max pooling), where score maps stay;
-    this stem is one convolution at full resolution, and score maps have the size of the input.
+    this stem is one convolution, at full resolution unless ``stem_stride`` is larger than 1 (blocks
+    of that edge then enter as channels), and score maps always have the size of the input.
 
     Takes any spatial size, padded and cropped as in :class:`models.unet.UNet`; the arguments are
     those of that class, and ``num_stacks`` of at least 1.
@@ -76,6 +77,7 @@ class StackedUNet(nn.Module):
         start_channels: int = 4,
         conv_kernel_size: int = 3,
         residual: bool = False,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         layers.check_arguments(
@@ -86,7 +88,10 @@ class StackedUNet(nn.Module):
             num_stacks=num_stacks,
             depth=depth,
             start_channels=start_channels,
+            stem_stride=stem_stride,
         )
+        block = stem_stride**spatial_dims
+        scores = out_channels * block
 
         def body() -> UNetBody:
             return UNetBody(
@@ -98,21 +103,23 @@ class StackedUNet(nn.Module):
                 residual=residual,
             )
 
-        self.size_multiple = 2 ** (depth - 1)
+        self.stem_stride = stem_stride
+        self.size_multiple = stem_stride * 2 ** (depth - 1)
         self.stem = layers.conv_norm_relu(
-            spatial_dims, in_channels, start_channels, conv_kernel_size
+            spatial_dims, in_channels * block, start_channels, conv_kernel_size
         )
         self.stacks = nn.ModuleList(
-            Stack(spatial_dims, start_channels, out_channels, body()) for _ in range(num_stacks)
+            Stack(spatial_dims, start_channels, scores, body()) for _ in range(num_stacks)
         )
         self.re_entries = nn.ModuleList(
-            ReEntry(spatial_dims, start_channels, out_channels) for _ in range(num_stacks - 1)
+            ReEntry(spatial_dims, start_channels, scores) for _ in range(num_stacks - 1)
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map (batch, in_channels, *space) to one map of logits a stack."""
         size = x.shape[2:]
-        x = self.stem(layers.pad_to_multiple(x, self.size_multiple))
+        padded = layers.pad_to_multiple(x, self.size_multiple)
+        x = self.stem(layers.space_to_depth(padded, self.stem_stride))
         *earlier, last = self.stacks
         scores = []
         for stack, re_entry in zip(earlier, self.re_entries, strict=True):
@@ -120,4 +127,5 @@ class StackedUNet(nn.Module):
             scores.append(score)
             x = re_entry(x, y, score)
         scores.append(last(x)[1])
-        return [layers.crop_to(score, size) for score in scores]
+        maps = [layers.depth_to_space(score, self.stem_stride) for score in scores]
+        return [layers.crop_to(logits, size) for logits in maps]

@@ -1,7 +1,8 @@
 """The U-Net of arXiv 1505.04597 for images and volumes; tensors are (batch, channels, *space).
 
 Differences from the paper: convolutions are padded, so the output has the input's size; batch
-normalisation follows each of them; blocks are residual on request.
+normalisation follows each of them; blocks are residual on request. With a strided stem, which the
+paper does not have, the whole U-Net works at a fraction of the resolution.
 """
 
 from __future__ import annotations
@@ -64,9 +65,14 @@ class UNetBody(nn.Module):
 class UNet(nn.Module):
     """A U-Net: :class:`UNetBody` and a 1x1 convolution to logits.
 
-    Takes any spatial size: the input is padded inside to a multiple of ``2 ** (depth - 1)`` by
-    repeating its border, and the output cropped back. While training, the coarsest level needs more
-    than one voxel in the whole batch, else batch normalisation has nothing to measure.
+    With ``stem_stride`` s > 1 blocks of s voxels an edge enter as channels, and a last convolution
+    of ``conv_kernel_size`` gives each block its s^dims logits (sub-pixel convolution, arXiv
+    1609.05158): nothing of the input is lost, and a step costs about 1 / s^dims.
+
+    Takes any spatial size: the input is padded inside to a multiple of
+    ``stem_stride * 2 ** (depth - 1)`` by repeating its border, and the output cropped back. While
+    training, the coarsest level needs more than one voxel in the whole batch, else batch
+    normalisation has nothing to measure.
 
     Args:
         spatial_dims: 2 for images, 3 for volumes.
@@ -76,6 +82,7 @@ class UNet(nn.Module):
         start_channels: channels at full resolution, doubled by each pooling.
         conv_kernel_size: odd edge of the convolution kernels.
         residual: residual blocks instead of plain ones.
+        stem_stride: edge of the blocks of voxels that the network works on; 1 is full resolution.
 
     Raises:
         ValueError: for sizes that no network can have.
@@ -91,6 +98,7 @@ class UNet(nn.Module):
         start_channels: int = 4,
         conv_kernel_size: int = 3,
         residual: bool = False,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         layers.check_arguments(
@@ -100,18 +108,26 @@ class UNet(nn.Module):
             out_channels=out_channels,
             depth=depth,
             start_channels=start_channels,
+            stem_stride=stem_stride,
         )
+        block = stem_stride**spatial_dims
+        self.stem_stride = stem_stride
         self.body = UNetBody(
             spatial_dims,
-            in_channels,
+            in_channels * block,
             depth=depth,
             start_channels=start_channels,
             conv_kernel_size=conv_kernel_size,
             residual=residual,
         )
-        self.head = layers.conv(spatial_dims, start_channels, out_channels, 1, bias=True)
+        self.size_multiple = stem_stride * self.body.size_multiple
+        kernel = 1 if stem_stride == 1 else conv_kernel_size
+        self.head = layers.conv(
+            spatial_dims, start_channels, out_channels * block, kernel, bias=True
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, *space) to logits (batch, out_channels, *space)."""
-        padded = layers.pad_to_multiple(x, self.body.size_multiple)
-        return layers.crop_to(self.head(self.body(padded)), x.shape[2:])
+        padded = layers.pad_to_multiple(x, self.size_multiple)
+        logits = self.head(self.body(layers.space_to_depth(padded, self.stem_stride)))
+        return layers.crop_to(layers.depth_to_space(logits, self.stem_stride), x.shape[2:])

@@ -1,11 +1,27 @@
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from models import ModelConfig, StackedUNet, UNet, UNetBody, build_model, count_parameters
-from models.layers import ConvBlock, ResidualBlock, crop_to, pad_to_multiple
+from models import (
+    ARCHITECTURES,
+    ModelConfig,
+    StackedUNet,
+    UNet,
+    UNetBody,
+    build_model,
+    count_parameters,
+)
+from models.layers import (
+    ConvBlock,
+    ResidualBlock,
+    crop_to,
+    depth_to_space,
+    pad_to_multiple,
+    space_to_depth,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +44,8 @@ SHAPES = [
     (3, 1, 1, {"depth": 3}, (9, 16, 5)),
     (3, 2, 3, {"depth": 2, "start_channels": 3, "residual": True}, (7, 8, 9)),
     (3, 1, 1, {"conv_kernel_size": 1, "depth": 2}, (4, 4, 4)),
+    (2, 2, 3, {"stem_stride": 3, "depth": 2}, (13, 18)),
+    (3, 1, 1, {"stem_stride": 2, "depth": 2}, (9, 8, 5)),
 ]
 
 
@@ -52,6 +70,8 @@ BAD = [
     ({"num_stacks": 0}, "num_stacks"),
     ({"conv_kernel_size": 4}, "conv_kernel_size must be odd"),
     ({"conv_kernel_size": 0}, "conv_kernel_size"),
+    ({"stem_stride": 0}, "stem_stride must be a whole number of at least 1, not 0"),
+    ({"stem_stride": 10**7}, r"2\^60 weights: .*stem_stride 10000000"),
     ({"start_channels": 10**11}, r"2\^60 weights: .*start_channels 100000000000"),
     ({"conv_kernel_size": 10**9 + 1}, r"2\^60 weights: .*conv_kernel_size 1000000001"),
     ({"depth": 10**6}, r"2\^60 weights: depth 1000000"),
@@ -73,7 +93,7 @@ def test_bad_configurations(values, message):
 
 
 def test_config_round_trip():
-    config = ModelConfig("stacked_unet", 2, 3, 2, 3, 5, 4, 5, True)
+    config = ModelConfig("stacked_unet", 2, 3, 2, 3, 5, 4, 5, True, 2)
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ValueError, match="deepness"):
         ModelConfig.from_dict({"deepness": 3})
@@ -101,12 +121,13 @@ def body_parameters(config, inputs):
 
 
 def parameters(config):
-    c, o = config.start_channels, config.out_channels
-    score = c * o + o
+    block = config.stem_stride**config.spatial_dims
+    c, i, o = config.start_channels, config.in_channels * block, config.out_channels * block
+    kernel = config.conv_kernel_size**config.spatial_dims
     if config.arch == "unet":
-        return body_parameters(config, config.in_channels) + score
-    stem = config.conv_kernel_size**config.spatial_dims * config.in_channels * c + 2 * c
-    stack = body_parameters(config, c) + c * c + 2 * c + score
+        return body_parameters(config, i) + (1 if block == 1 else kernel) * c * o + o
+    stem = kernel * i * c + 2 * c
+    stack = body_parameters(config, c) + c * c + 2 * c + c * o + o
     return stem + config.num_stacks * stack + (config.num_stacks - 1) * (c * c + o * c)
 
 
@@ -116,6 +137,8 @@ CONFIGS = [
     ModelConfig(arch="stacked_unet", num_stacks=3, out_channels=2, residual=True),
     ModelConfig(spatial_dims=2, depth=3, start_channels=6, conv_kernel_size=5, residual=True),
     ModelConfig(spatial_dims=2, depth=1, in_channels=2),
+    ModelConfig(stem_stride=2, depth=2),
+    ModelConfig(arch="stacked_unet", num_stacks=2, spatial_dims=2, depth=2, stem_stride=3),
 ]
 
 
@@ -138,7 +161,7 @@ GRADIENTS = [
     for arch in ("unet", "stacked_unet")
     for dims in (2, 3)
     for residual in (False, True)
-]
+] + [ModelConfig(arch=arch, depth=2, num_stacks=2, stem_stride=2) for arch in ARCHITECTURES]
 
 
 def summed_loss(model, x, target):
@@ -237,6 +260,30 @@ def test_padding_repeats_the_border_at_the_end_and_crops_back():
     assert pad_to_multiple(x, 1) is x
 
 
+@pytest.mark.parametrize(("space", "factor"), [((6, 9), 3), ((4, 2, 6), 2), ((5, 3), 1)])
+def test_blocks_of_voxels_become_channels_and_back(space, factor):
+    x = rand(2, 3, *space)
+    deep = space_to_depth(x, factor)
+    assert deep.shape == (2, 3 * factor ** len(space), *(n // factor for n in space))
+    torch.testing.assert_close(depth_to_space(deep, factor), x, rtol=0, atol=0)
+    # The first block's voxels are the first coarse voxel's channels, in the order of the axes.
+    first = x[(0, 0, *(slice(factor),) * len(space))].flatten()
+    torch.testing.assert_close(deep[(0, slice(len(first)), *(0,) * len(space))], first)
+    if len(space) == 2:
+        torch.testing.assert_close(deep, nn.functional.pixel_unshuffle(x, factor))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_strided_stem_sees_every_voxel_and_answers_for_every_voxel(arch):
+    model = build_model(ModelConfig(arch=arch, spatial_dims=2, depth=1, stem_stride=2)).double()
+    x = rand(1, 1, 8, 8).double().requires_grad_()
+    logits = model.eval()(x)
+    logits = logits[-1] if isinstance(logits, list) else logits
+    assert len(logits.unique()) == 64
+    logits.sum().backward()
+    assert (x.grad != 0).all()
+
+
 def test_inside_of_a_padded_input_is_that_of_a_larger_one():
     """Far from the padded end the answer does not depend on where the input ends."""
     model = UNet(2, depth=2).eval()
@@ -306,8 +353,9 @@ def test_a_few_steps_lower_the_loss(arch):
 
 def test_graph_can_be_captured_whole():
     """torch.compile finds no graph break in either network (traced without a compiler)."""
-    for arch in ("unet", "stacked_unet"):
-        model = build_model(ModelConfig(arch=arch, spatial_dims=2, depth=2, num_stacks=2)).eval()
+    for arch, stride in itertools.product(ARCHITECTURES, (1, 2)):
+        config = ModelConfig(arch, spatial_dims=2, depth=2, num_stacks=2, stem_stride=stride)
+        model = build_model(config).eval()
         x = rand(1, 1, 9, 8)
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), model(x))
