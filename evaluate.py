@@ -80,7 +80,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     # fmt: off
     add("--checkpoint", required=True, metavar="PATH",
-        help="log directory of an experiment (its best.pth, else its last.pth), or a .pth file")
+        help="log directory of an experiment (its best.pth, else its last.pth), a .pth file, or a "
+        "pretrained network's name")
     add("--data", required=True, metavar="FILE",
         help="HDF5 file of generate_3d_data.py")
     add("--volumes", type=int, metavar="INT",
@@ -151,7 +152,7 @@ def prepare(flags: argparse.Namespace) -> Task:
     check_flags(flags)
     from utils.data.normalize import PercentileNormalizer
     from utils.storage import VolumeFile
-    from utils.training.experiment import load_checkpoint
+    from utils.training.experiment import load_checkpoint, log_directory
 
     state = load_checkpoint(flags.checkpoint)
     model = restore_model(state, flags)
@@ -211,6 +212,8 @@ def restore_model(state: dict[str, Any], flags: argparse.Namespace) -> nn.Module
 
 def make_output(flags: argparse.Namespace) -> Path:
     """Make the folder of the results and try whether it can be written."""
+    from utils.training.experiment import log_directory
+
     output = Path(flags.output) if flags.output else log_directory(flags.checkpoint) / "evaluation"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -220,14 +223,6 @@ def make_output(flags: argparse.Namespace) -> Path:
             f"--output {output}: cannot be written ({error.strerror or error}); name another folder"
         ) from error
     return output
-
-
-def log_directory(checkpoint: str | Path) -> Path:
-    """Return the log directory to which a checkpoint belongs; a file's own folder if to none."""
-    path = Path(checkpoint)
-    if path.is_dir():
-        return path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
 def training_file(directory: Path, seed: int) -> str | None:

@@ -59,7 +59,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     # fmt: off
     add = parser.add_argument_group("files").add_argument
     add("--checkpoint", required=True, metavar="PATH",
-        help="log directory of an experiment, or a .pth file of it")
+        help="log directory of an experiment, a .pth file, or a pretrained network's name")
     add("--input", required=True, metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, "
         ".h5, .hdf5, .nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
     add("--output", required=True, metavar="FILE",

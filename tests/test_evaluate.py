@@ -232,12 +232,6 @@ def test_too_little_memory_is_one_line_with_a_remedy(data, log, monkeypatch, cap
     assert len(line) == 1 and "out of memory: lower --batch_size or --window" in line[0]
 
 
-def test_results_stand_in_the_log_directory_by_default(tmp_path):
-    assert evaluate.log_directory(tmp_path) == tmp_path
-    assert evaluate.log_directory(tmp_path / "checkpoints" / "last.pth") == tmp_path
-    assert evaluate.log_directory(tmp_path / "moved.pth") == tmp_path
-
-
 @pytest.mark.parametrize(
     ("ious", "words"),
     [([0.5], ["only"]), ([0.2, 0.9], ["best", "worst"]), ([0.3, 0.1, 0.2, 0.5], None)],

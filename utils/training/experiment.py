@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from utils.replacing import replacing
+from utils.training.pretrained import find_pretrained, pretrained_names, unpack_weights
 
 CHECKPOINT_FORMAT = 1
 """Stored in every checkpoint; raised when its meaning changes."""
@@ -150,12 +151,15 @@ class Experiment:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint as a plain dict on the CPU; code in the file is never run.
 
-    ``path`` is a checkpoint file or a log directory (its ``best.pth``, else its ``last.pth``).
+    ``path`` is a checkpoint file, a log directory (its ``best.pth``, else its ``last.pth``), or,
+    where no such path exists, the name of a pretrained network (``assets/pretrained``).
     Keys: ``model_config``, ``model_state``, ``normalizer``, ``spacing_voxels``, ``patch_size``,
     ``epoch`` (epochs completed), ``metrics`` (the record of that epoch); ``last.pth`` also holds
     all that is needed to go on. Raises FileNotFoundError, and CheckpointError for a foreign file.
     """
     path = Path(path)
+    if not path.exists():
+        path = find_pretrained(path) or path
     if path.is_dir():
         folder = path / "checkpoints"
         found = [folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()]
@@ -163,19 +167,36 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise FileNotFoundError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
         path = found[0]
     if not path.exists():
-        raise FileNotFoundError(f"the checkpoint {path} does not exist")
+        names = ", ".join(pretrained_names()) or "none"
+        raise FileNotFoundError(
+            f"the checkpoint {path} does not exist (pretrained networks known by name: {names})"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
-    if not isinstance(state, dict) or "model_state" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("model_state"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of this project")
     if state.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {state.get('format')}; this program reads "
             f"{CHECKPOINT_FORMAT}"
         )
-    return state
+    return {**state, "model_state": unpack_weights(state["model_state"])}
+
+
+def log_directory(checkpoint: str | Path) -> Path:
+    """Return where a checkpoint's records are, as a path that may not exist.
+
+    That is a log directory itself, the one above ``checkpoints/``, else a file's own folder; of a
+    pretrained network ``logs/NAME``.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
+    if not path.exists() and find_pretrained(checkpoint):
+        return Path("logs") / path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
 def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
