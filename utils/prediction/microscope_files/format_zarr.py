@@ -1,0 +1,144 @@
+"""Zarr and OME-Zarr (https://ngff.openmicroscopy.org) by zarr-python: folders of chunks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.prediction.microscope_files.stack import (
+    Source,
+    StackError,
+    StackLayout,
+    chunks_of,
+    fill_chunks,
+    micrometres,
+    named,
+)
+
+COARSEST = 256
+"""Longest edge, in voxels, of a pyramid's coarsest level: a viewer's first glance."""
+
+
+def read(path: Path, key: str | None) -> Source:
+    """Open an array of a folder, the finest level of an OME-Zarr image if none is named."""
+    import zarr
+
+    opened = zarr.open(str(path), mode="r")
+    if isinstance(opened, zarr.Array):
+        return _source(path, opened, {})
+    arrays = {name: item for name, item in opened.members(None) if isinstance(item, zarr.Array)}
+    attributes = dict(opened.attrs)
+    multiscales = dict(attributes.get("ome", attributes)).get("multiscales")
+    if not multiscales:
+        return _source(path, named(path, arrays, key), {})
+    wanted = key or multiscales[0]["datasets"][0]["path"]
+    return _source(path, named(path, arrays, wanted), multiscales[0])
+
+
+def _source(path: Path, array: Any, multiscale: Mapping[str, Any]) -> Source:
+    """Take axes and spacing from OME-NGFF metadata (https://ngff.openmicroscopy.org), if any."""
+    if "pickle" in json.dumps(array.metadata.to_dict(), default=str).lower():
+        raise StackError(f"{path}: is stored as pickled objects, which are never loaded")
+    axes, spacing = array.attrs.get("axes"), {}
+    if multiscale:
+        entries = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
+        axes = "".join(str(entry["name"]) for entry in entries)
+        own = [d for d in multiscale["datasets"] if d["path"].strip("/") == array.path.strip("/")]
+        steps = own[0].get("coordinateTransformations", []) if own else []
+        scales = [step["scale"] for step in steps if step.get("type") == "scale"]
+        if scales:
+            spacing = {
+                str(entry["name"]).upper(): float(size) * micrometres(entry.get("unit", ""))
+                for entry, size in zip(entries, scales[0], strict=True)
+            }
+    return Source(array, str(axes).upper() if axes else None, spacing)
+
+
+def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
+    """Write OME-Zarr 0.4: the stack and, down to :data:`COARSEST`, copies of half the size each.
+
+    A copy's voxel holds the mean of its two voxels an axis, rounded for whole numbers, so that of a
+    mask the majority remains. Axes of a single voxel are not halved.
+    """
+    import zarr
+
+    axes = "YX" if len(layout.shape) == 2 else "ZYX"
+    pyramid = _pyramid(layout.shape[::-1])
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    group.attrs["multiscales"] = [_multiscale(axes, pyramid, layout)]
+    levels = [
+        group.create_array(
+            str(level),
+            shape=shape,
+            dtype=layout.dtype,
+            chunks=chunks_of(shape, axes),
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )
+        for level, (shape, _) in enumerate(pyramid)
+    ]
+    fill_chunks(levels[0], axes, slabs)
+    for fine, coarse in itertools.pairwise(levels):
+        _halve(fine, coarse)
+
+
+def _pyramid(shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return each level's shape, and how many of the finest voxels an axis one of it covers."""
+    factors = (1,) * len(shape)
+    levels = [(shape, factors)]
+    while max(shape) > COARSEST:
+        factors = tuple(f if n == 1 else 2 * f for f, n in zip(factors, shape, strict=True))
+        shape = tuple((n + 1) // 2 for n in shape)
+        levels.append((shape, factors))
+    return levels
+
+
+def _multiscale(
+    axes: str, pyramid: list[tuple[tuple[int, ...], tuple[int, ...]]], layout: StackLayout
+) -> dict[str, Any]:
+    """Return the metadata of a pyramid, https://ngff.openmicroscopy.org/0.4.
+
+    Coordinates are those of voxels' centres: each level's first voxel lies in the middle of the
+    finest voxels that it stands for, hence a translation.
+    """
+    sizes = (layout.spacing or (1.0,) * len(axes))[::-1]
+    unit = {"unit": "micrometer"} if layout.spacing else {}
+    datasets = []
+    for level, (_, factors) in enumerate(pyramid):
+        pairs = list(zip(factors, sizes, strict=True))
+        steps = [{"type": "scale", "scale": [float(f * size) for f, size in pairs]}]
+        if level:
+            shift = [float((f - 1) / 2 * size) for f, size in pairs]
+            steps.append({"type": "translation", "translation": shift})
+        datasets.append({"path": str(level), "coordinateTransformations": steps})
+    return {
+        "version": "0.4",
+        "name": "data",
+        "type": "mean",
+        "axes": [{"name": a.lower(), "type": "space", **unit} for a in axes],
+        "datasets": datasets,
+    }
+
+
+def _halve(fine: Any, coarse: Any) -> None:
+    """Fill the coarse array from the fine one, chunk by chunk."""
+    factors = [1 if n == 1 else 2 for n in fine.shape]
+    starts = [range(0, n, edge) for n, edge in zip(coarse.shape, coarse.chunks, strict=True)]
+    for corner in itertools.product(*starts):
+        box = [slice(a, a + edge) for a, edge in zip(corner, coarse.chunks, strict=True)]
+        source = [slice(f * b.start, f * b.stop) for f, b in zip(factors, box, strict=True)]
+        coarse[tuple(box)] = _means(fine[tuple(source)], factors)
+
+
+def _means(block: np.ndarray, factors: list[int]) -> np.ndarray:
+    """Return the means of boxes of ``factors`` voxels; the border is repeated to fill the last."""
+    block = np.pad(
+        block, [(0, -n % f) for n, f in zip(block.shape, factors, strict=True)], mode="edge"
+    )
+    split = [k for n, f in zip(block.shape, factors, strict=True) for k in (n // f, f)]
+    means = block.reshape(split).mean(axis=tuple(range(1, len(split), 2)), dtype=np.float32)
+    return means if block.dtype.kind == "f" else np.floor(means + 0.5).astype(block.dtype)

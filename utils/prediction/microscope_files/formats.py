@@ -1,0 +1,58 @@
+"""The table of formats: which endings mean which, and who reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from utils.prediction.microscope_files import (
+    format_hdf5,
+    format_nifti,
+    format_nrrd,
+    format_numpy,
+    format_tiff,
+    format_zarr,
+)
+from utils.prediction.microscope_files.stack import Source, StackError, StackLayout
+
+ENDINGS = {
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".nrrd": "nrrd",
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".zarr": "zarr",
+    ".npy": "numpy",
+}
+"""File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
+READERS: dict[str, Callable[[Path, str | None], Source]] = {
+    "tiff": format_tiff.read,
+    "hdf5": format_hdf5.read,
+    "nrrd": format_nrrd.read,
+    "nifti": format_nifti.read,
+    "zarr": format_zarr.read,
+    "numpy": format_numpy.read,
+}
+"""Open a file, with the name of the array wanted or None, and tell what it holds."""
+WRITERS: dict[str, Callable[[Path, Iterable[np.ndarray], StackLayout], None]] = {
+    "tiff": format_tiff.write,
+    "hdf5": format_hdf5.write,
+    "nrrd": format_nrrd.write,
+    "nifti": format_nifti.write,
+    "zarr": format_zarr.write,
+    "numpy": format_numpy.write,
+}
+"""Write slabs (X, Y, n), in order, under a name that is free."""
+
+
+def format_of(path: str | Path) -> str:
+    """Return the format that the ending of ``path`` means; StackError for an unknown one."""
+    name = Path(path).name.lower()
+    for ending, kind in ENDINGS.items():
+        if name.endswith(ending):
+            return kind
+    raise StackError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")

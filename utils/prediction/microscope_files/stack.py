@@ -1,0 +1,268 @@
+"""What all formats share: a stack, its layout, and tools that their readers and writers use.
+
+Arrays are (X, Y, Z), or (X, Y) for images, whatever order a file keeps them in, and spacings are
+micrometres along those axes. A slab is a range of the last axis.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from utils.storage import StorageError
+
+MICROMETRES = {
+    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "microns"), 1.0),
+    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
+    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
+    **dict.fromkeys(("m", "meter", "metre"), 1e6),
+    "inch": 25400.0,
+}
+"""Length of a unit, by the names that files use for it."""
+CHUNK_PLANES, CHUNK_EDGE = 16, 128
+"""Chunks of outputs, along z and along the other axes: few planes, so that few are held at a time.
+"""
+
+
+class StackError(ValueError):
+    """A stack that cannot be read or written; one line that names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One grey-value stack or image in a file; made by :func:`open_stack`, closed after use."""
+
+    path: Path
+    shape: tuple[int, ...]
+    """Voxels along x, y, z (or x, y)."""
+    dtype: np.dtype
+    """What :meth:`read` returns: whole numbers of 8 or 16 bits, float16 or float32."""
+    spacing: tuple[float, ...] | None
+    """Edge of a voxel in micrometres along each axis; None if nobody knows."""
+    axes: str
+    """Order of the spatial axes in the file, slowest first, such as ``ZYX``."""
+    channel: int | None
+    """Which of the file's channels this is, from 0; None if it has no channels."""
+    kept: int
+    """Bytes that stay in memory from the first reading on; 0 for what is read by slabs."""
+    loading: int
+    """Bytes that the first reading takes for a moment, ``kept`` among them."""
+    placement: Mapping[str, Any] = field(repr=False)
+    """Where the format puts the stack in space; carried to an output of the same format."""
+    part: Callable[[int, int], np.ndarray] = field(repr=False)
+    """Reads a slab in (X, Y, Z) order and the file's dtype; :meth:`read` is for everyone else."""
+    close: Callable[[], None] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole stack in ``dtype``."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return the slab ``start <= z < stop`` (y of an image) as (X, Y, stop - start).
+
+        Raises StackError where the file is cut or damaged.
+        """
+        stop = self.shape[-1] if stop is None else stop
+        with reading(self.path):
+            slab = np.asarray(self.part(start, stop))
+            if slab.shape != (*self.shape[:-1], stop - start):
+                raise StackError(f"{self.path}: holds fewer voxels than its header says; it is cut")
+            return slab.astype(self.dtype, copy=False)
+
+    def __enter__(self) -> Stack:
+        """Return itself; leaving the block closes the file."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+@dataclass(frozen=True)
+class StackLayout:
+    """All that an output is made from beside its voxels; names as in :class:`Stack`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    spacing: tuple[float, ...] | None = None
+    axes: str = "ZYX"
+    """Order of the axes in formats that know no order of their own (HDF5 and NumPy)."""
+    placement: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def like(cls, stack: Stack, dtype: Any) -> StackLayout:
+        """Return the layout of a result with the voxels of ``stack``."""
+        return cls(stack.shape, np.dtype(dtype), stack.spacing, stack.axes, stack.placement)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all voxels."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Source:
+    """An array in a file with what its format says of it, before a channel is chosen."""
+
+    array: Any
+    """Has shape, dtype, and a ``__getitem__`` that takes a tuple of whole numbers and slices."""
+    axes: str | None
+    """A letter an axis: X, Y, Z, C or S (channels), T (time), N (sample); None if unknown."""
+    spacing: Mapping[str, float] = field(default_factory=dict)
+    """Micrometres by axis letter."""
+    kept: int = 0
+    """Bytes that the first access loads and keeps, where the format is read as a whole."""
+    loading: int = 0
+    """Bytes that the first access takes for a moment, ``kept`` among them."""
+    placement: Mapping[str, Any] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a format's library raises about a broken file into one StackError.
+
+    The libraries parse what may be any bytes, and raise nearly every kind of exception on the way;
+    what they would warn of or log is said by that error or harmless.
+    """
+    try:
+        with warnings.catch_warnings(), quiet("nibabel.global"), quiet("tifffile"):
+            warnings.simplefilter("ignore")
+            yield
+    except StackError:
+        raise
+    except StorageError as error:
+        raise StackError(str(error)) from error
+    except PermissionError as error:
+        raise StackError(f"{path}: may not be read ({error.strerror})") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise StackError(
+            f"{path}: damaged, cut or not of its ending's format ({reason})"
+        ) from error
+
+
+class _Errors(logging.Handler):
+    """Collects messages."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message."""
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[list[str]]:
+    """Keep what a logger says from the user; yield the list to which its errors are added."""
+    handler = _Errors(logging.ERROR)
+    logger = logging.getLogger(name)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield handler.messages
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+class Reopened:
+    """An array of a file that is mapped for each access anew, so that what was read is let go."""
+
+    def __init__(self, load: Callable[[], np.ndarray]) -> None:
+        self.load = load
+        array = load()
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, where: tuple[Any, ...]) -> np.ndarray:
+        return np.array(self.load()[where])
+
+
+def micrometres(unit: str | None) -> float:
+    """Return the length of ``unit``, micrometres if none is given; NaN for an unknown one."""
+    return 1.0 if unit is None else MICROMETRES.get(unit.strip().lower(), math.nan)
+
+
+def named(path: Path, arrays: Mapping[str, Any], key: str | None) -> Any:
+    """Return the array called ``key``, or the only one."""
+    shown = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:8])
+    if key is not None:
+        if key.strip("/") not in arrays:
+            raise StackError(f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}")
+        return arrays[key.strip("/")]
+    if len(arrays) != 1:
+        advice = f"several arrays; name one with --key: {shown}" if arrays else "no arrays"
+        raise StackError(f"{path}: holds {advice}")
+    return next(iter(arrays.values()))
+
+
+def planes_of(slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield each z of the slabs as a contiguous (Y, X) page."""
+    for slab in slabs:
+        for z in range(slab.shape[-1]):
+            yield np.ascontiguousarray(slab[..., z].T)
+
+
+def gathered(slabs: Iterable[np.ndarray], planes: int) -> Iterator[np.ndarray]:
+    """Yield the slabs cut anew, ``planes`` deep but for the last: whole chunks of a file."""
+    held: list[np.ndarray] = []
+    for slab in slabs:
+        start = 0
+        while start < slab.shape[-1]:
+            stop = start + planes - sum(part.shape[-1] for part in held)
+            held.append(slab[..., start:stop])
+            start = stop
+            if sum(part.shape[-1] for part in held) == planes:
+                yield np.concatenate(held, axis=-1)
+                held = []
+    if held:
+        yield np.concatenate(held, axis=-1)
+
+
+def _placed(slabs: Iterable[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield each slab with where it begins and ends."""
+    start = 0
+    for slab in slabs:
+        yield start, start + slab.shape[-1], slab
+        start += slab.shape[-1]
+
+
+def chunks_of(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """Return the chunks of an array whose axes stand in the order ``axes``: flat along z."""
+    edges = {"Z": CHUNK_PLANES}
+    return tuple(min(edges.get(a, CHUNK_EDGE), n) for n, a in zip(shape, axes, strict=True))
+
+
+def fill(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> None:
+    """Put the slabs into an array (of a file) whose axes stand in the order ``axes``."""
+    letters = "XYZ"[: len(axes)]
+    order = [letters.index(a) for a in axes]
+    for start, stop, slab in _placed(slabs):
+        where = [slice(None)] * len(axes)
+        where[axes.index(letters[-1])] = slice(start, stop)
+        array[tuple(where)] = slab.transpose(order)
+
+
+def fill_chunks(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> None:
+    """Do as :func:`fill` with an array in chunks, so that none is written twice."""
+    last = axes.index("XYZ"[len(axes) - 1])
+    fill(array, axes, gathered(slabs, array.chunks[last]))
