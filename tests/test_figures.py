@@ -109,6 +109,24 @@ def test_densest_slice_is_that_with_most_labels() -> None:
     assert figures.densest_slice(mask) == 3
 
 
+def test_a_comparison_strip_shows_the_fullest_slice_in_four_panels() -> None:
+    image = np.zeros((64, 40, 3), dtype=np.float32)
+    image[10, 0, 1] = 1.0
+    mask, probability = np.zeros_like(image), np.zeros_like(image)
+    mask[10, :2, 1], probability[10, 0, 1], probability[63, 39, 1] = 1, 1, 0.5
+    strip = figures.comparison_strip(image, mask, probability)
+    assert strip.shape == (40, 4 * 64 + 3 * 2, 3) and strip.dtype == np.uint8
+    truth, chance, compared = (strip[:, k * 66 : k * 66 + 64] for k in (1, 2, 3))
+    assert truth[39, 10].tolist() == truth[38, 10].tolist() == [255] * 3  # y runs upwards
+    assert np.count_nonzero(truth) == 2 * 3
+    assert chance[39, 10, 0] == 255 and chance[0, 63, 0] == 128
+    assert [compared[39, 10].argmax(), compared[0, 63].argmax(), compared[38, 10].argmax()] == [
+        *(1, 0, 2),  # found, false positive, missed
+    ]
+    flat = figures.comparison_strip(image[..., 1], mask[..., 1], probability[..., 1])
+    assert np.array_equal(flat, strip)
+
+
 def test_display_scaling_goes_from_0_to_1_and_survives_a_constant() -> None:
     image = np.linspace(3.0, 9.0, 1000).reshape(10, 10, 10)
     scaled = figures.scale_to_display(image)

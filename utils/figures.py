@@ -255,6 +255,27 @@ def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np
     return colours
 
 
+def comparison_strip(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return fluorescence, truth, probability and their comparison side by side, as one picture.
+
+    Args:
+        image: (X, Y) or (X, Y, Z), scaled between its own 1st and 99th percentile.
+        mask: truth of the same shape, 0/1.
+        probability: of the same shape, 0..1; the comparison cuts it at 0.5.
+
+    Returns:
+        (Y, 4 X + gaps, 3) uint8, x to the right and y upwards; of a volume the slice with most
+        labelled voxels.
+    """
+    image, mask, probability, _ = _planes(image, mask, probability, None)
+    grey = [np.repeat(plane[..., None], 3, axis=2) for plane in (mask, probability)]
+    panels = [blue(image), *grey, _compare(image, mask, probability)]
+    gap = np.ones((max(1, image.shape[0] // 32), image.shape[1], 3))
+    parts = [part for panel in panels for part in (panel, gap)][:-1]
+    strip = np.swapaxes(np.concatenate(parts), 0, 1)[::-1]
+    return np.round(255 * np.clip(strip, 0.0, 1.0)).astype(np.uint8)
+
+
 def _add_overlay_legend(figure: Figure) -> None:
     from matplotlib.patches import Patch
 

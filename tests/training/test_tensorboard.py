@@ -1,0 +1,187 @@
+"""Event files, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    PLUGIN_NAME,
+    SESSION_END_INFO_TAG,
+    SESSION_START_INFO_TAG,
+)
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from utils.figures import comparison_strip
+from utils.training import tensorboard
+from utils.training.experiment import Examples
+from utils.training.tensorboard import BEST_IOU, TensorBoard, enlarge, open_tensorboard, scalars
+
+FLAGS = {"depth": 4, "arch": "unet", "start_lr": 1e-3, "resblocks": True, "train_files": ["a.h5"]}
+
+
+def record(epoch: int, iou: float = 0.5) -> dict[str, object]:
+    return {
+        "epoch": epoch,
+        "train_loss": 1.0 / epoch,
+        "valid_loss": 2.0 / epoch,
+        "train_iou": iou,
+        "valid_iou": iou - 0.1,
+        "lr": 1e-3,
+        "seconds": 7.5,
+        "samples_per_second": 3.25,
+    }
+
+
+@pytest.fixture
+def examples() -> Examples:
+    rng = np.random.default_rng(0)
+    masks = [np.zeros((8, 8, 8), np.float32) for _ in range(2)]
+    masks[0][2:5, 1:3, 6], masks[1][4:, 4:, 2] = 1, 1
+    images = [rng.random((8, 8, 8), np.float32) for _ in masks]
+    return Examples(images, masks, [0.9 * mask for mask in masks])
+
+
+def read(directory: Path) -> EventAccumulator:
+    events = EventAccumulator(str(directory), size_guidance={"images": 0, "scalars": 0})
+    return events.Reload()
+
+
+def hparams(events: EventAccumulator, tag: str) -> HParamsPluginData:
+    return HParamsPluginData.FromString(events.PluginTagToContent(PLUGIN_NAME)[tag])
+
+
+def test_every_number_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
+    history = []
+    with TensorBoard(tmp_path, FLAGS) as board:
+        for epoch, iou in enumerate((0.3, 0.6, 0.5), 1):
+            history.append(record(epoch, iou))
+            board.write_epoch(history, examples)
+    events = read(tmp_path)
+    for tag, name in (
+        ("loss/train", "train_loss"),
+        ("loss/valid", "valid_loss"),
+        ("iou/valid", "valid_iou"),
+        ("learning_rate", "lr"),
+        ("speed/seconds_per_epoch", "seconds"),
+        ("speed/samples_per_second", "samples_per_second"),
+    ):
+        points = events.Scalars(tag)
+        assert [point.step for point in points] == [1, 2, 3]
+        assert [point.value for point in points] == pytest.approx([r[name] for r in history])
+    best = [point.value for point in events.Scalars(BEST_IOU)]
+    assert best == pytest.approx([0.2, 0.5, 0.5])
+
+
+def test_an_epoch_is_on_the_disk_before_the_run_ends(tmp_path: Path, examples: Examples) -> None:
+    board = TensorBoard(tmp_path, FLAGS)
+    for epoch in (1, 2):
+        board.write_epoch([record(epoch)], examples)
+        assert [point.step for point in read(tmp_path).Scalars("loss/train")][-1] == epoch
+    board.close(succeeded=False)
+
+
+def test_slices_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
+    with TensorBoard(tmp_path, FLAGS) as board:
+        for epoch in (1, 2):
+            board.write_epoch([record(epoch)], examples)
+    events = read(tmp_path)
+    assert events.Tags()["images"] == ["examples/patch_1", "examples/patch_2"]
+    shown = events.Images("examples/patch_1")
+    assert [image.step for image in shown] == [1, 2]
+    with Image.open(io.BytesIO(shown[0].encoded_image_string)) as picture:
+        pixels = np.asarray(picture)
+    patch = (examples.images[0], examples.masks[0], examples.probabilities[0])
+    assert np.array_equal(pixels, enlarge(comparison_strip(*patch)))
+
+
+def test_hyperparameters_stand_beside_the_final_metrics(tmp_path: Path, examples: Examples) -> None:
+    board = open_tensorboard(tmp_path, FLAGS)
+    with board:
+        board.write_epoch([record(1, 0.6)], examples)
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1  # no folder of a second run
+    events = read(tmp_path / "tensorboard")
+    start = hparams(events, SESSION_START_INFO_TAG).session_start_info.hparams
+    assert {name: value.number_value for name, value in start.items() if name != "arch"} == {
+        "depth": 4,
+        "start_lr": 1e-3,
+        "resblocks": 1,
+    }
+    assert start["arch"].string_value == "unet"
+    metrics = hparams(events, EXPERIMENT_TAG).experiment.metric_infos
+    assert BEST_IOU in [metric.name.tag for metric in metrics]
+    for metric in metrics:  # each names a curve that is there; its last value is shown
+        assert events.Scalars(metric.name.tag)
+    assert hparams(events, SESSION_END_INFO_TAG).session_end_info.status == 1  # success
+
+
+def test_a_failed_run_is_not_marked_a_success(tmp_path: Path, examples: Examples) -> None:
+    with pytest.raises(RuntimeError, match="diverged"), TensorBoard(tmp_path, FLAGS) as board:
+        board.write_epoch([record(1)], examples)
+        raise RuntimeError("diverged")
+    events = read(tmp_path)
+    assert SESSION_END_INFO_TAG not in events.PluginTagToContent(PLUGIN_NAME)
+    assert len(events.Scalars("loss/train")) == 1
+
+
+def test_a_resumed_run_shows_no_epoch_twice(tmp_path: Path, examples: Examples) -> None:
+    first = [record(epoch, 0.2) for epoch in (1, 2, 3)]
+    board = TensorBoard(tmp_path, FLAGS)
+    for epoch in (1, 2, 3):  # epoch 3 is written, but the run dies before its checkpoint
+        board.write_epoch(first[:epoch], examples)
+    board.close(succeeded=False)
+    second = first[:2] + [record(epoch, 0.8) for epoch in (3, 4)]
+    with TensorBoard(tmp_path, FLAGS) as board:
+        for epoch in (3, 4):
+            board.write_epoch(second[:epoch], examples)
+    events = read(tmp_path)
+    points = events.Scalars("iou/train")
+    assert [point.step for point in points] == [1, 2, 3, 4]
+    assert [point.value for point in points] == pytest.approx([0.2, 0.2, 0.8, 0.8])
+    assert [image.step for image in events.Images("examples/patch_1")] == [1, 2, 3, 4]
+
+
+def test_what_is_no_finite_number_is_left_out() -> None:
+    odd = {**record(1), "note": "text", "nothing": None, "train_auc": float("nan"), "extra": 2}
+    values = scalars([odd])
+    assert values["other/extra"] == 2.0
+    assert not {"other/note", "other/nothing", "auc/train", "other/epoch"} & set(values)
+
+
+def test_without_the_package_a_line_and_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(logging.getLogger("utils.training"), "propagate", True)
+    assert open_tensorboard(tmp_path, FLAGS) is None
+    (line,) = caplog.messages
+    assert "pip install tensorboard" in line and "--no-tensorboard" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_is_imported_when_training_starts() -> None:
+    code = (
+        f"import sys, {tensorboard.__name__};"
+        "sys.exit('tensorboard' in sys.modules or 'torch.utils.tensorboard' in sys.modules)"
+    )
+    root = Path(tensorboard.__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("rows", "factor"), [(8, 24), (64, 3), (128, 1), (500, 1)])
+def test_small_slices_are_enlarged(rows: int, factor: int) -> None:
+    picture = np.arange(rows * 6, dtype=np.uint8).reshape(rows, 2, 3)
+    larger = enlarge(picture)
+    assert larger.shape == (factor * rows, factor * 2, 3)
+    assert np.array_equal(larger[::factor, ::factor], picture)
