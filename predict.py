@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.flags import FlagError, FlagParser
+from utils.flags import FlagError, FlagParser, voxel_size
 from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -97,14 +97,6 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="most memory to take, in GB (1e9 bytes); default: most of what is free")
     # fmt: on
     return parser.parse_args(arguments)
-
-
-def voxel_size(text: str) -> tuple[float, ...]:
-    """Return the numbers that ``text`` lists."""
-    sizes = tuple(float(part) for part in text.split(","))
-    if not all(math.isfinite(size) and size > 0 for size in sizes):
-        raise ValueError(f"{text} are no lengths")
-    return sizes
 
 
 def scale(text: str) -> float | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any, NoReturn
 
 
@@ -38,3 +39,11 @@ def whole_number(text: str) -> int:
         if not value.is_integer():
             raise ValueError(f"{text} is not a whole number") from None
         return int(value)
+
+
+def voxel_size(text: str) -> tuple[float, ...]:
+    """Return the lengths that ``text`` lists between commas; ValueError if some are none."""
+    sizes = tuple(float(part) for part in text.split(","))
+    if not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise ValueError(f"{text} are no lengths")
+    return sizes
