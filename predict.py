@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.flags import FlagError, FlagParser, voxel_size
+from utils.flags import FlagError, FlagParser, voxel_ranges, voxel_size
 from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
     add("--voxel_size", type=voxel_size, metavar="Z,Y,X",
         help="edge of a voxel in micrometres, where the file does not tell or is wrong")
+    add("--crop", type=voxel_ranges, metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="only this box, in voxels from 0, such as one optic lobe: grey values are scaled by "
+        "it alone, and the output has its size")
     add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
@@ -127,6 +130,7 @@ def predict(flags: argparse.Namespace) -> int:
     """Do the work; return the exit status. ValueError and OSError are a user's to mend."""
     check_flags(flags)
     outputs = choose_outputs(flags)
+    from utils.prediction.cropping import crop_stack
     from utils.prediction.microscope_files import open_stack
 
     with open_stack(
@@ -135,7 +139,8 @@ def predict(flags: argparse.Namespace) -> int:
         voxel_size=flags.voxel_size,
         key=flags.key,
         index=flags.index,
-    ) as stack:
+    ) as whole:
+        stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
         task = prepare(stack, outputs, flags)
         low, high = task.percentiles
         if high > low:
@@ -229,7 +234,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     print(describe_plan(stack, plan))
     recipe = {
         "input": identify(stack.path),
-        "choice": [flags.channel, flags.key, flags.index],
+        "choice": [flags.channel, flags.key, flags.index, flags.crop],
         "network": fingerprint(state["model_state"]),
         "normalizer": normalizer.to_dict(),
         "network_shape": plan.shape,

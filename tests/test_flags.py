@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from utils.flags import FlagParser, whole_number
+from utils.flags import FlagParser, voxel_ranges, whole_number
 
 
 def test_whole_numbers() -> None:
@@ -14,6 +14,13 @@ def test_whole_numbers() -> None:
     for text in ("1.5", "1e-3", "many"):
         with pytest.raises(ValueError):
             whole_number(text)
+
+
+def test_voxel_ranges() -> None:
+    assert voxel_ranges("20:40,:128,64:,:") == ((20, 40), (None, 128), (64, None), (None, None))
+    for text in ("", "3", "1:2:3", "a:b", "1.5:2"):
+        with pytest.raises(ValueError):
+            voxel_ranges(text)
 
 
 def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

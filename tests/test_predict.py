@@ -122,6 +122,16 @@ def test_flat_voxels_are_resampled_to_cubes_and_back(log, tmp_path, capsys):
     assert mask.shape == (20, 18, 12) and spacing == pytest.approx((0.5, 0.5, 1.0))
 
 
+def test_a_box_is_predicted_as_if_it_were_the_stack(log, brain, tmp_path, capsys):
+    flags = ["--crop", "2:20,:,3:15", "--probabilities", str(tmp_path / "p.tif")]
+    assert run(log, brain, tmp_path / "m.tif", *flags) == 0
+    probabilities, spacing = read(tmp_path / "p.tif")
+    expected = expected_map(log, make_image((20, 18, 24))[3:15, :, 2:20])
+    np.testing.assert_allclose(probabilities, expected, atol=2e-5)
+    assert spacing == pytest.approx(SPACING)
+    assert "12 x 18 x 18 (x x y x z)" in capsys.readouterr().out
+
+
 def test_an_image_goes_through_a_2d_network(tmp_path):
     log = make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=2, start_channels=2))
     image = make_image((40, 30))
@@ -218,6 +228,7 @@ def broken_inputs(tmp_path):
         (["--input", "bomb.npy"], "bomb.npy"),
         (["--input", "flat.tif"], "3D network, but .* is an image of 2 axes"),
         (["--channel", "4"], "no channels to choose from"),
+        (["--crop", "0:4,0:4,10:21"], "10:21 along x: must lie within 0:20"),
         (["--output", "out.png"], "unknown ending"),
         (["--output", "none/out.tif"], "does not exist"),
         (["--output", "inputs"], "unknown ending"),

@@ -47,3 +47,12 @@ def voxel_size(text: str) -> tuple[float, ...]:
     if not all(math.isfinite(size) and size > 0 for size in sizes):
         raise ValueError(f"{text} are no lengths")
     return sizes
+
+
+def voxel_ranges(text: str) -> tuple[tuple[int | None, int | None], ...]:
+    """Return the ranges that ``text`` lists, as ``20:40,:128,64:``; None is an end left out."""
+    ranges = []
+    for part in text.split(","):
+        first, last = part.split(":")
+        ranges.append((int(first) if first else None, int(last) if last else None))
+    return tuple(ranges)
