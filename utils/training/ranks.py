@@ -1,0 +1,131 @@
+"""What the processes of one training share: the batches, the sums, and the running statistics.
+
+Everything here does nothing in a single process. The training is that of a single process with the
+whole batch: ranks take their parts of the same batches, and a rank's loss weighs as much as its
+part, so that the mean of the ranks' gradients (DDP) is the gradient of the mean over the batch.
+Only batch norm differs: each rank normalises by its own part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+
+class Order(Sized, Protocol):
+    """Indices in the order of one epoch."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
+def rank() -> int:
+    """Return the number of this process, 0 where it is the only one."""
+    return dist.get_rank() if _several() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes that train together."""
+    return dist.get_world_size() if _several() else 1
+
+
+class BatchShares(Sampler[list[int]]):
+    """Of each batch of ``batch_size`` indices the part of one rank: every ``ranks``-th of them.
+
+    A last batch that is too small is left out where there are others: one that leaves a rank a
+    single sample, from which batch norm would take its statistics, unless a rank's part of any
+    batch is one sample; and one that leaves a rank none. Raises ValueError where an epoch has fewer
+    samples than ranks.
+    """
+
+    def __init__(self, order: Order, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        if min(batch_size, len(order)) < ranks:
+            raise ValueError(
+                f"{ranks} devices cannot share batches of {min(batch_size, len(order))} patches; "
+                "lower --devices, or raise --batch_size (and the patches of an epoch)"
+            )
+        self.order = order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.ranks = ranks
+        self._used = len(order)
+        rest = len(order) % batch_size
+        if rest and rest < len(order) and rest // ranks < min(2, batch_size // ranks):
+            self._used -= rest
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, the same on all ranks."""
+        return -(-self._used // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(self.order)[: self._used]
+        for start in range(0, self._used, self.batch_size):
+            yield indices[start : start + self.batch_size][self.rank :: self.ranks]
+
+    def weight(self, batch: int) -> float:
+        """Return the rank's share of batch number ``batch`` (from 1), in units of an even share."""
+        whole = min(self.batch_size, self._used - (batch - 1) * self.batch_size)
+        return len(range(self.rank, whole, self.ranks)) * self.ranks / whole
+
+
+def own_block(length: int) -> range:
+    """Return the indices of ``length`` items that are this rank's: each item is one rank's."""
+    own, ranks = rank(), world_size()
+    return range(own * length // ranks, (own + 1) * length // ranks)
+
+
+def loss_weight(loader: object, batch: int) -> float:
+    """Return the factor on the loss of ``batch`` (from 1), 1 where a loader shares no batches."""
+    shares = getattr(loader, "batch_sampler", None)
+    return shares.weight(batch) if isinstance(shares, BatchShares) else 1.0
+
+
+def pooled(loss: float, samples: int, counts: Tensor) -> tuple[float, int, Tensor]:
+    """Return the sums over all ranks: of losses, of samples, and of counts (int64, exactly).
+
+    Every rank gets the same bits, so that all decide alike on what follows from them.
+    """
+    if not _several():
+        return loss, samples, counts
+    device = _meeting_place()
+    losses = torch.tensor(loss, dtype=torch.float64, device=device)
+    whole = torch.tensor([samples, *counts.tolist()], dtype=torch.int64, device=device)
+    dist.all_reduce(losses)
+    dist.all_reduce(whole)
+    return losses.item(), int(whole[0]), whole[1:]
+
+
+@torch.no_grad()
+def average_buffers(*modules: nn.Module | None) -> None:
+    """Give batch norm on every rank the mean of all ranks' running statistics.
+
+    Only rank 0's are kept otherwise, which come from its part of the patches alone.
+    """
+    if not _several():
+        return
+    for module in modules:
+        for buffer in module.buffers() if module is not None else ():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= world_size()
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here, so that what rank 0 has written can be read."""
+    if _several():
+        meeting = torch.zeros(1, device=_meeting_place())
+        dist.all_reduce(meeting)
+        meeting.item()  # on a GPU the sum is only queued before
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _meeting_place() -> torch.device:
+    """Return where tensors must be to be sent to other ranks: NCCL takes those of a GPU."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
