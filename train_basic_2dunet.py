@@ -25,8 +25,10 @@ from utils.flags import FlagError, FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
     CHECKPOINT_POLICIES,
+    COMPILE_CHOICES,
     DEVICES,
     LOSS_TYPES,
+    LR_SCHEDULES,
     OPTIMIZERS,
     PRECISIONS,
     TrainingOptions,
@@ -37,6 +39,7 @@ from utils.training.options import (
     experiment_directory,
     network_settings,
 )
+from utils.training.recipes import RECIPES, parse_training_flags
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,6 +93,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="layers in each half of the U-Net; depth - 1 poolings")
     add("--start_channels", default=4, type=int, metavar="INT",
         help="channels at full resolution, doubled by each pooling")
+    add("--stem_stride", default=1, type=int, metavar="INT",
+        help="edge of the blocks of pixels that the network works on; 1 is full resolution")
     add("--num_stacks", default=1, type=int, metavar="INT",
         help="U-Nets in a row, for --arch stacked_unet")
     add("--conv_kernel_size", default=3, type=int, metavar="INT",
@@ -102,12 +107,18 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="training does not start with fewer parameters")
 
     add = parser.add_argument_group("training").add_argument
+    add("--recipe", default=None, choices=tuple(RECIPES),
+        help="other defaults for a bundle of these flags; flags that are given win over it")
     add("--batch_size", default=32, type=int, metavar="INT",
         help="images a step")
     add("--epochs", default=100, type=int, metavar="INT",
         help="most epochs to train")
+    add("--max_minutes", default=None, type=float, metavar="FLOAT",
+        help="minutes after which training ends, within an epoch if need be; cosine and onecycle "
+        "then follow the clock, so that the result depends on the machine's speed")
     add("--early_stopping_patience", default=15, type=int, metavar="INT",
-        help="epochs without a lower validation loss after which training ends")
+        help="epochs without a lower validation loss after which training ends; with cosine and "
+        "onecycle the default is --epochs")
     add("--optimizer", default="adam", choices=OPTIMIZERS,
         help="how gradients become steps")
     add("--loss_type", default="dice", choices=LOSS_TYPES,
@@ -117,21 +128,31 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--boundary_thickness", default=1, type=int, metavar="INT",
         help="how far outside the mask that weight reaches, in pixels")
     add("--weight_decay", default=0.0, type=float, metavar="FLOAT",
-        help="L2 penalty on the weights")
+        help="L2 penalty on the weights; decoupled from the gradient with adamw")
     add("--start_lr", default=1e-3, type=float, metavar="FLOAT",
-        help="learning rate at the start")
+        help="learning rate at the start; the highest one with onecycle")
+    add("--lr_schedule", default="plateau", choices=LR_SCHEDULES,
+        help="lower the rate when the validation loss stops falling; or along a cosine to 0 at the "
+        "end; or the same after a climb over the first tenth")
     add("--lr_scheduler_factor", default=0.20, type=float, metavar="FLOAT",
-        help="factor on the learning rate when the validation loss stops falling")
+        help="factor on the learning rate when the validation loss stops falling (plateau)")
     add("--lr_scheduler_patience", default=3, type=int, metavar="INT",
-        help="epochs to wait before that")
+        help="epochs to wait before that (plateau)")
+    add("--ema", default=0.0, type=float, metavar="FLOAT",
+        help="validate and keep a moving average of the weights with this decay, such as 0.999; "
+        "0 is off")
+    add("--no_shuffle", action="store_true",
+        help="the same order in each epoch")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", choices=DEVICES,
         help="auto takes CUDA where there is some")
     add("--precision", default="auto", choices=PRECISIONS,
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
+    add("--compile", default="auto", choices=COMPILE_CHOICES,
+        help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
     # fmt: on
-    return parser.parse_args(arguments)
+    return parse_training_flags(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,13 +166,17 @@ def run(flags: argparse.Namespace) -> int:
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=2)
     check_counts(flags, "L_train", "L_validate", "L_test")
-    check_patch_size(IMAGE_EDGE, flags.depth, flags.batch_size, what="images with an edge of")
+    check_patch_size(
+        *(IMAGE_EDGE, flags.depth, flags.batch_size, flags.stem_stride),
+        what="images with an edge of",
+    )
     check_files(flags)
     directory = experiment_directory(flags.log_path, flags.experiment_title)
 
     import torch
 
     from models import ModelConfig, build_model, count_parameters
+    from utils.training.compiling import choose_compiling
     from utils.training.device import choose_compute, make_fabric
     from utils.training.experiment import record_exit
     from utils.training.loop import score, train
@@ -164,6 +189,7 @@ def run(flags: argparse.Namespace) -> int:
         parameters = count_parameters(build_model(model_config))
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
+    compiling = choose_compiling(options, compute.device, flags.stem_stride, flags.L_train)
     sets = make_data(flags)
     foreground = measure_foreground(sets["train"]) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
@@ -183,6 +209,7 @@ def run(flags: argparse.Namespace) -> int:
         flags,
         options,
         compute,
+        compiling,
         model=model_config.to_dict(),
         parameters=parameters,
         foreground=foreground,
@@ -191,9 +218,8 @@ def run(flags: argparse.Namespace) -> int:
     )
 
     def train_and_test() -> str:
-        reason = train(
-            fabric, model, loss, sets["train"], sets["validation"], options, experiment, facts
-        )
+        data = (sets["train"], sets["validation"])
+        reason = train(fabric, model, loss, *data, options, experiment, facts, compiling)
         trained, epoch = restore_model(directory)
         record = {"epoch": epoch, **score(fabric, trained, loss, sets["test"], options)}
         if flags.objective == "keypoints":

@@ -21,8 +21,10 @@ from utils.flags import FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
     CHECKPOINT_POLICIES,
+    COMPILE_CHOICES,
     DEVICES,
     LOSS_TYPES,
+    LR_SCHEDULES,
     OPTIMIZERS,
     PRECISIONS,
     TrainingOptions,
@@ -34,6 +36,7 @@ from utils.training.options import (
     network_settings,
     resolve_files,
 )
+from utils.training.recipes import RECIPES, parse_training_flags
 
 if TYPE_CHECKING:
     from utils.data import SegmentationFake3DDataset
@@ -78,6 +81,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="layers in each half of the U-Net; depth - 1 poolings")
     add("--start_channels", default=4, type=int, metavar="INT",
         help="channels at full resolution, doubled by each pooling")
+    add("--stem_stride", default=1, type=int, metavar="INT",
+        help="edge of the blocks of voxels that the network works on; 1 is full resolution")
     add("--num_stacks", default=1, type=int, metavar="INT",
         help="U-Nets in a row, for --arch stacked_unet")
     add("--conv_kernel_size", default=3, type=int, metavar="INT",
@@ -90,12 +95,18 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="training does not start with fewer parameters")
 
     add = parser.add_argument_group("training").add_argument
+    add("--recipe", default=None, choices=tuple(RECIPES),
+        help="other defaults for a bundle of these flags; flags that are given win over it")
     add("--batch_size", default=32, type=int, metavar="INT",
         help="patches a step")
     add("--epochs", default=100, type=int, metavar="INT",
         help="most epochs to train")
+    add("--max_minutes", default=None, type=float, metavar="FLOAT",
+        help="minutes after which training ends, within an epoch if need be; cosine and onecycle "
+        "then follow the clock, so that the result depends on the machine's speed")
     add("--early_stopping_patience", default=15, type=int, metavar="INT",
-        help="epochs without a lower validation loss after which training ends")
+        help="epochs without a lower validation loss after which training ends; with cosine and "
+        "onecycle the default is --epochs")
     add("--optimizer", default="adam", choices=OPTIMIZERS,
         help="how gradients become steps")
     add("--loss_type", default="dice", choices=LOSS_TYPES,
@@ -105,21 +116,31 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--boundary_thickness", default=1, type=int, metavar="INT",
         help="how far outside the mask that weight reaches, in voxels")
     add("--weight_decay", default=0.0, type=float, metavar="FLOAT",
-        help="L2 penalty on the weights")
+        help="L2 penalty on the weights; decoupled from the gradient with adamw")
     add("--start_lr", default=1e-3, type=float, metavar="FLOAT",
-        help="learning rate at the start")
+        help="learning rate at the start; the highest one with onecycle")
+    add("--lr_schedule", default="plateau", choices=LR_SCHEDULES,
+        help="lower the rate when the validation loss stops falling; or along a cosine to 0 at the "
+        "end; or the same after a climb over the first tenth")
     add("--lr_scheduler_factor", default=0.20, type=float, metavar="FLOAT",
-        help="factor on the learning rate when the validation loss stops falling")
+        help="factor on the learning rate when the validation loss stops falling (plateau)")
     add("--lr_scheduler_patience", default=3, type=int, metavar="INT",
-        help="epochs to wait before that")
+        help="epochs to wait before that (plateau)")
+    add("--ema", default=0.0, type=float, metavar="FLOAT",
+        help="validate and keep a moving average of the weights with this decay, such as 0.999; "
+        "0 is off")
+    add("--no_shuffle", action="store_true",
+        help="the same order in each epoch")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", choices=DEVICES,
         help="auto takes CUDA where there is some")
     add("--precision", default="auto", choices=PRECISIONS,
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
+    add("--compile", default="auto", choices=COMPILE_CHOICES,
+        help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
     # fmt: on
-    return parser.parse_args(arguments)
+    return parse_training_flags(parser, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,7 +153,7 @@ def run(flags: argparse.Namespace) -> int:
     """Train as ``flags`` say; raises ValueError or OSError as long as nothing has been written."""
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=3)
-    check_patch_size(flags.patch_size, flags.depth, flags.batch_size)
+    check_patch_size(flags.patch_size, flags.depth, flags.batch_size, flags.stem_stride)
     check_patches(flags.background_threshold, flags.patches_per_epoch)
     directory = experiment_directory(flags.log_path, flags.experiment_title)
     train_files = resolve_files(flags.train_files, flags.data_dir, "--train_files")
@@ -142,6 +163,7 @@ def run(flags: argparse.Namespace) -> int:
 
     from models import ModelConfig, build_model, count_parameters
     from utils.data import SegmentationFake3DDataset
+    from utils.training.compiling import choose_compiling
     from utils.training.device import choose_compute, make_fabric
     from utils.training.experiment import record_exit
     from utils.training.loop import train
@@ -162,6 +184,7 @@ def run(flags: argparse.Namespace) -> int:
     valid_data = SegmentationFake3DDataset(valid_files, seed=0, fixed=True, **patches)
     foreground = measure_foreground(train_data) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
+    compiling = choose_compiling(options, compute.device, flags.stem_stride, len(train_data))
     fabric = make_fabric(compute, options.seed)
     model = build_model(model_config)
 
@@ -178,6 +201,7 @@ def run(flags: argparse.Namespace) -> int:
         flags,
         options,
         compute,
+        compiling,
         model=model_config.to_dict(),
         parameters=parameters,
         foreground=foreground,
@@ -190,7 +214,9 @@ def run(flags: argparse.Namespace) -> int:
     )
     return record_exit(
         experiment,
-        lambda: train(fabric, model, loss, train_data, valid_data, options, experiment, facts),
+        lambda: train(
+            fabric, model, loss, train_data, valid_data, options, experiment, facts, compiling
+        ),
     )
 
 

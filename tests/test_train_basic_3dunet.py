@@ -56,6 +56,13 @@ OUR_DEFAULTS = {
     "device": "auto",
     "precision": "auto",
     "resblocks": False,
+    "stem_stride": 1,
+    "recipe": None,
+    "max_minutes": None,
+    "lr_schedule": "plateau",
+    "ema": 0.0,
+    "no_shuffle": False,
+    "compile": "auto",
     "num_workers": 2,
 }
 

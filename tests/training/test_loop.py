@@ -21,7 +21,6 @@ from utils.training.loop import (
     Progress,
     build_loader,
     build_optimizer,
-    build_scheduler,
     evaluate,
     score,
     set_epoch,
@@ -31,6 +30,7 @@ from utils.training.loop import (
 from utils.training.losses import build_loss
 from utils.training.metrics import confusion
 from utils.training.options import TrainingOptions
+from utils.training.schedules import build_scheduler
 
 FACTS = {"model_config": {"arch": "stub"}, "patch_size": 4, "spacing_voxels": [4.0] * 3}
 

@@ -24,6 +24,7 @@ NETWORK = {
     "arch": "unet",
     "depth": 4,
     "start_channels": 4,
+    "stem_stride": 1,
     "num_stacks": 1,
     "conv_kernel_size": 3,
     "resblocks": False,
@@ -55,6 +56,12 @@ def network_flags(**changes: object) -> argparse.Namespace:
         ("checkpoint_policy", "all"),
         ("device", "cuda"),
         ("precision", "32"),
+        ("optimizer", "adamw"),
+        ("lr_schedule", "onecycle"),
+        ("max_minutes", 0.01),
+        ("ema", 0.0),
+        ("ema", 0.9999),
+        ("compile", "on"),
     ],
 )
 def test_good_options(field: str, value: object) -> None:
@@ -82,11 +89,18 @@ def test_good_options(field: str, value: object) -> None:
         ("num_workers", -1, "at least 0"),
         ("seed", -1, "at least 0"),
         ("seed", 2**32, "below 2^32"),
-        ("optimizer", "sgd", "adam, rmsprop"),
+        ("optimizer", "sgd", "adam, adamw, rmsprop"),
         ("loss_type", "focal", "weighted_bce"),
         ("checkpoint_policy", "none", "last, best, all"),
         ("device", "tpu", "auto, cpu, cuda"),
         ("precision", "16", "auto, 32, bf16"),
+        ("lr_schedule", "step", "plateau, cosine, onecycle"),
+        ("max_minutes", 0.0, "larger than 0"),
+        ("max_minutes", float("nan"), "larger than 0"),
+        ("ema", 1.0, "in 0..1"),
+        ("ema", -0.1, "in 0..1"),
+        ("ema", float("nan"), "in 0..1"),
+        ("compile", "yes", "auto, on, off"),
     ],
 )
 def test_bad_options_name_flag_value_and_remedy(field: str, value: object, right: str) -> None:
@@ -112,6 +126,7 @@ def test_network_settings_are_the_models_words() -> None:
         "spatial_dims": 2,
         "depth": 3,
         "start_channels": 4,
+        "stem_stride": 1,
         "num_stacks": 1,
         "conv_kernel_size": 3,
         "residual": True,
@@ -124,6 +139,7 @@ def test_network_settings_are_the_models_words() -> None:
         ("depth", 0),
         ("depth", -1),
         ("start_channels", 0),
+        ("stem_stride", 0),
         ("num_stacks", 0),
         ("conv_kernel_size", 4),
         ("conv_kernel_size", -3),
@@ -157,6 +173,17 @@ def test_patches_that_survive_the_poolings(patch_size: int, depth: int, batch_si
 def test_patches_that_do_not(patch_size: int, depth: int, batch_size: int, message: str) -> None:
     with pytest.raises(FlagError, match=message):
         check_patch_size(patch_size, depth, batch_size)
+
+
+def test_a_strided_stem_needs_larger_patches() -> None:
+    check_patch_size(16, 4, 2, stem_stride=2)
+    for size, batch, message in (
+        (15, 2, "--patch_size 15: must be at least 16 .* --depth 4 and --stem_stride 2"),
+        (16, 1, "--batch_size 1: .* --stem_stride 2 one voxel"),
+        (1, 2, "at least 16"),
+    ):
+        with pytest.raises(FlagError, match=message):
+            check_patch_size(size, 4, batch, stem_stride=2)
 
 
 def test_patch_choice() -> None:
@@ -225,5 +252,10 @@ def test_descriptions_tell_what_is_about_to_happen() -> None:
         assert part in line
     assert "no effect" in describe_network(network_flags(num_stacks=2), 1)
     line = describe_training(TrainingOptions(epochs=3, batch_size=7, seed=5))
-    for part in ("dice", "adam", "0.001", "batches of 7", "3 epochs", "seed 5"):
+    for part in ("dice", "adam", "0.001", "plateau", "batches of 7", "3 epochs", "seed 5"):
         assert part in line
+    assert "averaged" not in line and "minutes" not in line
+    line = describe_training(TrainingOptions(max_minutes=7.5, ema=0.99, lr_schedule="onecycle"))
+    for part in ("7.5 minutes", "decay 0.99", "onecycle"):
+        assert part in line
+    assert "blocks of 2 voxels" in describe_network(network_flags(stem_stride=2), 1)

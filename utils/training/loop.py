@@ -22,16 +22,25 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from utils.training.averaging import averaged_weights, make_average
+from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.device import loader_processes, memory_format
 from utils.training.experiment import Examples, Experiment, TrainingError
 from utils.training.metrics import Confusion, count_voxels
 from utils.training.options import TrainingOptions
+from utils.training.schedules import Pace, build_scheduler
 
 EXAMPLES = 3
 """Validation patches shown in ``predictions.png``."""
+RESUMABLE = (
+    *("optimizer_state", "scheduler_state", "precision_state", "progress", "history"),
+    *("random_state", "pace", "raw_model_state", "averages"),
+)
+"""Entries of ``last.pth`` that going on needs and prediction does not."""
 
 logger = logging.getLogger("utils.training")
 
@@ -81,17 +90,23 @@ class Progress:
 
 
 class EpochSampler(Sampler[int]):
-    """All indices in an order that depends on ``seed`` and ``epoch`` alone; set the latter."""
+    """All indices in an order that depends on ``seed`` and ``epoch`` alone; set the latter.
 
-    def __init__(self, length: int, seed: int) -> None:
+    Without ``shuffle`` they come as they are.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
         self.length = length
         self.seed = seed
+        self.shuffle = shuffle
         self.epoch = 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(self.length))
         rng = np.random.default_rng((self.seed, self.epoch))
         return iter(rng.permutation(self.length).tolist())
 
@@ -105,6 +120,7 @@ def train(
     options: TrainingOptions,
     experiment: Experiment,
     facts: Mapping[str, Any],
+    compiling: Compiling = NOT_COMPILED,
 ) -> str:
     """Train ``model`` and return why it ended; everything else goes into ``experiment``.
 
@@ -113,47 +129,88 @@ def train(
     the first epoch and holds the last completed one ever after, so that a run can be cut at any
     moment. Raises NonFiniteLossError.
     """
-    model = model.to(memory_format=memory_format(train_data[0][0].ndim + 1))
+    shape = train_data[0][0].shape
+    model = model.to(memory_format=memory_format(len(shape) + 1))
     optimizer = build_optimizer(model, options)
     scheduler = build_scheduler(optimizer, options)
     model, optimizer = fabric.setup(model, optimizer)
+    average = make_average(model.module, options.ema)
     loss_function = loss_function.to(fabric.device)
-    sampler = EpochSampler(len(train_data), options.seed)
+    sampler = EpochSampler(len(train_data), options.seed, shuffle=not options.no_shuffle)
     train_loader = build_loader(fabric, train_data, options, sampler)
     valid_loader = build_loader(fabric, valid_data, options)
+    pace = Pace(options, options.epochs * len(train_loader), agree=fabric.broadcast)
     progress, history = Progress(), []
 
     def state(record: Mapping[str, Any]) -> dict[str, Any]:
+        validated_model = average.module if average else model
         resumable = training_state(fabric, optimizer, scheduler, progress, history)
-        return {**checkpoint_state(model, facts, progress.epoch, record), **resumable}
+        resumable |= {"pace": {"steps": pace.steps, "seconds": pace.seconds}}
+        if average:
+            resumable |= {
+                "raw_model_state": model.state_dict(),
+                "averages": int(average.n_averaged),
+            }
+        return {**checkpoint_state(validated_model, facts, progress.epoch, record), **resumable}
+
+    def train_epochs() -> str:
+        nonlocal progress
+        while progress.epoch < options.epochs and not pace.time_is_up():
+            epoch = progress.epoch + 1
+            started = time.perf_counter()
+            pace.set_rate(optimizer)
+            learning_rate = optimizer.param_groups[0]["lr"]
+            set_epoch(train_data, sampler, epoch)
+            trained = train_one_epoch(
+                fabric,
+                model,
+                loss_function,
+                train_loader,
+                optimizer,
+                f"epoch {epoch}, training",
+                pace=pace,
+                average=average,
+            )
+            with averaged_weights(model, average):
+                validated, examples = evaluate(
+                    model, loss_function, valid_loader, f"epoch {epoch}, validation"
+                )
+            if scheduler:
+                scheduler.step(validated.loss)
+            progress = progress.after(validated.loss, validated.confusion.iou)
+            seconds = time.perf_counter() - started
+            record = epoch_record(epoch, trained, validated, learning_rate, seconds)
+            record |= {"steps": pace.steps, "minutes": pace.seconds / 60}
+            history.append(record)
+            save_checkpoints(experiment, state(record), options.checkpoint_policy, progress)
+            experiment.update_log(epochs=history)
+            experiment.draw(history, examples)
+            logger.info(summary(record, options.epochs))
+            if progress.stale_epochs >= options.early_stopping_patience:
+                return early_end(progress)
+        return planned_end(progress, options)
 
     experiment.save_checkpoint("last.pth", state({}))
-    while progress.epoch < options.epochs:
-        epoch = progress.epoch + 1
-        started = time.perf_counter()
-        learning_rate = optimizer.param_groups[0]["lr"]
-        set_epoch(train_data, sampler, epoch)
-        where = f"epoch {epoch}, training"
-        trained = train_one_epoch(fabric, model, loss_function, train_loader, optimizer, where)
-        where = f"epoch {epoch}, validation"
-        validated, examples = evaluate(model, loss_function, valid_loader, where)
-        scheduler.step(validated.loss)
-        progress = progress.after(validated.loss, validated.confusion.iou)
-        seconds = time.perf_counter() - started
-        record = epoch_record(epoch, trained, validated, learning_rate, seconds)
-        history.append(record)
-        save_checkpoints(experiment, state(record), options.checkpoint_policy, progress)
-        experiment.update_log(epochs=history)
-        experiment.draw(history, examples)
-        logger.info(summary(record, options.epochs))
-        if progress.stale_epochs >= options.early_stopping_patience:
-            return (
-                f"early stopping: no lower validation loss for {progress.stale_epochs} epochs "
-                f"(best IoU {progress.best_iou:.3f} in epoch {progress.best_epoch})"
-            )
+    batch = (min(options.batch_size, len(train_data)), *shape)
+    with compile_network(fabric, model, loss_function, batch, compiling):
+        return train_epochs()
+
+
+def early_end(progress: Progress) -> str:
+    """Return why a training without progress ended."""
     return (
-        f"completed {progress.epoch} epochs (best validation IoU {progress.best_iou:.3f} in epoch "
-        f"{progress.best_epoch})"
+        f"early stopping: no lower validation loss for {progress.stale_epochs} epochs "
+        f"(best IoU {progress.best_iou:.3f} in epoch {progress.best_epoch})"
+    )
+
+
+def planned_end(progress: Progress, options: TrainingOptions) -> str:
+    """Return why a training ended as planned: by its epochs or by its minutes."""
+    early = progress.epoch < options.epochs
+    reason = f"{options.max_minutes:g} minutes are over: " if early else ""
+    return (
+        f"{reason}completed {progress.epoch} epochs (best validation IoU {progress.best_iou:.3f} "
+        f"in epoch {progress.best_epoch})"
     )
 
 
@@ -164,10 +221,13 @@ def train_one_epoch(
     loader: DataLoader,
     optimizer: Optimizer,
     where: str,
+    pace: Pace | None = None,
+    average: AveragedModel | None = None,
 ) -> EpochResult:
     """Update ``model`` once a batch, on the sum of the stacks' losses (intermediate supervision).
 
-    ``where`` names this pass in the progress bar and in errors.
+    ``where`` names this pass in the progress bar and in errors. ``pace`` sets each step's learning
+    rate and ends the epoch when the time is up; ``average`` follows the weights.
     """
     model.train()
     started = time.perf_counter()
@@ -176,12 +236,20 @@ def train_one_epoch(
         stacks = as_stacks(model(to_memory_format(images)))
         loss = torch.stack([loss_function(logits, masks) for logits in stacks]).sum()
         value = finite(loss, where, batch)
+        if pace:
+            pace.set_rate(optimizer)
         optimizer.zero_grad()
         fabric.backward(loss)
         optimizer.step()
+        if average:
+            average.update_parameters(model.module)
         total += value * len(images)
         samples += len(images)
         counts += count_voxels(torch.sigmoid(stacks[-1].detach().float()), masks)
+        if pace:
+            pace.step_done()
+            if pace.time_is_up():
+                break
     seconds = time.perf_counter() - started
     return EpochResult(total / samples, Confusion(*counts.tolist()), samples, seconds)
 
@@ -227,16 +295,13 @@ def score(
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
     """Return the optimiser that ``options.optimizer`` names."""
-    kinds = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+    }
     return kinds[options.optimizer](
         model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
-    )
-
-
-def build_scheduler(optimizer: Optimizer, options: TrainingOptions) -> ReduceLROnPlateau:
-    """Return the schedule that is stepped with the validation loss after each epoch."""
-    return ReduceLROnPlateau(
-        optimizer, factor=options.lr_scheduler_factor, patience=options.lr_scheduler_patience
     )
 
 
@@ -340,14 +405,14 @@ def checkpoint_state(
 def training_state(
     fabric: Fabric,
     optimizer: Optimizer,
-    scheduler: ReduceLROnPlateau,
+    scheduler: ReduceLROnPlateau | None,
     progress: Progress,
     history: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return what going on needs beside :func:`checkpoint_state`, as plain state."""
     return {
         "optimizer_state": optimizer.state_dict(),
-        "scheduler_state": scheduler.state_dict(),
+        "scheduler_state": scheduler.state_dict() if scheduler else {},
         "precision_state": fabric.strategy.precision.state_dict(),
         "progress": dataclasses.asdict(progress),
         "history": list(history),
@@ -363,9 +428,7 @@ def save_checkpoints(
     experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
 ) -> None:
     """Write ``last.pth`` with everything, and by policy the weights of the best or each epoch."""
-    resumable = ("optimizer_state", "scheduler_state", "precision_state", "progress", "history")
-    dropped = (*resumable, "random_state")
-    weights = {name: value for name, value in state.items() if name not in dropped}
+    weights = {name: value for name, value in state.items() if name not in RESUMABLE}
     if policy in ("best", "all") and progress.best_epoch == progress.epoch:
         experiment.save_checkpoint("best.pth", weights)
     if policy == "all":

@@ -19,10 +19,12 @@ from utils.flags import FlagError
 
 CHECKPOINT_POLICIES = ("last", "best", "all")
 ARCHITECTURES = ("unet", "stacked_unet")
-OPTIMIZERS = ("adam", "rmsprop")
+OPTIMIZERS = ("adam", "adamw", "rmsprop")
+LR_SCHEDULES = ("plateau", "cosine", "onecycle")
 LOSS_TYPES = ("dice", "bce", "weighted_bce", "boundary_weighted_dice")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
+COMPILE_CHOICES = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class TrainingOptions:
     """
 
     epochs: int = 100
+    max_minutes: float | None = None
+    """Minutes after which training ends, whatever ``epochs`` says."""
     batch_size: int = 32
     early_stopping_patience: int = 15
     """Epochs without a better validation loss after which training ends."""
@@ -45,11 +49,19 @@ class TrainingOptions:
     """In voxels."""
     weight_decay: float = 0.0
     start_lr: float = 1e-3
+    """Learning rate at the start; the highest one with ``onecycle``."""
+    lr_schedule: str = "plateau"
     lr_scheduler_factor: float = 0.2
     lr_scheduler_patience: int = 3
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is validated; 0 for none."""
+    no_shuffle: bool = False
+    """The same order of samples in each epoch."""
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    compile: str = "auto"
+    deterministic: bool = False
     num_workers: int = 0
     """Loader processes; 0 reads in the training process."""
 
@@ -62,9 +74,16 @@ class TrainingOptions:
             _check_at_least(name, getattr(self, name), 0.0)
         _check_choice("checkpoint_policy", self.checkpoint_policy, CHECKPOINT_POLICIES)
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         _check_choice("loss_type", self.loss_type, LOSS_TYPES)
         _check_choice("device", self.device, DEVICES)
         _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("compile", self.compile, COMPILE_CHOICES)
+        if not 0 <= self.ema < 1:
+            raise FlagError(f"--ema {self.ema}: must lie in 0..1 (1 excluded), such as 0.999")
+        minutes = self.max_minutes
+        if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+            raise FlagError(f"--max_minutes {minutes}: must be larger than 0, such as 30")
         if not (math.isfinite(self.start_lr) and self.start_lr > 0):
             raise FlagError(f"--start_lr {self.start_lr}: must be larger than 0, such as 1e-3")
         if not 0 < self.lr_scheduler_factor < 1:
@@ -85,11 +104,11 @@ class TrainingOptions:
 def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, Any]:
     """Return the keyword arguments of ``models.ModelConfig`` that the flags ask for.
 
-    Reads arch, depth, start_channels, num_stacks, conv_kernel_size, resblocks, MIN_PARAMS and
-    MAX_PARAMS. Raises FlagError for sizes that no network can have.
+    Reads arch, depth, start_channels, stem_stride, num_stacks, conv_kernel_size, resblocks,
+    MIN_PARAMS and MAX_PARAMS. Raises FlagError for sizes that no network can have.
     """
     _check_choice("arch", flags.arch, ARCHITECTURES)
-    for name in ("depth", "start_channels", "num_stacks", "conv_kernel_size"):
+    for name in ("depth", "start_channels", "stem_stride", "num_stacks", "conv_kernel_size"):
         _check_at_least(name, getattr(flags, name), 1)
     if flags.conv_kernel_size % 2 == 0:
         raise FlagError(
@@ -107,6 +126,7 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
         "spatial_dims": spatial_dims,
         "depth": flags.depth,
         "start_channels": flags.start_channels,
+        "stem_stride": flags.stem_stride,
         "num_stacks": flags.num_stacks,
         "conv_kernel_size": flags.conv_kernel_size,
         "residual": flags.resblocks,
@@ -135,22 +155,29 @@ def check_counts(flags: argparse.Namespace, *names: str) -> None:
 
 
 def check_patch_size(
-    patch_size: int, depth: int, batch_size: int, what: str = "--patch_size"
+    patch_size: int,
+    depth: int,
+    batch_size: int,
+    stem_stride: int = 1,
+    what: str = "--patch_size",
 ) -> None:
-    """Raise FlagError unless a patch (edge in voxels) survives the poolings of ``depth`` levels.
+    """Raise FlagError unless a patch (edge in voxels) survives stem and poolings of the network.
 
     With batches of one, the lowest level needs more than one voxel for its batch norm. ``what`` is
     the patch's name in the message.
     """
     _check_at_least("patch_size", patch_size, 1)
-    if depth > patch_size.bit_length():
-        smallest = str(2 ** (depth - 1)) if depth < 32 else f"2^{depth - 1}"
+    stem = f" and --stem_stride {stem_stride}" if stem_stride > 1 else ""
+    rule = "stem_stride * 2^(depth - 1)" if stem else "2^(depth - 1)"
+    if depth > (patch_size // stem_stride).bit_length():
+        factor = f"{stem_stride} * " if stem else ""
+        smallest = str(stem_stride * 2 ** (depth - 1)) if depth < 32 else f"{factor}2^{depth - 1}"
         raise FlagError(
-            f"{what} {patch_size}: must be at least {smallest} (2^(depth - 1)) with --depth {depth}"
+            f"{what} {patch_size}: must be at least {smallest} ({rule}) with --depth {depth}{stem}"
         )
-    if batch_size == 1 and patch_size == 2 ** (depth - 1):
+    if batch_size == 1 and patch_size == stem_stride * 2 ** (depth - 1):
         raise FlagError(
-            f"--batch_size 1: with {what} {patch_size} and --depth {depth} one voxel is left "
+            f"--batch_size 1: with {what} {patch_size} and --depth {depth}{stem} one voxel is left "
             "at the lowest level, too few for batch norm; use at least 2"
         )
 
@@ -221,18 +248,23 @@ def describe_network(flags: argparse.Namespace, parameters: int) -> str:
     stacks = f"{flags.num_stacks} stacks, " if flags.arch == "stacked_unet" else ""
     blocks = "residual blocks, " if flags.resblocks else ""
     ignored = flags.arch == "unet" and flags.num_stacks > 1
+    stem = f"on blocks of {flags.stem_stride} voxels, " if flags.stem_stride > 1 else ""
     note = f" (--num_stacks {flags.num_stacks} has no effect on --arch unet)" if ignored else ""
     return (
-        f"{flags.arch}, {stacks}depth {flags.depth}, {flags.start_channels} channels, {blocks}"
-        f"kernel {flags.conv_kernel_size}: {parameters:,} parameters{note}"
+        f"{flags.arch}, {stacks}depth {flags.depth}, {flags.start_channels} channels, {stem}"
+        f"{blocks}kernel {flags.conv_kernel_size}: {parameters:,} parameters{note}"
     )
 
 
 def describe_training(options: TrainingOptions) -> str:
-    """Return a line on loss, optimiser and length of training for the log."""
+    """Return a line on loss, optimiser, schedule and length of training for the log."""
+    minutes = options.max_minutes
+    length = f"{options.epochs} epochs" + (f" or {minutes:g} minutes" if minutes else "")
+    average = f", weights averaged with decay {options.ema:g}" if options.ema else ""
     return (
-        f"{options.loss_type} loss, {options.optimizer}, learning rate {options.start_lr:g}, "
-        f"batches of {options.batch_size}, at most {options.epochs} epochs, seed {options.seed}"
+        f"{options.loss_type} loss, {options.optimizer}, learning rate {options.start_lr:g} "
+        f"({options.lr_schedule}), batches of {options.batch_size}, at most {length}, seed "
+        f"{options.seed}{average}"
     )
 
 

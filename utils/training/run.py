@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.training.compiling import Compiling
 from utils.training.device import Compute, loader_processes
 from utils.training.experiment import Experiment, announce
 from utils.training.options import TrainingOptions, describe_network, describe_training
+from utils.training.recipes import describe_recipe, recipe_values
 
 
 def begin_experiment(
@@ -18,6 +20,7 @@ def begin_experiment(
     flags: argparse.Namespace,
     options: TrainingOptions,
     compute: Compute,
+    compiling: Compiling,
     *,
     model: Mapping[str, Any],
     parameters: int,
@@ -33,6 +36,7 @@ def begin_experiment(
         flags: all of the script's flags.
         options: what they say of training.
         compute: where the network is evaluated.
+        compiling: whether the network is compiled.
         model: the network's configuration, plain state.
         parameters: weights that training changes.
         foreground: labelled share of the training items where the loss needs it.
@@ -41,9 +45,11 @@ def begin_experiment(
     """
     config = {
         "flags": vars(flags),
+        "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
         "model": dict(model),
         "parameters": parameters,
         "compute": vars(compute),
+        "compile": vars(compiling),
         "foreground": foreground,
         "data": dict(data),
     }
@@ -52,8 +58,10 @@ def begin_experiment(
         {
             "network": describe_network(flags, parameters),
             **about,
+            "recipe": describe_recipe(flags),
             "training": describe_training(options),
             "machine": compute.describe(loader_processes(options.num_workers)),
+            "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
             "log": str(directory),
         }
     )

@@ -1,0 +1,55 @@
+"""An exponential moving average of a network's weights, which validation and prediction use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Return a copy of ``model`` that follows its weights and buffers; None for a decay of 0.
+
+    Call ``update_parameters(model)`` after each step. The n-th update keeps
+    ``min(decay, (1 + n) / (10 + n))`` of the average, so that the random weights of the beginning
+    are soon forgotten; counters (integer buffers) are copied.
+    """
+    if not decay:
+        return None
+    return AveragedModel(model, avg_fn=_follow(decay), use_buffers=True)
+
+
+@contextmanager
+def averaged_weights(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
+    """Within the block ``model`` has the averaged weights; then its own again, to the bit."""
+    _swap(model, average)
+    try:
+        yield
+    finally:
+        _swap(model, average)
+
+
+def _follow(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    def update(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        if not averaged.is_floating_point():
+            return current
+        n = int(count)
+        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+@torch.no_grad()
+def _swap(model: nn.Module, average: AveragedModel | None) -> None:
+    """Exchange the values of both networks' weights and buffers."""
+    if average is None:
+        return
+    others = chain(average.module.parameters(), average.module.buffers())
+    for own, other in zip(chain(model.parameters(), model.buffers()), others, strict=True):
+        kept = own.clone()
+        own.copy_(other)
+        other.copy_(kept)

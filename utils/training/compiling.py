@@ -1,0 +1,147 @@
+"""Whether to compile the network with torch.compile, and how a run survives when that fails.
+
+Only the training step on full batches is compiled; validation and a last, smaller batch run as
+they are, since compiling each of them costs another minute on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from utils.flags import FlagError
+from utils.training.device import memory_format
+from utils.training.experiment import TrainingError, is_out_of_memory
+from utils.training.options import TrainingOptions
+
+FEWEST_STEPS = 1000
+FEWEST_MINUTES = 20.0
+"""On a CPU shorter trainings are not compiled.
+
+Measured on two cores with bfloat16: a U-Net of depth 4 with 8 channels at full resolution takes
+1.13 s a step instead of 1.54 s after 60 s of compiling, which 150 steps pay back; with
+``stem_stride`` 2 and 16 channels it takes 0.336 s instead of 0.265 s.
+"""
+
+logger = logging.getLogger("utils.training")
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """Whether the network is compiled, and why."""
+
+    on: bool
+    required: bool
+    """Whether a failure ends the run instead of going on without."""
+    reason: str
+
+
+NOT_COMPILED = Compiling(on=False, required=False, reason="not asked for")
+
+
+def choose_compiling(
+    options: TrainingOptions, device: str, stem_stride: int, items: int
+) -> Compiling:
+    """Turn ``--compile auto|on|off`` into what this run shall do; ``items`` make an epoch.
+
+    ``auto`` is on with CUDA, and on a CPU for networks at full resolution in trainings of at least
+    :data:`FEWEST_STEPS` planned steps (and :data:`FEWEST_MINUTES` where minutes are limited); it is
+    off where no compiler is found, and with ``deterministic``. Raises FlagError for ``on`` without
+    a compiler.
+    """
+    if options.compile == "off":
+        return Compiling(False, False, "--compile off")
+    required = options.compile == "on"
+    compiler = find_compiler(device)
+    if compiler is None and required:
+        raise FlagError(
+            "--compile on: no C++ compiler is found (g++, or what CXX names); install one, or use "
+            "--compile auto"
+        )
+    if required:
+        return Compiling(True, True, "--compile on")
+    obstacle = "no C++ compiler is found" if compiler is None else None
+    if options.deterministic:
+        obstacle = "--deterministic"
+    elif device == "cpu":
+        obstacle = obstacle or _obstacle_on_cpu(options, stem_stride, items)
+    return Compiling(obstacle is None, False, f"auto: {obstacle or 'it pays here'}")
+
+
+def find_compiler(device: str) -> str | None:
+    """Return the compiler that torch.compile would call for ``device``, or None."""
+    if device == "cpu":
+        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    else:
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def compile_network(
+    fabric: Fabric,
+    model: nn.Module,
+    loss_function: nn.Module,
+    shape: Sequence[int],
+    compiling: Compiling,
+) -> AbstractContextManager[object]:
+    """Compile the step of ``model`` (set up by ``fabric``) on a blank batch of ``shape``.
+
+    Weights, buffers and gradients are as before. The state dict keeps its names. A failure is a
+    TrainingError where compiling is required, and otherwise a logged line. Train within the
+    context that is returned: there the compiled step is used (unless it failed), and nothing else
+    is compiled.
+    """
+    if not compiling.on:
+        return nullcontext()
+    started = time.perf_counter()
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    model.module.compile(dynamic=False)
+    model.train()
+    try:
+        _blank_step(fabric, model, loss_function, shape)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        text = " ".join(str(error).split())[:200]
+        if compiling.required:
+            raise TrainingError(f"--compile on: compiling the network failed ({text})") from error
+        logger.info(f"compiling failed, training goes on without ({text})")
+        return torch.compiler.set_stance("force_eager")
+    finally:
+        model.zero_grad(set_to_none=True)
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    logger.info(f"compiled the training step in {time.perf_counter() - started:.0f} s")
+    return torch.compiler.set_stance("eager_on_recompile")
+
+
+def _blank_step(
+    fabric: Fabric, model: nn.Module, loss_function: nn.Module, shape: Sequence[int]
+) -> None:
+    """Run a step forward and backward on a batch of zeros."""
+    blank = torch.zeros(tuple(shape), device=fabric.device)
+    output = model(blank.contiguous(memory_format=memory_format(blank.ndim)))
+    stacks = output if isinstance(output, list) else [output]
+    fabric.backward(torch.stack([loss_function(logits, blank) for logits in stacks]).sum())
+
+
+def _obstacle_on_cpu(options: TrainingOptions, stem_stride: int, items: int) -> str | None:
+    """Return why a training on a CPU is not worth compiling for, None where it is."""
+    steps = options.epochs * -(-items // options.batch_size)
+    if stem_stride > 1:
+        return "on a CPU it slows networks with a strided stem"
+    if steps < FEWEST_STEPS:
+        return f"on a CPU it does not pay for {steps} steps, under {FEWEST_STEPS}"
+    if options.max_minutes is not None and options.max_minutes < FEWEST_MINUTES:
+        return f"on a CPU it does not pay in {options.max_minutes:g} minutes"
+    return None
