@@ -15,10 +15,12 @@ if TYPE_CHECKING:
         SegmentationFake2DDataset,
     )
     from utils.data.normalize import PercentileNormalizer
+    from utils.data.simulated import OnTheFly3DDataset
     from utils.data.volumes import SegmentationFake3DDataset
 
 __all__ = [
     "KeypointDetectionFake2DDataset",
+    "OnTheFly3DDataset",
     "PercentileNormalizer",
     "RegressionFake2DDataset",
     "SegmentationFake2DDataset",
@@ -27,6 +29,7 @@ __all__ = [
 
 _MODULES = {
     "KeypointDetectionFake2DDataset": "utils.data.images",
+    "OnTheFly3DDataset": "utils.data.simulated",
     "PercentileNormalizer": "utils.data.normalize",
     "RegressionFake2DDataset": "utils.data.images",
     "SegmentationFake2DDataset": "utils.data.images",

@@ -23,7 +23,7 @@ from utils.storage.journal import partial_path
 from utils.storage.layout import CHUNK_EDGE, FORMAT_VERSION, GZIP_LEVEL, LAYOUT, PROGRAM_VERSION
 from utils.storage.reading import VolumeFile
 from utils.storage.recipe import Recipe, disk_space
-from utils.storage.rows import EncodedRow, encode_row
+from utils.storage.rows import EncodedRow, encode_row, stored_image
 from utils.storage.writing import VolumeWriter, open_writer, remove_stray_journal
 
 __all__ = [
@@ -43,4 +43,5 @@ __all__ = [
     "open_writer",
     "partial_path",
     "remove_stray_journal",
+    "stored_image",
 ]

@@ -34,11 +34,11 @@ def encode_row(volume: SimulatedVolume) -> EncodedRow:
     Pure; meant for the worker. Intensities above 65504, the largest float16, are set to it. Raises
     ValueError if the image is negative or not finite anywhere.
     """
-    image = _to_float16(volume.image)
+    image, percentiles = stored_image(volume.image)
     image_bytes = split_chunks(image).tobytes()
     record: dict[str, np.ndarray] = {
         "image_crc": np.array(zlib.crc32(image_bytes), np.uint32),
-        "vol_percentiles": _percentiles(image),
+        "vol_percentiles": percentiles,
     }
     instances = split_chunks(np.asarray(volume.instances, "<u2"))
     for name, chunks in (("vol_labels", instances > 0), ("vol_instances", instances)):
@@ -49,6 +49,15 @@ def encode_row(volume: SimulatedVolume) -> EncodedRow:
         value = np.asarray(getattr(volume.parameters, name), dtype)
         record["parameters/" + name] = value.reshape(shape)
     return EncodedRow(image_bytes, pack(record))
+
+
+def stored_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image as the file holds it, float16, and its 1st and 99th percentile there.
+
+    The percentiles are (2,) float32. Raises ValueError if the image is negative or not finite.
+    """
+    rounded = _to_float16(image)
+    return rounded, _percentiles(rounded)
 
 
 def _to_float16(image: np.ndarray) -> np.ndarray:

@@ -1,0 +1,269 @@
+"""Volumes on the fly: items, seeds, batches, worker processes, shares, the buffer, and errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from utils.data import OnTheFly3DDataset, PercentileNormalizer, SegmentationFake3DDataset
+from utils.data.simulated import BUFFERED_VOLUMES, PatchBuffer, PatchMixer, RateMeter, Share
+from utils.simulation.geometry import GeometryError
+from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
+from utils.storage import Recipe, encode_row, open_writer
+from utils.training.losses import measure_foreground
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+def make(config: VolumeConfig, **options: object) -> OnTheFly3DDataset:
+    defaults = {"patch_size": 8, "patches_per_epoch": 12, "patches_per_volume": 3}
+    return OnTheFly3DDataset(config, **{**defaults, **options})
+
+
+def batches(loader: DataLoader) -> list[tuple[Tensor, Tensor]]:
+    found = list(loader)
+    assert len(found) == len(loader)
+    return found
+
+
+def rows(found: list[tuple[Tensor, Tensor]]) -> list[bytes]:
+    """Return each patch, image and mask, of all batches as bytes."""
+    return [
+        image.numpy().tobytes() + mask.numpy().tobytes()
+        for images, masks in found
+        for image, mask in zip(images, masks, strict=True)
+    ]
+
+
+def items(data: OnTheFly3DDataset) -> list[bytes]:
+    return rows([tuple(part[None] for part in data[k]) for k in range(len(data))])
+
+
+def test_items_have_the_form_of_those_of_files(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config)
+    assert len(data) == 12
+    for k in (0, 5, 11):
+        image, mask = data[k]
+        assert image.shape == mask.shape == (1, 8, 8, 8)
+        assert image.dtype == mask.dtype == torch.float32
+        assert 0 <= image.min() and image.max() <= 1
+        assert set(mask.unique().tolist()) <= {0.0, 1.0} and mask.mean() >= 0.05
+    assert len(set(items(data))) == 12
+    for index in (-1, 12):
+        with pytest.raises(IndexError, match="outside 0..11"):
+            data[index]
+
+
+def test_a_whole_volume_is_what_a_file_would_give(
+    tmp_path: Path, tiny_config: VolumeConfig
+) -> None:
+    """The image is rounded and scaled as if the volume had been written and read."""
+    for normalizer in (PercentileNormalizer(), PercentileNormalizer(0.0, 100.0)):
+        data = make(tiny_config, patch_size=32, patches_per_volume=1, normalizer=normalizer)
+        data.set_epoch(3)
+        path = tmp_path / f"{normalizer.low_percent}.h5"
+        with open_writer(path, Recipe(tiny_config, 0, 1)) as writer:
+            writer.write(0, encode_row(data.get_volume(2)))
+            writer.finish()
+        stored = SegmentationFake3DDataset(path, patch_size=32, normalizer=normalizer)
+        for ours, theirs in zip(data[2], stored[0], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_no_volume_comes_twice_nor_from_a_file(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config, seed=1)
+    seen = set()
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        for index in range(4):
+            seen.add(data.get_volume(index).image.tobytes())
+    assert len(seen) == 12
+    for seed in (0, 1):
+        for index in range(4):
+            stored = simulate_volume(tiny_config, sample_rng(seed, index))
+            assert stored.image.tobytes() not in seen
+
+
+@pytest.mark.parametrize("augment", ["none", "full"])
+def test_batches_are_the_items_of_the_epoch_mixed(tiny_config: VolumeConfig, augment: str) -> None:
+    data = make(tiny_config, augment=augment, patches_per_epoch=11)
+    data.set_epoch(1)
+    found = batches(data.make_loader(4))
+    assert [len(images) for images, _ in found] == [4, 4, 3]
+    assert all(part.dtype == torch.float32 for pair in found for part in pair)
+    assert sorted(rows(found)) == sorted(items(data))
+    assert rows(found) != items(data)
+
+
+def test_augmented_items_are_the_plain_ones_changed(tiny_config: VolumeConfig) -> None:
+    plain, flipped = make(tiny_config), make(tiny_config, augment="flips")
+    assert items(plain) != items(flipped)
+    for k in range(len(plain)):
+        for a, b in zip(plain[k], flipped[k], strict=True):
+            assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_bits(tiny_config: VolumeConfig, workers: int) -> None:
+    data = make(tiny_config, augment="full", seed=7)
+    alone, loader = data.make_loader(5), data.make_loader(5, num_workers=workers)
+    epochs = []
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        epochs.append(rows(batches(alone)))
+        assert rows(batches(loader)) == epochs[-1]
+    assert not set(epochs[0]) & set(epochs[1])
+
+
+def test_seeds_and_epochs_give_other_batches(tiny_config: VolumeConfig) -> None:
+    def at(seed: int, epoch: int) -> list[bytes]:
+        data = make(tiny_config, seed=seed)
+        data.set_epoch(epoch)
+        return rows(batches(data.make_loader(4)))
+
+    assert at(0, 1) == at(0, 1)
+    assert not set(at(0, 1)) & (set(at(0, 2)) | set(at(1, 1)))
+
+
+def test_ranks_share_an_epoch_without_repeating(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config, patches_per_epoch=13)
+    data.set_epoch(1)
+    found = [batches(data.make_loader(2, rank=rank, world_size=2)) for rank in range(2)]
+    assert [[len(images) for images, _ in part] for part in found] == [[2, 2, 2]] * 2
+    first, second = (rows(part) for part in found)
+    assert len({*first, *second}) == 12
+    alone = items(data)
+    assert set(first) == {*alone[0:3], *alone[6:9]}
+    assert set(second) == {*alone[3:6], *alone[9:12]}
+
+
+def test_a_lonely_last_patch_is_left_out(tiny_config: VolumeConfig) -> None:
+    lengths = {9: [4, 4], 10: [4, 4, 2], 1: [1], 4: [4], 3: [3]}
+    for number, expected in lengths.items():
+        data = make(tiny_config, patches_per_epoch=number)
+        assert [len(images) for images, _ in batches(data.make_loader(4))] == expected
+    single = make(tiny_config, patches_per_epoch=3)
+    assert [len(images) for images, _ in batches(single.make_loader(1))] == [1, 1, 1]
+
+
+def test_foreground_can_be_measured(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config)
+    expected = np.mean([data[k][1].mean() for k in range(12)])
+    assert measure_foreground(data) == pytest.approx(expected)
+
+
+def test_loading_leaves_the_random_state_of_torch(tiny_config: VolumeConfig) -> None:
+    before = torch.get_rng_state()
+    batches(make(tiny_config).make_loader(4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- Buffer and meter -----------------------------------------------------------------------------
+
+
+class Counted:
+    """A stand-in for the volumes' loader that counts what it has given."""
+
+    def __init__(self, number: int, patches: int) -> None:
+        self.number, self.patches, self.given = number, patches, 0
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self):
+        for volume in range(self.number):
+            self.given += self.patches
+            images = torch.full((self.patches, 1, 8, 8, 8), float(volume))
+            yield images, torch.ones_like(images, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_the_buffer_is_bounded(tiny_config: VolumeConfig, batch_size: int) -> None:
+    source = make(tiny_config, patches_per_epoch=300)
+    volumes = Counted(100, 3)
+    mixer = PatchMixer(source, Share(300, 0, 1), volumes, batch_size)
+    capacity = 3 * max(BUFFERED_VOLUMES, -(-2 * batch_size // 3))
+    taken, mixed = 0, 0
+    for images, _ in mixer:
+        assert volumes.given - taken <= capacity
+        taken += len(images)
+        mixed = max(mixed, len(images.flatten(1)[:, 0].unique()))
+    assert taken == volumes.given == 300
+    assert mixed >= min(batch_size, 3)  # patches of several volumes meet in a batch
+
+
+def test_a_buffer_gives_each_patch_once() -> None:
+    buffer, rng = PatchBuffer(6, 2), np.random.default_rng(0)
+    numbers = iter(range(1000))
+    given: list[float] = []
+    put = 0
+    for _ in range(50):
+        while buffer.room >= 2:
+            values = torch.tensor([next(numbers), next(numbers)], dtype=torch.float32)
+            images = values.reshape(2, 1, 1, 1, 1).expand(2, 1, 2, 2, 2)
+            buffer.put(images, (images % 2).to(torch.uint8))
+            put += 2
+        images, masks = buffer.take(3, rng)
+        assert torch.equal(masks, images % 2) and images.shape == (3, 1, 2, 2, 2)
+        given += images[:, 0, 0, 0, 0].tolist()
+    assert len(given) == len(set(given)) == 150
+    assert set(given) <= set(range(put)) and put - len(given) == 6 - buffer.room
+
+
+def test_rates_are_of_the_last_epoch(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config)
+    assert data.epoch_record() == {}
+    batches(data.make_loader(4))
+    record = data.epoch_record()
+    assert record["patches_per_second"] == pytest.approx(3 * record["volumes_per_second"])
+    assert 0 < record["seconds_waiting_for_data"] <= 4 / record["volumes_per_second"]
+    meter = RateMeter()
+    meter.update(volumes=4, patches=12, seconds=2.0, waited=0.5)
+    assert meter.record() == {
+        "volumes_per_second": 2.0,
+        "patches_per_second": 6.0,
+        "seconds_waiting_for_data": 0.5,
+    }
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patch_size": 33}, r"33 voxels an edge does not fit into volumes of \(32, 32, 32\)"),
+        ({"patch_size": 0}, "a patch of 0 voxels"),
+        ({"background_threshold": 1.5}, "background_threshold must be in 0..1, got 1.5"),
+        ({"patches_per_epoch": 0}, "patches_per_epoch must be at least 1, got 0"),
+        ({"patches_per_volume": 0}, "patches_per_volume must be at least 1, got 0"),
+        ({"augment": "all"}, "'all': must be one of none, flips, full"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(
+    tiny_config: VolumeConfig, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(tiny_config, **options)
+
+
+def test_more_processes_than_patches_are_refused(tiny_config: VolumeConfig) -> None:
+    with pytest.raises(ValueError, match="too few for 13 processes"):
+        make(tiny_config).make_loader(2, world_size=13)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_impossible_configuration_is_named(workers: int) -> None:
+    config = VolumeConfig(shape=(16, 16, 16), lattice_intervals=(1, 1), min_columns=99, max_tries=2)
+    loader = make(config).make_loader(4, num_workers=workers)
+    with pytest.raises(GeometryError, match="no geometry with at least 99 columns"):
+        next(iter(loader))
+
+
+def test_a_volume_knows_all_of_itself(tiny_config: VolumeConfig) -> None:
+    assert isinstance(make(tiny_config).get_volume(0), SimulatedVolume)

@@ -1,0 +1,201 @@
+"""Random changes of training items, for images and volumes alike, repeatable to the bit.
+
+An item is an image (1, *space) in 0..1 and targets of the same shape, all float32. What item k of
+epoch e becomes depends on (seed, e, k) alone: neither on the number of loader processes nor on the
+threads of the process that does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+import torch
+from monai.transforms import (
+    RandAdjustContrast,
+    RandGaussianNoise,
+    RandGaussianSmooth,
+    RandomizableTransform,
+    RandScaleIntensity,
+    RandShiftIntensity,
+    RandSmoothDeform,
+)
+from torch import Tensor
+from torch.utils.data import Dataset
+
+LEVELS = ("none", "flips", "full")
+"""``flips``: flips, axis permutations and turns by 90 degrees; ``full``: all there is."""
+
+ELASTIC_PROBABILITY = 0.1
+ELASTIC_SHIFT = 2.0
+"""Largest shift along an axis, in voxels: a fifth of the usual distance between columns."""
+ELASTIC_DISTANCE = 16
+"""Voxels between the points that are shifted independently, roughly."""
+BLUR_PROBABILITY = 0.15
+BLUR_SIGMA = (0.3, 1.0)
+"""In voxels, drawn for each axis."""
+NOISE_PROBABILITY = 0.2
+NOISE_SD = 0.08
+"""Largest standard deviation, where 1 lies between the 1st and the 99th percentile."""
+INTENSITY_PROBABILITY = 0.3
+"""Of each change of the grey values: gamma, scale and shift."""
+GAMMA = (0.7, 1.5)
+SCALE = 0.2
+"""Largest relative change."""
+SHIFT = 0.05
+
+_AUGMENTATION_STREAM = 3  # spawn key that keeps these draws apart from those of other purposes
+
+
+class Augmentation:
+    """Changes items at random, at one of :data:`LEVELS`.
+
+    ``flips`` draws one of the symmetries of the patch, each equally likely: 48 of a cube, 8 of a
+    square; axes of different lengths keep their places. That is one copy, where MONAI's RandFlip
+    and RandRotate90 in a row make one each. ``full`` adds, each with its probability above, a
+    smooth deformation, blur, noise, gamma, scale and shift of the grey values, in this order and
+    from MONAI's transforms; the image is cut off at 0 and 1. Targets take part in the geometry
+    only, and keep their values: the deformation gives them the nearest voxel's.
+
+    Items are changed one by one where they are loaded: on batches the same noise and grey values
+    took no less time per item (``benchmarks/bench_loader.py``), and would take it from the network.
+
+    Raises ValueError for another level.
+    """
+
+    def __init__(self, level: str) -> None:
+        if level not in LEVELS:
+            raise ValueError(f"augmentation {level!r}: must be one of {', '.join(LEVELS)}")
+        self.level = level
+
+    def __call__(self, rng: np.random.Generator, *item: Tensor) -> tuple[Tensor, ...]:
+        """Return (image, *targets) changed as ``rng`` draws; new tensors except at level none."""
+        if self.level == "none":
+            return item
+        symmetry = draw_symmetry(item[0].shape[1:], rng)
+        item = tuple(apply_symmetry(tensor, *symmetry) for tensor in item)
+        if self.level == "flips":
+            return item
+        with _one_thread():
+            state = np.random.RandomState(rng.bit_generator)
+            image, *targets = _deform(item, state)
+            for transform in _image_transforms():
+                image = transform.set_random_state(state=state)(image)
+            return torch.clamp(_plain(image), 0.0, 1.0), *targets
+
+
+class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
+    """The items of ``dataset``, each changed as its seed, epoch and index say.
+
+    Raises ValueError for a level that is none of :data:`LEVELS`.
+    """
+
+    def __init__(self, dataset: Dataset, level: str, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.augmentation = Augmentation(level)
+        self.seed = seed
+        # In shared memory, so that workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, here and in the data set below, in all worker processes."""
+        self._epoch.fill_(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """Return the changed image and targets of one item."""
+        rng = augmentation_rng(self.seed, int(self._epoch), index)
+        return self.augmentation(rng, *self.dataset[index])
+
+
+def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Return the generator that changes item ``index`` of an epoch."""
+    key = np.random.SeedSequence((seed, epoch, index), spawn_key=(_AUGMENTATION_STREAM,))
+    return np.random.default_rng(key)
+
+
+def draw_symmetry(
+    shape: tuple[int, ...], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a random permutation of the axes of a patch, and which of them to turn round (bool).
+
+    Only axes of equal length change places; a turn by 90 degrees is one such exchange and a flip.
+    """
+    permutation = np.arange(len(shape))
+    for edge in sorted(set(shape)):
+        alike = np.flatnonzero(np.array(shape) == edge)
+        permutation[alike] = rng.permutation(alike)
+    return permutation, rng.random(len(shape)) < 0.5
+
+
+def apply_symmetry(tensor: Tensor, permutation: np.ndarray, flipped: np.ndarray) -> Tensor:
+    """Return ``tensor`` (channels, *space) with its axes of space permuted, then flipped."""
+    steps = tuple(slice(None, None, -1 if flip else 1) for flip in flipped)
+    turned = tensor.numpy().transpose(0, *(permutation + 1))[(slice(None), *steps)]
+    return torch.from_numpy(np.ascontiguousarray(turned))
+
+
+def _deform(item: tuple[Tensor, ...], state: np.random.RandomState) -> tuple[Tensor, ...]:
+    """Return the item, deformed alike if ``state`` draws so; linear for the image."""
+    deform = _smooth_deform(item[0].shape[1:])
+    deform.set_random_state(state=state).randomize()
+    deformed = []
+    for tensor, mode in zip(item, ["bilinear"] + ["nearest"] * (len(item) - 1), strict=True):
+        deform.set_grid_mode(mode)
+        deformed.append(_plain(deform(tensor, randomize=False)))
+    return tuple(deformed)
+
+
+@lru_cache(maxsize=4)
+def _smooth_deform(shape: tuple[int, ...]) -> RandSmoothDeform:
+    """Return the deformation of patches of this shape."""
+    # Powers of two: MONAI computes the field's size from their ratio to the shape, in floats.
+    points = [2 ** max(2, round(np.log2(edge / ELASTIC_DISTANCE))) for edge in shape]
+    return RandSmoothDeform(
+        spatial_size=shape,
+        rand_size=points,
+        field_mode="trilinear" if len(shape) == 3 else "bilinear",
+        align_corners=True,
+        prob=ELASTIC_PROBABILITY,
+        def_range=2 * ELASTIC_SHIFT / max(shape),  # the whole patch has the length 2
+        grid_align_corners=True,  # else a field of zeros would move the borders
+    )
+
+
+@lru_cache(maxsize=1)
+def _image_transforms() -> tuple[RandomizableTransform, ...]:
+    """Return what happens to the image alone, in the order of a microscope."""
+    probability = INTENSITY_PROBABILITY
+    return (
+        RandGaussianSmooth(BLUR_SIGMA, BLUR_SIGMA, BLUR_SIGMA, prob=BLUR_PROBABILITY),
+        RandGaussianNoise(prob=NOISE_PROBABILITY, std=NOISE_SD),
+        RandAdjustContrast(prob=probability, gamma=GAMMA),
+        RandScaleIntensity(SCALE, prob=probability),
+        RandShiftIntensity(SHIFT, prob=probability),
+    )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor without MONAI's metadata."""
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch compute on one thread, as in loader processes: sums' last bits depend on it."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
