@@ -133,7 +133,7 @@ def test_seeds_and_epochs_give_other_batches(tiny_config: VolumeConfig) -> None:
 def test_ranks_share_an_epoch_without_repeating(tiny_config: VolumeConfig) -> None:
     data = make(tiny_config, patches_per_epoch=13)
     data.set_epoch(1)
-    found = [batches(data.make_loader(2, rank=rank, world_size=2)) for rank in range(2)]
+    found = [batches(data.make_loader(5, rank=rank, world_size=2)) for rank in range(2)]
     assert [[len(images) for images, _ in part] for part in found] == [[2, 2, 2]] * 2
     first, second = (rows(part) for part in found)
     assert len({*first, *second}) == 12
@@ -222,13 +222,23 @@ def test_rates_are_of_the_last_epoch(tiny_config: VolumeConfig) -> None:
     record = data.epoch_record()
     assert record["patches_per_second"] == pytest.approx(3 * record["volumes_per_second"])
     assert 0 < record["seconds_waiting_for_data"] <= 4 / record["volumes_per_second"]
-    meter = RateMeter()
-    meter.update(volumes=4, patches=12, seconds=2.0, waited=0.5)
+
+
+def test_the_meter_counts_up_to_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 10.0, 10.5, 11.0, 12.0, 20.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    meter = RateMeter()  # at 0
+    meter.start()  # at 10
+    with meter.waiting_for_volume():  # until 10.5
+        pass
+    meter.batch_done(8)  # at 11
     assert meter.record() == {
-        "volumes_per_second": 2.0,
-        "patches_per_second": 6.0,
+        "volumes_per_second": 1.0,
+        "patches_per_second": 8.0,
         "seconds_waiting_for_data": 0.5,
     }
+    meter.start()  # at 12
+    assert meter.record() == {}
 
 
 # --- Errors ---------------------------------------------------------------------------------------
@@ -253,8 +263,9 @@ def test_numbers_outside_their_range_are_refused(
 
 
 def test_more_processes_than_patches_are_refused(tiny_config: VolumeConfig) -> None:
-    with pytest.raises(ValueError, match="too few for 13 processes"):
-        make(tiny_config).make_loader(2, world_size=13)
+    for batch_size, world_size in ((2, 3), (64, 13)):
+        with pytest.raises(ValueError, match=f"{world_size} devices cannot share batches"):
+            make(tiny_config).make_loader(batch_size, world_size=world_size)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

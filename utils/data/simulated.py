@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,8 +132,9 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
         """Return a loader of mixed batches (images, masks), both (batch, 1, p, p, p) float32.
 
         Args:
-            batch_size: patches in a batch; a last batch of one patch is left out where there are
-                others, since batch norm would take its statistics from it.
+            batch_size: patches in a batch of all processes together, of which each takes the same
+                whole number; a last batch that is one patch is left out where there are others,
+                since batch norm would take its statistics from it.
             num_workers: processes that simulate; 0 does it in the calling process.
             pin_memory: whether to put batches where a GPU copies them from at once.
             rank: which of the ``world_size`` processes that train together asks. It takes every
@@ -140,13 +142,15 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
             world_size: see there.
 
         Raises:
-            ValueError: fewer patches in an epoch than processes.
+            ValueError: fewer patches in a batch or an epoch than processes.
         """
-        share = Share(self.patches_per_epoch // world_size, rank, world_size)
-        if share.num_patches < 1:
+        if min(batch_size, self.patches_per_epoch) < world_size:
             raise ValueError(
-                f"patches_per_epoch {self.patches_per_epoch}: too few for {world_size} processes"
+                f"{world_size} devices cannot share batches of {batch_size} patches, "
+                f"{self.patches_per_epoch} an epoch; lower --devices, or raise --batch_size "
+                "(and --patches_per_epoch)"
             )
+        share = Share(self.patches_per_epoch // world_size, rank, world_size)
         if num_workers:
             simulate_volume(_TINY, sample_rng(0, 0))  # compiles the kernels once, before the fork
         # Generators of their own keep the loaders from drawing from torch's.
@@ -157,13 +161,13 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),
         )
-        mixer = PatchMixer(self, share, volumes, batch_size)
+        mixer = PatchMixer(self, share, volumes, batch_size // world_size)
         return DataLoader(
             mixer, batch_size=None, pin_memory=pin_memory, generator=torch.Generator()
         )
 
     def epoch_record(self) -> dict[str, float]:
-        """Return how fast the last epoch of a loader came: see :class:`RateMeter`."""
+        """Return how fast the loader's last epoch came in this process: see :class:`RateMeter`."""
         return self.meter.record()
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -239,20 +243,22 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
         return -(-self._num_patches() // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the source's epoch, and tell its meter in the end."""
+        """Yield the batches of the source's epoch; its meter runs with them."""
         rng = self._rng()
         buffer = PatchBuffer(self.capacity, self.source.patch_size)
-        counts = VolumeCounter(self.volumes)
-        started = time.perf_counter()
+        meter = self.source.meter
+        volumes, expected = iter(self.volumes), len(self.volumes)
+        meter.start()
         left = self._num_patches()
         while left:
-            while buffer.room >= self.source.patches_per_volume and counts.left:
-                buffer.put(*counts.next())
+            while buffer.room >= self.source.patches_per_volume and meter.volumes < expected:
+                with meter.waiting_for_volume():
+                    patches = next(volumes)
+                buffer.put(*patches)
             size = min(self.batch_size, left)
+            meter.batch_done(size)
             yield buffer.take(size, rng)
             left -= size
-        seconds = time.perf_counter() - started
-        self.source.meter.update(counts.taken, self._num_patches(), seconds, counts.waited)
 
     def _num_patches(self) -> int:
         """Return the patches that end up in batches."""
@@ -296,42 +302,33 @@ class PatchBuffer:
         return self.images[where], self.masks[where].float()
 
 
-class VolumeCounter:
-    """Takes the items of a loader one by one, and the time that it waits for them."""
-
-    def __init__(self, volumes: DataLoader) -> None:
-        self.left = len(volumes)
-        self.taken = 0
-        self.waited = 0.0
-        """Seconds."""
-        self._items = iter(volumes)
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Return the next item."""
-        started = time.perf_counter()
-        item = next(self._items)
-        self.waited += time.perf_counter() - started
-        self.left -= 1
-        self.taken += 1
-        return item
-
-
-@dataclass
 class RateMeter:
-    """How fast the patches of an epoch came, and how long training waited for them."""
+    """How fast the patches of an epoch come, and how long training waits for them."""
 
-    volumes: int = 0
-    patches: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
+    def __init__(self) -> None:
+        self.start()
 
-    def update(self, volumes: int, patches: int, seconds: float, waited: float) -> None:
-        """Set the counts of an epoch and its seconds, those of waiting among them."""
-        self.volumes, self.patches = volumes, patches
-        self.seconds, self.waited = seconds, waited
+    def start(self) -> None:
+        """Begin an epoch."""
+        self.volumes, self.patches = 0, 0
+        self.seconds, self.waited = 0.0, 0.0
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def waiting_for_volume(self) -> Iterator[None]:
+        """Count one volume, and the time within the block as waiting."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+        self.volumes += 1
+
+    def batch_done(self, patches: int) -> None:
+        """Count a batch."""
+        self.patches += patches
+        self.seconds = time.perf_counter() - self._started
 
     def record(self) -> dict[str, float]:
-        """Return the rates for ``logs.json``; empty before the end of the first epoch."""
+        """Return the rates up to the last batch, for ``logs.json``; empty before the first."""
         if not self.seconds:
             return {}
         return {

@@ -181,6 +181,8 @@ def train(
             seconds = time.perf_counter() - started
             record = epoch_record(epoch, trained, validated, learning_rate, seconds)
             record |= {"steps": pace.steps, "minutes": pace.seconds / 60}
+            if hasattr(train_data, "epoch_record"):
+                record |= train_data.epoch_record()
             history.append(record)
             save_checkpoints(experiment, state(record), options.checkpoint_policy, progress)
             experiment.update_log(epochs=history)
@@ -311,10 +313,20 @@ def build_loader(
     """Return a loader that ``fabric`` feeds to its device; in order when there is no ``sampler``.
 
     With a sampler (training) a last batch of one sample is left out where there are others: batch
-    norm would take its statistics, and the optimiser a whole step, from a single patch.
+    norm would take its statistics, and the optimiser a whole step, from a single patch. A data set
+    with a ``make_loader`` method makes its own.
     """
-    lonely = len(data) > options.batch_size > 1 and len(data) % options.batch_size == 1
     workers = loader_processes(options.num_workers)
+    if hasattr(data, "make_loader"):
+        own = data.make_loader(
+            options.batch_size,
+            num_workers=workers,
+            pin_memory=fabric.device.type == "cuda",
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
+        return fabric.setup_dataloaders(own, use_distributed_sampler=False)
+    lonely = len(data) > options.batch_size > 1 and len(data) % options.batch_size == 1
     loader = DataLoader(
         data,
         batch_size=options.batch_size,
@@ -385,12 +397,16 @@ def epoch_record(
 
 def summary(record: Mapping[str, Any], epochs: int) -> str:
     """Return the line that tells a person about one epoch."""
+    volumes = ""
+    if "volumes_per_second" in record:
+        waited = record["seconds_waiting_for_data"]
+        volumes = f"  {record['volumes_per_second']:.1f} volumes/s, waited {waited:.1f} s for them"
     return (
         f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  "
         f"loss {record['train_loss']:.4f} (valid {record['valid_loss']:.4f})  "
         f"IoU {record['train_iou']:.3f} (valid {record['valid_iou']:.3f})  "
         f"lr {record['lr']:.1e}  {record['seconds']:.1f} s  "
-        f"{record['samples_per_second']:.1f} samples/s"
+        f"{record['samples_per_second']:.1f} samples/s{volumes}"
     )
 
 
