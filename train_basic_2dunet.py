@@ -61,6 +61,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("experiment").add_argument
     add("--experiment_title", default="my_experiment", metavar="STR",
         help="name of the log directory; one that exists is never overwritten")
+    add("--resume", action="store_true",
+        help="go on with the experiment of that name from its last checkpoint, with its flags")
     add("--log_path", default="./logs", metavar="STR",
         help="folder of the log directories")
     add("--checkpoint_policy", default="best", choices=CHECKPOINT_POLICIES,
@@ -122,7 +124,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--optimizer", default="adam", choices=OPTIMIZERS,
         help="how gradients become steps")
     add("--loss_type", default="dice", choices=LOSS_TYPES,
-        help="weighted_bce balances the labels; boundary_weighted_dice weighs pixels around them")
+        help="weighted_bce balances the labels; bce_dice is the sum of both; "
+        "boundary_weighted_dice weighs pixels around the labels")
     add("--boundary_weight", default=1.0, type=float, metavar="FLOAT",
         help="weight of pixels just outside the mask in boundary_weighted_dice; 1 is plain dice")
     add("--boundary_thickness", default=1, type=int, metavar="INT",
@@ -152,7 +155,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--compile", default="auto", choices=COMPILE_CHOICES,
         help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
     # fmt: on
-    return parse_training_flags(parser, arguments)
+    return parse_training_flags(parser, arguments, __file__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,7 +174,7 @@ def run(flags: argparse.Namespace) -> int:
         what="images with an edge of",
     )
     check_files(flags)
-    directory = experiment_directory(flags.log_path, flags.experiment_title)
+    directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
 
     import torch
 
@@ -181,6 +184,7 @@ def run(flags: argparse.Namespace) -> int:
     from utils.training.experiment import record_exit
     from utils.training.loop import score, train
     from utils.training.losses import build_loss, measure_foreground
+    from utils.training.resuming import find_resumption
     from utils.training.run import begin_experiment
 
     compute = choose_compute(options.device, options.precision)
@@ -193,6 +197,7 @@ def run(flags: argparse.Namespace) -> int:
     sets = make_data(flags)
     foreground = measure_foreground(sets["train"]) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
+    resumption = find_resumption(directory) if flags.resume else None
     fabric = make_fabric(compute, options.seed)
     model = build_model(model_config)
 
@@ -215,11 +220,15 @@ def run(flags: argparse.Namespace) -> int:
         foreground=foreground,
         data={name: describe_set(data) for name, data in sets.items()},
         about={name: repr(data) for name, data in sets.items()},
+        resumption=resumption,
     )
 
     def train_and_test() -> str:
-        data = (sets["train"], sets["validation"])
-        reason = train(fabric, model, loss, *data, options, experiment, facts, compiling)
+        reason = train(
+            *(fabric, model, loss, sets["train"], sets["validation"], options, experiment, facts),
+            compiling=compiling,
+            resumption=resumption,
+        )
         trained, epoch = restore_model(directory)
         record = {"epoch": epoch, **score(fabric, trained, loss, sets["test"], options)}
         if flags.objective == "keypoints":

@@ -50,6 +50,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("experiment").add_argument
     add("--experiment_title", default="my_experiment", metavar="STR",
         help="name of the log directory; one that exists is never overwritten")
+    add("--resume", action="store_true",
+        help="go on with the experiment of that name from its last checkpoint, with its flags")
     add("--log_path", default="./logs", metavar="STR",
         help="folder of the log directories")
     add("--checkpoint_policy", default="best", choices=CHECKPOINT_POLICIES,
@@ -110,7 +112,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--optimizer", default="adam", choices=OPTIMIZERS,
         help="how gradients become steps")
     add("--loss_type", default="dice", choices=LOSS_TYPES,
-        help="weighted_bce balances the labels; boundary_weighted_dice weighs voxels around them")
+        help="weighted_bce balances the labels; bce_dice is the sum of both; "
+        "boundary_weighted_dice weighs voxels around the labels")
     add("--boundary_weight", default=1.0, type=float, metavar="FLOAT",
         help="weight of voxels just outside the mask in boundary_weighted_dice; 1 is plain dice")
     add("--boundary_thickness", default=1, type=int, metavar="INT",
@@ -140,7 +143,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--compile", default="auto", choices=COMPILE_CHOICES,
         help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
     # fmt: on
-    return parse_training_flags(parser, arguments)
+    return parse_training_flags(parser, arguments, __file__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +158,7 @@ def run(flags: argparse.Namespace) -> int:
     settings = network_settings(flags, spatial_dims=3)
     check_patch_size(flags.patch_size, flags.depth, flags.batch_size, flags.stem_stride)
     check_patches(flags.background_threshold, flags.patches_per_epoch)
-    directory = experiment_directory(flags.log_path, flags.experiment_title)
+    directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
     train_files = resolve_files(flags.train_files, flags.data_dir, "--train_files")
     valid_files = resolve_files(flags.val_files, flags.data_dir, "--val_files")
 
@@ -168,6 +171,7 @@ def run(flags: argparse.Namespace) -> int:
     from utils.training.experiment import record_exit
     from utils.training.loop import train
     from utils.training.losses import build_loss, measure_foreground
+    from utils.training.resuming import find_resumption
     from utils.training.run import begin_experiment
 
     compute = choose_compute(options.device, options.precision)
@@ -184,6 +188,7 @@ def run(flags: argparse.Namespace) -> int:
     valid_data = SegmentationFake3DDataset(valid_files, seed=0, fixed=True, **patches)
     foreground = measure_foreground(train_data) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
+    resumption = find_resumption(directory) if flags.resume else None
     compiling = choose_compiling(options, compute.device, flags.stem_stride, len(train_data))
     fabric = make_fabric(compute, options.seed)
     model = build_model(model_config)
@@ -211,11 +216,14 @@ def run(flags: argparse.Namespace) -> int:
             f"validation samples in {len(train_files)} and {len(valid_files)} files",
             "patches": f"{len(train_data):,} of {flags.patch_size}^3 voxels in a training epoch",
         },
+        resumption=resumption,
     )
     return record_exit(
         experiment,
         lambda: train(
-            fabric, model, loss, train_data, valid_data, options, experiment, facts, compiling
+            *(fabric, model, loss, train_data, valid_data, options, experiment, facts),
+            compiling=compiling,
+            resumption=resumption,
         ),
     )
 

@@ -67,6 +67,15 @@ def test_bce_and_its_label_balanced_form(shape: tuple[int, ...]) -> None:
     assert found == pytest.approx(balanced, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bce_and_dice_add_up(shape: tuple[int, ...]) -> None:
+    logits, target = random_case(shape)
+    p = sigmoid(logits)
+    expected = plain_bce(p, target) + plain_dice(p[None], target[None])  # one ratio a batch
+    found = loss_of(logits, target, loss_type="bce_dice").item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("thickness", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_boundary_weighted_dice(shape: tuple[int, ...], thickness: int) -> None:

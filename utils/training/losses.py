@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.losses import DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,6 +93,9 @@ def build_loss(options: TrainingOptions, foreground: float | None = None) -> nn.
     """
     if options.loss_type == "dice":
         loss: nn.Module = DiceLoss(sigmoid=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
+    elif options.loss_type == "bce_dice":
+        # Dice of the whole batch: a patch with few labels does not make it jump.
+        loss = DiceCELoss(sigmoid=True, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
     elif options.loss_type == "boundary_weighted_dice":
         loss = BoundaryWeightedDiceLoss(options.boundary_weight, options.boundary_thickness)
     elif options.loss_type == "bce":

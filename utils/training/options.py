@@ -21,7 +21,7 @@ CHECKPOINT_POLICIES = ("last", "best", "all")
 ARCHITECTURES = ("unet", "stacked_unet")
 OPTIMIZERS = ("adam", "adamw", "rmsprop")
 LR_SCHEDULES = ("plateau", "cosine", "onecycle")
-LOSS_TYPES = ("dice", "bce", "weighted_bce", "boundary_weighted_dice")
+LOSS_TYPES = ("dice", "bce", "weighted_bce", "bce_dice", "boundary_weighted_dice")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
 COMPILE_CHOICES = ("auto", "on", "off")
@@ -84,6 +84,11 @@ class TrainingOptions:
         minutes = self.max_minutes
         if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
             raise FlagError(f"--max_minutes {minutes}: must be larger than 0, such as 30")
+        if minutes is not None and self.deterministic:
+            raise FlagError(
+                f"--max_minutes {minutes}: where the clock ends it, a training depends on the "
+                "machine's speed; leave it out with --deterministic, and say --epochs"
+            )
         if not (math.isfinite(self.start_lr) and self.start_lr > 0):
             raise FlagError(f"--start_lr {self.start_lr}: must be larger than 0, such as 1e-3")
         if not 0 < self.lr_scheduler_factor < 1:
@@ -201,11 +206,11 @@ def check_parameter_count(count: int, minimum: int, maximum: int) -> None:
         )
 
 
-def experiment_directory(log_path: str | Path, title: str) -> Path:
+def experiment_directory(log_path: str | Path, title: str, resume: bool = False) -> Path:
     """Return ``log_path/title``, where a new experiment may be made; touches nothing.
 
     Raises FlagError for a title that is no plain name, a log path that is a file, and an experiment
-    that exists already.
+    that exists already, unless the run shall ``resume`` that one.
     """
     if not str(log_path).strip():
         raise FlagError("--log_path is empty: give a folder, such as ./logs")
@@ -220,10 +225,10 @@ def experiment_directory(log_path: str | Path, title: str) -> Path:
     if blocked:
         raise FlagError(f"--log_path {log_path}: {blocked[0]} is a file, not a folder")
     directory = Path(log_path) / title
-    if directory.exists():
+    if directory.exists() and not resume:
         raise FlagError(
             f"the experiment {directory} exists already and is left as it is; choose another "
-            "--experiment_title or --log_path, or remove it"
+            "--experiment_title or --log_path, go on with it by --resume, or remove it"
         )
     return directory
 
