@@ -124,7 +124,7 @@ def make_fabric(
     )
     with watched_start(children):
         fabric.launch()
-    watch(fabric, children)
+        watch(fabric, children)
     fabric.seed_everything(seed, workers=True, verbose=False)
     return fabric
 

@@ -142,7 +142,8 @@ def is_started() -> bool:
 def start_others(command: Sequence[str], processes: Processes) -> list[subprocess.Popen]:
     """Start the ranks above 0 on this machine, with the command line of a Python script.
 
-    This process becomes rank 0; its environment says so until :func:`forget_ranks`.
+    This process becomes rank 0; its environment says so until :func:`forget_ranks`. The others
+    leave out what torch's C++ says when rank 0 has gone: stack traces of what is no news then.
     """
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
@@ -154,7 +155,7 @@ def start_others(command: Sequence[str], processes: Processes) -> list[subproces
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, "LOCAL_RANK": str(rank)},
+            env={"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, "LOCAL_RANK": str(rank)},
             stdin=subprocess.DEVNULL,
         )
         for rank in range(1, processes.devices)

@@ -179,11 +179,16 @@ class Watch(threading.Thread):
 
 @contextmanager
 def watched_start(children: Sequence[subprocess.Popen]) -> Iterator[None]:
-    """End this process within the block, in which all processes meet, if one cannot come."""
-    met = threading.Event()
+    """End this process within the block, in which all processes meet, if one cannot come.
+
+    That is one of its ``children``, or the one that has started this process.
+    """
+    met, parent = threading.Event(), os.getppid()
 
     def wait() -> None:
         while not met.wait(POLL_SECONDS):
+            if os.getppid() != parent:
+                os._exit(1)
             gone = [(rank, child.poll()) for rank, child in enumerate(children, 1)]
             for rank, code in gone:
                 if code is None:
