@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from utils import figures
+from utils.prediction.microscope_files import StackLayout, write_stack
 from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -213,3 +214,80 @@ def test_command_line_names_what_it_wrote(
     assert figures.main(["geometry", "--voxels", "32", "--index", "0", "--directory", folder]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert Path(line).exists()
+
+
+def overlay(seed: int = 0) -> figures.Overlay:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((30, 20), np.uint8)
+    mask[5:15, 8:12] = 1
+    return figures.Overlay(rng.random((30, 20)), mask, f"plane {seed}")
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_overlays_show_the_mask_in_red_and_a_coarser_image(tmp_path: Path) -> None:
+    rows = [[overlay(0), overlay(1)]]
+    plain = pixels(figures.save_overlays(rows, tmp_path / "a.png", spacing=(0.5, 0.5)))
+    red = (plain[..., 0] > plain[..., 1] + 60) & (plain[..., 0] > plain[..., 2] + 60)
+    height, width = red.shape
+    halves = [red[:, k * width // 4 : (k + 1) * width // 4].mean() for k in range(4)]
+    assert halves[0] == halves[2] == 0 and min(halves[1], halves[3]) > 0.01
+    coarse = pixels(figures.save_overlays(rows, tmp_path / "b.png", spacing=(0.5, 0.5), step=5))
+    blue = [p[:, : width // 4].std() for p in (plain, coarse)]
+    assert blue[0] != blue[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "step", "message"),
+    [
+        ([], 1, "at least one plane"),
+        ([[overlay()], [overlay(), overlay()]], 1, "as many in each row"),
+        ([[overlay()]], 0.5, "at least 1 voxel"),
+        ([[figures.Overlay(np.zeros((3, 3)), np.zeros((3, 4)), "p")]], 1, "p: image .3, 3. and"),
+    ],
+)
+def test_overlays_that_cannot_be_drawn(
+    rows: list, step: float, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        figures.save_overlays(rows, tmp_path / "a.png", step=step)
+
+
+def test_planes_of_a_stack_with_masks_of_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.arange(12 * 10 * 8, dtype=np.uint16).reshape(12, 10, 8)
+    layout = StackLayout(image.shape, image.dtype, (0.5, 0.5, 2.0))
+    write_stack(tmp_path / "a.tif", [image], layout)
+    for name in ("m", "n"):
+        mask = (image[2:, :6, 3:7] % 3 == 0).astype(np.uint8)
+        write_stack(tmp_path / f"{name}.tif", [mask], StackLayout(mask.shape, mask.dtype))
+    drawn = []
+    monkeypatch.setattr(
+        figures,
+        "save_overlays",
+        lambda rows, path, **options: drawn.append((rows, options)) or path,
+    )
+    masks = [str(tmp_path / name) for name in ("m.tif", "n.tif")]
+    flags = ["stack", "--input", str(tmp_path / "a.tif"), "--output", "p.png", "--mask", *masks]
+    boxes = ["--crop", "3:7,:6,2:", "3:7,:6,2:"]
+    assert figures.main([*flags, *boxes, "--z", "4", "6"]) == 0
+    (rows, options), *_ = drawn
+    assert [[o.title for o in row] for row in rows] == [
+        ["m, z = 4", "m, z = 6"],
+        ["n, z = 4", "n, z = 6"],
+    ]
+    np.testing.assert_array_equal(rows[1][1].image, image[2:, :6, 6])
+    np.testing.assert_array_equal(rows[1][0].mask, image[2:, :6, 4] % 3 == 0)
+    assert options["spacing"] == pytest.approx((0.5, 0.5))
+    capsys.readouterr()
+    for wrong, message in (
+        ([*boxes, "--z", "7"], "--z 7: not in the box"),
+        (["--crop", "3:7,:6,2:", "--z", "4"], "1 boxes for 2 masks"),
+        (["--z", "4"], "but its box has"),
+    ):
+        assert figures.main([*flags, *wrong]) == 2
+        assert message in capsys.readouterr().err

@@ -14,11 +14,13 @@ import io
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.flags import voxel_ranges
 from utils.replacing import replacing
 
 if TYPE_CHECKING:
@@ -564,13 +566,106 @@ def _cube_edges() -> np.ndarray:
     return corners[np.array(pairs)]
 
 
+# Stacks from a microscope -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One plane of a stack and what a network found in it."""
+
+    image: np.ndarray
+    """(X, Y) grey values."""
+    mask: np.ndarray
+    """(X, Y) 0/1."""
+    title: str
+
+
+def save_overlays(
+    rows: Sequence[Sequence[Overlay]],
+    path: str | Path,
+    *,
+    spacing: tuple[float, float] | None = None,
+    step: float = 1.0,
+    caption: str = "",
+) -> Path:
+    """Draw planes, each beside itself with the mask on it, and a scale bar; y downwards as in Fiji.
+
+    Args:
+        rows: overlays from left to right; as many in each row.
+        path: picture to write (format by its suffix).
+        spacing: edge of a voxel along x and y in micrometres; None counts in voxels.
+        step: voxels a pixel of the image, at least 1: larger ones show the image coarser than it
+            is, for data that must not be passed on. The mask is drawn as it is.
+        caption: words below.
+
+    Raises:
+        ValueError: no planes, rows of different lengths, a mask of another shape than its image,
+            or a step below 1.
+    """
+    if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
+        raise ValueError("at least one plane, and as many in each row, are needed")
+    if not step >= 1:
+        raise ValueError(f"step {step}: must be at least 1 voxel a pixel")
+    for overlay in (overlay for row in rows for overlay in row):
+        if overlay.image.shape != overlay.mask.shape:
+            raise ValueError(
+                f"{overlay.title}: image {overlay.image.shape} and mask {overlay.mask.shape} differ"
+            )
+    figure = _new_figure(5.2 * len(rows[0]), 2.6 * len(rows) + 0.4)
+    grid = figure.subplots(len(rows), 2 * len(rows[0]), squeeze=False)
+    for row, places in zip(rows, grid, strict=True):
+        for k, overlay in enumerate(row):
+            _draw_overlay(places[2 * k : 2 * k + 2], overlay, spacing, step)
+    if caption:
+        figure.supxlabel("\n".join(textwrap.wrap(caption, int(62 * len(rows[0])))), fontsize=8)
+    return _save_figure(figure, path)
+
+
+def _draw_overlay(
+    places: Sequence[Axes], overlay: Overlay, spacing: tuple[float, float] | None, step: float
+) -> None:
+    """Draw the image, and the image in grey with the mask in red."""
+    from utils.prediction.resampling import Resampling, scaled_shape
+
+    image = overlay.image.astype(np.float32)
+    shape = scaled_shape(image.shape, (1 / step, 1 / step))
+    if shape != image.shape:
+        image = Resampling.between(image.shape, shape).apply(image, 0, 0, shape[1])
+    image = scale_to_display(image, 1.0, 99.5)
+    edges = spacing or (1.0, 1.0)
+    width, height = (n * edge for n, edge in zip(overlay.image.shape, edges, strict=True))
+    placed = {"origin": "upper", "extent": (0, width, height, 0)}
+    smooth = "nearest" if step == 1 else "bicubic"
+    colours = np.zeros((*overlay.mask.shape, 4), np.float32)
+    colours[overlay.mask > 0] = (*MASK_RED, 0.55)
+    plain, marked = places
+    plain.imshow(image.T, cmap=_blue_map(), vmin=0, vmax=1, interpolation=smooth, **placed)
+    marked.imshow(image.T, cmap="gray", vmin=0, vmax=1.2, interpolation=smooth, **placed)
+    marked.imshow(colours.swapaxes(0, 1), interpolation="nearest", **placed)
+    plain.set_title(overlay.title, fontsize=9)
+    marked.set_title("prediction", fontsize=9)
+    for axes in places:
+        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    _draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
+
+
+def _draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
+    """Draw a bar of a round length, at most a quarter of the width."""
+    power = 10.0 ** np.floor(np.log10(width / 4))
+    length = power * max(k for k in (1, 2, 5) if k * power <= width / 4)
+    x, y = width * 0.95, height * 0.95
+    axes.plot([x - length, x], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
+    axes.text(x - length / 2, y - height * 0.02, f"{length:g} {unit}", color="white", fontsize=8,
+              ha="center", va="bottom")  # fmt: skip
+
+
 # Command line -----------------------------------------------------------------------------------
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m utils.figures",
-        description="Simulate samples and draw them. A sample is named by its seed and index.",
+        description="Draw simulated samples, named by seed and index, or a microscope's stack.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, what, edge, index in (
@@ -592,11 +687,66 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         if name.startswith("samples"):
             count = 16 if name == "samples-2d" else 8
             command.add_argument("--count", type=int, default=count, help="number of samples")
+    _add_stack_command(commands)
     return parser.parse_args(arguments)
 
 
+def _add_stack_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "stack",
+        help="planes of a stack and of masks that predict.py made of it",
+        description="Draws planes of a stack from a microscope with masks of predict.py on them.",
+    )
+    add = command.add_argument
+    add("--input", required=True, help="the stack that was predicted")
+    add("--mask", required=True, nargs="+", help="its masks, each a row of the picture")
+    add("--output", required=True, type=Path, help="picture to write")
+    add("--crop", nargs="+", type=voxel_ranges, metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="the box that each mask was made of, as given to predict.py")  # fmt: skip
+    add("--z", required=True, nargs="+", type=int, help="planes, in voxels of the stack from 0")
+    add("--channel", type=int, help="channel of the stack, as given to predict.py")
+    add("--step", type=float, default=1.0, help="voxels a pixel; above 1 the image is coarsened")
+    add("--caption", default="", help="words below the picture")
+
+
+def _draw_stack(options: argparse.Namespace) -> Path:
+    """Read the planes of the stack and its masks, and draw them."""
+    from utils.prediction.cropping import crop_stack
+    from utils.prediction.microscope_files import open_stack
+
+    boxes = options.crop or [((None, None),) * 3] * len(options.mask)
+    if len(boxes) != len(options.mask):
+        raise ValueError(f"--crop: {len(boxes)} boxes for {len(options.mask)} masks; one each")
+    rows = []
+    with open_stack(options.input, channel=options.channel) as stack:
+        for box, name in zip(boxes, options.mask, strict=True):
+            start = box[0][0] or 0
+            part = crop_stack(stack, box)
+            with open_stack(name) as mask:
+                if mask.shape != part.shape:
+                    raise ValueError(f"{name}: {mask.shape} voxels, but its box has {part.shape}")
+                wrong = [z for z in options.z if not 0 <= z - start < part.shape[-1]]
+                if wrong:
+                    raise ValueError(f"--z {wrong[0]}: not in the box of {name}, {box[0]}")
+                label = f"{Path(name).stem}, " if len(boxes) > 1 else ""
+                rows.append([
+                    Overlay(
+                        part.read(z - start, z - start + 1)[..., 0],
+                        mask.read(z - start, z - start + 1)[..., 0],
+                        f"{label}z = {z}",
+                    )
+                    for z in options.z
+                ])  # fmt: skip
+        spacing = stack.spacing and stack.spacing[:2]
+    return save_overlays(
+        rows, options.output, spacing=spacing, step=options.step, caption=options.caption
+    )
+
+
 def _draw_assets(options: argparse.Namespace) -> list[Path]:
-    """Simulate and draw what a subcommand asks for; returns the pictures."""
+    """Draw what a subcommand asks for; returns the pictures."""
+    if options.command == "stack":
+        return [_draw_stack(options)]
     from utils.animations import save_3d_gif, save_slice_gif
     from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 
