@@ -161,6 +161,42 @@ def _draw_curve(
         axes.plot(epochs, values, color=colour, label=label, marker=marker, markersize=3, lw=1.5)
 
 
+def save_learning_comparison(
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    path: str | Path,
+    *,
+    baseline: float = WHOLE_SHEET_IOU,
+) -> Path:
+    """Draw the IoU on unseen volumes over the minutes of training, a curve a run.
+
+    Args:
+        curves: by a run's name its scored checkpoints: minutes, mean IoU, and the ends of the
+            mean's interval (NaN for none).
+        path: picture to write (format by its suffix).
+        baseline: IoU of a dashed line, that of a mask of the whole sheet.
+    """
+    from matplotlib import colormaps
+
+    figure = _new_figure(6.6, 4.2)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(curves.items()):
+        minutes, iou, low, high = np.array(points, dtype=float).reshape(-1, 4).T
+        colour = colormaps["tab10"](number % 10)
+        axes.plot(minutes, iou, color=colour, marker="o", markersize=3, lw=1.5, label=name)
+        axes.fill_between(minutes, low, high, color=colour, alpha=0.12, linewidth=0)
+    label = f"mask of the whole sheet {baseline:.2f}"
+    axes.axhline(baseline, color="#777777", linestyle="--", linewidth=1, label=label)
+    axes.set_xlim(left=0.0)
+    axes.set_title("IoU on whole unseen volumes, 95 % intervals over volumes", fontsize=10)
+    axes.set_xlabel("minutes of training", fontsize=9)
+    axes.set_ylabel("IoU, mean over volumes", fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    return _save_figure(figure, path)
+
+
 def save_predictions(
     images: Sequence[np.ndarray],
     masks: Sequence[np.ndarray],
