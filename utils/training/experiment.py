@@ -8,6 +8,8 @@ temporary name and renamed, so a reader never meets half of one.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -31,12 +33,18 @@ import torch
 
 from utils.replacing import replacing
 from utils.training.pretrained import find_pretrained, pretrained_names, unpack_weights
+from utils.training.processes import INTERRUPTED, settle
+from utils.training.watch import disband, is_lost_connection, last_words
 
+LAST = "last.pth"
+"""The last completed epoch, with all that going on needs."""
+LAST_BEFORE = "last_before.pth"
+"""The one before, for the case that the last is damaged later on."""
 CHECKPOINT_FORMAT = 1
 """Stored in every checkpoint; raised when its meaning changes."""
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "monai", "lightning-fabric")
-INTERRUPTED = 130
-"""Exit status after Ctrl-C or a request to terminate."""
+RUNNING = {"reason": "running", "status": None}
+"""How ``logs.json`` says that a run has not ended, or was killed."""
 
 logger = logging.getLogger("utils.training")
 
@@ -78,18 +86,49 @@ class Experiment:
         failure leaves no directory behind.
         """
         experiment = cls(Path(directory))
+        content = {**config, **describe_program(script)}
         experiment.directory.parent.mkdir(parents=True, exist_ok=True)
         experiment.directory.mkdir()
         try:
             experiment.checkpoints.mkdir()
-            content = {**config, **describe_program(script)}
             _write_json(experiment.directory / "config.json", content)
-            running = {"reason": "running", "status": None}
-            _write_json(experiment.log, {"epochs": [], "exit": running})
+            _write_json(experiment.log, {"epochs": [], "exit": RUNNING})
             shutil.copyfile(script, experiment.directory / Path(script).name)
         except BaseException:
             shutil.rmtree(experiment.directory, ignore_errors=True)
             raise
+        experiment._occupy(script)
+        return experiment
+
+    @classmethod
+    def reopen(
+        cls,
+        directory: str | Path,
+        config: Mapping[str, Any],
+        script: str | Path,
+        history: Sequence[Mapping[str, Any]],
+        resumption: Mapping[str, Any],
+    ) -> Experiment:
+        """Go on in a directory that :meth:`create` has made, with the epochs of ``history``.
+
+        ``config.json`` tells of the latest start; ``logs.json`` lists under ``resumptions`` each of
+        them: ``resumption`` with date, git revision, and how the run had ended before. Raises
+        BlockingIOError, before anything is written, where another process writes there still.
+        """
+        experiment = cls(Path(directory))
+        experiment._occupy(script)
+        log = experiment.read_log() if experiment.log.exists() else {}
+        content = {**config, **describe_program(script)}
+        resumption = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **resumption,
+            "git_revision": content["git_revision"],
+            "before": log.get("exit", RUNNING),
+        }
+        _write_json(experiment.directory / "config.json", content)
+        resumptions = [*log.get("resumptions", []), resumption]
+        entries = {"epochs": list(history), "exit": RUNNING, "resumptions": resumptions}
+        _write_json(experiment.log, {**log, **entries})
         return experiment
 
     @property
@@ -127,6 +166,39 @@ class Experiment:
             raise
         return path
 
+    def save_last(self, state: Mapping[str, Any]) -> Path:
+        """Write ``last.pth``; the one that is there becomes ``last_before.pth``.
+
+        Both names hold a whole checkpoint at every moment, once there has been one.
+        """
+        last, before = self.checkpoints / LAST, self.checkpoints / LAST_BEFORE
+        if last.exists():
+            with replacing(before) as temporary:
+                temporary.unlink(missing_ok=True)
+                try:
+                    os.link(last, temporary)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(last, temporary)
+        return self.save_checkpoint(LAST, state)
+
+    def _occupy(self, script: str | Path) -> None:
+        """Lock the copy of the script until this process ends, however it does.
+
+        Raises BlockingIOError where another process has locked it.
+        """
+        copy = self.directory / Path(script).name
+        descriptor = os.open(copy, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # A POSIX lock: loader processes that outlive a killed training do not inherit it.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BlockingIOError(
+                f"{self.directory} is in use: another process is training there"
+            ) from error
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+
     def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
         """Refresh ``learning_curves.png`` and ``predictions.png``.
 
@@ -146,6 +218,24 @@ class Experiment:
             self.directory / "predictions.png",
             titles=titles,
         )
+
+
+class Bystander(Experiment):
+    """The experiment as all ranks but the first know it: they read it and write nothing."""
+
+    def update_log(self, **entries: Any) -> None:
+        """Leave it to rank 0."""
+
+    def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
+        """Leave it to rank 0; return the path."""
+        return self.checkpoints / name
+
+    def save_last(self, state: Mapping[str, Any]) -> Path:
+        """Leave it to rank 0; return the path."""
+        return self.checkpoints / LAST
+
+    def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
+        """Leave it to rank 0."""
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -204,26 +294,39 @@ def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
 
     ``run`` returns the reason of a proper end (status 0). Ctrl-C and a request to terminate end
     with status 130, every failure with status 1; only one that this program cannot explain prints
-    its traceback.
+    its traceback. Of several processes all end with the first failure, and rank 0 records it.
     """
     signals: list[str] = []
+    failure: BaseException | None = None
+    last_words(lambda reason, status: _record(experiment, reason, status))
     try:
         with _signals_as_interrupts(signals):
             reason, status = run(), 0
     except (Exception, KeyboardInterrupt) as error:
+        failure = error
         if isinstance(error, KeyboardInterrupt) and not signals:
             signals.append("a KeyboardInterrupt")
         reason, status = explain(error, signals), INTERRUPTED if signals else 1
-        if not signals and not _is_known(error):
-            traceback.print_exc()
     with _signals_ignored():
-        if status:
-            print(f"training stopped: {reason}", file=sys.stderr)
-        try:
-            experiment.finish(reason, status)
-        except OSError as error:
-            print(f"cannot record this in {experiment.directory}: {error}", file=sys.stderr)
-            status = status or 1
+        ending = settle(reason, status, lost=failure is not None and is_lost_connection(failure))
+        if failure and ending.own and not signals and not _is_known(failure):
+            traceback.print_exception(failure)
+        status = ending.status
+        if ending.speaks:
+            status = _record(experiment, ending.reason, status)
+        disband(status)
+    return status
+
+
+def _record(experiment: Experiment, reason: str, status: int) -> int:
+    """Print a failure, write into ``logs.json`` how the run ended; return the exit status."""
+    if status:
+        print(f"training stopped: {reason}", file=sys.stderr)
+    try:
+        experiment.finish(reason, status)
+    except OSError as error:
+        print(f"cannot record this in {experiment.directory}: {error}", file=sys.stderr)
+        status = status or 1
     return status
 
 
@@ -239,6 +342,8 @@ def explain(error: BaseException, signals: Sequence[str] = ()) -> str:
         return f"out of memory: lower --batch_size, --patch_size or --start_channels ({text[:200]})"
     if _is_dead_worker(error):
         return f"a loader process died; try --num_workers 0 ({text[:200]})"
+    if is_lost_connection(error):
+        return f"the connection to another process of this training is lost ({text[:200]})"
     if isinstance(error, TrainingError):
         return text
     return f"{type(error).__name__}: {text}"
@@ -309,7 +414,8 @@ def _is_known(error: BaseException) -> bool:
     from utils.storage import StorageError
 
     expected = isinstance(error, (TrainingError, StorageError, OSError))
-    return expected or is_out_of_memory(error) or _is_dead_worker(error)
+    ours = is_out_of_memory(error) or _is_dead_worker(error) or is_lost_connection(error)
+    return expected or ours
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from utils.training.averaging import averaged_weights, make_average
@@ -32,6 +32,17 @@ from utils.training.device import loader_processes, memory_format
 from utils.training.experiment import Examples, Experiment, TrainingError
 from utils.training.metrics import Confusion, count_voxels
 from utils.training.options import TrainingOptions
+from utils.training.ranks import (
+    BatchShares,
+    average_buffers,
+    loss_weight,
+    own_block,
+    own_share,
+    pooled,
+    rank,
+    world_size,
+)
+from utils.training.resuming import Resumption
 from utils.training.schedules import Pace, build_scheduler
 
 EXAMPLES = 3
@@ -121,6 +132,7 @@ def train(
     experiment: Experiment,
     facts: Mapping[str, Any],
     compiling: Compiling = NOT_COMPILED,
+    resumption: Resumption | None = None,
 ) -> str:
     """Train ``model`` and return why it ended; everything else goes into ``experiment``.
 
@@ -139,8 +151,14 @@ def train(
     sampler = EpochSampler(len(train_data), options.seed, shuffle=not options.no_shuffle)
     train_loader = build_loader(fabric, train_data, options, sampler)
     valid_loader = build_loader(fabric, valid_data, options)
-    pace = Pace(options, options.epochs * len(train_loader), agree=fabric.broadcast)
-    progress, history = Progress(), []
+    progress, history, past = Progress(), [], {}
+    if resumption and resumption.state:
+        restored = resumption.state
+        restore_training(restored, fabric, model, average, optimizer, scheduler)
+        progress, history = Progress(**restored["progress"]), list(restored["history"])
+        past = restored["pace"]
+    planned = options.epochs * len(train_loader)
+    pace = Pace(options, planned, agree=fabric.broadcast, **past)
 
     def state(record: Mapping[str, Any]) -> dict[str, Any]:
         validated_model = average.module if average else model
@@ -156,6 +174,8 @@ def train(
     def train_epochs() -> str:
         nonlocal progress
         while progress.epoch < options.epochs and not pace.time_is_up():
+            if progress.stale_epochs >= options.early_stopping_patience:
+                return early_end(progress)
             epoch = progress.epoch + 1
             started = time.perf_counter()
             pace.set_rate(optimizer)
@@ -171,6 +191,7 @@ def train(
                 pace=pace,
                 average=average,
             )
+            average_buffers(model.module, average)
             with averaged_weights(model, average):
                 validated, examples = evaluate(
                     model, loss_function, valid_loader, f"epoch {epoch}, validation"
@@ -188,12 +209,11 @@ def train(
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             logger.info(summary(record, options.epochs))
-            if progress.stale_epochs >= options.early_stopping_patience:
-                return early_end(progress)
         return planned_end(progress, options)
 
-    experiment.save_checkpoint("last.pth", state({}))
-    batch = (min(options.batch_size, len(train_data)), *shape)
+    if not progress.epoch:
+        experiment.save_last(state({}))
+    batch = (own_share(min(options.batch_size, len(train_data))), *shape)
     with compile_network(fabric, model, loss_function, batch, compiling):
         return train_epochs()
 
@@ -241,7 +261,7 @@ def train_one_epoch(
         if pace:
             pace.set_rate(optimizer)
         optimizer.zero_grad()
-        fabric.backward(loss)
+        fabric.backward(loss * loss_weight(loader, batch))
         optimizer.step()
         if average:
             average.update_parameters(model.module)
@@ -252,6 +272,7 @@ def train_one_epoch(
             pace.step_done()
             if pace.time_is_up():
                 break
+    total, samples, counts = pooled(total, samples, counts)
     seconds = time.perf_counter() - started
     return EpochResult(total / samples, Confusion(*counts.tolist()), samples, seconds)
 
@@ -260,7 +281,11 @@ def train_one_epoch(
 def evaluate(
     model: nn.Module, loss_function: nn.Module, loader: DataLoader, where: str
 ) -> tuple[EpochResult, Examples]:
-    """Return loss and counts of the last stack over ``loader``, and its first patches as seen."""
+    """Return loss and counts of the last stack over ``loader``, and its first patches as seen.
+
+    Of several processes each goes over its own loader; the sums are over all of them, the patches
+    are its own.
+    """
     model.eval()
     started = time.perf_counter()
     total, samples, counts = 0.0, 0, torch.zeros(4, dtype=torch.int64)
@@ -275,9 +300,10 @@ def evaluate(
         for triple in zip(images, masks, probabilities, strict=True):
             if len(shown) < EXAMPLES:
                 shown.append(tuple(part[0].float().cpu().numpy() for part in triple))
+    total, samples, counts = pooled(total, samples, counts)
     seconds = time.perf_counter() - started
     result = EpochResult(total / samples, Confusion(*counts.tolist()), samples, seconds)
-    return result, Examples(*(list(parts) for parts in zip(*shown, strict=True)))
+    return result, Examples(*([triple[part] for triple in shown] for part in range(3)))
 
 
 def score(
@@ -314,9 +340,11 @@ def build_loader(
 
     With a sampler (training) a last batch of one sample is left out where there are others: batch
     norm would take its statistics, and the optimiser a whole step, from a single patch. A data set
-    with a ``make_loader`` method makes its own.
+    with a ``make_loader`` method makes its own. Of several processes (ranks) each gets its part of
+    every batch, or without a sampler its block of the items.
     """
-    workers = loader_processes(options.num_workers)
+    local_ranks = min(world_size(), getattr(fabric.strategy, "num_processes", 1))
+    workers = loader_processes(options.num_workers, local_ranks)
     if hasattr(data, "make_loader"):
         own = data.make_loader(
             options.batch_size,
@@ -326,17 +354,19 @@ def build_loader(
             world_size=fabric.world_size,
         )
         return fabric.setup_dataloaders(own, use_distributed_sampler=False)
-    lonely = len(data) > options.batch_size > 1 and len(data) % options.batch_size == 1
+    if sampler:
+        batches = BatchShares(sampler, options.batch_size, rank(), world_size())
+    else:
+        batch_size = -(-options.batch_size // world_size())
+        batches = BatchSampler(own_block(len(data)), batch_size, drop_last=False)
     loader = DataLoader(
         data,
-        batch_size=options.batch_size,
-        sampler=sampler,
-        drop_last=sampler is not None and lonely,
+        batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=fabric.device.type == "cuda",
     )
-    return fabric.setup_dataloaders(loader)
+    return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
 
 
 def set_epoch(data: Dataset, sampler: EpochSampler, epoch: int) -> None:
@@ -440,6 +470,30 @@ def training_state(
     }
 
 
+def restore_training(
+    state: Mapping[str, Any],
+    fabric: Fabric,
+    model: nn.Module,
+    average: AveragedModel | None,
+    optimizer: Optimizer,
+    scheduler: ReduceLROnPlateau | None,
+) -> None:
+    """Bring everything back to where ``last.pth`` has it: the inverse of what wrote it."""
+    model.load_state_dict(state.get("raw_model_state", state["model_state"]))
+    if average:
+        average.module.load_state_dict(state["model_state"])
+        average.n_averaged.fill_(state["averages"])
+    optimizer.load_state_dict(state["optimizer_state"])
+    if scheduler:
+        scheduler.load_state_dict(state["scheduler_state"])
+    fabric.strategy.precision.load_state_dict(state["precision_state"])
+    random_state = state["random_state"]
+    random.setstate(random_state["python"])
+    torch.set_rng_state(random_state["torch"])
+    if random_state["cuda"] and torch.cuda.device_count() == len(random_state["cuda"]):
+        torch.cuda.set_rng_state_all(random_state["cuda"])
+
+
 def save_checkpoints(
     experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
 ) -> None:
@@ -450,7 +504,7 @@ def save_checkpoints(
     if policy == "all":
         experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
     # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_checkpoint("last.pth", state)
+    experiment.save_last(state)
 
 
 def _progress_bar(loader: DataLoader, text: str) -> tqdm:

@@ -62,6 +62,10 @@ class TrainingOptions:
     precision: str = "auto"
     compile: str = "auto"
     deterministic: bool = False
+    devices: int | None = None
+    """On each machine, a training process each; None: all GPUs, or one process on a CPU."""
+    num_nodes: int = 1
+    """Machines."""
     num_workers: int = 0
     """Loader processes; 0 reads in the training process."""
 

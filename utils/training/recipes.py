@@ -1,14 +1,19 @@
 """Bundles of defaults for the flags of training, chosen with --recipe; imports nothing heavy.
 
-A flag on the command line always wins over the recipe's value for it.
+A flag on the command line always wins over the recipe's value for it. With --resume the flags of
+the run that goes on are the defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from utils.flags import FlagError
+from utils.training.resuming import check_unchanged, recorded_flags
 
 REFERENCE: Mapping[str, Any] = MappingProxyType(
     {
@@ -45,27 +50,59 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"reference": REFERE
 
 
 def parse_training_flags(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, script: str
 ) -> argparse.Namespace:
-    """Parse with the defaults of the recipe that --recipe names; flags that are given win.
+    """Parse with the defaults of --recipe, or those of the run that --resume goes on with.
 
     A schedule whose end is planned (any but plateau) sets the default of --early_stopping_patience
-    to --epochs: it is not cut before its rate has come down, unless the flag is given.
+    to --epochs: it is not cut before its rate has come down, unless the flag is given. ``script``
+    is the path of the training script. A mistake exits with status 2 and one line.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe", default=None)
-    try:
-        recipe = first.parse_known_args(arguments)[0].recipe
-    except argparse.ArgumentError:  # the parser proper says it in its own words
-        recipe = None
-    known = {action.dest for action in parser._actions}
-    values = {name: value for name, value in RECIPES.get(recipe, {}).items() if name in known}
-    parser.set_defaults(**values)
+    first = _first_look(parser, arguments)
+    plain = {action.dest: action.default for action in parser._actions}
+    defaults = dict(RECIPES.get(first.recipe, {}))
+    recorded = None
+    if first.resume:
+        try:
+            directory = Path(first.log_path) / first.experiment_title
+            recorded = recorded_flags(directory, Path(script).name)
+        except FlagError as error:
+            parser.error(str(error))
+        defaults |= recorded
+    _set_defaults(parser, defaults)
     flags = parser.parse_args(arguments)
-    if flags.lr_schedule != "plateau":
+    patience = defaults.get("early_stopping_patience")
+    if flags.lr_schedule != "plateau" and patience in (None, defaults.get("epochs")):
         parser.set_defaults(early_stopping_patience=flags.epochs)
         flags = parser.parse_args(arguments)
+    if recorded is not None:
+        try:
+            check_unchanged(flags, recorded, plain)
+        except FlagError as error:
+            parser.error(str(error))
     return flags
+
+
+def _first_look(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Return --recipe, --resume and where the log directory is; mistakes are left for later."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--recipe")
+    first.add_argument("--resume", action="store_true")
+    for name in ("experiment_title", "log_path"):
+        first.add_argument(f"--{name}", default=parser.get_default(name))
+    try:
+        return first.parse_known_args(arguments)[0]
+    except argparse.ArgumentError:  # the parser proper says it in its own words
+        return first.parse_args([])
+
+
+def _set_defaults(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> None:
+    """Set those defaults that ``parser`` has flags for, but for what a run never takes over."""
+    known = {action.dest for action in parser._actions}
+    known -= {"resume", "experiment_title", "log_path"}
+    parser.set_defaults(**{name: value for name, value in values.items() if name in known})
 
 
 def recipe_values(flags: argparse.Namespace) -> dict[str, Any]:

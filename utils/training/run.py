@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.training import ranks
 from utils.training.compiling import Compiling
 from utils.training.device import Compute, loader_processes
-from utils.training.experiment import Experiment, announce
+from utils.training.experiment import Bystander, Experiment, announce
 from utils.training.options import TrainingOptions, describe_network, describe_training
 from utils.training.recipes import describe_recipe, recipe_values
+from utils.training.resuming import Resumption, changed_flags, check_data
 
 
 def begin_experiment(
@@ -27,8 +30,11 @@ def begin_experiment(
     foreground: float | None,
     data: Mapping[str, Any],
     about: Mapping[str, str],
+    resumption: Resumption | None = None,
 ) -> Experiment:
-    """Make the log directory of a run and announce the run on standard output.
+    """Make the log directory of a run, or reopen it, and announce the run on standard output.
+
+    Of several processes rank 0 does so; the others get an experiment that writes nothing.
 
     Args:
         directory: the new log directory.
@@ -42,6 +48,7 @@ def begin_experiment(
         foreground: labelled share of the training items where the loss needs it.
         data: plain facts on the data for ``config.json``.
         about: lines on the data for the announcement, by topic.
+        resumption: where a run goes on; its directory is there, and its data must be the same.
     """
     config = {
         "flags": vars(flags),
@@ -53,7 +60,13 @@ def begin_experiment(
         "foreground": foreground,
         "data": dict(data),
     }
-    experiment = Experiment.create(directory, config, script)
+    if ranks.rank():
+        return Bystander(directory)
+    if resumption is None:
+        experiment = Experiment.create(directory, config, script)
+    else:
+        experiment = _reopen(directory, config, script, resumption)
+        about = {**about, "resume": resumption.note}
     announce(
         {
             "network": describe_network(flags, parameters),
@@ -66,3 +79,18 @@ def begin_experiment(
         }
     )
     return experiment
+
+
+def _reopen(
+    directory: Path, config: Mapping[str, Any], script: str, resumption: Resumption
+) -> Experiment:
+    """Reopen a log directory; raises FlagError if the data are not those of the run before."""
+    before = json.loads((directory / "config.json").read_text())
+    check_data(before["data"], config["data"])
+    record = {
+        "epoch": resumption.epoch,
+        "note": resumption.note,
+        "changed": changed_flags(before["flags"], config["flags"]),
+    }
+    history = resumption.state["history"] if resumption.state else []
+    return Experiment.reopen(directory, config, script, history, record)

@@ -1,0 +1,116 @@
+"""A program for the tests: trains in forked children, each of which may be killed with SIGKILL.
+
+    python forked_trainings.py trainings '[[["--epochs", "4"], null], [["--resume"], [3, 4]]]'
+    python forked_trainings.py saves FOLDER
+
+One start of Python and torch serves many trainings. Children have nothing of each other but files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import train_basic_3dunet
+from utils.data import SegmentationFake3DDataset
+from utils.training.experiment import Experiment
+from utils.training.loop import Progress, save_checkpoints
+from utils.training.resuming import find_resumption
+
+
+def in_child(work: Callable[[], int]) -> int:
+    """Return the exit status of ``work`` in a forked process, -9 where SIGKILL has ended it."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = 1
+    try:
+        status = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def kill_myself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_and_die(arguments: list[str], moment: list[int] | None) -> int:
+    """Train; die when the n-th patch of an epoch is read, for a ``moment`` (epoch, n)."""
+    read, reads = SegmentationFake3DDataset.__getitem__, []
+
+    def reading(self: SegmentationFake3DDataset, item: int) -> object:
+        reads.append((int(self._epoch), self.fixed))
+        if moment and reads.count((moment[0], False)) == moment[1]:
+            kill_myself()
+        return read(self, item)
+
+    SegmentationFake3DDataset.__getitem__ = reading
+    return train_basic_3dunet.main(arguments)
+
+
+def state(epoch: int) -> dict[str, object]:
+    return {"model_state": {"w": torch.full((1000,), float(epoch))}, "epoch": epoch, "history": []}
+
+
+def save_and_die(folder: Path, moment: int) -> int:
+    """Save three epochs; die before the ``moment``-th call that changes the disk."""
+    experiment = Experiment.create(folder, {"flags": {}}, __file__)
+    experiment.save_last(state(0))
+    (folder / "saved").write_text("0")
+    calls = []
+
+    def watching(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.rename", "os.link", "os.remove"):
+            calls.append(event)
+            if len(calls) == moment:
+                kill_myself()
+
+    sync = os.fsync
+
+    def syncing(descriptor: int) -> None:
+        watching("open", ())
+        sync(descriptor)
+
+    os.fsync = syncing
+    sys.addaudithook(watching)
+    for epoch in (1, 2, 3):
+        save_checkpoints(experiment, state(epoch), "best", Progress(epoch=epoch, best_epoch=epoch))
+        descriptor = os.open(folder / "saved", os.O_WRONLY)
+        os.write(descriptor, str(epoch).encode())
+        os.close(descriptor)
+    return 0
+
+
+def kill_all_saves(folder: Path) -> list[dict[str, object]]:
+    """Kill at one moment after the other until none is left; tell what each has left behind."""
+    found = []
+    while True:
+        run = folder / f"run_{len(found)}"
+        status = in_child(partial(save_and_die, run, len(found) + 1))
+        resumption = find_resumption(run)
+        whole = bool((resumption.state["model_state"]["w"] == resumption.epoch).all())
+        saved = int((run / "saved").read_text())
+        found.append({"status": status, "epoch": resumption.epoch, "saved": saved, "whole": whole})
+        if status != -signal.SIGKILL:
+            return found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "saves":
+        print(json.dumps(kill_all_saves(Path(sys.argv[2]))))
+    else:
+        trainings = json.loads(sys.argv[2])
+        statuses = [in_child(partial(train_and_die, a, m)) for a, m in trainings]
+        print(json.dumps(statuses))

@@ -1,0 +1,275 @@
+"""Going on with a training: which flags may differ, which checkpoint is taken, equal bits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import write_fake_file
+
+import train_basic_3dunet
+from utils.flags import FlagError
+from utils.training.experiment import CheckpointError, Experiment, load_checkpoint
+from utils.training.resuming import (
+    MAY_CHANGE,
+    changed_flags,
+    check_data,
+    check_unchanged,
+    find_resumption,
+    recorded_flags,
+)
+
+PROGRAM = Path(__file__).parent / "forked_trainings.py"
+ROOT = PROGRAM.parent.parent.parent
+
+
+def fork_trainings(*arguments: str) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    write_fake_file(directory / "train.h5", seed=1, num_samples=6, shape=(16, 16, 16))
+    write_fake_file(directory / "valid.h5", seed=2, num_samples=2, shape=(16, 16, 16))
+    return directory
+
+
+def flags_of(data_dir: Path, logs: Path, title: str) -> list[str]:
+    return [
+        *("--data_dir", str(data_dir), "--train_files", "train.h5", "--val_files", "valid.h5"),
+        *("--log_path", str(logs), "--experiment_title", title, "--patch_size", "8"),
+        *("--depth", "2", "--start_channels", "2", "--batch_size", "2", "--num_workers", "0"),
+        *("--device", "cpu", "--precision", "32", "--compile", "off"),
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two plain states are equal to the bit."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = {"seconds", "samples_per_second", "minutes"}
+    return [{key: value for key, value in r.items() if key not in timed} for r in history]
+
+
+MORE = {
+    "plateau": ["--lr_scheduler_patience", "0", "--start_lr", "0.01"],
+    "onecycle": ["--lr_schedule", "onecycle", "--ema", "0.9", "--optimizer", "adamw"],
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_killed_and_resumed_equals_straight_to_the_bit(
+    data_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    more = [*MORE[kind], "--epochs", "4"]
+    straight = flags_of(data_dir, tmp_path, "straight") + more
+    killed = flags_of(data_dir, tmp_path, "killed") + more
+    resume = ["--log_path", str(tmp_path), "--experiment_title", "killed", "--resume"]
+    # Dies in the middle of epoch 3 (3 steps of 2 patches), then in that of epoch 4.
+    trainings = [[straight, None], [killed, [3, 4]], [resume, [4, 2]], [resume, None]]
+    assert fork_trainings("trainings", json.dumps(trainings)) == [0, -9, -9, 0]
+    one, other = (
+        load_checkpoint(tmp_path / name / "checkpoints" / "last.pth")
+        for name in ("straight", "killed")
+    )
+    for part in ("model_state", "optimizer_state", "scheduler_state", "random_state", "progress"):
+        assert same(one[part], other[part]), part
+    assert same(one.get("raw_model_state"), other.get("raw_model_state"))
+    assert ("raw_model_state" in one) == (kind == "onecycle")
+    best = [load_checkpoint(tmp_path / name) for name in ("straight", "killed")]
+    assert best[0]["epoch"] == best[1]["epoch"]
+    assert same(best[0]["model_state"], best[1]["model_state"])
+    logs = [Experiment(tmp_path / name).read_log() for name in ("straight", "killed")]
+    assert without_times(logs[0]["epochs"]) == without_times(logs[1]["epochs"])
+    assert "resumptions" not in logs[0]
+    assert [entry["epoch"] for entry in logs[1]["resumptions"]] == [2, 3]
+    for entry in logs[1]["resumptions"]:
+        assert entry["before"] == {"reason": "running", "status": None}
+        assert entry["changed"] == {}
+    assert logs[1]["exit"]["status"] == 0
+
+
+def test_a_kill_at_any_moment_of_saving_leaves_the_last_or_the_one_before(tmp_path: Path) -> None:
+    found = fork_trainings("saves", str(tmp_path))
+    assert found[-1]["status"] == 0 and found[-1]["epoch"] == 3
+    killed = found[:-1]
+    assert len(killed) > 20
+    for end in killed:
+        assert end["status"] == -signal.SIGKILL
+        assert end["whole"]
+        assert end["saved"] <= end["epoch"] <= end["saved"] + 1
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Experiment:
+    return Experiment.create(tmp_path / "run", {"flags": {"depth": 4}}, __file__)
+
+
+def state(epoch: int) -> dict[str, Any]:
+    return {"model_state": {"w": torch.zeros(1000)}, "epoch": epoch, "history": []}
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(experiment: Experiment) -> None:
+    assert find_resumption(experiment.directory).state is None
+    experiment.save_last(state(1))
+    assert find_resumption(experiment.directory).epoch == 1
+    path = experiment.save_last(state(2))
+    assert find_resumption(experiment.directory).epoch == 2
+    path.write_bytes(path.read_bytes()[:1500])
+    found = find_resumption(experiment.directory)
+    assert found.epoch == 1
+    assert "last.pth is no readable checkpoint" in found.note
+    assert "goes on after epoch 1 from" in found.note and "last_before.pth" in found.note
+    path.unlink()
+    assert find_resumption(experiment.directory).epoch == 1
+    path.write_bytes(b"")
+    (experiment.checkpoints / "last_before.pth").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="last.pth is no .* last_before.pth is no"):
+        find_resumption(experiment.directory)
+
+
+def test_saving_without_hard_links(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for epoch in (1, 2):
+        experiment.save_last(state(epoch))
+    for name, epoch in (("last", 2), ("last_before", 1)):
+        assert load_checkpoint(experiment.checkpoints / f"{name}.pth")["epoch"] == epoch
+
+
+def test_a_directory_in_use_is_refused(experiment: Experiment) -> None:
+    code = (
+        "import sys; from utils.training.experiment import Experiment\n"
+        "try: Experiment.reopen(sys.argv[1], {}, sys.argv[2], [], {})\n"
+        "except BlockingIOError as error: print(error)"
+    )
+    before = experiment.read_log()
+    command = [sys.executable, "-c", code, str(experiment.directory), __file__]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "is in use: another process is training there" in done.stdout
+    assert experiment.read_log() == before
+
+
+def test_each_reopening_is_recorded(experiment: Experiment) -> None:
+    experiment.finish("interrupted by SIGTERM", 130)
+    for epoch in (1, 2):
+        Experiment.reopen(
+            experiment.directory, {"flags": {"epochs": 9}}, __file__, [{"epoch": epoch}],
+            {"epoch": epoch, "note": "n", "changed": {}},
+        )  # fmt: skip
+    log = experiment.read_log()
+    assert log["epochs"] == [{"epoch": 2}]
+    assert log["exit"] == {"reason": "running", "status": None}
+    first, second = log["resumptions"]
+    assert first["before"] == {"reason": "interrupted by SIGTERM", "status": 130}
+    assert second["before"]["reason"] == "running"
+    assert {"time", "git_revision", "note", "changed"} <= set(first)
+    config = json.loads((experiment.directory / "config.json").read_text())
+    assert config["flags"] == {"epochs": 9}
+
+
+def test_flags_that_must_not_change_are_named() -> None:
+    recorded = {"depth": 4, "loss_type": "dice", "epochs": 9, "num_workers": 2}
+    flags = argparse.Namespace(depth=5, loss_type="dice", epochs=20, num_workers=0, ema=0.5)
+    with pytest.raises(FlagError, match=r"--depth: was 4, is 5; --ema: was 0.0, is 0.5\. "):
+        check_unchanged(flags, recorded, {"ema": 0.0})
+    flags.depth, flags.ema = 4, 0.0
+    check_unchanged(flags, recorded, {"ema": 0.0})
+    changes = changed_flags(recorded, {**vars(flags), "resume": True})
+    assert changes == {"epochs": (9, 20), "num_workers": (2, 0), "ema": (None, 0.0)}
+
+
+def test_every_flag_that_may_change_exists() -> None:
+    flags = set(vars(train_basic_3dunet.parse_flags([])))
+    of_2d = {"train_file", "validation_file", "test_file"}
+    assert MAY_CHANGE - flags - of_2d == set()
+
+
+def test_data_may_move_but_not_change() -> None:
+    data = {"train": [{"file": "/a/x.h5", "seed": 1, "samples": 3}], "memory": {"file": None}}
+    moved = {"train": [{"file": "b/x.h5", "seed": 1, "samples": 3}], "memory": {"file": None}}
+    check_data(data, moved)
+    moved["train"][0]["samples"] = 4
+    with pytest.raises(FlagError, match="--resume: the data differ"):
+        check_data(data, moved)
+
+
+def test_recorded_flags_need_a_run_of_the_same_script(experiment: Experiment) -> None:
+    name = Path(__file__).name
+    assert recorded_flags(experiment.directory, name) == {"depth": 4}
+    with pytest.raises(FlagError, match=f"was made by {name}"):
+        recorded_flags(experiment.directory, "train_basic_2dunet.py")
+    with pytest.raises(FlagError, match="no run to go on with"):
+        recorded_flags(experiment.directory / "absent", name)
+    (experiment.directory / "config.json").write_text("{")
+    with pytest.raises(FlagError, match="cannot be read"):
+        recorded_flags(experiment.directory, name)
+
+
+def test_the_script_goes_on_longer_and_refuses_another_network(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = train_basic_3dunet.main
+    assert main([*flags_of(data_dir, tmp_path, "run"), "--epochs", "1", "--ema", "0.5"]) == 0
+    resume = ["--log_path", str(tmp_path), "--experiment_title", "run", "--resume"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for wrong, message in (
+        (["--depth", "3"], "--depth: was 2, is 3"),
+        (["--loss_type", "bce", "--ema", "0"], "--loss_type: was dice, is bce; --ema: was 0.5"),
+        (["--recipe", "fast"], "--recipe: was None, is fast"),
+        (["--seed", "5"], "--seed: was 0, is 5"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main([*resume, *wrong])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and message in error and error.count("\n") == 1
+    absent = ["--log_path", str(tmp_path), "--experiment_title", "absent", "--resume"]
+    with pytest.raises(SystemExit) as caught:
+        main(absent)
+    assert caught.value.code == 2 and "no run to go on with" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    (tmp_path / "other").mkdir()
+    write_fake_file(tmp_path / "other" / "valid.h5", seed=3, num_samples=2, shape=(16, 16, 16))
+    assert main([*resume, "--val_files", str(tmp_path / "other" / "valid.h5")]) == 2
+    assert "the data differ" in capsys.readouterr().err
+    assert not (tmp_path / "absent").exists()
+
+    assert main([*resume, "--epochs", "3"]) == 0
+    output = capsys.readouterr().out
+    assert "goes on after epoch 1" in output and "epoch 3/3" in output
+    log = Experiment(tmp_path / "run").read_log()
+    assert [record["epoch"] for record in log["epochs"]] == [1, 2, 3]
+    assert log["resumptions"][0]["changed"] == {"epochs": [1, 3]}
+    assert main(resume) == 0  # nothing is left to do
+    assert [record["epoch"] for record in Experiment(tmp_path / "run").read_log()["epochs"]] == [
+        *(1, 2, 3)
+    ]

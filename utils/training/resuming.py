@@ -1,0 +1,141 @@
+"""Going on with a training that has ended or was killed: its flags, its state, and what may differ.
+
+With --resume the flags of the run that goes on are the defaults; a flag that is given may differ
+from them only where the trained network stays the same thing (:data:`MAY_CHANGE`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.flags import FlagError
+
+MAY_CHANGE = frozenset(
+    {
+        *("resume", "experiment_title", "log_path", "checkpoint_policy", "tensorboard"),
+        *("epochs", "max_minutes", "early_stopping_patience"),
+        *("data_dir", "train_files", "val_files", "train_file", "validation_file", "test_file"),
+        *("num_workers", "device", "devices", "num_nodes", "precision", "compile"),
+        *("deterministic", "MIN_PARAMS", "MAX_PARAMS"),
+    }
+)
+"""Flags that a resumed run may have otherwise: where it runs, how long, and where its files lie.
+
+Data files may have moved, but must be the same by name, seed and number of samples. Another
+--precision, --device or --compile goes on with the same float32 weights, not to the same bits.
+"""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a training goes on."""
+
+    state: Mapping[str, Any] | None
+    """Content of the checkpoint; None where the run was killed before it had written one."""
+    note: str
+    """Which checkpoint, or why none, in words for the log."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.state["epoch"] if self.state else 0
+
+
+def recorded_flags(directory: Path, script: str) -> dict[str, Any]:
+    """Return the flags of the run in ``directory``, as its ``config.json`` has them.
+
+    Raises FlagError where there is no such run, or ``script`` (a file name) is not its script.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        flags, owner = config["flags"], config["script"]
+    except FileNotFoundError:
+        raise FlagError(
+            f"--resume: {path} does not exist, so there is no run to go on with; check "
+            "--experiment_title and --log_path, or leave --resume out to begin one"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FlagError(f"--resume: {path} cannot be read ({error})") from error
+    if owner != script:
+        raise FlagError(f"--resume: {directory} was made by {owner}; resume it with that script")
+    return flags
+
+
+def check_unchanged(
+    flags: argparse.Namespace, recorded: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    """Raise FlagError that names each flag that must not differ from the ``recorded`` ones.
+
+    A flag that the run did not know yet had its value of ``defaults``.
+    """
+    differences = [
+        f"--{name}: was {recorded.get(name, defaults.get(name))}, is {value}"
+        for name, value in vars(flags).items()
+        if name not in MAY_CHANGE and value != recorded.get(name, defaults.get(name))
+    ]
+    if differences:
+        raise FlagError(
+            f"--resume goes on with the same network, data, loss and optimiser; "
+            f"{'; '.join(differences)}. Leave these flags out, or begin a new experiment"
+        )
+
+
+def check_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise FlagError unless both descriptions of the data agree but for the files' folders."""
+    if _without_folders(recorded) != _without_folders(found):
+        raise FlagError(
+            f"--resume: the data differ (files, seeds or samples): was {json.dumps(recorded)}, "
+            f"is {json.dumps(found)}"
+        )
+
+
+def find_resumption(directory: Path) -> Resumption:
+    """Load the last checkpoint of a run, or the one before where that cannot be read.
+
+    Raises CheckpointError where there are checkpoints and none of them can be read.
+    """
+    from utils.training.experiment import LAST, LAST_BEFORE, CheckpointError, load_checkpoint
+
+    paths = [directory / "checkpoints" / name for name in (LAST, LAST_BEFORE)]
+    failures = []
+    for path in paths:
+        try:
+            state = load_checkpoint(path)
+            note = f"goes on after epoch {state['epoch']} from {path}"
+            return Resumption(state, "; ".join([*failures, note]))
+        except FileNotFoundError:
+            continue
+        except CheckpointError as error:
+            failures.append(str(error))
+    if failures:
+        raise CheckpointError("; ".join(failures))
+    return Resumption(None, "starts from the beginning: the run has not saved a checkpoint yet")
+
+
+def changed_flags(
+    recorded: Mapping[str, Any], flags: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return what has changed, as (was, is) by flag; a flag that was unknown was None."""
+    return {
+        name: (recorded.get(name), value)
+        for name, value in flags.items()
+        if name != "resume" and value != recorded.get(name)
+    }
+
+
+def _without_folders(described: Any) -> Any:
+    """Return plain JSON with the names alone of what stands under ``file``."""
+    if isinstance(described, Mapping):
+        return {
+            name: Path(value).name if name == "file" and value else _without_folders(value)
+            for name, value in described.items()
+        }
+    if isinstance(described, list | tuple):
+        return [_without_folders(item) for item in described]
+    return described
