@@ -614,6 +614,10 @@ class Overlay:
     mask: np.ndarray
     """(X, Y) 0/1."""
     title: str
+    image_note: str = ""
+    """Words below the image."""
+    mask_note: str = ""
+    """Words below the image with the mask."""
 
 
 def save_overlays(
@@ -680,6 +684,8 @@ def _draw_overlay(
     marked.imshow(colours.swapaxes(0, 1), interpolation="nearest", **placed)
     plain.set_title(overlay.title, fontsize=9)
     marked.set_title("prediction", fontsize=9)
+    plain.set_xlabel(overlay.image_note, fontsize=8)
+    marked.set_xlabel(overlay.mask_note, fontsize=8)
     for axes in places:
         axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     _draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
@@ -745,6 +751,13 @@ def _add_stack_command(commands: Any) -> None:
     add("--caption", default="", help="words below the picture")
 
 
+def _describe_wave(plane: np.ndarray) -> str:
+    from utils.prediction.column_spacing import strongest_wave
+
+    wave = strongest_wave(plane)
+    return "no period" if wave is None else f"strongest {wave.describe()}"
+
+
 def _draw_stack(options: argparse.Namespace) -> Path:
     """Read the planes of the stack and its masks, and draw them."""
     from utils.prediction.cropping import crop_stack
@@ -765,13 +778,11 @@ def _draw_stack(options: argparse.Namespace) -> Path:
                 if wrong:
                     raise ValueError(f"--z {wrong[0]}: not in the box of {name}, {box[0]}")
                 label = f"{Path(name).stem}, " if len(boxes) > 1 else ""
+                planes = [[s.read(z - start, z - start + 1)[..., 0] for s in (part, mask)]
+                          for z in options.z]  # fmt: skip
                 rows.append([
-                    Overlay(
-                        part.read(z - start, z - start + 1)[..., 0],
-                        mask.read(z - start, z - start + 1)[..., 0],
-                        f"{label}z = {z}",
-                    )
-                    for z in options.z
+                    Overlay(*pair, f"{label}z = {z}", *map(_describe_wave, pair))
+                    for pair, z in zip(planes, options.z, strict=True)
                 ])  # fmt: skip
         spacing = stack.spacing and stack.spacing[:2]
     return save_overlays(
