@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from utils.flags import FlagError, FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
+    AUGMENT_LEVELS,
     CHECKPOINT_POLICIES,
     COMPILE_CHOICES,
     DEVICES,
@@ -85,6 +86,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="likewise of the validation set")
     add("--test_file", default="./test_dataset.h5", metavar="FILE",
         help="likewise of the test set")
+    add("--augment", default="none", choices=AUGMENT_LEVELS,
+        help="change training images at random: flips, exchange of the axes and turns by 90 "
+        "degrees; full adds deformation, blur, noise and grey values")
     add("--num_workers", default=0, type=int, metavar="INT",
         help="processes that load images (at most one a core); 0: the training process does it")
 
@@ -179,6 +183,7 @@ def run(flags: argparse.Namespace) -> int:
     import torch
 
     from models import ModelConfig, build_model, count_parameters
+    from utils.data import AugmentedDataset
     from utils.training.compiling import choose_compiling
     from utils.training.device import choose_compute, make_fabric
     from utils.training.experiment import record_exit
@@ -195,6 +200,9 @@ def run(flags: argparse.Namespace) -> int:
 
     compiling = choose_compiling(options, compute.device, flags.stem_stride, flags.L_train)
     sets = make_data(flags)
+    trained_on = sets["train"]
+    if flags.augment != "none":
+        trained_on = AugmentedDataset(trained_on, flags.augment, flags.seed)
     foreground = measure_foreground(sets["train"]) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     resumption = find_resumption(directory) if flags.resume else None
@@ -225,7 +233,7 @@ def run(flags: argparse.Namespace) -> int:
 
     def train_and_test() -> str:
         reason = train(
-            *(fabric, model, loss, sets["train"], sets["validation"], options, experiment, facts),
+            *(fabric, model, loss, trained_on, sets["validation"], options, experiment, facts),
             compiling=compiling,
             resumption=resumption,
         )

@@ -3,6 +3,7 @@
     ./gen_data.sh
     python train_basic_3dunet.py --experiment_title first_try --start_channels 8 --batch_size 8
     python train_basic_3dunet.py --arch stacked_unet --num_stacks 2 --experiment_title two_stacks
+    python train_basic_3dunet.py --on_the_fly --augment flips --experiment_title endless
 
 Records, checkpoints and pictures go to <log_path>/<experiment_title>/. All flags and their defaults
 stand in parse_flags, right below. Exit status: 0 when training ends as planned, 1 when it fails,
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from utils.flags import FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
+    AUGMENT_LEVELS,
     CHECKPOINT_POLICIES,
     COMPILE_CHOICES,
     DEVICES,
@@ -28,6 +30,7 @@ from utils.training.options import (
     OPTIMIZERS,
     PRECISIONS,
     TrainingOptions,
+    check_counts,
     check_parameter_count,
     check_patch_size,
     check_patches,
@@ -39,7 +42,7 @@ from utils.training.options import (
 from utils.training.recipes import RECIPES, parse_training_flags
 
 if TYPE_CHECKING:
-    from utils.data import SegmentationFake3DDataset
+    from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -72,9 +75,17 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--background_threshold", default=0.95, type=float, metavar="FLOAT",
         help="largest share of background in a patch, 0..1")
     add("--patches_per_epoch", default=None, type=int, metavar="INT",
-        help="training patches an epoch; one a sample when not given")
+        help="training patches an epoch; when not given one a sample, and 2048 with --on_the_fly")
+    add("--augment", default="none", choices=AUGMENT_LEVELS,
+        help="change training patches at random: flips, axis permutations and turns by 90 degrees; "
+        "full adds deformation, blur, noise and grey values")
+    add("--on_the_fly", action="store_true",
+        help="train on volumes simulated meanwhile, each anew, with the parameters of the first of "
+        "--val_files; --train_files are not read")
+    add("--patches_per_volume", default=8, type=int, metavar="INT",
+        help="patches cut from each volume with --on_the_fly")
     add("--num_workers", default=2, type=int, metavar="INT",
-        help="processes that load patches (at most one a core); 0: the training process does it")
+        help="processes that load or simulate (at most one a core); 0: none but the training's")
 
     add = parser.add_argument_group("network").add_argument
     add("--arch", default="unet", choices=ARCHITECTURES,
@@ -159,13 +170,16 @@ def run(flags: argparse.Namespace) -> int:
     check_patch_size(flags.patch_size, flags.depth, flags.batch_size, flags.stem_stride)
     check_patches(flags.background_threshold, flags.patches_per_epoch)
     directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
-    train_files = resolve_files(flags.train_files, flags.data_dir, "--train_files")
+    check_counts(flags, "patches_per_volume")
+    train_files = []
+    if not flags.on_the_fly:
+        train_files = resolve_files(flags.train_files, flags.data_dir, "--train_files")
     valid_files = resolve_files(flags.val_files, flags.data_dir, "--val_files")
 
     import torch
 
     from models import ModelConfig, build_model, count_parameters
-    from utils.data import SegmentationFake3DDataset
+    from utils.data import AugmentedDataset, SegmentationFake3DDataset
     from utils.training.compiling import choose_compiling
     from utils.training.device import choose_compute, make_fabric
     from utils.training.experiment import record_exit
@@ -180,12 +194,13 @@ def run(flags: argparse.Namespace) -> int:
         parameters = count_parameters(build_model(model_config))
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
-    patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
-    train_data = SegmentationFake3DDataset(
-        train_files, seed=flags.seed, patches_per_epoch=flags.patches_per_epoch, **patches
-    )
+    train_data = make_training_data(flags, train_files, valid_files[0])
     # Always the same validation patches, so that runs of different seeds can be compared.
+    patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
     valid_data = SegmentationFake3DDataset(valid_files, seed=0, fixed=True, **patches)
+    trained_on = train_data
+    if flags.augment != "none" and not flags.on_the_fly:
+        trained_on = AugmentedDataset(train_data, flags.augment, flags.seed)
     foreground = measure_foreground(train_data) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     resumption = find_resumption(directory) if flags.resume else None
@@ -196,7 +211,7 @@ def run(flags: argparse.Namespace) -> int:
     facts = {
         "model_config": model_config.to_dict(),
         "normalizer": train_data.normalizer.to_dict(),
-        "spacing_voxels": typical_spacing(train_data),
+        "spacing_voxels": typical_spacing(valid_data if flags.on_the_fly else train_data),
         "patch_size": flags.patch_size,
         "flags": vars(flags),
     }
@@ -210,22 +225,80 @@ def run(flags: argparse.Namespace) -> int:
         model=model_config.to_dict(),
         parameters=parameters,
         foreground=foreground,
-        data={"train": describe_files(train_files), "validation": describe_files(valid_files)},
+        data={
+            "train": describe_training_data(train_data, train_files),
+            "validation": describe_files(valid_files),
+        },
         about={
-            "data": f"{train_data.num_samples:,} training and {valid_data.num_samples:,} "
-            f"validation samples in {len(train_files)} and {len(valid_files)} files",
-            "patches": f"{len(train_data):,} of {flags.patch_size}^3 voxels in a training epoch",
+            "data": count_samples(train_data, valid_data),
+            "patches": f"{len(train_data):,} of {flags.patch_size}^3 voxels in a training epoch, "
+            f"augmentation {flags.augment}",
         },
         resumption=resumption,
     )
     return record_exit(
         experiment,
         lambda: train(
-            *(fabric, model, loss, train_data, valid_data, options, experiment, facts),
+            *(fabric, model, loss, trained_on, valid_data, options, experiment, facts),
             compiling=compiling,
             resumption=resumption,
         ),
     )
+
+
+def make_training_data(
+    flags: argparse.Namespace, train_files: Sequence[Path], valid_file: Path
+) -> SegmentationFake3DDataset | OnTheFly3DDataset:
+    """Return the training patches: of files, or of volumes like those of ``valid_file``.
+
+    Those on the fly come augmented.
+    """
+    from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
+    from utils.storage import VolumeFile
+
+    patches = {
+        "patch_size": flags.patch_size,
+        "background_threshold": flags.background_threshold,
+        "seed": flags.seed,
+    }
+    if not flags.on_the_fly:
+        return SegmentationFake3DDataset(
+            train_files, patches_per_epoch=flags.patches_per_epoch, **patches
+        )
+    with VolumeFile(valid_file) as file:
+        config = file.config
+    return OnTheFly3DDataset(
+        config,
+        patches_per_epoch=flags.patches_per_epoch or 2048,
+        patches_per_volume=flags.patches_per_volume,
+        augment=flags.augment,
+        **patches,
+    )
+
+
+def describe_training_data(
+    data: SegmentationFake3DDataset | OnTheFly3DDataset, files: Sequence[Path]
+) -> list[dict[str, Any]] | dict[str, Any]:
+    """Return what is known of the training files, or all that decides the volumes on the fly."""
+    if files:
+        return describe_files(files)
+    return {
+        "on_the_fly": data.config.to_dict(),
+        "seed": data.seed,
+        "patches_per_volume": data.patches_per_volume,
+    }
+
+
+def count_samples(
+    train_data: SegmentationFake3DDataset | OnTheFly3DDataset, valid_data: SegmentationFake3DDataset
+) -> str:
+    """Return words on how much there is to train and to validate on."""
+    valid = f"{valid_data.num_samples:,} validation samples in"
+    if hasattr(train_data, "files"):
+        files = f"{len(train_data.files)} and {len(valid_data.files)} files"
+        return f"{train_data.num_samples:,} training and {valid} {files}"
+    each = f"{train_data.patches_per_volume} patches of each"
+    return f"training volumes simulated on the fly, {each}; {valid} {len(valid_data.files)} files"
 
 
 def describe_files(paths: Sequence[Path]) -> list[dict[str, Any]]:

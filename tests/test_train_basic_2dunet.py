@@ -18,7 +18,7 @@ from utils.training.experiment import load_checkpoint
 SCRIPT = Path(train_basic_2dunet.__file__)
 OF_3D_ONLY = (
     *("data_dir", "train_files", "val_files", "patch_size"),
-    *("patches_per_epoch", "background_threshold"),
+    *("patches_per_epoch", "background_threshold", "on_the_fly", "patches_per_volume"),
 )
 DEFAULTS_2D = {
     "L_train": 128,
@@ -50,6 +50,15 @@ def read_log(folder: Path) -> dict:
 def test_defaults_are_those_of_the_reference() -> None:
     shared = {name: value for name, value in OUR_DEFAULTS.items() if name not in OF_3D_ONLY}
     assert vars(parse_flags([])) == {**REFERENCE_DEFAULTS, **shared, **DEFAULTS_2D}
+
+
+def test_augmented_images_train(tiny: list[str], tmp_path: Path) -> None:
+    losses = []
+    for level in ("none", "full"):
+        assert main([*tiny, "--augment", level, "--log_path", level]) == 0
+        log = json.loads((tmp_path / level / "tiny" / "logs.json").read_text())
+        losses.append(log["epochs"][0]["train_loss"])
+    assert losses[0] != losses[1]
 
 
 def test_help_comes_at_once_and_names_every_flag() -> None:

@@ -50,6 +50,9 @@ OUR_DEFAULTS = {
     "patch_size": 64,
     "patches_per_epoch": None,
     "background_threshold": 0.95,
+    "augment": "none",
+    "on_the_fly": False,
+    "patches_per_volume": 8,
     "boundary_weight": 1.0,
     "boundary_thickness": 1,
     "seed": 0,
@@ -151,6 +154,38 @@ def test_checkpoints_rebuild_the_network(tiny: list[str], data_dir: Path, tmp_pa
     assert state["spacing_voxels"] == pytest.approx([median] * 3)
 
 
+def test_volumes_on_the_fly_need_no_training_files(
+    tiny: list[str], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--on_the_fly", "--augment", "full", "--loss_type", "weighted_bce"]
+    more += ["--patches_per_volume", "3", "--patches_per_epoch", "7", "--num_workers", "1"]
+    assert main([*tiny, *more, "--train_files", "none.h5"]) == 0
+    output = capsys.readouterr().out
+    for part in ("simulated on the fly, 3 patches of each", "augmentation full", " volumes/s, wai"):
+        assert part in output
+    directory = tmp_path / "logs" / "tiny"
+    config = json.loads((directory / "config.json").read_text())
+    with VolumeFile(data_dir / "vol_val_set.h5") as file:
+        assert config["data"]["train"]["on_the_fly"] == file.config.to_dict()
+        spacings = [32 * file.parameters(row).spacing for row in range(2)]
+    state = load_checkpoint(directory)
+    assert state["spacing_voxels"] == pytest.approx([sum(spacings) / 2] * 3)
+    for record in json.loads((directory / "logs.json").read_text())["epochs"]:
+        assert record["patches_per_second"] > record["volumes_per_second"] > 0
+        assert record["seconds_waiting_for_data"] >= 0
+
+
+def test_augmented_files_train_on_other_patches(tiny: list[str], tmp_path: Path) -> None:
+    losses = []
+    for level in ("none", "flips", "full"):
+        more = ["--augment", level, "--experiment_title", level, "--epochs", "1"]
+        assert main([*tiny, *more]) == 0
+        log = json.loads((tmp_path / "logs" / level / "logs.json").read_text())
+        losses.append(log["epochs"][0]["train_loss"])
+        assert "volumes_per_second" not in log["epochs"][0]
+    assert len(set(losses)) == 3
+
+
 @pytest.mark.parametrize("loss_type", ["bce", "weighted_bce", "boundary_weighted_dice"])
 def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> None:
     more = ["--loss_type", loss_type, "--optimizer", "rmsprop", "--patches_per_epoch", "5"]
@@ -168,6 +203,8 @@ def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> N
         ("--depth 4 --patch_size 7", "--patch_size 7"),
         ("--patch_size 33", "33"),
         ("--batch_size 0", "--batch_size 0"),
+        ("--on_the_fly --patches_per_volume 0", "--patches_per_volume 0"),
+        ("--on_the_fly --patch_size 33", "33 voxels"),
         ("--epochs 0", "--epochs 0"),
         ("--lr_scheduler_factor 1", "--lr_scheduler_factor 1"),
         ("--start_lr -1", "--start_lr -1"),

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from utils.data.augmentation import AugmentedDataset
     from utils.data.images import (
         KeypointDetectionFake2DDataset,
         RegressionFake2DDataset,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from utils.data.volumes import SegmentationFake3DDataset
 
 __all__ = [
+    "AugmentedDataset",
     "KeypointDetectionFake2DDataset",
     "OnTheFly3DDataset",
     "PercentileNormalizer",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AugmentedDataset": "utils.data.augmentation",
     "KeypointDetectionFake2DDataset": "utils.data.images",
     "OnTheFly3DDataset": "utils.data.simulated",
     "PercentileNormalizer": "utils.data.normalize",

@@ -25,6 +25,7 @@ LOSS_TYPES = ("dice", "bce", "weighted_bce", "bce_dice", "boundary_weighted_dice
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
 COMPILE_CHOICES = ("auto", "on", "off")
+AUGMENT_LEVELS = ("none", "flips", "full")
 
 
 @dataclass(frozen=True)
