@@ -128,11 +128,12 @@ def compile_network(
 def _blank_step(
     fabric: Fabric, model: nn.Module, loss_function: nn.Module, shape: Sequence[int]
 ) -> None:
-    """Run a step forward and backward on a batch of zeros."""
+    """Run a step forward and backward on a batch of zeros; of several processes each its own."""
     blank = torch.zeros(tuple(shape), device=fabric.device)
-    output = model(blank.contiguous(memory_format=memory_format(blank.ndim)))
-    stacks = output if isinstance(output, list) else [output]
-    fabric.backward(torch.stack([loss_function(logits, blank) for logits in stacks]).sum())
+    with fabric.no_backward_sync(model):
+        output = model(blank.contiguous(memory_format=memory_format(blank.ndim)))
+        stacks = output if isinstance(output, list) else [output]
+        fabric.backward(torch.stack([loss_function(logits, blank) for logits in stacks]).sum())
 
 
 def _obstacle_on_cpu(options: TrainingOptions, stem_stride: int, items: int) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.flags import FlagError
+from utils.training.processes import INTERRUPTED, settle
 
 CHECKPOINT_POLICIES = ("last", "best", "all")
 ARCHITECTURES = ("unet", "stacked_unet")
@@ -58,6 +59,8 @@ class TrainingOptions:
     """Decay of the moving average of the weights that is validated; 0 for none."""
     no_shuffle: bool = False
     """The same order of samples in each epoch."""
+    tensorboard: bool = False
+    """Write event files; the flag of the scripts is on by default."""
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -146,16 +149,19 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
 def exit_status(script: str, run: Callable[[], int]) -> int:
     """Return what ``run`` returns: the work of ``script`` up to the log directory, and on.
 
-    A user's mistake (ValueError, OSError) becomes one line and status 2, Ctrl-C status 130.
+    A user's mistake (ValueError, OSError) becomes one line and status 2, Ctrl-C status 130. Of
+    several processes that have met, rank 0 says the line; before, the first on each machine.
     """
     try:
         return run()
     except (ValueError, OSError) as error:
-        print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        line, status = " ".join(str(error).split()), 2
     except KeyboardInterrupt:
-        print(f"{script}: interrupted before training began", file=sys.stderr)
-        return 130
+        line, status = "interrupted before training began", INTERRUPTED
+    ending = settle(line, status)
+    if ending.speaks:
+        print(f"{script}: {ending.reason}", file=sys.stderr)
+    return ending.status
 
 
 def check_counts(flags: argparse.Namespace, *names: str) -> None:

@@ -173,8 +173,9 @@ def settle(reason: str, status: int, *, lost: bool = False) -> Ending:
 
     With several processes this is where they agree: a success waits for the others', the first
     failure is everybody's. ``lost`` says that a connection broke, which another's failure explains.
+    Before they have met, each ends for itself, and the first on each machine speaks.
     """
-    return _settle(reason, status, lost) if _settle else Ending(reason, status)
+    return _settle(reason, status, lost) if _settle else Ending(reason, status, speaks=_is_first())
 
 
 def settle_with(agree: Callable[[str, int, bool], Ending] | None) -> None:
@@ -184,6 +185,12 @@ def settle_with(agree: Callable[[str, int, bool], Ending] | None) -> None:
 
 
 _settle: Callable[[str, int, bool], Ending] | None = None
+
+
+def _is_first() -> bool:
+    """Return whether this process is the only one on its machine, or the first of them."""
+    number = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return number == "0"
 
 
 def _free_port() -> int:

@@ -37,7 +37,7 @@ LOST_SECONDS = 5.0
 """For the cause of a lost connection to become known."""
 _LOST = ("onnection closed by peer", "onnection reset by peer", "roken pipe", "onnection refused")
 
-LastWords = Callable[[str, int], None]
+LastWords = Callable[[str, int], object]
 
 
 class Watch(threading.Thread):
@@ -231,14 +231,22 @@ def last_words(record: LastWords) -> None:
         _watch.grace = GRACE_SECONDS
 
 
-def disband() -> None:
-    """Let the processes part, once all has been recorded; this one goes on as a single one."""
+def disband(status: int = 0) -> None:
+    """Let the processes part, once all has been recorded; this one goes on as a single one.
+
+    After a failure (``status``) on GPUs this ends the process: NCCL may wait for ever in cleaning
+    up after a rank that has gone.
+    """
     global _watch
     if _watch is None:
         return
     atexit.unregister(_watch.leave)
     _watch.close()
     _watch = None
+    if status and dist.get_backend() == "nccl":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     processes.settle_with(None)
     processes.forget_ranks()
     dist.destroy_process_group()
