@@ -70,6 +70,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="keep the last state only; also the best by validation IoU; or also every epoch's")
     add("--objective", default="segmentation", choices=OBJECTIVES,
         help="learn the mask of the columns, or a heat map with a peak at each centre")
+    add("--tensorboard", action=argparse.BooleanOptionalAction, default=True,
+        help="write curves, slices and hyperparameters for TensorBoard into the log directory")
     add("--seed", default=0, type=int, metavar="INT",
         help="of the weights and the order of images; the same seed trains the same network")
 

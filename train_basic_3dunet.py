@@ -59,6 +59,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder of the log directories")
     add("--checkpoint_policy", default="best", choices=CHECKPOINT_POLICIES,
         help="keep the last state only; also the best by validation IoU; or also every epoch's")
+    add("--tensorboard", action=argparse.BooleanOptionalAction, default=True,
+        help="write curves, slices and hyperparameters for TensorBoard into the log directory")
     add("--seed", default=0, type=int, metavar="INT",
         help="of the weights, the patches and their order; the same seed trains the same network")
 

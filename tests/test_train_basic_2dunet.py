@@ -84,7 +84,7 @@ def test_segmentation_end_to_end(
     assert config["model"]["spatial_dims"] == 2
     assert {path.name for path in (tmp_path / "logs" / "tiny").iterdir()} == {
         *("config.json", "logs.json", "checkpoints", "train_basic_2dunet.py"),
-        *("learning_curves.png", "predictions.png"),
+        *("learning_curves.png", "predictions.png", "tensorboard"),
     }
 
 

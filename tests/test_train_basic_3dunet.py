@@ -65,6 +65,7 @@ OUR_DEFAULTS = {
     "lr_schedule": "plateau",
     "ema": 0.0,
     "no_shuffle": False,
+    "tensorboard": True,
     "compile": "auto",
     "num_workers": 2,
 }
@@ -126,7 +127,7 @@ def test_end_to_end(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     directory = tmp_path / "logs" / "tiny"
     assert {path.name for path in directory.iterdir()} == {
         *("config.json", "logs.json", "checkpoints", "train_basic_3dunet.py"),
-        *("learning_curves.png", "predictions.png"),
+        *("learning_curves.png", "predictions.png", "tensorboard"),
     }
     config = json.loads((directory / "config.json").read_text())
     assert config["flags"] == vars(parse_flags(tiny))

@@ -24,7 +24,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from utils.figures import comparison_strip
 from utils.training import tensorboard
 from utils.training.experiment import Examples
-from utils.training.tensorboard import BEST_IOU, TensorBoard, enlarge, open_tensorboard, scalars
+from utils.training.tensorboard import BEST_IOU, TensorBoard, enlarge, event_files, scalars
 
 FLAGS = {"depth": 4, "arch": "unet", "start_lr": 1e-3, "resblocks": True, "train_files": ["a.h5"]}
 
@@ -105,8 +105,7 @@ def test_slices_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
 
 
 def test_hyperparameters_stand_beside_the_final_metrics(tmp_path: Path, examples: Examples) -> None:
-    board = open_tensorboard(tmp_path, FLAGS)
-    with board:
+    with event_files(tmp_path, FLAGS) as board:
         board.write_epoch([record(1, 0.6)], examples)
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1  # no folder of a second run
@@ -158,12 +157,19 @@ def test_what_is_no_finite_number_is_left_out() -> None:
     assert not {"other/note", "other/nothing", "auc/train", "other/epoch"} & set(values)
 
 
+def test_nothing_is_written_where_nobody_wants_it(tmp_path: Path) -> None:
+    with event_files(tmp_path, FLAGS, wanted=False) as board:
+        assert board is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_package_a_line_and_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(logging.getLogger("utils.training"), "propagate", True)
-    assert open_tensorboard(tmp_path, FLAGS) is None
+    with event_files(tmp_path, FLAGS) as board:
+        assert board is None
     (line,) = caplog.messages
     assert "pip install tensorboard" in line and "--no-tensorboard" in line
     assert not list(tmp_path.iterdir())

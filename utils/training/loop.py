@@ -44,6 +44,7 @@ from utils.training.ranks import (
 )
 from utils.training.resuming import Resumption
 from utils.training.schedules import Pace, build_scheduler
+from utils.training.tensorboard import event_files
 
 EXAMPLES = 3
 """Validation patches shown in ``predictions.png``."""
@@ -173,6 +174,7 @@ def train(
 
     def train_epochs() -> str:
         nonlocal progress
+        first = progress.epoch + 1
         while progress.epoch < options.epochs and not pace.time_is_up():
             if progress.stale_epochs >= options.early_stopping_patience:
                 return early_end(progress)
@@ -208,13 +210,21 @@ def train(
             save_checkpoints(experiment, state(record), options.checkpoint_policy, progress)
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
+            if board:
+                board.write_epoch(history, examples)
             logger.info(summary(record, options.epochs))
+            if epoch == first:
+                logger.info(estimate(record, options))
         return planned_end(progress, options)
 
     if not progress.epoch:
         experiment.save_last(state({}))
     batch = (own_share(min(options.batch_size, len(train_data))), *shape)
-    with compile_network(fabric, model, loss_function, batch, compiling):
+    wanted = options.tensorboard and fabric.is_global_zero
+    with (
+        event_files(experiment.directory, facts.get("flags", {}), wanted) as board,
+        compile_network(fabric, model, loss_function, batch, compiling),
+    ):
         return train_epochs()
 
 
@@ -438,6 +448,25 @@ def summary(record: Mapping[str, Any], epochs: int) -> str:
         f"lr {record['lr']:.1e}  {record['seconds']:.1f} s  "
         f"{record['samples_per_second']:.1f} samples/s{volumes}"
     )
+
+
+def estimate(record: Mapping[str, Any], options: TrainingOptions) -> str:
+    """Return the line that tells, after a first epoch, how long the others will take at most."""
+    seconds = (options.epochs - record["epoch"]) * record["seconds"]
+    if options.max_minutes is not None:
+        seconds = max(0.0, min(seconds, 60 * (options.max_minutes - record["minutes"])))
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+    return (
+        f"about {duration(record['seconds'])} an epoch, {duration(seconds)} to go at most: "
+        f"until {end}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its usual unit."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def checkpoint_state(

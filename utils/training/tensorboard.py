@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ logger = logging.getLogger("utils.training")
 
 
 class TensorBoard:
-    """Writes the event files of one run; a context that closes them. See :func:`open_tensorboard`.
+    """Writes the event files of one run; a context that closes them. See :func:`event_files`.
 
     The first epoch that is written hides whatever a broken-off run before it has written of this
     epoch and of later ones, so that a resumed run shows no epoch twice. Every epoch is flushed.
@@ -96,17 +97,28 @@ class TensorBoard:
         return hparams(comparable(self.flags), dict.fromkeys(COMPARED))
 
 
-def open_tensorboard(directory: str | Path, flags: Mapping[str, Any]) -> TensorBoard | None:
-    """Return a writer into ``directory/tensorboard`` for a run with a script's ``flags``.
+@contextmanager
+def event_files(
+    directory: str | Path, flags: Mapping[str, Any], wanted: bool = True
+) -> Iterator[TensorBoard | None]:
+    """Yield a writer into ``directory/tensorboard`` for a run with a script's ``flags``.
 
-    Returns None, and says so in a line of the log, when the package is not installed.
+    Yields None unless ``wanted``, and, with a line in the log, when the package is not installed.
     """
+    if not wanted or not _is_installed():
+        yield None
+        return
+    with TensorBoard(Path(directory) / FOLDER, flags) as board:
+        yield board
+
+
+def _is_installed() -> bool:
     try:
         importlib.import_module("torch.utils.tensorboard")
     except ImportError:
         logger.warning("no event files: pip install tensorboard, or say --no-tensorboard")
-        return None
-    return TensorBoard(Path(directory) / FOLDER, flags)
+        return False
+    return True
 
 
 def comparable(flags: Mapping[str, Any]) -> dict[str, str | float]:
