@@ -40,7 +40,9 @@ from utils.training.options import (
     experiment_directory,
     network_settings,
 )
+from utils.training.processes import devices_number, let_waiting_threads_sleep
 from utils.training.recipes import RECIPES, parse_training_flags
+from utils.training.replicates import seed_list, train_replicates, wants_replicates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +76,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="write curves, slices and hyperparameters for TensorBoard into the log directory")
     add("--seed", default=0, type=int, metavar="INT",
         help="of the weights and the order of images; the same seed trains the same network")
+    add("--seeds", default=None, type=seed_list, metavar="INT,INT,...",
+        help="train once with each of these seeds, one after the other, into directories seed_INT "
+        "below the experiment's; report mean and 95 %% interval")
 
     add = parser.add_argument_group("data").add_argument
     add("--L_train", default=128, type=int, metavar="INT",
@@ -118,7 +123,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--recipe", default=None, choices=tuple(RECIPES),
         help="other defaults for a bundle of these flags; flags that are given win over it")
     add("--batch_size", default=32, type=int, metavar="INT",
-        help="images a step")
+        help="images a step, on all devices together")
     add("--epochs", default=100, type=int, metavar="INT",
         help="most epochs to train")
     add("--max_minutes", default=None, type=float, metavar="FLOAT",
@@ -156,6 +161,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", choices=DEVICES,
         help="auto takes CUDA where there is some")
+    add("--devices", default="auto", type=devices_number, metavar="INT",
+        help="on each machine, a process each, which share the batches; auto takes all GPUs, one "
+        "process on a CPU, or what torchrun or srun has started")
+    add("--num_nodes", default=1, type=int, metavar="INT",
+        help="machines, on each of which torchrun or srun starts this script")
     add("--precision", default="auto", choices=PRECISIONS,
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
     add("--compile", default="auto", choices=COMPILE_CHOICES,
@@ -166,11 +176,17 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, prepare, train, test; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    let_waiting_threads_sleep()
+    if wants_replicates(arguments):
+        return exit_status(
+            "train_basic_2dunet.py", lambda: train_replicates(__file__, arguments, parse_flags)
+        )
     flags = parse_flags(arguments)
-    return exit_status("train_basic_2dunet.py", lambda: run(flags))
+    return exit_status("train_basic_2dunet.py", lambda: run(flags, [__file__, *arguments]))
 
 
-def run(flags: argparse.Namespace) -> int:
+def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     """Train as ``flags`` say; raises ValueError or OSError as long as no log has been begun."""
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=2)
@@ -187,28 +203,31 @@ def run(flags: argparse.Namespace) -> int:
     from models import ModelConfig, build_model, count_parameters
     from utils.data import AugmentedDataset
     from utils.training.compiling import choose_compiling
-    from utils.training.device import choose_compute, make_fabric
+    from utils.training.device import choose_compute, choose_processes, make_fabric
     from utils.training.experiment import record_exit
     from utils.training.loop import score, train
     from utils.training.losses import build_loss, measure_foreground
+    from utils.training.ranks import first_rank_first, wait_for_all
     from utils.training.resuming import find_resumption
     from utils.training.run import begin_experiment
 
     compute = choose_compute(options.device, options.precision)
+    processes = choose_processes(options, compute.device)
     model_config = ModelConfig(**settings)
     with torch.device("meta"):
         parameters = count_parameters(build_model(model_config))
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
     compiling = choose_compiling(options, compute.device, flags.stem_stride, flags.L_train)
-    sets = make_data(flags)
+    fabric = make_fabric(compute, options.seed, processes, command)
+    with first_rank_first():
+        sets = make_data(flags)
     trained_on = sets["train"]
     if flags.augment != "none":
         trained_on = AugmentedDataset(trained_on, flags.augment, flags.seed)
     foreground = measure_foreground(sets["train"]) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     resumption = find_resumption(directory) if flags.resume else None
-    fabric = make_fabric(compute, options.seed)
     model = build_model(model_config)
 
     facts = {
@@ -239,6 +258,7 @@ def run(flags: argparse.Namespace) -> int:
             compiling=compiling,
             resumption=resumption,
         )
+        wait_for_all()  # until the best checkpoint is there
         trained, epoch = restore_model(directory)
         record = {"epoch": epoch, **score(fabric, trained, loss, sets["test"], options)}
         if flags.objective == "keypoints":

@@ -39,7 +39,9 @@ from utils.training.options import (
     network_settings,
     resolve_files,
 )
+from utils.training.processes import devices_number, let_waiting_threads_sleep
 from utils.training.recipes import RECIPES, parse_training_flags
+from utils.training.replicates import seed_list, train_replicates, wants_replicates
 
 if TYPE_CHECKING:
     from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
@@ -63,6 +65,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="write curves, slices and hyperparameters for TensorBoard into the log directory")
     add("--seed", default=0, type=int, metavar="INT",
         help="of the weights, the patches and their order; the same seed trains the same network")
+    add("--seeds", default=None, type=seed_list, metavar="INT,INT,...",
+        help="train once with each of these seeds, one after the other, into directories seed_INT "
+        "below the experiment's; report mean and 95 %% interval")
 
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", default="./vol_data", metavar="STR",
@@ -113,7 +118,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--recipe", default=None, choices=tuple(RECIPES),
         help="other defaults for a bundle of these flags; flags that are given win over it")
     add("--batch_size", default=32, type=int, metavar="INT",
-        help="patches a step")
+        help="patches a step, on all devices together")
     add("--epochs", default=100, type=int, metavar="INT",
         help="most epochs to train")
     add("--max_minutes", default=None, type=float, metavar="FLOAT",
@@ -151,6 +156,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", choices=DEVICES,
         help="auto takes CUDA where there is some")
+    add("--devices", default="auto", type=devices_number, metavar="INT",
+        help="on each machine, a process each, which share the batches; auto takes all GPUs, one "
+        "process on a CPU, or what torchrun or srun has started")
+    add("--num_nodes", default=1, type=int, metavar="INT",
+        help="machines, on each of which torchrun or srun starts this script")
     add("--precision", default="auto", choices=PRECISIONS,
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
     add("--compile", default="auto", choices=COMPILE_CHOICES,
@@ -161,11 +171,17 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, prepare, train; return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    let_waiting_threads_sleep()
+    if wants_replicates(arguments):
+        return exit_status(
+            "train_basic_3dunet.py", lambda: train_replicates(__file__, arguments, parse_flags)
+        )
     flags = parse_flags(arguments)
-    return exit_status("train_basic_3dunet.py", lambda: run(flags))
+    return exit_status("train_basic_3dunet.py", lambda: run(flags, [__file__, *arguments]))
 
 
-def run(flags: argparse.Namespace) -> int:
+def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     """Train as ``flags`` say; raises ValueError or OSError as long as nothing has been written."""
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=3)
@@ -183,7 +199,7 @@ def run(flags: argparse.Namespace) -> int:
     from models import ModelConfig, build_model, count_parameters
     from utils.data import AugmentedDataset, SegmentationFake3DDataset
     from utils.training.compiling import choose_compiling
-    from utils.training.device import choose_compute, make_fabric
+    from utils.training.device import choose_compute, choose_processes, make_fabric
     from utils.training.experiment import record_exit
     from utils.training.loop import train
     from utils.training.losses import build_loss, measure_foreground
@@ -191,6 +207,7 @@ def run(flags: argparse.Namespace) -> int:
     from utils.training.run import begin_experiment
 
     compute = choose_compute(options.device, options.precision)
+    processes = choose_processes(options, compute.device)
     model_config = ModelConfig(**settings)
     with torch.device("meta"):
         parameters = count_parameters(build_model(model_config))
@@ -207,7 +224,7 @@ def run(flags: argparse.Namespace) -> int:
     loss = build_loss(options, foreground)
     resumption = find_resumption(directory) if flags.resume else None
     compiling = choose_compiling(options, compute.device, flags.stem_stride, len(train_data))
-    fabric = make_fabric(compute, options.seed)
+    fabric = make_fabric(compute, options.seed, processes, command)
     model = build_model(model_config)
 
     facts = {

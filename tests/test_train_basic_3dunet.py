@@ -68,6 +68,9 @@ OUR_DEFAULTS = {
     "tensorboard": True,
     "compile": "auto",
     "num_workers": 2,
+    "devices": None,
+    "num_nodes": 1,
+    "seeds": None,
 }
 
 

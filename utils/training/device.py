@@ -17,6 +17,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy
 
 from utils.flags import FlagError
+from utils.training.options import TrainingOptions
 from utils.training.processes import Processes, is_started, plan_processes, start_others
 from utils.training.watch import watch, watched_start
 
@@ -78,20 +79,20 @@ def choose_compute(device: str, precision: str) -> Compute:
     return Compute(device, "32-true", f"auto: the {device} has no fast bfloat16", tf32)
 
 
-def choose_processes(devices: int | None, nodes: int, device: str, batch_size: int) -> Processes:
+def choose_processes(options: TrainingOptions, device: str) -> Processes:
     """Return the processes of a training, a device each; see :func:`plan_processes`.
 
-    ``devices`` None takes every GPU of this machine, and one process on a CPU. Raises FlagError
-    for more GPUs than there are, and for more devices than a batch has patches.
+    ``auto`` takes every GPU of this machine, and one process on a CPU. Raises FlagError for more
+    GPUs than there are, and for more devices than a batch has patches.
     """
     found = torch.cuda.device_count() if device == "cuda" else 1
-    planned = plan_processes(devices, nodes, found)
+    planned = plan_processes(options.devices, options.num_nodes, found)
     if device == "cuda" and planned.devices > found:
         raise FlagError(f"--devices {planned.devices}: torch finds {found} CUDA devices here")
-    if batch_size < planned.total:
+    if options.batch_size < planned.total:
         raise FlagError(
-            f"--batch_size {batch_size}: fewer patches than the {planned.total} devices that share "
-            "a batch; raise it, or lower --devices"
+            f"--batch_size {options.batch_size}: fewer patches than the {planned.total} devices "
+            "that share a batch; raise it, or lower --devices"
         )
     return planned
 

@@ -61,8 +61,6 @@ class TrainingOptions:
     """The same order of samples in each epoch."""
     tensorboard: bool = False
     """Write event files; the flag of the scripts is on by default."""
-    tensorboard: bool = False
-    """Write event files; the flag of the scripts is on by default."""
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"

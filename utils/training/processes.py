@@ -7,6 +7,7 @@ script starts the others itself, on this machine, with its own command line. Ran
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 import subprocess
@@ -72,8 +73,11 @@ def let_waiting_threads_sleep() -> None:
 
 
 def devices_number(text: str) -> int | None:
-    """Return the value of --devices: a number, None for ``auto``; ValueError for anything else."""
-    return None if text == "auto" else int(text)
+    """Return the value of --devices: a number, None for ``auto``; one-line error for all else."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number or auto") from None
 
 
 def plan_processes(

@@ -9,6 +9,7 @@ Only batch norm differs: each rank normalises by its own part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -117,6 +118,16 @@ def average_buffers(*modules: nn.Module | None) -> None:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= world_size()
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Run the block on rank 0, then on the others: one makes a file, the others read it."""
+    if rank():
+        wait_for_all()
+    yield
+    if not rank():
+        wait_for_all()
 
 
 def wait_for_all() -> None:

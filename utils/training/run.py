@@ -50,12 +50,15 @@ def begin_experiment(
         about: lines on the data for the announcement, by topic.
         resumption: where a run goes on; its directory is there, and its data must be the same.
     """
+    processes = ranks.world_size()
+    together = f", {processes} processes train together" if processes > 1 else ""
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
         "model": dict(model),
         "parameters": parameters,
         "compute": vars(compute),
+        "processes": processes,
         "compile": vars(compiling),
         "foreground": foreground,
         "data": dict(data),
@@ -73,7 +76,7 @@ def begin_experiment(
             **about,
             "recipe": describe_recipe(flags),
             "training": describe_training(options),
-            "machine": compute.describe(loader_processes(options.num_workers)),
+            "machine": compute.describe(loader_processes(options.num_workers)) + together,
             "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
             "log": str(directory),
         }
