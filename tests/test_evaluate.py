@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 import evaluate
 from models import ModelConfig, build_model
+from utils import figures
 from utils.data.normalize import PercentileNormalizer
+from utils.prediction.microscope_files import StackLayout, write_stack
 from utils.simulation import sample_rng, simulate_volume
 from utils.storage import Recipe, VolumeFile, encode_row, open_writer
 from utils.training.experiment import Experiment
@@ -18,6 +21,18 @@ from utils.training.experiment import Experiment
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLD = ModelConfig(depth=1, start_channels=1, conv_kernel_size=1)
 """A network that passes its input on (positive numbers through two 1x1x1 kernels) to its head."""
+RESULTS = ["columns.png", "conditions.png", "metrics.csv", "predictions.png", "summary.json"]
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Leave out the rendering of pictures, which takes longer than all the rest."""
+
+    def touch(figure, path, dpi=110):
+        path.write_bytes(b"picture")
+        return path
+
+    monkeypatch.setattr(figures, "_save_figure", touch)
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +119,13 @@ def test_scores_are_those_of_a_known_network(data, log, capsys):
     printed = capsys.readouterr().out
     assert f"{score['mean']:.3f}" in printed
     assert f"{summary['scores']['baseline_iou']['mean']:.3f}" in printed
-    for name in ("metrics.csv", "summary.json", "predictions.png"):
+    for name in RESULTS:
         assert f"wrote {log / 'evaluation' / name}" in printed
         assert (log / "evaluation" / name).stat().st_size > 0
-    assert sorted(p.name for p in (log / "evaluation").iterdir()) == [
-        "metrics.csv",
-        "predictions.png",
-        "summary.json",
-    ]
+    assert sorted(p.name for p in (log / "evaluation").iterdir()) == RESULTS
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_summary_says_what_was_scored(data, log, tmp_path):
     output = tmp_path / "a" / "b"
     flags = ["--checkpoint", str(log / "checkpoints" / "best.pth"), "--data", str(data)]
@@ -129,6 +141,7 @@ def test_summary_says_what_was_scored(data, log, tmp_path):
     assert not (log / "evaluation").exists()
 
 
+@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("arch", ["unet", "stacked_unet"])
 def test_any_architecture_and_any_volume(data, tmp_path, arch, capsys):
     config = ModelConfig(arch=arch, depth=2, start_channels=2, num_stacks=2)
@@ -141,6 +154,7 @@ def test_any_architecture_and_any_volume(data, tmp_path, arch, capsys):
     assert "trained on" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_same_twice(data, log, tmp_path):
     for name in ("a", "b"):
         flags = ["--checkpoint", str(log), "--data", str(data), "--output", str(tmp_path / name)]
@@ -170,6 +184,20 @@ BAD = [
     ({"--data": "{tmp}/text.pth"}, "text.pth"),
     ({"--output": "{tmp}/text.pth"}, "--output"),
     ({"--output": "{tmp}/text.pth/deeper"}, "--output"),
+    ({"--surface_tolerance": "-1"}, "--surface_tolerance -1"),
+    ({"--surface_tolerance": "nan"}, "--surface_tolerance nan"),
+    ({"--voxel_size": "1,1"}, "give z,y,x"),
+    ({"--voxel_size": "1,0,1"}, "--voxel_size"),
+    ({"--predictions": "{tmp}"}, "not allowed with"),
+    ({"--checkpoint": None}, "--checkpoint --predictions --compare is required"),
+    ({"--data": None}, "--data: a file of generate_3d_data.py"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/nothing"}, "nothing: no such file"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/text.pth"}, "text.pth: unknown ending"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/cut_0.tif"}, "cut_0.tif: cut or damaged"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/small_0.npy"}, "small_0.npy: has shape"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/small_7.npy"}, "volumes are 0..2"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/nan_1.npy"}, "nan_1.npy: fractions"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/nan_1.npy", "--volumes": "1"}, "volume 0"),
 ]
 
 
@@ -180,21 +208,26 @@ def bad_inputs(tmp_path):
     make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=1))
     other = build_model(ModelConfig(depth=2)).state_dict()
     make_log(tmp_path / "mixed", ModelConfig(depth=1), weights=other)
+    (tmp_path / "cut_0.tif").write_bytes(b"II*\0 cut")
+    for name in ("small_0", "small_7"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((8, 8, 8), np.uint8))
+    np.save(tmp_path / "nan_1.npy", np.full((32, 32, 32), np.nan, np.float32))
     return tmp_path
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD)
 def test_mistakes_end_in_one_line_and_status_2(data, log, bad_inputs, capsys, changes, message):
-    flags = {"--checkpoint": str(log), "--data": str(data)}
-    flags |= {name: value.format(tmp=bad_inputs) for name, value in changes.items()}
+    flags = {"--checkpoint": str(log), "--data": str(data)} | changes
+    given = [(name, text.format(tmp=bad_inputs)) for name, text in flags.items() if text]
     try:
-        status = evaluate.main([text for pair in flags.items() for text in pair])
+        status = evaluate.main([text for pair in given for text in pair])
     except SystemExit as exit:
         status = exit.code
     shown = capsys.readouterr()
     assert status == 2
-    assert message in shown.err and shown.err.count("\n") == 1 and shown.out == ""
-    assert not (log / "evaluation" / "metrics.csv").exists()
+    line = shown.err[shown.err.index("evaluate.py:") :]  # a progress bar may stand before it
+    assert message in line and line.count("\n") == 1 and shown.out == ""
+    assert not list(bad_inputs.rglob("metrics.csv"))
 
 
 def test_a_scored_volume_that_cannot_be_read_leaves_no_results(data, log, monkeypatch, capsys):
@@ -234,17 +267,212 @@ def test_too_little_memory_is_one_line_with_a_remedy(data, log, monkeypatch, cap
 
 @pytest.mark.parametrize(
     ("ious", "words"),
-    [([0.5], ["only"]), ([0.2, 0.9], ["best", "worst"]), ([0.3, 0.1, 0.2, 0.5], None)],
+    [
+        ([0.5], ["only"]),
+        ([0.2, 0.9], ["best", "worst"]),
+        ([0.3, 0.1, 0.2, 0.5], ["best", "median", "worst"]),
+        ([0.4] * 5, ["best", "second best", "median", "second worst", "worst"]),
+        (
+            [0.3, 0.1, 0.2, 0.5, 0.4, 0.6],
+            ["best", "second best", "median", "second worst", "worst"],
+        ),
+    ],
 )
 def test_shown_volumes_are_the_extremes(ious, words):
-    class Scored:
-        def __init__(self, iou):
-            self.scores = self
-            self.iou = iou
+    results = [
+        evaluate.Result(index, {"iou": iou}, {}, 0.0, (None, None, None), 0)
+        for index, iou in enumerate(ious)
+    ]
+    shown = evaluate.pick_shown(results)
+    assert [word for word, _ in shown] == words
+    values = [result.scores["iou"] for _, result in shown]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == max(ious) and values[-1] == min(ious)
+    assert len({result.index for _, result in shown}) == len(shown)
 
-    shown = evaluate.pick_shown([Scored(iou) for iou in ious])
-    assert [word for word, _ in shown] == (words or ["best", "median", "worst"])
-    assert shown[0][1].iou == max(ious) and shown[-1][1].iou == min(ious)
+
+# Prediction files ---------------------------------------------------------------------------------
+
+
+def truths(data):
+    with VolumeFile(data) as file:
+        return [file.read_volume(index) for index in range(len(file))]
+
+
+def save(folder, index, values, spacing=None):
+    folder.mkdir(exist_ok=True)
+    layout = StackLayout(values.shape, values.dtype, spacing)
+    write_stack(folder / f"volume_{index}_mask.tif", [values], layout)
+
+
+def save_all(folder, masks, **options):
+    for index, mask in enumerate(masks):
+        save(folder, index, mask.astype(np.uint8), **options)
+    return folder
+
+
+def table_of(folder):
+    return {int(row["volume"]): row for row in read_csv(folder / "metrics.csv")}
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_the_truth_as_a_prediction_is_perfect(data, tmp_path, capsys):
+    masks = save_all(tmp_path / "masks", [v.mask for v in truths(data)], spacing=(0.5, 0.5, 2.0))
+    assert evaluate.main(["--predictions", str(masks), "--data", str(data)]) == 0
+    summary = json.loads((masks / "evaluation" / "summary.json").read_text())
+    ones = ("iou", "dice", "precision", "recall", "surface_dice", "surface_dice_um", "sheet_auc",
+            "recall_left_out", "recall_rendered", "covered_left_out", "covered_C")  # fmt: skip
+    assert {summary["scores"][name]["mean"] for name in ones} == {1.0}
+    assert {summary["scores"][name]["high"] for name in ("hd95", "hd95_um", "total_error")} == {0}
+    assert set(summary["predictions"]) == {"0", "1", "2"}
+    assert sorted(p.name for p in (masks / "evaluation").iterdir()) == RESULTS
+    assert "recall 1.000" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_left_out_columns_are_scored_apart(data, tmp_path):
+    volumes = truths(data)
+    shown = [np.append(0, v.column_type > 0)[v.instances] for v in volumes]
+    masks = save_all(tmp_path / "masks", shown)
+    output = tmp_path / "out"
+    flags = ["--predictions", str(masks), "--data", str(data), "--no_surface"]
+    assert evaluate.main([*flags, "--output", str(output)]) == 0
+    rows = table_of(output)
+    assert [row["covered_left_out"] for row in rows.values()] == ["", "", "0.0"]  # most lie outside
+    assert int(rows[2]["columns_left_out"]) == 2
+    for index, row in rows.items():
+        assert float(row["recall_rendered"]) == 1 and float(row["recall_left_out"]) == 0
+        assert int(row["gain"]) == volumes[index].parameters.gain
+        assert "hd95" not in row and "surface_dice" not in row
+    assert json.loads((output / "summary.json").read_text())["surface_tolerance_voxels"] is None
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_prediction_of_nothing_is_scored_as_said(data, tmp_path):
+    masks = save_all(tmp_path / "masks", [np.zeros(v.mask.shape) for v in truths(data)])
+    flags = ["--predictions", str(masks), "--data", str(data), "--voxel_size", "2,1,1"]
+    assert evaluate.main(flags) == 0
+    for row in table_of(masks / "evaluation").values():
+        assert row["precision"] == "" and float(row["recall"]) == float(row["dice"]) == 0
+        assert float(row["hd95"]) == pytest.approx(32 * 3**0.5)
+        assert float(row["hd95_um"]) == pytest.approx(32 * 6**0.5)
+        assert float(row["surface_dice"]) == 0
+    summary = json.loads((masks / "evaluation" / "summary.json").read_text())
+    assert summary["empty"] == {"truths": 0, "predictions": 3}
+    assert summary["scores"]["precision"] == {"mean": None, "low": None, "high": None, "volumes": 0}
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_some_files_and_probabilities(data, tmp_path, capsys):
+    volume = truths(data)[2]
+    save(tmp_path / "maps", 2, (volume.mask * 0.4 + 0.3).astype(np.float32))
+    path = tmp_path / "maps" / "volume_2_mask.tif"
+    flags = ["--predictions", str(path), "--data", str(data), "--surface_tolerance", "2"]
+    assert evaluate.main(flags) == 0
+    assert "for 1 of the 3 volumes" in capsys.readouterr().out
+    row = table_of(tmp_path / "maps" / "evaluation")[2]
+    assert float(row["iou"]) == float(row["sheet_auc"]) == 1
+    summary = json.loads((tmp_path / "maps" / "evaluation" / "summary.json").read_text())
+    assert summary["data"]["volumes"] == [2] and summary["surface_tolerance_voxels"] == 2
+
+
+# Comparison ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def masks(data, tmp_path):
+    """Two folders of predictions: columns worn by a voxel all around, and every second column."""
+    volumes = truths(data)
+    worn = [ndimage.binary_erosion(v.mask, iterations=1) for v in volumes]
+    half = [v.instances % 2 == 1 for v in volumes]
+    return save_all(tmp_path / "worn", worn), save_all(tmp_path / "half", half)
+
+
+def read_comparison(folder):
+    return json.loads((folder / "comparison.json").read_text()), {
+        int(row["volume"]): row for row in read_csv(folder / "comparison.csv")
+    }
+
+
+def test_compared_predictions_differ_by_pairs(data, masks, tmp_path, capsys):
+    output = tmp_path / "out"
+    flags = ["--compare", *map(str, masks), "--data", str(data), "--output", str(output)]
+    assert evaluate.main(flags) == 0
+    summary, rows = read_comparison(output)
+    a, b = table_of(output / "A"), table_of(output / "B")
+    assert list(rows) == [0, 1, 2] == summary["volumes"]
+    gaps = [float(b[i]["iou"]) - float(a[i]["iou"]) for i in rows]
+    assert [float(row["iou_difference"]) for row in rows.values()] == pytest.approx(gaps)
+    found = summary["differences"]["iou"]
+    assert found["difference"]["mean"] == pytest.approx(np.mean(gaps))
+    assert min(gaps) <= found["difference"]["low"] <= found["difference"]["high"] <= max(gaps)
+    assert found["b_higher"] == sum(gap > 0 for gap in gaps)
+    assert "gain" not in summary["differences"] and "foreground" not in summary["differences"]
+    assert sorted(p.name for p in (output / "A").iterdir()) == RESULTS
+    assert (output / "comparison.png").stat().st_size > 10_000
+    assert f"{np.mean(gaps):+.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_earlier_results_are_compared_without_data(data, masks, tmp_path, monkeypatch):
+    for folder in masks:
+        assert evaluate.main(["--predictions", str(folder), "--data", str(data)]) == 0
+    earlier = [str(folder / "evaluation") for folder in masks]
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main(["--compare", *earlier]) == 0
+    summary, rows = read_comparison(tmp_path / "comparison")
+    assert len(rows) == 3 and summary["data"]["seed"] == 5
+    a = table_of(masks[0] / "evaluation")
+    assert {i: row["dice_a"] for i, row in rows.items()} == {i: a[i]["dice"] for i in a}
+    assert sorted(p.name for p in (tmp_path / "comparison").iterdir()) == [
+        "comparison.csv",
+        "comparison.json",
+        "comparison.png",
+    ]
+    flags = ["--compare", earlier[0] + "/metrics.csv", str(masks[1]), "--data", str(data)]
+    assert evaluate.main([*flags, "--volumes", "2", "--output", "mixed"]) == 0
+    assert read_comparison(tmp_path / "mixed")[0]["volumes"] == [0, 1]
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_a_network_beside_itself_differs_by_nothing(data, log, tmp_path):
+    flags = ["--compare", str(log), str(log / "checkpoints" / "best.pth"), "--data", str(data)]
+    assert evaluate.main([*flags, "--volumes", "2", "--output", str(tmp_path / "out")]) == 0
+    summary, _ = read_comparison(tmp_path / "out")
+    same = summary["differences"]["iou"]
+    assert same["difference"]["mean"] == same["a_higher"] == same["b_higher"] == 0
+    assert same["p_value"] is None
+
+
+def test_unequal_sets_of_volumes_are_refused(data, masks, tmp_path, capsys):
+    (masks[1] / "volume_1_mask.tif").unlink()
+    flags = ["--compare", *map(str, masks), "--data", str(data)]
+    assert evaluate.main([*flags, "--output", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr()
+    assert "only A has volume 1" in shown.err and shown.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_results_on_other_data_are_refused(data, masks, tmp_path, capsys):
+    assert evaluate.main(["--predictions", str(masks[0]), "--data", str(data)]) == 0
+    earlier = masks[0] / "evaluation"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "metrics.csv").write_text((earlier / "metrics.csv").read_text())
+    summary = json.loads((earlier / "summary.json").read_text())
+    summary["data"]["seed"] = 6
+    (other / "summary.json").write_text(json.dumps(summary))
+    capsys.readouterr()
+    assert evaluate.main(["--compare", str(earlier), str(other)]) == 2
+    assert "seed of the data differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "volume,iou\n0,x\n"])
+def test_a_damaged_table_is_refused(tmp_path, capsys, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    assert evaluate.main(["--compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "no table of scores" in capsys.readouterr().err
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from utils.prediction.statistics import Interval
     from utils.simulation import SimulatedVolume
 
 WHOLE_SHEET_IOU = 0.44
@@ -40,6 +41,8 @@ TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "#3ddc84", "#ff4d4d", "#4da3ff"
 TYPE_NAMES = ("left out", "A (dense)", "B (clumped)", "C (ring)")
 """Names of column types 0..3."""
 TYPE_COLOURS = ("#8a8a8a", "#3b6fb6", "#e08e0b", "#2a9d5c")
+STUDY_MARKS = (("complete", TRAIN, "o"), ("pruned", "#8a8a8a", "o"), ("running", TRUTH, "o"))
+"""State of a trial, its colour and marker."""
 LATTICE_GREY, NEURITE_VIOLET = "#777777", "#9a7fd1"
 
 
@@ -329,6 +332,367 @@ def _add_overlay_legend(figure: Figure) -> None:
         fontsize=8,
         frameon=False,
     )
+
+
+# Scores over volumes ------------------------------------------------------------------------------
+
+
+def save_column_recall(
+    recalls: Mapping[str, tuple[Interval, Interval, int]],
+    gaps: float,
+    path: str | Path,
+) -> Path:
+    """Draw how much of each type of column was found, with intervals over volumes.
+
+    Args:
+        recalls: recall of the voxels, share of columns at least half covered, and number of
+            columns, by kind (a key of ``column_recall.KINDS``).
+        gaps: share of the gaps' voxels that was called column, drawn as the yardstick; or NaN.
+        path: picture to write (format by its suffix).
+    """
+    words = dict(zip(("left_out", "A", "B", "C"), TYPE_NAMES, strict=True))
+    figure = _new_figure(6.6, 3.8)
+    axes = figure.subplots()
+    for place, label, colour in (
+        (0, "share of the voxels found (recall)", TRAIN),
+        (1, "share of the columns at least half covered", VALID),
+    ):
+        shares = [recall[place] for recall in recalls.values()]
+        at = np.arange(len(shares)) + 0.2 * place - 0.1
+        _draw_intervals(axes, at, shares, colour, label)
+    axes.axhline(gaps, color="#777777", linestyle="--", linewidth=1,
+                 label="share of the gaps between columns called column")  # fmt: skip
+    ticks = [f"{words.get(k, k)}\n{recall[2]} columns" for k, recall in recalls.items()]
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_ylim(0.0, 1.02)
+    axes.set_ylabel("share found, mean over volumes", fontsize=9)
+    _style_scores(axes)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    return _save_figure(figure, path)
+
+
+def _draw_intervals(
+    axes: Axes, at: np.ndarray, found: Sequence[Interval], colour: str, label: str
+) -> None:
+    """Draw means as dots over ``at`` and their intervals as bars, where there are any."""
+    means = np.array([interval.mean for interval in found])
+    ends = np.array([(interval.low, interval.high) for interval in found]).T
+    axes.errorbar(at, means, yerr=np.abs(ends - means), fmt="o", color=colour, markersize=4,
+                  capsize=3, linewidth=1.2, label=label)  # fmt: skip
+
+
+def _style_scores(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+CONDITION_WORDS = {
+    "gain": "gain (photons per unit; fewer: noisier)",
+    "std_intensity": "spread of the columns' log intensity",
+    "contrast": "contrast",
+    "spacing_voxels": "column spacing (voxels)",
+    "curvature": "curvature of the sheet (1 / edge)",
+    "foreground": "labelled share of the volume",
+}
+"""What axes say of ``Conditions`` and scores."""
+
+
+def save_scores_by_condition(
+    scores: Sequence[float],
+    baseline: Sequence[float],
+    conditions: Mapping[str, Sequence[float]],
+    path: str | Path,
+    *,
+    name: str = "IoU",
+) -> Path:
+    """Draw a dot a volume: its score over each condition, three panels a row.
+
+    A line joins the means of quarters of the volumes, where there are at least 12; titles give
+    Spearman's rank correlation.
+
+    Args:
+        scores: (n,) of the prediction.
+        baseline: (n,) of a mask of the whole sheet.
+        conditions: (n,) values by name.
+        path: picture to write (format by its suffix).
+        name: what the score is called.
+    """
+    rows = -(-len(conditions) // 3)
+    figure = _new_figure(11.0, 3.1 * rows + 0.4)
+    panels = figure.subplots(rows, 3, squeeze=False, sharey=True).ravel()
+    for axes in panels[len(conditions) :]:
+        axes.set_axis_off()
+    for axes, (condition, values) in zip(panels, conditions.items(), strict=False):
+        x = np.asarray(values, dtype=float)
+        _draw_scores(axes, x, np.asarray(baseline, dtype=float), "#9a9a9a", "whole sheet")
+        _draw_scores(axes, x, np.asarray(scores, dtype=float), TRAIN, "prediction")
+        axes.set_xlabel(CONDITION_WORDS.get(condition, condition.replace("_", " ")), fontsize=9)
+        axes.set_title(_correlation_words(x, np.asarray(scores, dtype=float)), fontsize=9)
+        axes.set_ylim(0.0, 1.0)
+        _style_scores(axes)
+    for axes in panels[::3]:
+        axes.set_ylabel(f"{name} of a volume", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return _save_figure(figure, path)
+
+
+def _draw_scores(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
+    """Draw dots, and a line through the means of quarters if they hold three volumes each."""
+    axes.plot(x, y, "o", color=colour, markersize=3.5, alpha=0.7, label=label)
+    if len(x) >= 12 and np.ptp(x) > 0:
+        quarters = np.array_split(np.argsort(x, kind="stable"), 4)
+        axes.plot([x[q].mean() for q in quarters], [y[q].mean() for q in quarters],
+                  color=colour, linewidth=1.2)  # fmt: skip
+
+
+def _correlation_words(x: np.ndarray, y: np.ndarray) -> str:
+    from utils.prediction.statistics import rank_correlation
+
+    correlation = rank_correlation(x, y)
+    return "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
+
+
+def save_comparison(
+    a: Sequence[float],
+    b: Sequence[float],
+    differences: Mapping[str, Interval],
+    path: str | Path,
+    *,
+    names: Sequence[str] = ("A", "B"),
+) -> Path:
+    """Draw two sets of scores of the same volumes: B over A, and the paired differences.
+
+    Args:
+        a: (n,) IoU of A, one a volume.
+        b: (n,) IoU of B.
+        differences: B - A by score; those of distances (``hd95``) are left out, as they are no
+            shares.
+        path: picture to write (format by its suffix).
+        names: what A and B are.
+    """
+    figure = _new_figure(10.6, 4.4)
+    paired, gaps = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
+    paired.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1)
+    paired.plot(a, b, "o", color=TRAIN, markersize=4, alpha=0.75)
+    low, high = min(*a, *b), max(*a, *b)
+    margin = 0.05 + 0.05 * (high - low)
+    span = (max(0.0, low - margin), min(1.0, high + margin))
+    paired.set(xlim=span, ylim=span, aspect="equal")
+    for letter, name, put in zip("AB", names, (paired.set_xlabel, paired.set_ylabel), strict=True):
+        put(f"IoU of {letter}: {textwrap.shorten(name[::-1], 48)[::-1]}", fontsize=9)
+    paired.set_title(f"{len(a)} volumes; above the line B is better", fontsize=10)
+    shown = {name: gap for name, gap in differences.items() if not name.startswith("hd95")}
+    at = np.arange(len(shown))[::-1]
+    means = np.array([gap.mean for gap in shown.values()])
+    ends = np.array([(gap.low, gap.high) for gap in shown.values()]).reshape(-1, 2).T
+    gaps.errorbar(means, at, xerr=np.abs(ends - means), fmt="o", color=VALID, markersize=4,
+                  capsize=3, linewidth=1.2)  # fmt: skip
+    gaps.axvline(0.0, color="#777777", linestyle="--", linewidth=1)
+    gaps.set_yticks(at, [name.replace("_", " ") for name in shown])
+    gaps.set_title("B - A, mean over volumes with its 95 % interval", fontsize=10)
+    for axes in (paired, gaps):
+        _style_scores(axes)
+    return _save_figure(figure, path)
+
+
+# Studies of hyperparameters -----------------------------------------------------------------------
+
+
+def save_study(
+    trials: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    *,
+    title: str = "",
+    baseline: float | None = None,
+) -> Path:
+    """Draw a study: every trial in its order, every curve, and the IoU against each flag tried.
+
+    Args:
+        trials: one mapping a trial with ``trial`` (its number), ``state`` (complete, pruned, failed
+            or running), ``iou`` (the best of its epochs, None where there is none), ``curve`` (the
+            IoU of each epoch) and ``values`` (flag: value).
+        path: picture to write (format by its suffix).
+        title: what the study asks.
+        baseline: IoU of a dashed line; None draws none.
+
+    Raises:
+        ValueError: no trial.
+    """
+    if not trials:
+        raise ValueError("no trial to draw")
+    flags = list(dict.fromkeys(name for trial in trials for name in trial["values"]))
+    grid = _grid_of(trials, flags)
+    count = 2 + len(flags) + (grid is not None)
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure = _new_figure(4.0 * columns, 3.3 * rows + 0.4 * bool(title))
+    panels = iter(figure.subplots(rows, columns, squeeze=False).ravel())
+    _draw_study_history(next(panels), trials, baseline)
+    _draw_study_curves(next(panels), trials, baseline)
+    if grid is not None:
+        _draw_study_grid(figure, next(panels), *grid)
+    for flag in flags:
+        _draw_study_slice(next(panels), trials, flag, baseline)
+    for unused in panels:
+        unused.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return _save_figure(figure, path)
+
+
+def _dress(axes: Axes, title: str, x: str, y: str = "validation IoU") -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _draw_baseline(axes: Axes, baseline: float | None) -> None:
+    if baseline is not None:
+        label = f"whole sheet {baseline:.2f}"
+        axes.axhline(baseline, color="#777777", linestyle="--", linewidth=1, label=label)
+
+
+def _draw_study_history(
+    axes: Axes, trials: Sequence[Mapping[str, Any]], baseline: float | None
+) -> None:
+    """Draw each trial's IoU by its number, failed ones at the bottom, and the best so far."""
+    from matplotlib.ticker import MaxNLocator
+
+    for state, colour, marker in STUDY_MARKS:
+        chosen = [t for t in trials if t["state"] == state and t["iou"] is not None]
+        if chosen:
+            numbers, ious = [t["trial"] for t in chosen], [t["iou"] for t in chosen]
+            axes.plot(numbers, ious, marker, color=colour, label=state, markersize=5, mfc="none" if
+                      state == "pruned" else colour)  # fmt: skip
+    failed = [t["trial"] for t in trials if t["state"] == "failed"]
+    if failed:
+        axes.plot(failed, [0.02] * len(failed), "x", color=FALSE_POSITIVE, label="failed",
+                  markersize=5, transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
+    complete = sorted((t["trial"], t["iou"]) for t in trials if t["state"] == "complete")
+    if complete:
+        numbers, ious = zip(*complete, strict=True)
+        last = max(t["trial"] for t in trials)
+        best = [*np.maximum.accumulate(ious), max(ious)]
+        axes.step([*numbers, last], best, where="post", color=VALID, lw=1.2, label="best so far")
+    _draw_baseline(axes, baseline)
+    _dress(axes, "Trials", "trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, frameon=False)
+
+
+def _draw_study_curves(
+    axes: Axes, trials: Sequence[Mapping[str, Any]], baseline: float | None
+) -> None:
+    """Draw the IoU over the epochs of each trial; the best one stands out."""
+    from matplotlib.ticker import MaxNLocator
+
+    complete = [t for t in trials if t["state"] == "complete"]
+    best = max(complete, key=lambda t: t["iou"], default=None)
+    for trial in trials:
+        epochs = range(1, len(trial["curve"]) + 1)
+        pruned = trial["state"] == "pruned"
+        axes.plot(epochs, trial["curve"], color="#b5b5b5" if pruned else TRAIN, lw=0.9,
+                  alpha=0.9 if pruned else 0.55, marker="." if len(epochs) == 1 else None,
+                  zorder=1 if pruned else 2)  # fmt: skip
+    if best:
+        epochs = range(1, len(best["curve"]) + 1)
+        axes.plot(epochs, best["curve"], color=VALID, lw=1.8, zorder=3,
+                  marker="." if len(epochs) == 1 else None,
+                  label=f"best: trial {best['trial']}")  # fmt: skip
+        axes.legend(fontsize=7, frameon=False, loc="lower right")
+    _draw_baseline(axes, baseline)
+    _dress(axes, "Curves (grey: pruned)", "epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_study_slice(
+    axes: Axes, trials: Sequence[Mapping[str, Any]], flag: str, baseline: float | None
+) -> None:
+    """Draw the IoU of complete and pruned trials against a flag; a few values with their mean."""
+    chosen = [t for t in trials if t["iou"] is not None and flag in t["values"]]
+    values = [t["values"][flag] for t in chosen]
+    distinct = sorted(set(values), key=lambda v: (isinstance(v, str), v))
+    few = len(distinct) <= 6 or any(isinstance(v, (str, bool)) for v in distinct)
+    places = {value: k for k, value in enumerate(distinct)} if few else {v: v for v in distinct}
+    rng = np.random.default_rng(0)  # only to keep equal values apart
+    for state, colour, marker in STUDY_MARKS:
+        points = [(places[t["values"][flag]], t["iou"]) for t in chosen if t["state"] == state]
+        if points:
+            x, y = np.array(points, dtype=float).T
+            spread = rng.uniform(-0.12, 0.12, len(x)) if few else 0.0
+            axes.plot(x + spread, y, marker, color=colour, markersize=5, mfc="none" if
+                      state == "pruned" else colour)  # fmt: skip
+    if few:
+        for value in distinct:
+            ious = [t["iou"] for t in chosen
+                    if t["values"][flag] == value and t["state"] == "complete"]  # fmt: skip
+            if ious:
+                place = places[value]
+                axes.plot([place - 0.3, place + 0.3], [np.mean(ious)] * 2, color="black", lw=1.5)
+        axes.set_xticks(range(len(distinct)), [_value_text(v) for v in distinct])
+        axes.set_xlim(-0.6, max(len(distinct), 1) - 0.4)
+    elif distinct and min(distinct) > 0 and max(distinct) / min(distinct) >= 20:
+        axes.set_xscale("log")
+    _draw_baseline(axes, baseline)
+    _dress(axes, flag, f"{flag} (bar: mean of complete trials)" if few else flag)
+
+
+def _grid_of(
+    trials: Sequence[Mapping[str, Any]], flags: Sequence[str]
+) -> tuple[list[str], list[list[Any]], np.ndarray] | None:
+    """Return two flags, their values and the mean IoU (rows, columns) when just two are tried.
+
+    Seeds do not count as tried: the mean goes over them.
+    """
+    names = [flag for flag in flags if flag != "seed"]
+    axes = [sorted({t["values"][n] for t in trials if n in t["values"]}, key=str) for n in names]
+    axes = [sorted(a) if not any(isinstance(v, str) for v in a) else a for a in axes]
+    if len(names) != 2 or not all(2 <= len(values) <= 8 for values in axes):
+        return None
+    table = np.full((len(axes[0]), len(axes[1])), np.nan)
+    for row, first in enumerate(axes[0]):
+        for column, second in enumerate(axes[1]):
+            ious = [
+                t["iou"]
+                for t in trials
+                if t["state"] == "complete"
+                and (t["values"].get(names[0]), t["values"].get(names[1])) == (first, second)
+            ]
+            if ious:
+                table[row, column] = np.mean(ious)
+    return None if np.isnan(table).all() else (names, axes, table)
+
+
+def _draw_study_grid(
+    figure: Figure, axes: Axes, names: list[str], values: list[list[Any]], table: np.ndarray
+) -> None:
+    """Draw a table of IoU as colours and numbers; combinations without one stay empty."""
+    shown = axes.imshow(table, cmap="viridis", origin="lower", aspect="auto")
+    low, high = np.nanmin(table), np.nanmax(table)
+    for (row, column), iou in np.ndenumerate(table):
+        if np.isfinite(iou):
+            dark = high > low and (iou - low) / (high - low) < 0.6
+            axes.text(column, row, f"{iou:.3f}", ha="center", va="center", fontsize=8,
+                      color="white" if dark else "black")  # fmt: skip
+    axes.set_xticks(range(len(values[1])), [_value_text(v) for v in values[1]])
+    axes.set_yticks(range(len(values[0])), [_value_text(v) for v in values[0]])
+    bar = figure.colorbar(shown, ax=axes, shrink=0.85, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    _dress(axes, "Mean IoU of complete trials", names[1], names[0])
+    axes.grid(visible=False)
+
+
+def _value_text(value: Any) -> str:
+    """Return a value of a flag for a tick."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 # Stills of simulated samples ----------------------------------------------------------------------

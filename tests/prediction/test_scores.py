@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.prediction.scores import area_under_curve, bootstrap_mean, score_volume
+from utils.prediction.scores import area_under_curve, score_volume
 
 
 def cube(low, high, size=10):
@@ -17,10 +17,11 @@ def cube(low, high, size=10):
 def test_a_perfect_prediction():
     mask, sheet = cube(3, 6), cube(2, 8)
     scores = score_volume(mask.astype(np.float32), mask, sheet)
-    assert scores.foreground == 0.027
+    assert scores.foreground == scores.found == 0.027
     perfect = (scores.iou, scores.dice, scores.precision, scores.recall, scores.sheet_iou)
     assert perfect == (1, 1, 1, 1, 1)
     assert scores.total_error == 0 and scores.sheet_auc == 1
+    assert scores.sheet_false_positive_rate == 0
     assert scores.baseline_iou == scores.sheet_baseline_iou == 27 / 216
 
 
@@ -31,7 +32,9 @@ def test_scores_from_hand_counted_voxels():
     scores = score_volume(chance, mask, sheet)
     assert scores.iou == 3 / 6 and scores.dice == 6 / 9
     assert scores.precision == 3 / 5 and scores.recall == 3 / 4
-    assert scores.total_error == 3 / 10 and scores.foreground == 0.4
+    assert scores.total_error == 3 / 10
+    assert scores.foreground == 0.4 and scores.found == 0.5
+    assert scores.sheet_false_positive_rate == 1 / 3
     assert scores.baseline_iou == 3 / 7
     assert scores.sheet_iou == 2 / 4 and scores.sheet_baseline_iou == 3 / 6
     # Inside: 0.5 beats two of three, 0.6 two, 0.1 none.
@@ -43,7 +46,7 @@ def test_the_sheet_itself_scores_the_baseline():
     scores = score_volume(sheet.astype(np.float32), mask, sheet)
     assert scores.iou == scores.baseline_iou
     assert scores.sheet_iou == scores.sheet_baseline_iou
-    assert scores.sheet_auc == 0.5
+    assert scores.sheet_auc == 0.5 and scores.sheet_false_positive_rate == 1
 
 
 def test_scores_without_a_meaning_are_nan():
@@ -52,6 +55,17 @@ def test_scores_without_a_meaning_are_nan():
     undefined = (scores.precision, scores.sheet_iou, scores.sheet_baseline_iou, scores.sheet_auc)
     assert all(math.isnan(score) for score in undefined)
     assert scores.recall == 0 and scores.iou == 0 and scores.baseline_iou == 0
+
+
+def test_empty_masks_follow_the_policy():
+    empty, full = np.zeros((4, 4, 4), np.uint8), cube(1, 3, 4)
+    nothing = score_volume(empty.astype(np.float32), empty, full)
+    assert nothing.iou == nothing.dice == 1 and nothing.total_error == 0
+    assert math.isnan(nothing.precision) and math.isnan(nothing.recall)
+    false = score_volume(full.astype(np.float32), empty, full)
+    assert false.iou == false.dice == false.precision == 0 and math.isnan(false.recall)
+    missed = score_volume(empty.astype(np.float32), full, full)
+    assert missed.iou == missed.dice == missed.recall == 0 and math.isnan(missed.precision)
 
 
 @given(
@@ -70,28 +84,3 @@ def test_area_under_curve_counts_pairs(items):
         assert area == pytest.approx(np.mean(pairs))
     else:
         assert math.isnan(area)
-
-
-def test_bootstrap_interval_covers_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        interval = bootstrap_mean(rng.normal(0.5, 0.1, 40), rng, level=0.8, resamples=400)
-        assert interval.low <= interval.mean <= interval.high
-        hits += interval.low <= 0.5 <= interval.high
-    assert 140 <= hits <= 178
-
-
-def test_bootstrap_is_seeded_and_leaves_nan_out():
-    values = np.array([0.1, np.nan, 0.4, 0.7])
-    first, second = (bootstrap_mean(values, np.random.default_rng(0)) for _ in range(2))
-    assert first == second
-    assert first.mean == pytest.approx(0.4) and first.volumes == 3
-    assert 0.1 <= first.low < first.high <= 0.7
-
-
-def test_bootstrap_of_too_few_values():
-    rng = np.random.default_rng(0)
-    one, none = bootstrap_mean(np.array([0.3]), rng), bootstrap_mean(np.array([np.nan]), rng)
-    assert one.mean == 0.3 and math.isnan(one.low) and math.isnan(one.high) and one.volumes == 1
-    assert math.isnan(none.mean) and none.volumes == 0

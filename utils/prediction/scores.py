@@ -1,8 +1,11 @@
-"""Scores of a probability map against the truth, volume by volume, and their spread over volumes.
+"""Scores of a probability map against the truth, voxel by voxel.
 
-A voxel is called foreground at a probability of at least 0.5, as in ``utils.training.metrics``. A
-score that means nothing (such as the precision of a network that found nothing) is NaN, and left
-out of means.
+A voxel is called foreground at a probability of at least 0.5, as in ``utils.training.metrics``.
+
+Empty masks: where neither prediction nor truth holds a voxel nothing could be done wrong, so IoU
+and Dice are 1; where only one is empty they are 0. Precision has no meaning when nothing was found,
+recall when nothing is labelled: they are NaN then, and left out of means. So are the scores inside
+a sheet that the volume does not show.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ class VolumeScores:
 
     foreground: float
     """Labelled share of the volume."""
+    found: float
+    """Share of the volume that was called foreground."""
     iou: float
     baseline_iou: float
     dice: float
@@ -38,6 +43,8 @@ class VolumeScores:
     """Labelled share of the sheet: the sheet as a prediction calls all of it foreground."""
     sheet_auc: float
     """Probability that a labelled voxel of the sheet is rated above one that is not labelled."""
+    sheet_false_positive_rate: float
+    """Share of the sheet's unlabelled voxels, the gaps between columns, that was called column."""
 
 
 def score_volume(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray) -> VolumeScores:
@@ -52,7 +59,8 @@ def score_volume(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray)
     whole = confusion(probabilities, mask)
     inside = confusion(probabilities[within], mask[within])
     return VolumeScores(
-        foreground=float(np.mean(mask > 0)),
+        foreground=(whole.tp + whole.fn) / mask.size,
+        found=(whole.tp + whole.fp) / mask.size,
         iou=whole.iou,
         baseline_iou=confusion(sheet, mask).iou,
         dice=whole.dice,
@@ -62,6 +70,7 @@ def score_volume(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray)
         sheet_iou=_iou_if_any(inside),
         sheet_baseline_iou=_iou_if_any(confusion(sheet[within], mask[within])),
         sheet_auc=area_under_curve(probabilities[within], mask[within]),
+        sheet_false_positive_rate=_share(inside.fp, inside.tn),
     )
 
 
@@ -78,36 +87,6 @@ def area_under_curve(ratings: np.ndarray, mask: np.ndarray) -> float:
     below = np.searchsorted(background, foreground, side="left").sum()
     not_above = np.searchsorted(background, foreground, side="right").sum()
     return float((below + not_above) / (2 * foreground.size * background.size))
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over volumes and its bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    volumes: int
-    """Volumes in which the score has a meaning; from a single one no interval follows."""
-
-
-def bootstrap_mean(
-    values: np.ndarray, rng: np.random.Generator, *, level: float = 0.95, resamples: int = 10_000
-) -> Interval:
-    """Return the mean of ``values`` (n,) over volumes with its percentile bootstrap interval.
-
-    After Efron 1979: volumes are drawn with replacement ``resamples`` times, and the interval holds
-    the middle ``level`` of the means. NaN values are left out; the mean of none is NaN, and so is
-    the interval of fewer than two.
-    """
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    if known.size < 2:
-        mean = float(known[0]) if known.size else float("nan")
-        return Interval(mean, float("nan"), float("nan"), known.size)
-    means = known[rng.integers(known.size, size=(resamples, known.size))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(known.mean()), float(low), float(high), known.size)
 
 
 def _share(part: int, rest: int) -> float:
