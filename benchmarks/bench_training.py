@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from sizes import SIZE_FORMAT, Size
+
 from utils.flags import FlagParser
 
 if TYPE_CHECKING:
@@ -38,28 +40,6 @@ if TYPE_CHECKING:
 BASIC_WIDTHS = (1, 2, 4, 4, 4, 1)
 """Of BasicUNet in units of the first: it always has five levels, so it gets narrower ones, with
 which it has as many parameters as the others at depth 4 (1.4 % fewer)."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """What the networks of one table have in common."""
-
-    depth: int
-    channels: int
-    batch: int
-    stem_stride: int = 1
-
-    @classmethod
-    def read(cls, text: str) -> Size:
-        """Read ``DEPTH,CHANNELS,BATCH`` and perhaps ``,STEM_STRIDE``; ValueError for others."""
-        numbers = [int(part) for part in text.split(",")]
-        if len(numbers) not in (3, 4) or min(numbers) < 1:
-            raise ValueError(f"{text}: three or four numbers of at least 1 are needed")
-        return cls(*numbers)
-
-    def __str__(self) -> str:
-        stem = f", stem stride {self.stem_stride}" if self.stem_stride > 1 else ""
-        return f"depth {self.depth}, {self.channels} channels{stem}, batch {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -78,9 +58,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = FlagParser(description=__doc__.splitlines()[0])
     # fmt: off
     add = parser.add_argument
-    add("--sizes", nargs="+", type=Size.read, metavar="DEPTH,CHANNELS,BATCH[,STEM_STRIDE]",
+    add("--sizes", nargs="+", type=Size.read, metavar=SIZE_FORMAT,
         default=[Size(4, 32, 2), Size(4, 4, 8), Size(4, 16, 8, 2)],
-        help="a table for each; peers are left out with a stem stride, which they do not have")
+        help="a table for each; peers are left out with a stem stride or stacks, which they lack")
     add("--patch_size", type=int, default=64, help="edge of the patches, in voxels")
     add("--repeats", type=int, default=3, help="rounds that count")
     add("--steps", type=int, default=2, help="steps of the loop with its loader in each round")
@@ -166,11 +146,14 @@ def build_cases(
     """Return all networks in all loops, ready to train."""
     from steps import OurLoop, PlainLoop
 
-    from models import count_parameters
+    from models import build_model, count_parameters
 
     cases = []
-    networks = {"this project's U-Net": our_network(size)}
-    if size.stem_stride == 1 and not flags.no_peers:
+    config = size.model_config()
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "this project's U-Net": lambda: build_model(config)
+    }
+    if size.plain and not flags.no_peers:
         networks |= peer_networks(size)
     for name, build in networks.items():
         loops: dict[str, Any] = {
@@ -187,16 +170,6 @@ def build_cases(
             model = build()
             cases.append(Case(name, loop, count_parameters(model), around(model), []))
     return cases
-
-
-def our_network(size: Size) -> Callable[[], nn.Module]:
-    """Return what builds this project's U-Net of a size."""
-    from models import ModelConfig, build_model
-
-    config = ModelConfig(
-        depth=size.depth, start_channels=size.channels, stem_stride=size.stem_stride
-    )
-    return lambda: build_model(config)
 
 
 def peer_networks(size: Size) -> dict[str, Callable[[], nn.Module]]:

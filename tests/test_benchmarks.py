@@ -1,0 +1,177 @@
+"""The benchmarks of training: they run with tiny sizes, and what they count is right."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_and_time
+
+from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+from utils.storage import Recipe, encode_row, open_writer
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+SCRIPTS = ("bench_training", "bench_learning", "bench_gpu")
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory, tiny_config: VolumeConfig) -> Path:
+    path = tmp_path_factory.mktemp("volumes") / "tiny.h5"
+    with open_writer(path, Recipe(tiny_config, 3, 2)) as writer:
+        for index in writer.missing:
+            writer.write(index, encode_row(simulate_volume(tiny_config, sample_rng(3, index))))
+        writer.finish()
+    return path
+
+
+def rows(output: str) -> list[list[str]]:
+    """Return the cells of all rows of all Markdown tables, without headings and rules."""
+    lines = [line for line in output.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if not set("".join(row)) <= set("-: ")]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_comes_at_once(name: str) -> None:
+    answer, seconds = run_and_time([sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"])
+    assert answer.returncode == 0 and "Measure" in answer.stdout
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_mistake_is_one_line_and_status_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = __import__(name)
+    wrong = {"bench_learning": ["--variant", "nameless"]}.get(name, ["--sizes", "4,0,1"])
+    with pytest.raises(SystemExit) as ended:
+        script.main(wrong)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_training_steps_are_timed(volumes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import bench_training
+
+    sizes = ["--sizes", "3,2,2", "2,2,2,2", "--patch_size", "32"]
+    short = ["--repeats", "1", "--steps", "1", "--num_workers", "0", "--loader_patches", "2"]
+    assert bench_training.main([*sizes, *short, "--data", str(volumes)]) == 0
+    table = rows(capsys.readouterr().out)
+    steps = [row for row in table if len(row) == 6 and row[0] != "network"]
+    networks = [row[0] for row in steps]
+    assert networks[:2] == networks[-2:] == ["this project's U-Net"] * 2
+    assert {"MONAI DynUNet", "MONAI BasicUNet (5 levels)"} < set(networks)
+    assert [row[1] for row in steps] == ["plain float32", "this loop"] * (len(steps) // 2)
+    assert all(float(row[3]) > 0 and float(row[5]) > 0 for row in steps)
+    dyn_unet = next(row for row in steps if row[0] == "MONAI DynUNet")
+    assert dyn_unet[2] == steps[0][2], "as many parameters as our network"
+    loaders = [row for row in table if row[0].startswith("depth")]
+    assert len(loaders) == 2
+    assert all(float(cell) > 0 for row in loaders for cell in row[1:])
+
+
+def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    import bench_gpu
+
+    if torch.cuda.is_available():
+        assert bench_gpu.parse_flags([]).device == "cuda"
+        return
+    assert bench_gpu.main([]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and "CUDA" in output.err
+
+
+def test_the_gpu_script_runs_on_a_cpu(volumes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import bench_gpu
+
+    tiny = ["--sizes", "2,2,2", "2,2,2,2,2", "--patch_size", "16", "--modes", "float32", "bf16"]
+    short = ["--seconds", "0.01", "--copy_mib", "1", "--matrix", "32", "--num_workers", "0"]
+    assert bench_gpu.main(["--device", "cpu", *tiny, *short, "--data", str(volumes)]) == 0
+    measured = [row for row in rows(capsys.readouterr().out) if row[0].startswith("depth")]
+    assert [row[2] for row in measured] == ["float32", "bf16"] * 2
+    assert all(len(row) == 10 for row in measured)
+    for row in measured:
+        rates = [float(re.sub("[%]", "", row[k])) for k in (3, 4, 6, 7, 8, 9)]
+        assert min(rates[:2]) > 0 and min(rates) >= 0
+
+
+def test_operations_and_traffic_are_counted() -> None:
+    from counting import count_work
+
+    image, weight = torch.rand(1, 2, 4, 4, 4), torch.rand(3, 2, 3, 3, 3)
+    work = count_work(lambda: torch.conv3d(image, weight, padding=1).view(-1))
+    assert work.operations == 2 * 27 * 2 * 3 * 4**3
+    voxels = 4**3 * (2 + 3)
+    assert work.traffic == 4 * (voxels + weight.numel())
+
+
+def test_recipes_are_compared_on_unseen_volumes(
+    volumes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import bench_learning
+
+    import train_basic_3dunet
+
+    def run_here(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        assert command[1] == train_basic_3dunet.__file__
+        return subprocess.CompletedProcess(command, train_basic_3dunet.main(command[2:]))
+
+    # In this process, which has imported torch already.
+    monkeypatch.setattr(bench_learning.subprocess, "run", run_here)
+    directory = tmp_path / "runs"
+    tiny = (
+        f"--train_files {volumes} --val_files {volumes} --depth 2 --start_channels 2 "
+        "--patch_size 16 --patches_per_epoch 2 --num_workers 0 --device cpu --batch_size 2"
+    )
+    common = ["--directory", str(directory), "--test_file", str(volumes), "--volumes", "2"]
+    variant = ["--variant", "the fast one: --recipe fast", "--train_flags", tiny]
+    command = [*common, *variant, "--minutes", "0.005", "--every", "0"]
+    assert bench_learning.main(command) == 0
+    row = rows(capsys.readouterr().out)[-1]
+    assert row[0] == "the fast one" and 0 <= float(row[4].split()[0]) <= 1
+    with (directory / "curves.csv").open() as file:
+        (point,) = csv.DictReader(file)
+    epochs = json.loads((directory / "the_fast_one" / "logs.json").read_text())["epochs"]
+    assert int(point["epoch"]) == len(epochs)
+    assert float(point["minutes"]) == pytest.approx(epochs[-1]["minutes"])
+    assert float(point["iou_low"]) <= float(point["iou"]) <= float(point["iou_high"])
+    assert (directory / "curves.png").stat().st_size > 10_000
+
+    assert bench_learning.main(command) == 2, "a run is not overwritten"
+    assert "exists already" in capsys.readouterr().err
+    before = (directory / "curves.csv").read_text()
+    assert bench_learning.main([*command, "--evaluate_only"]) == 0
+    assert (directory / "curves.csv").read_text() == before
+
+
+def test_checkpoints_are_chosen_by_their_minutes() -> None:
+    import bench_learning
+
+    epochs = [{"epoch": k, "minutes": 0.2 * k} for k in range(1, 11)]
+    chosen = [record["epoch"] for record in bench_learning.choose(epochs, 0.6)]
+    assert chosen == [3, 6, 9, 10]
+    assert bench_learning.choose(epochs, 0.0) == epochs[-1:]
+
+
+def test_the_table_has_eight_rows_that_train_differently() -> None:
+    import bench_learning
+
+    import train_basic_3dunet
+
+    variants = bench_learning.table_variants()
+    assert len({variant.title for variant in variants}) == 8
+    flags = [train_basic_3dunet.parse_flags(list(variant.flags)) for variant in variants]
+    assert len({(f.arch, f.loss_type, f.on_the_fly) for f in flags}) == 8
+    assert all(f.stem_stride == 2 for f in flags), "the fast recipe's network"
