@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,8 +120,7 @@ def make_fabric(
         devices=planned.devices,
         num_nodes=planned.nodes,
         precision=compute.precision,
-        # Buffers are averaged once an epoch (ranks.average_buffers), not taken from rank 0 a step.
-        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
+        strategy=_sharing_strategy() if several else "auto",
         plugins=None if planned.launcher else LightningEnvironment(),
     )
     with watched_start(children):
@@ -128,6 +128,13 @@ def make_fabric(
         watch(fabric, children)
     fabric.seed_everything(seed, workers=True, verbose=False)
     return fabric
+
+
+def _sharing_strategy() -> DDPStrategy:
+    """Return DDP that leaves buffers to each rank; ranks.average_buffers averages them an epoch."""
+    # Kernels of one voxel have several orders of axes in memory that are the same one.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return DDPStrategy(forward_sync_buffers=False)
 
 
 def tune_gpu(compute: Compute, deterministic: bool = False) -> None:

@@ -442,18 +442,22 @@ def _signals_as_interrupts(received: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM do nothing, so that the last record is written."""
-    with _handling(signal.SIG_IGN):
+    """Within the block SIGINT and SIGTERM do nothing, so that the last record is written.
+
+    Nor does a loader process that ends: torch answers that with an exception, wherever we are.
+    """
+    with _handling(signal.SIG_IGN), _handling(signal.SIG_DFL, (signal.SIGCHLD,)):
         yield
 
 
 @contextmanager
-def _handling(handler: Any) -> Iterator[None]:
-    """Set ``handler`` for SIGINT and SIGTERM within the block (in the main thread only)."""
+def _handling(
+    handler: Any, numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[None]:
+    """Set ``handler`` for signals within the block (in the main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
