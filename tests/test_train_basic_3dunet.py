@@ -163,6 +163,7 @@ def test_volumes_on_the_fly_need_no_training_files(
 ) -> None:
     more = ["--on_the_fly", "--augment", "full", "--loss_type", "weighted_bce"]
     more += ["--patches_per_volume", "3", "--patches_per_epoch", "7", "--num_workers", "1"]
+    more += ["--epochs", "1"]
     assert main([*tiny, *more, "--train_files", "none.h5"]) == 0
     output = capsys.readouterr().out
     for part in ("simulated on the fly, 3 patches of each", "augmentation full", " volumes/s, wai"):
@@ -181,13 +182,13 @@ def test_volumes_on_the_fly_need_no_training_files(
 
 def test_augmented_files_train_on_other_patches(tiny: list[str], tmp_path: Path) -> None:
     losses = []
-    for level in ("none", "flips", "full"):
+    for level in ("none", "full"):
         more = ["--augment", level, "--experiment_title", level, "--epochs", "1"]
         assert main([*tiny, *more]) == 0
         log = json.loads((tmp_path / "logs" / level / "logs.json").read_text())
         losses.append(log["epochs"][0]["train_loss"])
         assert "volumes_per_second" not in log["epochs"][0]
-    assert len(set(losses)) == 3
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.parametrize("loss_type", ["bce", "weighted_bce", "boundary_weighted_dice"])
