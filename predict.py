@@ -209,15 +209,22 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     state = load_checkpoint(flags.checkpoint)
     compute = choose_compute(flags.device, flags.precision)
     config = ModelConfig.from_dict(state["model_config"])
+    check_objective(state, flags)
     check_network(config, stack, flags)
     model = restore_model(config, state["model_state"], flags.checkpoint, compute.device)
     normalizer = PercentileNormalizer.from_dict(state["normalizer"])
+    by_planes = config.spatial_dims < len(stack.shape)
+    if by_planes:
+        from utils.prediction.planewise import PlaneByPlane
+
+        print("note: a 2D network on a stack: each plane along z is predicted by itself")
+        model = PlaneByPlane(model)
 
     print(describe_stack(stack))
     percentiles = measure_percentiles(stack, normalizer)
-    shape = choose_shape(stack, state["spacing_voxels"], flags)
+    shape = choose_shape(stack, state["spacing_voxels"], flags, by_planes)
     precision = "bf16" if compute.precision.startswith("bf16") else "32"
-    windows = first_windows(shape, int(state["patch_size"]), precision, flags)
+    windows = first_windows(shape, int(state["patch_size"]), precision, flags, by_planes)
     plan = make_plan(
         stack,
         shape,
@@ -247,6 +254,15 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     return Task(stack, model, normalizer, percentiles, plan, outputs, recipe)
 
 
+def check_objective(state: dict[str, Any], flags: argparse.Namespace) -> None:
+    """Raise FlagError for a network whose answer is no probability of belonging to a column."""
+    if state.get("flags", {}).get("objective") == "keypoints":
+        raise FlagError(
+            f"--checkpoint {flags.checkpoint}: was trained with --objective keypoints to find "
+            "centres, so its map is no mask; name a network that was trained to segment"
+        )
+
+
 def check_network(config: Any, stack: Stack, flags: argparse.Namespace) -> None:
     """Raise FlagError if the network does not fit the stack."""
     if (config.in_channels, config.out_channels) != (1, 1):
@@ -255,11 +271,10 @@ def check_network(config: Any, stack: Stack, flags: argparse.Namespace) -> None:
             f"{config.out_channels} output channels; one of each is needed"
         )
     dims = len(stack.shape)
-    if config.spatial_dims != dims:
-        what = "an image" if dims == 2 else "a stack"
+    if config.spatial_dims > dims:
         raise FlagError(
             f"--checkpoint {flags.checkpoint}: a {config.spatial_dims}D network, but {stack.path} "
-            f"is {what} of {dims} axes; name a network of train_basic_{dims}dunet.py"
+            f"is an image of {dims} axes; name a network of train_basic_{dims}dunet.py"
         )
 
 
@@ -280,11 +295,12 @@ def restore_model(config: Any, weights: dict[str, Any], path: str, device: str) 
 
 
 def choose_shape(
-    stack: Stack, trained_spacing: Sequence[float], flags: argparse.Namespace
+    stack: Stack, trained_spacing: Sequence[float], flags: argparse.Namespace, by_planes: bool
 ) -> tuple[int, ...]:
     """Return the shape in which the network sees the stack, and print why.
 
-    Voxels become cubes of the finest edge where the spacing is known, times ``--scale``.
+    Voxels become cubes of the finest edge where the spacing is known, times ``--scale``; ``z``
+    stays as it is where planes are predicted one by one.
     """
     from utils.prediction.resampling import scaled_shape
 
@@ -294,6 +310,8 @@ def choose_shape(
         factor = measure_scale(stack, sum(trained_spacing) / len(trained_spacing))
     factors = tuple(factor * size / min(sizes) for size in sizes)
     factors = tuple(1.0 if abs(f - 1) <= SAME_VOXEL else f for f in factors)
+    if by_planes:
+        factors = (*factors[:-1], 1.0)
     if stack.spacing is None and len(stack.shape) == 3:
         print("note: the voxel size is unknown, so voxels are taken for cubes; see --voxel_size")
     return scaled_shape(stack.shape, factors)
@@ -320,13 +338,19 @@ def measure_scale(stack: Stack, trained: float) -> float:
 
 
 def first_windows(
-    shape: tuple[int, ...], patch_size: int, precision: str, flags: argparse.Namespace
+    shape: tuple[int, ...],
+    patch_size: int,
+    precision: str,
+    flags: argparse.Namespace,
+    by_planes: bool,
 ) -> Windows:
     """Return the windows as large as they are wanted."""
     from utils.prediction.out_of_core import LARGEST_BATCH
     from utils.prediction.sliding_window import Windows, window_within
 
     edges = window_within(shape, flags.window or patch_size)
+    if by_planes:
+        edges = (*edges[:-1], 1)
     batch_size = flags.batch_size or LARGEST_BATCH
     return Windows(edges, flags.overlap, batch_size, flags.tta, precision)
 

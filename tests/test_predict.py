@@ -13,6 +13,7 @@ import predict
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.prediction.microscope_files import StackLayout, open_stack, write_stack
+from utils.prediction.planewise import PlaneByPlane
 from utils.prediction.sliding_window import predict_volume
 from utils.training.experiment import Experiment
 
@@ -140,6 +141,35 @@ def test_an_image_goes_through_a_2d_network(tmp_path):
     probabilities, spacing = read(tmp_path / "p.tif")
     np.testing.assert_allclose(probabilities, expected_map(log, image), atol=2e-5)
     assert spacing == pytest.approx(SPACING[:2])
+
+
+def test_a_2d_network_takes_a_stack_plane_by_plane(tmp_path, capsys):
+    log = make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=2, start_channels=2))
+    image = make_image((20, 18, 5))
+    source = save(tmp_path / "brain.tif", image, (0.5, 0.5, 1.0))
+    flags = ["--probabilities", str(tmp_path / "p.tif"), "--scale", "1.2"]
+    assert run(log, source, tmp_path / "m.tif", *flags) == 0
+    assert "resampled to 24 x 22 x 5 and back" in capsys.readouterr().out
+    assert run(log, source, tmp_path / "m.tif", *flags[:2], "--tta", "--overwrite") == 0
+    assert "each plane along z is predicted by itself" in capsys.readouterr().out
+    probabilities, spacing = read(tmp_path / "p.tif")
+    state = torch.load(log / "checkpoints" / "best.pth", weights_only=True)
+    model = build_model(ModelConfig.from_dict(state["model_config"]))
+    model.load_state_dict(state["model_state"])
+    options = {"window": (16, 16, 1), "flips": True}
+    expected = predict_volume(PlaneByPlane(model), image, PercentileNormalizer(), **options)
+    np.testing.assert_allclose(probabilities, expected, atol=2e-5)
+    assert spacing == pytest.approx((0.5, 0.5, 1.0))
+
+
+def test_a_network_for_centres_is_told_apart(tmp_path, capsys):
+    config = ModelConfig(spatial_dims=2, depth=2, start_channels=2)
+    log = make_log(tmp_path / "log", config, flags={"objective": "keypoints"})
+    source = save(tmp_path / "image.tif", make_image((40, 30)))
+    assert run(log, source, tmp_path / "m.tif") == 2
+    error = capsys.readouterr().err
+    assert "--objective keypoints" in error and error.count("\n") == 1
+    assert not (tmp_path / "m.tif").exists()
 
 
 @pytest.mark.parametrize("value", [0, 7])
