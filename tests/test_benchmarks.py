@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,7 +130,8 @@ def test_recipes_are_compared_on_unseen_volumes(
         return subprocess.CompletedProcess(command, train_basic_3dunet.main(command[2:]))
 
     # In this process, which has imported torch already.
-    monkeypatch.setattr(bench_learning.subprocess, "run", run_here)
+    here = SimpleNamespace(**{**vars(subprocess), "run": run_here})
+    monkeypatch.setattr(bench_learning, "subprocess", here)
     directory = tmp_path / "runs"
     tiny = (
         f"--train_files {volumes} --val_files {volumes} --depth 2 --start_channels 2 "
