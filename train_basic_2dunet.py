@@ -170,6 +170,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
     add("--compile", default="auto", choices=COMPILE_CHOICES,
         help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
+    add("--deterministic", action="store_true",
+        help="the same bits in each run on this machine, where torch can; slower, and compiled "
+        "only with --compile on")
     # fmt: on
     return parse_training_flags(parser, arguments, __file__)
 
@@ -203,6 +206,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from models import ModelConfig, build_model, count_parameters
     from utils.data import AugmentedDataset
     from utils.training.compiling import choose_compiling
+    from utils.training.determinism import be_deterministic, recorded_threads
     from utils.training.device import choose_compute, choose_processes, make_fabric
     from utils.training.experiment import record_exit
     from utils.training.loop import score, train
@@ -211,6 +215,8 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from utils.training.resuming import find_resumption
     from utils.training.run import begin_experiment
 
+    if options.deterministic:
+        be_deterministic(recorded_threads(directory))
     compute = choose_compute(options.device, options.precision)
     processes = choose_processes(options, compute.device)
     model_config = ModelConfig(**settings)
@@ -219,7 +225,9 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
     compiling = choose_compiling(options, compute.device, flags.stem_stride, flags.L_train)
-    fabric = make_fabric(compute, options.seed, processes, command)
+    fabric = make_fabric(
+        *(compute, options.seed, processes, command), deterministic=options.deterministic
+    )
     with first_rank_first():
         sets = make_data(flags)
     trained_on = sets["train"]

@@ -165,6 +165,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
     add("--compile", default="auto", choices=COMPILE_CHOICES,
         help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
+    add("--deterministic", action="store_true",
+        help="the same bits in each run on this machine, where torch can; slower, and compiled "
+        "only with --compile on")
     # fmt: on
     return parse_training_flags(parser, arguments, __file__)
 
@@ -199,6 +202,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from models import ModelConfig, build_model, count_parameters
     from utils.data import AugmentedDataset, SegmentationFake3DDataset
     from utils.training.compiling import choose_compiling
+    from utils.training.determinism import be_deterministic, recorded_threads
     from utils.training.device import choose_compute, choose_processes, make_fabric
     from utils.training.experiment import record_exit
     from utils.training.loop import train
@@ -206,6 +210,8 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from utils.training.resuming import find_resumption
     from utils.training.run import begin_experiment
 
+    if options.deterministic:
+        be_deterministic(recorded_threads(directory))
     compute = choose_compute(options.device, options.precision)
     processes = choose_processes(options, compute.device)
     model_config = ModelConfig(**settings)
@@ -224,7 +230,9 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     loss = build_loss(options, foreground)
     resumption = find_resumption(directory) if flags.resume else None
     compiling = choose_compiling(options, compute.device, flags.stem_stride, len(train_data))
-    fabric = make_fabric(compute, options.seed, processes, command)
+    fabric = make_fabric(
+        *(compute, options.seed, processes, command), deterministic=options.deterministic
+    )
     model = build_model(model_config)
 
     facts = {

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """Return a copy of ``model`` that follows its weights and buffers; None for a decay of 0.
@@ -20,7 +22,7 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """
     if not decay:
         return None
-    return AveragedModel(model, avg_fn=_follow(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=_follow(decay), use_buffers=True)
 
 
 @contextmanager
@@ -33,12 +35,18 @@ def averaged_weights(model: nn.Module, average: AveragedModel | None) -> Iterato
         _swap(model, average)
 
 
-def _follow(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    def update(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        if not averaged.is_floating_point():
-            return current
+def _follow(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Return what moves averaged tensors, all of one type, towards the current ones."""
+
+    @torch.no_grad()
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = int(count)
-        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n)))
+        share = 1 - min(decay, (1 + n) / (10 + n))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, share)
+            else:
+                old.copy_(new)
 
     return update
 

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from utils.replacing import replacing
+from utils.training.determinism import NOT_DETERMINISTIC
 from utils.training.pretrained import find_pretrained, pretrained_names, unpack_weights
 from utils.training.processes import INTERRUPTED, settle
 from utils.training.watch import disband, is_lost_connection, last_words
@@ -344,6 +345,8 @@ def explain(error: BaseException, signals: Sequence[str] = ()) -> str:
         return f"a loader process died; try --num_workers 0 ({text[:200]})"
     if is_lost_connection(error):
         return f"the connection to another process of this training is lost ({text[:200]})"
+    if _is_not_deterministic(error):
+        return f"--deterministic: torch cannot, use --device cpu or leave it out ({text[:200]})"
     if isinstance(error, TrainingError):
         return text
     return f"{type(error).__name__}: {text}"
@@ -394,7 +397,8 @@ def git_revision(folder: Path) -> str | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether numpy or torch, on any device, found no memory."""
-    allocation = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
+    allocation = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return allocation or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
@@ -410,12 +414,17 @@ def _is_dead_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
+def _is_not_deterministic(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and NOT_DETERMINISTIC in str(error)
+
+
 def _is_known(error: BaseException) -> bool:
+    from utils.simulation.geometry import GeometryError
     from utils.storage import StorageError
 
-    expected = isinstance(error, (TrainingError, StorageError, OSError))
+    expected = isinstance(error, (TrainingError, StorageError, GeometryError, OSError))
     ours = is_out_of_memory(error) or _is_dead_worker(error) or is_lost_connection(error)
-    return expected or ours
+    return expected or ours or _is_not_deterministic(error)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
