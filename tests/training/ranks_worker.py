@@ -1,0 +1,125 @@
+"""What each rank runs in test_distributed.py, and the single process that it is compared with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from models import ModelConfig, build_model
+from utils.training import ranks
+from utils.training.device import Compute, make_fabric
+from utils.training.experiment import Bystander, Experiment, record_exit
+from utils.training.loop import EpochSampler, build_loader, evaluate, train, train_one_epoch
+from utils.training.losses import build_loss
+from utils.training.options import TrainingOptions
+from utils.training.processes import Processes
+from utils.training.watch import disband
+
+TRAINING, VALIDATION, BATCH = 10, 3, 5
+"""Items and batch size; two ranks share batches of five unevenly."""
+
+
+class Patches(Dataset):
+    """Noise whose first voxel tells the index; every item is NaN where ``spoilt`` is its epoch."""
+
+    def __init__(self, length: int, spoilt: int = -1) -> None:
+        self.length, self.spoilt, self.epoch = length, spoilt, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng(index)
+        image = rng.random((1, 8, 8, 8), np.float32)
+        image[0, 0, 0, 0] = index if self.epoch != self.spoilt else np.nan
+        mask = (rng.random((1, 8, 8, 8)) < rng.random()).astype(np.float32)
+        return torch.from_numpy(image), torch.from_numpy(mask)
+
+
+def network() -> nn.Module:
+    """Return a small U-Net whose batch norm stays in eval mode."""
+    torch.manual_seed(1)
+    model = build_model(ModelConfig(arch="unet", spatial_dims=3, depth=2, start_channels=2))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            module.eval()
+            module.train = lambda mode=True, same=module: same
+    return model
+
+
+def measure(fabric: Fabric) -> dict[str, object]:
+    """Train two epochs and validate; return all that must not depend on the number of ranks."""
+    options = TrainingOptions(batch_size=BATCH, loss_type="dice")
+    model = network()
+    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    seen: list[list[int]] = [[], []]
+    model.module.register_forward_pre_hook(
+        lambda _, inputs: seen[sampler.epoch].extend(inputs[0][:, 0, 0, 0, 0].int().tolist())
+    )
+    sampler = EpochSampler(TRAINING, seed=4)
+    loader = build_loader(fabric, Patches(TRAINING), options, sampler)
+    loss = build_loss(options)
+    trained = []
+    for sampler.epoch in range(2):
+        trained.append(train_one_epoch(fabric, model, loss, loader, optimizer, "training"))
+    seen_in_training = [list(epoch) for epoch in seen]
+    valid_loader = build_loader(fabric, Patches(VALIDATION), options)
+    validated, examples = evaluate(model, loss, valid_loader, "validation")
+    return {
+        "gradients": [parameter.grad.clone() for parameter in model.module.parameters()],
+        "weights": [parameter.detach().clone() for parameter in model.module.parameters()],
+        "names": list(model.state_dict()),
+        "seen": seen_in_training,
+        "losses": [result.loss for result in (*trained, validated)],
+        "counts": [vars(result.confusion) for result in (*trained, validated)],
+        "samples": [result.samples for result in (*trained, validated)],
+        "shown": [int(image[0, 0, 0]) for image in examples.images],
+    }
+
+
+def average_of_ranks() -> float:
+    """Return the mean over ranks of a running mean that is the rank's number."""
+    norm = nn.BatchNorm3d(1)
+    norm.running_mean.fill_(ranks.rank())
+    ranks.average_buffers(norm)
+    return float(norm.running_mean)
+
+
+def share(folder: Path) -> int:
+    """Measure with two ranks that this script has started itself; each writes what it found."""
+    command = [__file__, "share", str(folder)]
+    fabric = make_fabric(Compute("cpu", "32-true", "test"), 0, Processes(2), command)
+    found = {**measure(fabric), "average": average_of_ranks()}
+    torch.save(found, folder / f"rank_{ranks.rank()}.pt")
+    disband()
+    return 0
+
+
+def fail(folder: Path) -> int:
+    """Train with two ranks that torchrun has started, until rank 1 meets a NaN in epoch 2."""
+    fabric = make_fabric(Compute("cpu", "32-true", "test"), 0, Processes(2, 1, "torchrun"))
+    Experiment.draw = lambda self, history, examples: None
+    if ranks.rank():
+        experiment: Experiment = Bystander(folder / "run")
+    else:
+        experiment = Experiment.create(folder / "run", {}, __file__)
+    data = Patches(6, spoilt=2 if ranks.rank() else -1), Patches(2)
+    options = TrainingOptions(batch_size=4, epochs=3)
+    loss = build_loss(options)
+    return record_exit(
+        experiment, lambda: train(fabric, network(), loss, *data, options, experiment, {})
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit({"share": share, "fail": fail}[sys.argv[1]](Path(sys.argv[2])))

@@ -1,0 +1,132 @@
+"""Several processes train one network: gloo on a CPU, started by the script and by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks_worker
+import torch
+from conftest import write_fake_file
+
+import train_basic_3dunet
+from utils.training.device import Compute, make_fabric
+from utils.training.experiment import load_checkpoint
+
+ROOT = Path(train_basic_3dunet.__file__).parent
+WORKER = ranks_worker.__file__
+
+
+def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run Python from the root of the checkout, with one thread a process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def single() -> dict:
+    return ranks_worker.measure(make_fabric(Compute("cpu", "32-true", "test"), 0))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("share")
+    ended = run_python(WORKER, "share", folder)
+    assert ended.returncode == 0, ended.stderr
+    assert "Warning" not in ended.stderr
+    return [torch.load(folder / f"rank_{rank}.pt") for rank in range(2)]
+
+
+def test_ranks_have_the_gradients_of_the_whole_batch(single: dict, both: list[dict]) -> None:
+    for name in ("gradients", "weights"):
+        for one, first, second in zip(single[name], both[0][name], both[1][name], strict=True):
+            assert torch.equal(first, second)
+            torch.testing.assert_close(first, one, rtol=1e-4, atol=1e-7)
+    assert any(float(gradient.abs().max()) > 1e-3 for gradient in single["gradients"])
+
+
+def test_ranks_see_different_patches_that_are_together_the_single_ones(
+    single: dict, both: list[dict]
+) -> None:
+    for epoch in range(2):
+        first, second = both[0]["seen"][epoch], both[1]["seen"][epoch]
+        assert not set(first) & set(second)
+        assert [len(first), len(second)] == [6, 4]
+        whole = single["seen"][epoch]
+        for batch in range(2):
+            shares = {*first[3 * batch : 3 * batch + 3], *second[2 * batch : 2 * batch + 2]}
+            assert shares == set(whole[5 * batch : 5 * batch + 5])
+    assert single["seen"][0] != single["seen"][1]
+
+
+def test_ranks_report_the_sums_of_all(single: dict, both: list[dict]) -> None:
+    for found in both:
+        assert found["losses"] == pytest.approx(single["losses"], rel=1e-5)
+        assert found["counts"] == single["counts"]
+        assert found["samples"] == single["samples"] == [10, 10, 3]
+    assert both[0]["losses"] == both[1]["losses"]
+    assert [found["shown"] for found in (single, *both)] == [[0, 1, 2], [0], [1, 2]]
+
+
+def test_weights_are_named_as_in_a_single_process(single: dict, both: list[dict]) -> None:
+    assert both[0]["names"] == single["names"]
+
+
+def test_running_statistics_are_averaged(both: list[dict]) -> None:
+    assert [found["average"] for found in both] == [0.5, 0.5]
+
+
+def test_a_failing_rank_ends_all_of_them_under_torchrun(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1")
+    ended = run_python(*launcher, "--nproc_per_node", "2", WORKER, "fail", tmp_path)
+    assert ended.returncode
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("training stopped")]
+    reason = "rank 1: the loss is nan in epoch 2, training, batch 1"
+    assert len(lines) == 1 and lines[0].startswith(f"training stopped: {reason}")
+    log = json.loads((tmp_path / "run" / "logs.json").read_text())
+    assert len(log["epochs"]) == 1
+    assert log["exit"]["status"] == 1 and log["exit"]["reason"].startswith(reason)
+
+
+def test_checkpoints_go_from_one_to_two_processes_and_back(tmp_path: Path) -> None:
+    for name, seed, samples in (("train", 1, 6), ("val", 2, 3)):
+        write_fake_file(tmp_path / f"{name}.h5", seed=seed, num_samples=samples)
+    flags = [
+        *("--data_dir", str(tmp_path), "--train_files", "train.h5", "--val_files", "val.h5"),
+        *("--log_path", str(tmp_path / "logs"), "--experiment_title", "shared"),
+        *("--depth", "2", "--start_channels", "2", "--patch_size", "8", "--batch_size", "4"),
+        *("--num_workers", "0", "--device", "cpu", "--precision", "32", "--compile", "off"),
+        "--no-tensorboard",
+    ]
+    directory = tmp_path / "logs" / "shared"
+    assert train_basic_3dunet.main([*flags, "--epochs", "1"]) == 0
+    names = list(load_checkpoint(directory / "checkpoints" / "last.pth")["model_state"])
+
+    two = run_python(
+        ROOT / "train_basic_3dunet.py", *flags, "--resume", "--epochs", "2", "--devices", "2"
+    )
+    assert two.returncode == 0, two.stderr
+    assert two.stderr == ""
+    assert "2 processes train together" in two.stdout
+    for part in ("epoch 2/2", "network ", "machine "):
+        assert two.stdout.count(part) == 1
+    state = load_checkpoint(directory / "checkpoints" / "last.pth")
+    assert list(state["model_state"]) == names and state["epoch"] == 2
+    assert json.loads((directory / "config.json").read_text())["processes"] == 2
+
+    assert train_basic_3dunet.main([*flags, "--resume", "--epochs", "3", "--devices", "1"]) == 0
+    log = json.loads((directory / "logs.json").read_text())
+    assert [record["epoch"] for record in log["epochs"]] == [1, 2, 3]
+    assert [resumption["epoch"] for resumption in log["resumptions"]] == [1, 2]
+    assert log["exit"]["status"] == 0
