@@ -17,6 +17,7 @@ from utils.data.augmentation import (
     augmentation_rng,
     draw_symmetry,
 )
+from utils.training.options import AUGMENT_LEVELS
 
 SHAPES = [(16, 16, 16), (12, 12, 8), (20, 20), (12, 18)]
 
@@ -167,6 +168,10 @@ def test_axes_of_other_length_keep_their_places() -> None:
 def test_none_returns_the_very_item() -> None:
     image, mask = torch.rand(1, 4, 4), torch.ones(1, 4, 4)
     assert all(a is b for a, b in zip(changed("none", image, mask), (image, mask), strict=True))
+
+
+def test_the_flags_offer_all_levels() -> None:
+    assert AUGMENT_LEVELS == LEVELS
 
 
 def test_an_unknown_level_is_named() -> None:

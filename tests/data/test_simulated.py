@@ -15,6 +15,7 @@ from utils.data.simulated import BUFFERED_VOLUMES, PatchBuffer, PatchMixer, Rate
 from utils.simulation.geometry import GeometryError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, encode_row, open_writer
+from utils.training.experiment import Experiment, record_exit
 from utils.training.losses import measure_foreground
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -268,12 +269,26 @@ def test_more_processes_than_patches_are_refused(tiny_config: VolumeConfig) -> N
             make(tiny_config).make_loader(batch_size, world_size=world_size)
 
 
+IMPOSSIBLE = VolumeConfig(shape=(16, 16, 16), lattice_intervals=(1, 1), min_columns=99, max_tries=2)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_impossible_configuration_is_named(workers: int) -> None:
-    config = VolumeConfig(shape=(16, 16, 16), lattice_intervals=(1, 1), min_columns=99, max_tries=2)
-    loader = make(config).make_loader(4, num_workers=workers)
+    loader = make(IMPOSSIBLE).make_loader(4, num_workers=workers)
     with pytest.raises(GeometryError, match="no geometry with at least 99 columns"):
         next(iter(loader))
+
+
+def test_an_error_in_a_worker_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = Experiment.create(tmp_path / "run", {}, __file__)
+    loader = make(IMPOSSIBLE).make_loader(4, num_workers=1)
+    assert record_exit(experiment, lambda: str(next(iter(loader)))) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith("training stopped: GeometryError: no geometry with at least 99 columns")
+    assert experiment.read_log()["exit"]["reason"] in line
 
 
 def test_a_volume_knows_all_of_itself(tiny_config: VolumeConfig) -> None:
