@@ -12,8 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_both_are_there() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["quickstart_2d", "quickstart_3d"]
+def test_all_are_there() -> None:
+    expected = ["predict_real_stack", "quickstart_2d", "quickstart_3d"]
+    assert [path.stem for path in NOTEBOOKS] == expected
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
