@@ -49,23 +49,7 @@ BATCH_SIZE = 4  # windows
 SURFACE_TOLERANCE = 1.0  # voxels up to which two surfaces agree
 SEED = 0  # of the bootstrap
 COMPARISON = "comparison"  # folder for the results of --compare
-MOST_ROWS = 16  # volumes that the printed table lists one by one
 SHOWN = 5  # volumes in predictions.png
-KINDS = ("left_out", "rendered", "A", "B", "C")  # of columns, as in utils.prediction.column_recall
-LOWER_IS_BETTER = ("total_error", "hd95", "hd95_um", "sheet_false_positive_rate", "seconds")
-COMPARED = (  # scores that the printed comparison lists, where both sides have them
-    "iou",
-    "sheet_iou",
-    "sheet_auc",
-    "dice",
-    "precision",
-    "recall",
-    "total_error",
-    "surface_dice",
-    "hd95",
-    "recall_rendered",
-    "recall_left_out",
-)
 
 
 @dataclass(frozen=True)
@@ -250,13 +234,16 @@ def evaluate(flags: argparse.Namespace) -> int:
         task = prepare(flags)
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    from utils.prediction.score_report import score_lines
+
     try:
         results = score_volumes(task, flags)
         means = average([result.scores for result in results], flags.seed)
         paths = write_results(task, flags, results, means, task.output)
+        lines = score_lines({result.index: result.scores for result in results}, means)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return fail_while_scoring(error)
-    print("\n".join([*table(results, means), *(f"wrote {path}" for path in paths)]))
+    print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
     print("".join(f"note: {note}\n" for note in notes(task)), end="")
     return 0
 
@@ -520,6 +507,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def draw(results: Sequence[Result], means: dict[str, Interval], output: Path) -> list[Path]:
     """Draw the best and worst volumes, recall by column type and the score by conditions."""
     from utils import figures
+    from utils.prediction.column_recall import KINDS
 
     shown = pick_shown(results)
     images, masks, probabilities = zip(*(result.slices for _, result in shown), strict=True)
@@ -578,6 +566,7 @@ def summarise(
     means: dict[str, Interval],
 ) -> dict[str, Any]:
     """Return all that says what was scored, how, and with which outcome, as plain JSON."""
+    from utils.prediction.column_recall import KINDS
     from utils.training.experiment import describe_program
 
     return {
@@ -645,65 +634,6 @@ def notes(task: Task) -> list[str]:
     return found
 
 
-def table(results: Sequence[Result], means: dict[str, Interval]) -> list[str]:
-    """Return the lines that a user reads at the end: the prediction beside the whole sheet."""
-    lines = [
-        "               IoU, whole volume       IoU, inside the sheet       AUC there",
-        "           predicted  whole sheet    predicted  whole sheet    predicted",
-        *(table_row(f"volume {r.index}", r.scores) for r in results[:MOST_ROWS]),
-    ]
-    if len(results) > MOST_ROWS:
-        lines.append(f"and {len(results) - MOST_ROWS} more volumes in metrics.csv")
-    if len(results) > 1:
-        for label, key in (("mean", "mean"), ("95 % from", "low"), ("95 % to", "high")):
-            lines.append(table_row(label, {name: getattr(means[name], key) for name in means}))
-    rest = ("dice", "precision", "recall", "total_error")
-    words = [f"{name.replace('_', ' ')} {shorten(means[name].mean)}" for name in rest]
-    lines.append(f"prediction: {', '.join(words)}")
-    lines.extend(surface_lines(means))
-    lines.extend(column_lines(results, means))
-    gain = means["iou_gain"]
-    spread = "" if math.isnan(gain.low) else f" (95 %: {gain.low:+.3f} to {gain.high:+.3f})"
-    lines.append(f"IoU of the prediction minus that of the whole sheet: {gain.mean:+.3f}{spread}")
-    return lines
-
-
-def surface_lines(means: dict[str, Interval]) -> list[str]:
-    """Return a line on the surfaces; none with --no_surface."""
-    if "hd95" not in means:
-        return []
-    line = f"surfaces: HD95 {means['hd95'].mean:.2f} voxels"
-    if not math.isnan(means["hd95_um"].mean):
-        line += f" ({means['hd95_um'].mean:.3g} um)"
-    return [f"{line}, surface Dice {shorten(means['surface_dice'].mean)}"]
-
-
-def column_lines(results: Sequence[Result], means: dict[str, Interval]) -> list[str]:
-    """Return two lines: rendered and left-out columns, and the gaps as their yardstick."""
-    lines = []
-    for kind, name in (("rendered", "rendered columns"), ("left_out", "left-out columns")):
-        lines.append(
-            f"{name}: recall {shorten(means[f'recall_{kind}'].mean)}; "
-            f"{shorten(means[f'covered_{kind}'].mean)} of {sum_columns(results, kind)} columns are "
-            "at least half covered"
-        )
-    gaps = shorten(means["sheet_false_positive_rate"].mean)
-    return [*lines, f"gaps between columns: {gaps} of their voxels called column"]
-
-
-def table_row(label: str, scores: Mapping[str, float]) -> str:
-    """Return one line of the table."""
-    columns = ("iou", "baseline_iou", "sheet_iou", "sheet_baseline_iou", "sheet_auc")
-    cells = [shorten(scores[name]) for name in columns]
-    widths = (9, 13, 13, 13, 13)
-    return f"{label:<11}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
-
-
-def shorten(score: float) -> str:
-    """Return ``score`` with three decimals, a dash where it is NaN."""
-    return "-" if math.isnan(score) else f"{score:.3f}"
-
-
 # Two sets of predictions --------------------------------------------------------------------------
 
 
@@ -729,6 +659,9 @@ def compare(flags: argparse.Namespace) -> int:
         output = make_output(default_output(flags))
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    from utils.prediction.comparison import subtract
+    from utils.prediction.score_report import comparison_lines
+
     try:
         scored = [score_side(s, flags, x) for s, x in zip(sides, "AB", strict=True)]
         paths = []
@@ -741,7 +674,7 @@ def compare(flags: argparse.Namespace) -> int:
         paths += write_comparison(sides, [rows for rows, _ in scored], differences, flags, output)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return fail_while_scoring(error)
-    lines = comparison_table(sides, differences)
+    lines = comparison_lines([side.name for side in sides], differences)
     print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
     return 0
 
@@ -798,34 +731,6 @@ def score_side(
     return {result.index: result.row for result in results}, results
 
 
-def subtract(
-    a: Mapping[int, Mapping[str, float]], b: Mapping[int, Mapping[str, float]], seed: int
-) -> dict[str, PairedDifference]:
-    """Return B - A of every score that both have and that can differ."""
-    import numpy as np
-
-    from utils.prediction.statistics import compare_paired
-
-    shared = [name for name in next(iter(a.values())) if name in next(iter(b.values()))]
-    pairs = {
-        name: [np.array([rows[index][name] for index in a]) for rows in (a, b)]
-        for name in shared
-        if is_score(name)
-    }
-    return {
-        name: compare_paired(*pair, np.random.default_rng(seed)) for name, pair in pairs.items()
-    }
-
-
-def is_score(name: str) -> bool:
-    """Return whether a column of the table is about the prediction, not about the volume."""
-    from utils.prediction.conditions import Conditions
-
-    about = {"volume", "seconds", "foreground", "baseline_iou", "sheet_baseline_iou"}
-    about |= {field.name for field in dataclasses.fields(Conditions)}
-    return name not in about and not name.startswith("columns_")
-
-
 def write_comparison(
     sides: Sequence[Side],
     rows: Sequence[Mapping[int, Mapping[str, float]]],
@@ -835,12 +740,14 @@ def write_comparison(
 ) -> list[Path]:
     """Write comparison.csv, comparison.json and comparison.png; return their paths."""
     from utils.figures import save_comparison
+    from utils.prediction.comparison import paired_rows
+    from utils.prediction.score_report import COMPARED
     from utils.prediction.score_table import as_csv
     from utils.training.experiment import describe_program
 
     paths = [output / f"comparison.{ending}" for ending in ("csv", "json", "png")]
     a, b = rows
-    write_text(paths[0], as_csv([paired_row(index, a, b, differences) for index in a]))
+    write_text(paths[0], as_csv(paired_rows(a, b, differences)))
     summary = {
         "a": sides[0].name,
         "b": sides[1].name,
@@ -864,47 +771,6 @@ def write_comparison(
         names=[side.name for side in sides],
     )
     return paths
-
-
-def paired_row(
-    index: int,
-    a: Mapping[int, Mapping[str, float]],
-    b: Mapping[int, Mapping[str, float]],
-    names: Mapping[str, object],
-) -> dict[str, float]:
-    """Return both scores of one volume and their difference, score by score."""
-    row: dict[str, float] = {"volume": index}
-    for name in names:
-        first, second = a[index][name], b[index][name]
-        row |= {f"{name}_a": first, f"{name}_b": second, f"{name}_difference": second - first}
-    return row
-
-
-def comparison_table(
-    sides: Sequence[Side], differences: Mapping[str, PairedDifference]
-) -> list[str]:
-    """Return the lines that a user reads at the end."""
-    lines = [f"{letter} = {side.name}" for letter, side in zip("AB", sides, strict=True)]
-    head = ("score", "A", "B", "B - A", "95 % interval", "B better in", "Wilcoxon p")
-    lines.append("{:<18}{:>8}{:>9}{:>9}{:>20}{:>14}{:>12}".format(*head))
-    for name in COMPARED:
-        if name in differences:
-            lines.append(comparison_row(name, differences[name]))
-    return lines
-
-
-def comparison_row(name: str, found: PairedDifference) -> str:
-    """Return one line of the comparison."""
-    gap = found.difference
-    better = found.a_higher if name in LOWER_IS_BETTER else found.b_higher
-    spread = "-" if math.isnan(gap.low) else f"{gap.low:+.3f} to {gap.high:+.3f}"
-    p = "-" if math.isnan(found.p_value) else f"{found.p_value:.2g}"
-    difference = "-" if math.isnan(gap.mean) else f"{gap.mean:+.3f}"
-    label = name.replace("_", " ")
-    return (
-        f"{label:<18}{shorten(found.a):>8}{shorten(found.b):>9}{difference:>9}{spread:>20}"
-        f"{f'{better} of {gap.volumes}':>14}{p:>12}"
-    )
 
 
 if __name__ == "__main__":

@@ -394,6 +394,7 @@ def read_comparison(folder):
     }
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_compared_predictions_differ_by_pairs(data, masks, tmp_path, capsys):
     output = tmp_path / "out"
     flags = ["--compare", *map(str, masks), "--data", str(data), "--output", str(output)]
@@ -409,7 +410,7 @@ def test_compared_predictions_differ_by_pairs(data, masks, tmp_path, capsys):
     assert found["b_higher"] == sum(gap > 0 for gap in gaps)
     assert "gain" not in summary["differences"] and "foreground" not in summary["differences"]
     assert sorted(p.name for p in (output / "A").iterdir()) == RESULTS
-    assert (output / "comparison.png").stat().st_size > 10_000
+    assert (output / "comparison.png").exists()
     assert f"{np.mean(gaps):+.3f}" in capsys.readouterr().out
 
 

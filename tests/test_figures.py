@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from utils import figures
+from utils.prediction.statistics import Interval
 from utils.prediction.microscope_files import StackLayout, write_stack
 from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 
@@ -102,6 +103,55 @@ def test_predictions_that_do_not_match_are_refused(
     with pytest.raises(ValueError, match=said):
         figures.save_predictions(*lists, tmp_path / "p.png")
     assert not list(tmp_path.iterdir())
+
+
+def interval(mean: float, half: float = 0.1) -> Interval:
+    return Interval(mean, mean - half, mean + half, 5)
+
+
+def test_recall_of_columns_is_drawn_with_and_without_intervals(tmp_path: Path) -> None:
+    nan = math.nan
+    recalls = {
+        "left_out": (interval(0.4), Interval(nan, nan, nan, 0), 0),
+        "A": (Interval(0.5, nan, nan, 1), interval(0.9), 12),
+    }
+    path = figures.save_column_recall(recalls, nan, tmp_path / "columns.png")
+    with Image.open(path) as picture:
+        assert picture.width > 600
+
+
+@pytest.mark.parametrize("count", [1, 16])
+def test_scores_are_drawn_over_every_condition(count: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    conditions = {name: rng.random(count) for name in ("gain", "spacing_voxels", "foreground")}
+    conditions["of_another_kind"] = np.ones(count)
+    path = figures.save_scores_by_condition(
+        rng.random(count), rng.random(count), conditions, tmp_path / "c.png"
+    )
+    with Image.open(path) as picture:
+        assert picture.height > 600  # two rows
+
+
+def test_a_comparison_shows_both_sides_and_no_distances(tmp_path: Path) -> None:
+    drawn = []
+    figures_saved = figures._save_figure
+
+    def keep(figure: object, path: Path, dpi: int = 110) -> Path:
+        drawn.append(figure)
+        return figures_saved(figure, path, dpi)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "_save_figure", keep)
+        figures.save_comparison(
+            [0.5, 0.6],
+            [0.55, 0.5],
+            {"iou": interval(-0.02), "hd95": interval(3.0), "recall": interval(0.1)},
+            tmp_path / "c.png",
+            names=("logs/first", "x" * 100),
+        )
+    paired, gaps = drawn[0].axes
+    assert [text.get_text() for text in gaps.get_yticklabels()] == ["IoU", "recall"]
+    assert paired.get_xlabel() == "IoU of A: logs/first" and len(paired.get_ylabel()) < 60
 
 
 def test_densest_slice_is_that_with_most_labels() -> None:

@@ -364,6 +364,7 @@ def save_column_recall(
                  label="share of the gaps between columns called column")  # fmt: skip
     ticks = [f"{words.get(k, k)}\n{recall[2]} columns" for k, recall in recalls.items()]
     axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_ylim(0.0, 1.02)
     axes.set_ylabel("share found, mean over volumes", fontsize=9)
     _style_scores(axes)
@@ -454,6 +455,19 @@ def _correlation_words(x: np.ndarray, y: np.ndarray) -> str:
     return "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
 
 
+SCORE_WORDS = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "sheet_iou": "IoU inside the sheet",
+    "sheet_auc": "AUC inside the sheet",
+    "total_error": "total error (less is better)",
+    "surface_dice": "surface Dice",
+    "recall_rendered": "recall, rendered columns",
+    "recall_left_out": "recall, left-out columns",
+}
+"""What axes say of scores; others under their own name."""
+
+
 def save_comparison(
     a: Sequence[float],
     b: Sequence[float],
@@ -481,7 +495,8 @@ def save_comparison(
     span = (max(0.0, low - margin), min(1.0, high + margin))
     paired.set(xlim=span, ylim=span, aspect="equal")
     for letter, name, put in zip("AB", names, (paired.set_xlabel, paired.set_ylabel), strict=True):
-        put(f"IoU of {letter}: {textwrap.shorten(name[::-1], 48)[::-1]}", fontsize=9)
+        short = name if len(name) <= 46 else f"...{name[-43:]}"
+        put(f"IoU of {letter}: {short}", fontsize=9)
     paired.set_title(f"{len(a)} volumes; above the line B is better", fontsize=10)
     shown = {name: gap for name, gap in differences.items() if not name.startswith("hd95")}
     at = np.arange(len(shown))[::-1]
@@ -490,7 +505,7 @@ def save_comparison(
     gaps.errorbar(means, at, xerr=np.abs(ends - means), fmt="o", color=VALID, markersize=4,
                   capsize=3, linewidth=1.2)  # fmt: skip
     gaps.axvline(0.0, color="#777777", linestyle="--", linewidth=1)
-    gaps.set_yticks(at, [name.replace("_", " ") for name in shown])
+    gaps.set_yticks(at, [SCORE_WORDS.get(name, name.replace("_", " ")) for name in shown])
     gaps.set_title("B - A, mean over volumes with its 95 % interval", fontsize=10)
     for axes in (paired, gaps):
         _style_scores(axes)
