@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from utils import figures
-from utils.prediction.statistics import Interval
 from utils.prediction.microscope_files import StackLayout, write_stack
+from utils.prediction.statistics import Interval
 from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 
 ROOT = Path(__file__).resolve().parent.parent
