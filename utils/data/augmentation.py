@@ -59,8 +59,8 @@ class Augmentation:
     from MONAI's transforms; the image is cut off at 0 and 1. Targets take part in the geometry
     only, and keep their values: the deformation gives them the nearest voxel's.
 
-    Items are changed one by one where they are loaded: on batches the same noise and grey values
-    took no less time per item (``benchmarks/bench_loader.py``), and would take it from the network.
+    Items are changed one by one where they are loaded: on batches noise and grey values take as
+    long per item (``benchmarks/bench_loader.py``), and would take it from the network's process.
 
     Raises ValueError for another level.
     """
