@@ -1,0 +1,253 @@
+"""Search hyperparameters: run a training script over and over with other flags, and compare.
+
+    python search_hyperparameters.py experiments/depth_channels.toml
+    python search_hyperparameters.py experiments/search.toml --n_trials 60 --jobs 2
+    python search_hyperparameters.py experiments/stacks.toml -- --data_dir /data/volumes --epochs 50
+
+The study file names the script, the flags that are fixed, and those that are tried; whatever
+follows -- goes to every training. Each trial is an experiment of its own,
+<log_path>/<study>/trial_0007. The same command goes on where it stopped: trials that were cut are
+repeated. With --storage on a database server, any number of machines work on one study; each
+writes its trials' directories to its own --log_path. At the end, or with --report_only at any
+time, come trials.csv, summary.json, study.png and a table.
+
+All flags stand in parse_flags, right below. Exit status: 0 when the study is complete or its time
+is up, 1 when trials fail for the same reason again and again, 2 for a mistake in the flags or the
+study file, 130 when it is interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.flags import FlagError, FlagParser
+from utils.search.definition import (
+    SCRIPTS,
+    StudyDefinition,
+    check_extra,
+    fixed_arguments,
+    read_study_file,
+    script_flags,
+)
+from utils.training.options import experiment_directory
+
+if TYPE_CHECKING:
+    from utils.search.study import Search
+
+DEFAULT_STUDY = Path(__file__).resolve().parent / "experiments" / "search.toml"
+INTERRUPTED = 130
+
+
+def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the flags, and what follows -- as ``extra``; exits with status 2 and one line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = FlagParser(
+        usage="%(prog)s [STUDY_FILE] [flags] [-- flags of the training script]",
+        description="Run a training script over and over with other flags, and compare.",
+    )
+
+    # fmt: off
+    parser.add_argument("study_file", nargs="?", default=None, metavar="STUDY_FILE",
+        help="what to try, such as those in experiments/; experiments/search.toml when not given")
+
+    add = parser.add_argument_group("study").add_argument
+    add("--study", default=None, metavar="STR",
+        help="name of the study and of its folder; the file's name when not given")
+    add("--log_path", default="./logs", metavar="STR",
+        help="folder of the study's folder")
+    add("--storage", default=None, metavar="URL",
+        help="database; sqlite:///<log_path>/<study>/study.db when not given. Several machines "
+        "need a server, such as postgresql+psycopg://user:password@host/database")
+    add("--report_only", action="store_true",
+        help="run nothing: tables and picture of what has been tried")
+
+    add = parser.add_argument_group("length").add_argument
+    add("--n_trials", default=None, type=int, metavar="INT",
+        help="most trials of the study in all, over all calls and machines; the file's number, or "
+        "every combination of a grid, when not given")
+    add("--timeout_minutes", default=None, type=float, metavar="FLOAT",
+        help="start no trial after this time; those under way come to their end")
+    add("--retry_failed", action="store_true",
+        help="repeat the trials whose training failed")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--jobs", default=1, type=int, metavar="INT",
+        help="trials at a time; they share the cores")
+    add("--gpus", default=None, nargs="+", metavar="INT",
+        help="give each job one of these GPUs in turn, such as 0 1 2 3")
+    add("--seed", default=None, type=int, metavar="INT",
+        help="of the values that tpe and random draw; another one on each machine, or none")
+    # fmt: on
+    flags = parser.parse_args(arguments[:split])
+    flags.extra = arguments[split + 1 :]
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, search, report; return the exit status."""
+    flags = parse_flags(arguments)
+    try:
+        return run(flags)
+    except (ValueError, OSError) as error:
+        print(f"search_hyperparameters.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Search as ``flags`` say; raises ValueError or OSError for mistakes of the user."""
+    definition = read_study_file(flags.study_file or DEFAULT_STUDY)
+    check_extra(definition, flags.extra)
+    n_trials = flags.n_trials if flags.n_trials is not None else definition.n_trials
+    check_flags(flags, definition, n_trials)
+    name = flags.study or definition.name
+    folder = study_folder(flags.log_path, name).resolve()
+    url = flags.storage or f"sqlite:///{folder / 'study.db'}"
+    parse, defaults = script_flags(definition.script)
+    epochs = parse([*fixed_arguments(definition, defaults), *flags.extra]).epochs
+
+    from utils.search.study import Search, database_errors, open_study, retry_failed
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with database_errors(url):
+        study = open_study(url, name, definition, extra=flags.extra, epochs=epochs, seed=flags.seed)
+        search = Search(
+            definition,
+            study,
+            folder,
+            extra=flags.extra,
+            n_trials=n_trials,
+            jobs=flags.jobs,
+            gpus=flags.gpus or (),
+            say=lambda line: print(line, flush=True),
+        )
+        status = 0
+        if not flags.report_only:
+            repeated = retry_failed(study) if flags.retry_failed else 0
+            announce(search, url, repeated)
+            status = run_until_told(search, flags.timeout_minutes)
+        report(search)
+    return status
+
+
+def check_flags(
+    flags: argparse.Namespace, definition: StudyDefinition, n_trials: int | None
+) -> None:
+    """Raise FlagError for numbers that make no sense, and for a search without an end."""
+    for name, value, least in (
+        ("--n_trials", flags.n_trials, 1),
+        ("--jobs", flags.jobs, 1),
+        ("--seed", flags.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise FlagError(f"{name} {value}: must be at least {least}")
+    minutes = flags.timeout_minutes
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise FlagError(f"--timeout_minutes {minutes}: must be larger than 0, such as 480")
+    if n_trials is None and minutes is None and definition.sampler != "grid":
+        raise FlagError(
+            f"the study {definition.name} has no end of its own (sampler {definition.sampler}, no "
+            "n_trials): give --n_trials or --timeout_minutes"
+        )
+
+
+def study_folder(log_path: str, name: str) -> Path:
+    """Return the folder of a study, there or not; raises FlagError where none can be."""
+    folder = Path(log_path) / name
+    if folder.is_dir() and Path(name).name == name:
+        return folder
+    try:
+        return experiment_directory(log_path, name)
+    except FlagError as error:
+        raise FlagError(str(error).replace("--experiment_title", "--study")) from error
+
+
+def announce(search: Search, url: str, repeated: int) -> None:
+    """Print what is about to be done."""
+    from utils.search.study import counted_trials, describe, hide_password
+
+    definition = search.definition
+    known = [trial.state.is_finished() for trial in counted_trials(search.study)]
+    done = f"{sum(known)} trials" + f", {repeated} failed ones are repeated" * bool(repeated)
+    remaining = search.remaining()
+    tries = f"{', '.join(definition.search)} ({definition.sampler}, pruner {definition.pruner})"
+    for topic, text in (
+        ("study", f"{search.study.study_name}: {definition.question}".rstrip(": ")),
+        ("script", definition.script),
+        ("tries", tries),
+        ("fixed", f"{describe(definition.fixed)} {' '.join(search.extra)}".strip()),
+        ("done", done),
+        ("to do", "as many as time allows" if remaining == math.inf else f"{remaining} trials"),
+        ("log", str(search.folder)),
+        ("storage", hide_password(url)),
+    ):
+        search.say(f"{topic:<8} {text}")
+
+
+def run_until_told(search: Search, minutes: float | None) -> int:
+    """Run ``search`` to its end, or until SIGINT or SIGTERM; return the exit status."""
+    told: list[str] = []
+
+    def cut(number: int, frame: object) -> None:
+        told.append(signal.Signals(number).name)
+        search.stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, cut) for number in numbers}
+    try:
+        search.run(None if minutes is None else 60 * minutes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        reason = f"interrupted by {told[0]}; the same command goes on"
+    elif search.failure:
+        reason = (
+            f"trials fail alike, the last with: {search.failure}; mend it, then --retry_failed "
+            "repeats them"
+        )
+    else:
+        return 0
+    print(f"search_hyperparameters.py: {reason}", file=sys.stderr)
+    return INTERRUPTED if told else 1
+
+
+def report(search: Search) -> None:
+    """Write and print what the study has found so far."""
+    from utils.figures import WHOLE_SHEET_IOU, save_study
+    from utils.search.report import (
+        format_replicates,
+        format_trials,
+        replicates,
+        trial_rows,
+        write_csv,
+        write_summary,
+    )
+
+    rows = trial_rows(search.study)
+    if not rows:
+        search.say("no trial yet")
+        return
+    means = replicates(rows)
+    baseline = WHOLE_SHEET_IOU if SCRIPTS[search.definition.script] == 3 else None
+    files = [
+        write_csv(rows, search.folder / "trials.csv"),
+        write_summary(search.definition, rows, means, search.folder / "summary.json"),
+        save_study(
+            rows, search.folder / "study.png", title=search.definition.question, baseline=baseline
+        ),
+    ]
+    search.say(f"\n{format_trials(rows)}")
+    if means:
+        search.say(f"\n{format_replicates(means)}")
+    search.say(f"\n{', '.join(path.name for path in files)} in {search.folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The study in its database: order, pruning, failures, interruption, resumption."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from utils.search import study as study_module
+from utils.search.definition import Choice, Range, StudyDefinition, StudyFileError
+from utils.search.report import trial_rows
+from utils.search.study import (
+    SAME_FAILURES,
+    Search,
+    build_pruner,
+    build_sampler,
+    hide_password,
+    machine,
+    open_study,
+    owner,
+    requeue_unless_hopeless,
+    retry_failed,
+    trial_title,
+)
+from utils.search.trial import Outcome
+
+
+def make_definition(sampler: str = "grid", pruner: str = "none", **search) -> StudyDefinition:
+    return StudyDefinition(
+        name="tiny",
+        question="Does it run?",
+        script="stub.py",
+        sampler=sampler,
+        pruner=pruner,
+        n_trials=None,
+        fixed={"epochs": 2, "start_channels": 1},
+        search=search or {"depth": Choice((2, 3)), "seed": Choice((0, 1))},
+    )
+
+
+@pytest.fixture
+def begin(stub: Path, tmp_path: Path):
+    """Open the study of ``definition`` as another process would, with what it says."""
+
+    def begin(definition: StudyDefinition, **options) -> Search:
+        folder = tmp_path / "logs"
+        folder.mkdir(exist_ok=True)
+        said: list[str] = []
+        study = open_study(f"sqlite:///{tmp_path}/study.db", "tiny", definition, seed=0)
+        return Search(definition, study, folder, say=said.append, **options)
+
+    return begin
+
+
+def ask(search: Search) -> optuna.Trial:
+    """Take a trial as a search does that is killed right afterwards."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        return search.study.ask()
+
+
+def states(search: Search) -> list[str]:
+    return [row["state"] for row in trial_rows(search.study)]
+
+
+def test_a_grid_is_run_in_order_and_once(begin) -> None:
+    search = begin(make_definition())
+    assert search.remaining() == 4
+    search.run()
+    rows = trial_rows(search.study)
+    assert [row["values"] for row in rows] == list(search.definition.grid())
+    assert [row["iou"] for row in rows] == pytest.approx([0.22, 0.221, 0.32, 0.321])
+    assert rows[3]["curve"] == pytest.approx([0.311, 0.321])
+    assert rows[3] | {"curve": 0, "iou": 0, "values": 0} == {
+        **{"trial": 3, "state": "complete", "iou": 0, "curve": 0, "values": 0},
+        **{"epoch": 2, "epochs": 2, "minutes": 0.2, "parameters": 300, "reason": "completed"},
+        "directory": str(search.folder / "trial_0003"),
+    }
+    said = search.say.__self__  # the list that collects it
+    ending = "trial_0003 complete: IoU 0.321 in epoch 2 of 2"
+    assert sum(line.startswith(ending) for line in said) == 1
+    again = begin(make_definition())
+    assert again.remaining() == 0
+    again.run()
+    assert len(again.study.trials) == 4
+
+
+def test_several_jobs_leave_nothing_out(begin) -> None:
+    search = begin(make_definition(), jobs=3, gpus=("5", "6"))
+    search.run()
+    assert states(search) == ["complete"] * 4
+
+
+def test_jobs_share_cores_and_gpus(begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    seen = []
+
+    def run_training(command, *arguments, environment, **callbacks):
+        seen.append(environment)
+        return Outcome(0, "", ({"epoch": 1, "valid_iou": 0.5, "seconds": 1.0},), 1)
+
+    monkeypatch.setattr(study_module, "run_training", run_training)
+    search = begin(make_definition(), jobs=2, gpus=("5", "6"))
+    search.run()
+    assert {variables["CUDA_VISIBLE_DEVICES"] for variables in seen} <= {"5", "6"}
+    cores = len(os.sched_getaffinity(0))
+    assert {v["OMP_NUM_THREADS"] for v in seen} == {str(max(1, cores // 2))}
+
+
+def test_ranges_stop_at_the_number_of_trials(begin) -> None:
+    space = {"depth": Range(2, 5), "start_lr": Range(1e-4, 1e-2, log=True)}
+    search = begin(make_definition("random", **space), n_trials=3)
+    search.run()
+    rows = trial_rows(search.study)
+    assert [row["state"] for row in rows] == ["complete"] * 3
+    assert all(row["values"]["depth"] in (2, 3, 4, 5) for row in rows)
+    assert all(1e-4 <= row["values"]["start_lr"] <= 1e-2 for row in rows)
+    more = begin(make_definition("random", **space), n_trials=4)
+    assert more.remaining() == 1
+    more.run()
+    assert len({row["values"]["start_lr"] for row in trial_rows(more.study)}) == 4
+
+
+def test_time_that_is_up_starts_nothing(begin) -> None:
+    search = begin(make_definition())
+    search.run(seconds=0.0)
+    assert states(search) == [] and search.remaining() == 4
+
+
+def test_failures_are_recorded_with_their_line_and_not_fatal(begin) -> None:
+    definition = make_definition(depth=Choice((7, 2, 6)))
+    search = begin(definition)
+    search.run()
+    rows = trial_rows(search.study)
+    assert [row["state"] for row in rows] == ["failed", "complete", "failed"]
+    assert rows[0]["reason"] == "stub.py: the network has 77 parameters, outside the bounds"
+    assert rows[2]["reason"] == "the loss is nan" and rows[2]["epochs"] == 2
+    assert not search.failure and begin(definition).remaining() == 0
+    assert retry_failed(search.study) == 2
+    again = begin(definition)
+    assert again.remaining() == 2
+    again.run()
+    assert len(trial_rows(again.study)) == 3  # the first attempts are left out
+    assert len(again.study.trials) == 5
+
+
+def test_failures_that_are_all_alike_end_the_search(begin) -> None:
+    search = begin(make_definition(depth=Choice((7,)), seed=Choice(tuple(range(9)))))
+    search.run()
+    assert search.failure == "stub.py: the network has 77 parameters, outside the bounds"
+    assert states(search) == ["failed"] * SAME_FAILURES
+
+
+def test_a_pruned_trial_is_told_to_end(begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "PATIENCE_TRIALS", 1)
+    monkeypatch.setattr(study_module, "PATIENCE_EPOCHS", 0)
+    definition = make_definition(pruner="median", depth=Choice((4, 2)))
+    search = begin(definition)
+    train = search._train
+
+    def slowly(trial: optuna.Trial, title: str, values: dict) -> Outcome:
+        """Let the second trial take 1000 seconds: it has to end after its first epoch."""
+        search.extra = ["--start_channels=1000"] if trial.number else []
+        return train(trial, title, values)
+
+    monkeypatch.setattr(search, "_train", slowly)
+    search.run()
+    rows = trial_rows(search.study)
+    assert [row["state"] for row in rows] == ["complete", "pruned"]
+    assert rows[1]["curve"] == pytest.approx([0.21])
+
+
+def test_an_interrupted_trial_is_repeated(begin) -> None:
+    definition = make_definition(depth=Choice((2, 3)))
+    search = begin(definition, extra=["--start_channels=1000"])
+    runner = threading.Thread(target=search.run)
+    runner.start()
+    log = search.folder / "trial_0000" / "logs.json"
+    wait_for(log.exists)
+    search.stop.set()
+    runner.join(120)
+    assert not runner.is_alive()
+    assert search.study.trials[0].state == TrialState.FAIL
+    assert states(search) == [] and search.remaining() == 2
+    again = begin(definition)
+    again.run()
+    rows = trial_rows(again.study)
+    assert sorted(row["values"]["depth"] for row in rows) == [2, 3]
+    assert {row["state"] for row in rows} == {"complete"}
+
+
+def test_a_killed_search_is_taken_up(begin, stub: Path, tmp_path: Path) -> None:
+    definition = make_definition(depth=Choice((2, 3)))
+    search = begin(definition)
+    ask(search)
+    trial = ask(search)
+    trial.suggest_categorical("depth", (2, 3))
+    with (
+        subprocess.Popen([sys.executable, "-c", "pass"]) as dead,
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as training,
+    ):
+        gone = {**owner(training.pid), "search": [dead.pid, 1.0]}
+        trial.set_user_attr("owner", gone)
+        again = begin(definition)
+        training.wait(60)  # it was ended: nobody would have followed it
+    assert again.study.trials[1].state == TrialState.FAIL
+    assert again.study.trials[2].user_attrs["repeats"] == 1
+    # The other one may run on a machine that is not this one.
+    assert again.study.trials[0].state == TrialState.RUNNING and again.remaining() == 1
+
+
+def test_a_trial_of_a_living_search_is_left_alone(begin) -> None:
+    definition = make_definition(depth=Choice((2,)))
+    trial = ask(begin(definition))
+    trial.set_user_attr("owner", owner(os.getpid()))
+    assert begin(definition).study.trials[0].state == TrialState.RUNNING
+    other = {**owner(os.getpid()), "machine": "elsewhere", "search": [1, 0.0]}
+    trial.set_user_attr("owner", other)
+    assert begin(definition).study.trials[0].state == TrialState.RUNNING
+
+
+def test_a_trial_that_kills_machines_is_given_up(begin) -> None:
+    search = begin(make_definition(depth=Choice((2,))))
+    for _ in range(10):
+        if not search.remaining():
+            break
+        trial = ask(search)
+        search.study.tell(trial, state=TrialState.FAIL)
+        requeue_unless_hopeless(search.study, search.study.trials[trial.number])
+    assert len(search.study.trials) == 1 + study_module.MOST_REPEATS
+
+
+def test_a_machine_that_went_away_is_noticed_by_its_heartbeat(
+    begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
+    definition = make_definition(depth=Choice((2,)))
+    search = begin(definition)
+    trial = ask(search)
+    search.study._storage.record_heartbeat(trial._trial_id)
+    time.sleep(3.5)
+    search = begin(definition)
+    assert search.study.trials[1].user_attrs["repeats"] == 0
+    search.run()
+    assert states(search) == ["complete"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"depth": Choice((2, 4))}, "[search] depth = "),
+        ({"depth": Choice((2, 3)), "seed": Choice((0,))}, "[search] seed = "),
+    ],
+)
+def test_another_study_of_the_same_name_is_refused(begin, change, said: str) -> None:
+    begin(make_definition(depth=Choice((2, 3))))
+    with pytest.raises(StudyFileError, match="the study tiny was begun with") as caught:
+        begin(make_definition(**change))
+    assert said in str(caught.value) and "choose another --study" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "sqlite:////nowhere/at/all/study.db", "oracle9://me:secret@host/db"]
+)
+def test_a_database_that_cannot_be_used(stub: Path, url: str) -> None:
+    with pytest.raises(StudyFileError) as caught:
+        open_study(url, "tiny", make_definition())
+    message = str(caught.value)
+    assert message.startswith("--storage ") and "sqlite:///study.db" in message
+    assert "secret" not in message and "\n" not in message
+
+
+def test_samplers_and_pruners() -> None:
+    assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    for name, kind in kinds.items():
+        assert isinstance(build_sampler(make_definition(name), None, 0), kind)
+    pruners = {
+        "none": optuna.pruners.NopPruner,
+        "median": optuna.pruners.MedianPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
+    for name, kind in pruners.items():
+        assert isinstance(build_pruner(make_definition(pruner=name), 20), kind)
+    assert machine() == machine() and trial_title(7) == "trial_0007"
+    known = owner(os.getpid())["search"]
+    assert known == [os.getpid(), psutil.Process().create_time()]
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

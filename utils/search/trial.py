@@ -1,0 +1,127 @@
+"""One trial: a training script as a process, followed epoch by epoch through its logs.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 0.5
+"""Between two looks at the process and its log."""
+GRACE_SECONDS = 60.0
+"""That a process has to end after it was asked to."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    status: int
+    """Exit status of the process; negative: the signal that ended it."""
+    reason: str
+    """One line."""
+    epochs: tuple[Mapping[str, Any], ...]
+    """The records of ``logs.json``, one an epoch."""
+    parameters: int | None
+    """Of the network; None when training never began."""
+    pruned: bool = False
+    """Ended because ``on_epoch`` wanted so."""
+    stopped: bool = False
+    """Ended because ``stop`` was set."""
+
+
+def run_training(
+    command: Sequence[str],
+    directory: Path,
+    output: Path,
+    *,
+    on_start: Callable[[int], None],
+    on_epoch: Callable[[Mapping[str, Any]], bool],
+    stop: threading.Event,
+    environment: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Run ``command`` to its end and return how it ended.
+
+    Args:
+        command: program and arguments.
+        directory: the log directory that the program will make.
+        output: file for what the program prints.
+        on_start: called with the process id.
+        on_epoch: called once with each record of ``logs.json``; returns whether training is to end
+            now. A training that is to end gets SIGTERM, and :data:`GRACE_SECONDS` later SIGKILL.
+        stop: ends the training once it is set.
+        environment: variables on top of this process's own.
+    """
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+    told, pruned = 0, False
+    try:
+        on_start(process.pid)
+        ended = False
+        while not ended and not pruned and not stop.is_set():
+            ended = process.poll() is not None  # first, so that its last record is read below
+            for record in read_log(directory)[0][told:]:
+                told += 1
+                pruned = on_epoch(record) or pruned
+            if not ended and not pruned:
+                stop.wait(POLL_SECONDS)
+    finally:
+        stopped = not pruned and process.poll() is None
+        end(process)
+    epochs, reason = read_log(directory)
+    return Outcome(
+        status=process.returncode,
+        reason=reason or last_line(output) or f"exit status {process.returncode}",
+        epochs=tuple(epochs),
+        parameters=_parameters(directory),
+        pruned=pruned,
+        stopped=stopped,
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End ``process`` if it runs still: politely, and after a while with all of its session."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def read_log(directory: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the epochs in a log directory's ``logs.json`` and why training ended, if it has."""
+    try:
+        content = json.loads((directory / "logs.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return [], None
+    ended = content["exit"]["status"] is not None
+    return content["epochs"], content["exit"]["reason"] if ended else None
+
+
+def last_line(output: Path) -> str | None:
+    """Return the last line that a program printed, of at most 500 characters."""
+    lines = output.read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:500] if lines else None
+
+
+def _parameters(directory: Path) -> int | None:
+    try:
+        return json.loads((directory / "config.json").read_text())["parameters"]
+    except FileNotFoundError:
+        return None
