@@ -190,15 +190,16 @@ def _train_one(script: str, common: Sequence[str], directory: Path, seed: int, r
     own = ["--seed", str(seed), "--log_path", str(directory), "--experiment_title", name(seed)]
     if resume and (directory / name(seed)).is_dir():
         own.append("--resume")
-    child = subprocess.Popen([sys.executable, script, *common, *own])
-    with _passing_on(child) as received:
-        status = child.wait()
+    children: list[subprocess.Popen] = []
+    with _passing_on(children) as received:
+        children.append(subprocess.Popen([sys.executable, script, *common, *own]))
+        status = children[0].wait()
     return INTERRUPTED if received else status
 
 
 @contextmanager
-def _passing_on(child: subprocess.Popen) -> Iterator[list[int]]:
-    """Within the block SIGTERM goes on to ``child``, which gets a terminal's Ctrl-C by itself.
+def _passing_on(children: Sequence[subprocess.Popen]) -> Iterator[list[int]]:
+    """Within the block SIGTERM goes on to ``children``, which get a terminal's Ctrl-C themselves.
 
     Yields the list of the signals received.
     """
@@ -206,7 +207,7 @@ def _passing_on(child: subprocess.Popen) -> Iterator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if number == signal.SIGTERM:
+        for child in children if number == signal.SIGTERM else ():
             child.terminate()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
