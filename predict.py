@@ -49,6 +49,8 @@ class Task:
     percentiles: tuple[float, float]
     plan: Plan
     outputs: dict[str, Path]
+    place: Path
+    """The mask as it was asked for: beside its name the planes that are done are kept."""
     recipe: dict[str, Any]
     """All that the result depends on, plain JSON."""
 
@@ -62,8 +64,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="log directory of an experiment, a .pth file, or a pretrained network's name")
     add("--input", required=True, metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, "
         ".h5, .hdf5, .nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
-    add("--output", required=True, metavar="FILE",
-        help="the mask (0 and 1), in the format of its ending; .tif for Fiji")
+    add("--output", metavar="FILE",
+        help="the mask (0 and 1), in the format of its ending; default: NAME_mask.tif for Fiji "
+        "beside the input, NAME_mask.ome.zarr where the map would not fit into --memory")
     add("--probabilities", nargs="?", const=BESIDE_OUTPUT, metavar="FILE",
         help="write the probability map as well; without a name, beside the output")
     add("--overwrite", action="store_true", help="replace outputs that exist")
@@ -142,6 +145,7 @@ def predict(flags: argparse.Namespace) -> int:
     ) as whole:
         stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
         task = prepare(stack, outputs, flags)
+        outputs = task.outputs
         low, high = task.percentiles
         if high > low:
             write_prediction(task, flags.threshold)
@@ -176,16 +180,16 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     """Return where mask and probabilities go; raise ValueError if they cannot."""
-    from utils.prediction.microscope_files import ENDINGS, check_output
+    from utils.prediction.microscope_files import check_output, format_of, split_ending
 
-    outputs = {"mask": Path(flags.output)}
+    format_of(flags.input)
+    source = Path(flags.input)
+    default = source.with_name(f"{split_ending(source)[0]}_mask.tif")
+    outputs = {"mask": Path(flags.output or default)}
     check_output(outputs["mask"], overwrite=flags.overwrite)
     if flags.probabilities == BESIDE_OUTPUT:
-        name = outputs["mask"].name
-        endings = sorted((e for e in ENDINGS if name.lower().endswith(e)), key=len)
-        stem = name[: -len(endings[-1])].removesuffix(".ome")
-        rest = name[len(stem) :]
-        outputs["probabilities"] = outputs["mask"].with_name(f"{stem}_probabilities{rest}")
+        stem, ending = split_ending(outputs["mask"])
+        outputs["probabilities"] = outputs["mask"].with_name(f"{stem}_probabilities{ending}")
     elif flags.probabilities is not None:
         outputs["probabilities"] = Path(flags.probabilities)
     if "probabilities" in outputs:
@@ -196,13 +200,47 @@ def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     return outputs
 
 
+def settle_outputs(
+    stack: Stack, outputs: dict[str, Path], room: int, flags: argparse.Namespace
+) -> dict[str, Path]:
+    """Return the outputs, as OME-Zarr those that would take more than ``room`` bytes.
+
+    Those are NRRD and NIfTI, which are written as a whole, and a TIFF that nobody asked for by name
+    whose voxels a viewer could not hold either.
+    """
+    from utils.prediction.microscope_files import check_output, split_ending
+    from utils.prediction.out_of_core import DTYPES, writing_memory
+
+    settled = {}
+    for name, path in outputs.items():
+        settled[name] = path
+        by_default = flags.output is None and flags.probabilities in (None, BESIDE_OUTPUT)
+        viewed = math.prod(stack.shape) * DTYPES["probabilities"].itemsize if by_default else 0
+        needed = max(writing_memory(stack, name, path), viewed)
+        if needed > room:
+            settled[name] = path.with_name(split_ending(path)[0] + ".ome.zarr")
+            check_output(settled[name], overwrite=flags.overwrite)
+            print(
+                f"note: {path.name} would take {needed / 1e9:.1f} GB of memory at once; writing "
+                f"{settled[name].name} instead"
+            )
+    return settled
+
+
 def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -> Task:
-    """Load the network, read the stack once for its percentiles, and print the plan."""
+    """Load the network, print the plan, and read the stack once for its percentiles."""
     import torch
 
     from models import ModelConfig
     from utils.data.normalize import PercentileNormalizer
-    from utils.prediction.out_of_core import make_plan, measure_percentiles
+    from utils.prediction.fusing import fused
+    from utils.prediction.out_of_core import (
+        check_loading,
+        make_plan,
+        measure_percentiles,
+        resident_memory,
+        values_alive,
+    )
     from utils.training.device import choose_compute
     from utils.training.experiment import load_checkpoint
 
@@ -211,7 +249,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     config = ModelConfig.from_dict(state["model_config"])
     check_objective(state, flags)
     check_network(config, stack, flags)
-    model = restore_model(config, state["model_state"], flags.checkpoint, compute.device)
+    model = fused(restore_model(config, state["model_state"], flags.checkpoint, compute.device))
     normalizer = PercentileNormalizer.from_dict(state["normalizer"])
     by_planes = config.spatial_dims < len(stack.shape)
     if by_planes:
@@ -221,7 +259,9 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         model = PlaneByPlane(model)
 
     print(describe_stack(stack))
-    percentiles = measure_percentiles(stack, normalizer)
+    present, limit, place = resident_memory(), memory_limit(flags), outputs["mask"]
+    check_loading(stack, present, limit)
+    outputs = settle_outputs(stack, outputs, limit - present, flags)
     shape = choose_shape(stack, state["spacing_voxels"], flags, by_planes)
     precision = "bf16" if compute.precision.startswith("bf16") else "32"
     windows = first_windows(shape, int(state["patch_size"]), precision, flags, by_planes)
@@ -229,9 +269,15 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         stack,
         shape,
         windows,
-        channels=config.start_channels,
+        values=values_alive(
+            config.start_channels,
+            stem_stride=config.stem_stride,
+            dims=config.spatial_dims,
+            stacks=config.num_stacks if config.arch == "stacked_unet" else 1,
+        ),
         outputs=outputs,
-        limit=memory_limit(flags),
+        present=present,
+        limit=limit,
         fixed_batch=flags.batch_size is not None,
     )
     print(
@@ -239,6 +285,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         f"{compute.device} in {precision} ({compute.reason}), {torch.get_num_threads()} threads"
     )
     print(describe_plan(stack, plan))
+    percentiles = measure_percentiles(stack, normalizer)
     recipe = {
         "input": identify(stack.path),
         "choice": [flags.channel, flags.key, flags.index, flags.crop],
@@ -251,7 +298,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         "precision": precision,
         "threshold": flags.threshold,
     }
-    return Task(stack, model, normalizer, percentiles, plan, outputs, recipe)
+    return Task(stack, model, normalizer, percentiles, plan, outputs, place, recipe)
 
 
 def check_objective(state: dict[str, Any], flags: argparse.Namespace) -> None:
@@ -357,50 +404,45 @@ def first_windows(
 
 def memory_limit(flags: argparse.Namespace) -> int:
     """Return the bytes that the process may come to."""
-    import psutil
-
-    from utils.prediction.out_of_core import available_memory
+    from utils.prediction.out_of_core import available_memory, resident_memory
 
     if flags.memory is not None:
         return int(flags.memory * 1e9)
-    return psutil.Process().memory_info().rss + int(MEMORY_SHARE * available_memory())
+    return resident_memory() + int(MEMORY_SHARE * available_memory())
 
 
 def write_prediction(task: Task, threshold: float) -> None:
     """Predict what is still missing, with a progress bar, and write the outputs."""
     from tqdm import tqdm
 
-    from utils.prediction.microscope_files import StackLayout, write_stack
-    from utils.prediction.out_of_core import DTYPES, open_staging, predict_stack
+    from utils.prediction.out_of_core import predict_files
 
-    stack, plan = task.stack, task.plan
-    voxels = math.prod(stack.shape)
-    windows, done = plan.windows.count(plan.shape), 0
-    names = tuple(task.outputs)
-    with open_staging(task.outputs["mask"], stack.shape, names, task.recipe) as staging:
-        first = staging.done
-        if first:
-            print(f"going on after {first} of {stack.shape[-1]} planes that are done")
-        if first < stack.shape[-1]:
-            with tqdm(total=voxels, unit="voxel", unit_scale=True, desc="predicting") as bar:
+    voxels, depth = math.prod(task.stack.shape), task.stack.shape[-1]
+    windows, done = task.plan.windows.count(task.plan.shape), 0
+    with tqdm(total=voxels, unit="voxel", unit_scale=True, desc="predicting") as bar:
 
-                def passed(count: int) -> None:
-                    nonlocal done
-                    done += count
-                    bar.update(voxels * done // windows - bar.n)
+        def begun(planes: int) -> None:
+            if planes:
+                bar.write(f"going on after {planes} of {depth} planes that are done")
 
-                for start, slab in predict_stack(
-                    task.model,
-                    stack,
-                    task.normalizer,
-                    task.percentiles,
-                    plan,
-                    first=first,
-                    passed=passed,
-                ):
-                    staging.write(start, slab, threshold)
-        for name, path in task.outputs.items():
-            write_stack(path, staging.slabs(name), StackLayout.like(stack, DTYPES[name]))
+        def passed(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.update(voxels * done // windows - bar.n)
+
+        predict_files(
+            task.model,
+            task.stack,
+            task.normalizer,
+            task.percentiles,
+            task.plan,
+            task.outputs,
+            threshold=threshold,
+            recipe=task.recipe,
+            place=task.place,
+            begun=begun,
+            passed=passed,
+        )
 
 
 def describe_stack(stack: Stack) -> str:

@@ -1,4 +1,9 @@
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -10,7 +15,7 @@ from torch import nn
 
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.microscope_files import StackError, open_stack
+from utils.prediction.microscope_files import StackError, StackLayout, open_stack, write_stack
 from utils.prediction.out_of_core import (
     MemoryLimitError,
     available_memory,
@@ -19,11 +24,13 @@ from utils.prediction.out_of_core import (
     measure_percentiles,
     open_staging,
     predict_stack,
+    values_alive,
     write_empty,
 )
 from utils.prediction.sliding_window import Windows, predict_volume
 
 NORMALIZER = PercentileNormalizer()
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Identity(nn.Module):
@@ -53,7 +60,7 @@ def noise(shape, dtype=np.float32):
 def plan_for(stack, shape, edge, tmp_path, **options):
     windows = Windows((edge,) * len(shape), **options)
     outputs = {"mask": tmp_path / "mask.tif"}
-    return make_plan(stack, shape, windows, channels=4, outputs=outputs, limit=10**12)
+    return make_plan(stack, shape, windows, values=28, outputs=outputs, present=10**8, limit=10**12)
 
 
 def run(model, stack, plan, first=0, **options):
@@ -133,14 +140,19 @@ def test_plans_fit_into_the_memory_allowed(open_array, tmp_path):
 
         def plan(limit, **options):
             return make_plan(
-                stack, stack.shape, windows, channels=8, outputs=outputs, limit=limit, **options
+                stack,
+                stack.shape,
+                windows,
+                values=80,
+                outputs=outputs,
+                present=10**8,
+                limit=limit,
+                **options,
             )
 
         large = plan(10**12)
         assert large.windows == windows
-        assert large.memory == pytest.approx(
-            estimate_memory(stack, stack.shape, windows, 8, outputs), rel=0.05
-        )
+        assert large.memory == 10**8 + estimate_memory(stack, stack.shape, windows, 80, outputs)
         smaller = plan(large.memory - 10**7)
         assert smaller.windows.batch_size < 4 and smaller.windows.edges == windows.edges
         fixed = plan(large.memory - 10**7, fixed_batch=True)
@@ -149,8 +161,10 @@ def test_plans_fit_into_the_memory_allowed(open_array, tmp_path):
         with pytest.raises(MemoryLimitError, match=r"GB are allowed; raise --memory"):
             plan(10**6)
         heavy = {"mask": tmp_path / "mask.tif", "probabilities": tmp_path / "map.nrrd"}
-        needs = estimate_memory(stack, stack.shape, windows, 8, heavy)
-        assert needs >= 3 * 4 * np.prod(stack.shape)
+        long = replace(stack, shape=(256, 256, 4000))
+        needs = estimate_memory(long, long.shape, windows, 80, heavy)
+        assert needs >= 2 * 4 * np.prod(long.shape)
+        assert needs > 2 * estimate_memory(long, long.shape, windows, 80, outputs)
     assert 0 < available_memory() <= psutil.virtual_memory().total
 
 
@@ -204,3 +218,56 @@ def test_empty_outputs(open_array, tmp_path):
         with open_stack(path) as stack:
             assert (stack.shape, stack.dtype, stack.spacing) == ((5, 6, 7), dtype, (1, 1, 2))
             assert not stack.read().any()
+
+
+def test_networks_on_blocks_of_voxels_hold_less():
+    full = values_alive(8, stem_stride=1, dims=3, stacks=1)
+    assert values_alive(16, stem_stride=1, dims=3, stacks=1) == 2 * full
+    assert values_alive(8, stem_stride=2, dims=3, stacks=1) < full / 4
+    assert values_alive(8, stem_stride=1, dims=3, stacks=2) > full
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from models import ModelConfig, build_model
+from utils.data.normalize import PercentileNormalizer
+from utils.prediction.microscope_files import open_stack
+from utils.prediction.out_of_core import (
+    make_plan, measure_percentiles, predict_files, resident_memory, values_alive)
+from utils.prediction.sliding_window import Windows
+
+torch.set_num_threads(1)
+model = build_model(ModelConfig(depth=1, start_channels=1, conv_kernel_size=1)).eval()
+source, *targets = map(Path, sys.argv[1:])
+outputs = dict(zip(("mask", "probabilities"), targets))
+with open_stack(source) as stack:
+    shape = tuple(int(n * SCALE) for n in stack.shape)
+    values = values_alive(1, stem_stride=1, dims=3, stacks=1)
+    plan = make_plan(stack, shape, Windows((96, 96, 48)), values=values, outputs=outputs,
+                     present=resident_memory(), limit=10**12)
+    percentiles = measure_percentiles(stack, PercentileNormalizer())
+    predict_files(model, stack, PercentileNormalizer(), percentiles, plan, outputs,
+                  threshold=0.5, recipe={})
+status = Path("/proc/self/status").read_text().split()
+print(plan.memory, 1024 * int(status[status.index("VmHWM:") + 1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts the peak")
+@pytest.mark.parametrize(
+    ("source", "target", "scale"),
+    [("a.tif", "m.tif", 1), ("a.nrrd", "m.nrrd", 1), ("a.nii.gz", "m.ome.zarr", 0.5)],
+)
+def test_the_estimated_memory_is_kept_and_close(tmp_path, source, target, scale):
+    image = np.random.default_rng(0).integers(0, 4000, (384, 352, 96), np.uint16)
+    write_stack(tmp_path / source, [image], StackLayout(image.shape, image.dtype))
+    code = MEASURED.replace("SCALE", str(scale))
+    targets = [str(tmp_path / name) for name in (target, f"map_{target}")]
+    command = [sys.executable, "-c", code, str(tmp_path / source), *targets]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    estimate, peak = map(int, ended.stdout.split())
+    assert peak <= estimate <= 1.4 * peak, (estimate / 1e6, peak / 1e6)

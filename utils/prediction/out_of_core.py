@@ -31,6 +31,7 @@ from utils.prediction.microscope_files import (
     format_of,
     write_stack,
 )
+from utils.prediction.microscope_files.stack import CHUNK_PLANES
 from utils.prediction.resampling import Resampling
 from utils.prediction.sliding_window import Windows, predict_slabs, window_within
 from utils.replacing import replacing
@@ -39,14 +40,19 @@ LARGEST_BATCH = 4
 """Windows at once if memory allows; more gain nothing on a processor."""
 SMALLEST_DEPTH = 16
 """Planes below which a window is not flattened to save memory."""
-FEATURE_MAPS = 10
-"""Maps of ``start_channels`` float32 values alive at once in a window, at most.
+FEATURE_MAPS, MORE_MAPS = 7, 12
+"""Maps of ``start_channels`` values alive at once in a window, at most.
 
-Measured as the growth of the peak memory in U-Nets of 4 to 16 channels and a stack of two: 4.7 to
-9.7.
+Measured as the growth of the peak memory, in both precisions: 3.1 to 6.0 in U-Nets of 4 to 16
+channels, residual or not; up to 9.0 in a stack of two, and 12.0 in one that works on blocks of
+voxels, to which the second number belongs.
 """
-OVERHEAD = 200 << 20
+WINDOW_BYTES = 16
+"""Bytes a voxel of a window beside them: input, logits, probabilities and a copy, float32."""
+OVERHEAD = 100 << 20
 """Bytes for libraries that are loaded on the way, and for what the allocators keep."""
+WRITTEN_WHOLE = {"nrrd": 2.25, "nifti": 1.25}
+"""Formats that are written as a whole, and how often their voxels are then in memory."""
 READ_BYTES = 16 << 20
 """Size of the slabs in which a stack is read for its percentiles, and an output is written."""
 DTYPES = {"mask": np.dtype(np.uint8), "probabilities": np.dtype(np.float32)}
@@ -84,13 +90,55 @@ def available_memory() -> int:
     return min(free, max(0, limit - used))
 
 
+def resident_memory() -> int:
+    """Return the bytes of main memory that this process takes now."""
+    return psutil.Process().memory_info().rss
+
+
+def values_alive(channels: int, *, stem_stride: int, dims: int, stacks: int) -> float:
+    """Return the values a voxel of a window that a network holds at once, at most.
+
+    Args:
+        channels: of the network at full resolution.
+        stem_stride: edge of the blocks of voxels that it works on.
+        dims: axes of its windows.
+        stacks: U-Nets in a row.
+    """
+    maps = FEATURE_MAPS if stem_stride == stacks == 1 else MORE_MAPS
+    return maps * channels / stem_stride**dims
+
+
+def check_loading(stack: Stack, present: int, limit: int) -> None:
+    """Raise MemoryLimitError if reading the file, which works only as a whole, exceeds ``limit``.
+
+    ``present`` is what the process takes before.
+    """
+    needed = present + OVERHEAD + stack.loading
+    if stack.loading and needed > limit:
+        raise MemoryLimitError(
+            f"{stack.path}: is of a format that is read as a whole, which needs about "
+            f"{needed / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are allowed; raise --memory or save "
+            "it as TIFF or OME-Zarr"
+        )
+
+
+def writing_memory(stack: Stack, name: str, path: Path) -> int:
+    """Return the bytes that an output (``mask`` or ``probabilities``) takes while it is written."""
+    itemsize = DTYPES[name].itemsize
+    copies = WRITTEN_WHOLE.get(format_of(path))
+    if copies:
+        return int(copies * math.prod(stack.shape) * itemsize)
+    return 3 * CHUNK_PLANES * math.prod(stack.shape[:-1]) * itemsize + 3 * READ_BYTES
+
+
 def make_plan(
     stack: Stack,
     shape: tuple[int, ...],
     windows: Windows,
     *,
-    channels: int,
+    values: float,
     outputs: Mapping[str, Path],
+    present: int,
     limit: int,
     fixed_batch: bool = False,
 ) -> Plan:
@@ -102,8 +150,9 @@ def make_plan(
         stack: what to predict.
         shape: its shape after resampling to the network's voxels.
         windows: as large as they may be.
-        channels: of the network at full resolution.
+        values: of the network, from :func:`values_alive`.
         outputs: ``mask`` and, if wanted, ``probabilities``, and where they will stand.
+        present: bytes that the process takes before anything of the stack is read.
         limit: bytes for the whole process.
         fixed_batch: leave the batch size as it is.
 
@@ -116,7 +165,7 @@ def make_plan(
         for batch_size in [windows.batch_size] if fixed_batch else _halves(windows.batch_size):
             edges = window_within(shape, (*windows.edges[:-1], depth))
             tried = replace(windows, edges=edges, batch_size=batch_size)
-            least = estimate_memory(stack, shape, tried, channels, outputs)
+            least = present + estimate_memory(stack, shape, tried, values, outputs)
             if least <= limit:
                 return Plan(resampling, shape, tried, least)
     raise MemoryLimitError(
@@ -129,29 +178,48 @@ def estimate_memory(
     stack: Stack,
     shape: tuple[int, ...],
     windows: Windows,
-    channels: int,
+    values: float,
     outputs: Mapping[str, Path],
 ) -> int:
-    """Return the peak of the whole process in bytes, its present size included."""
+    """Return the bytes that the work adds to the process at most.
+
+    The largest of what its stages hold: a slab being read beside the layer of the map, the layer
+    and its input beside a batch in the network, a finished slab being written down, an output being
+    written.
+    """
     depth = windows.edges[-1]
     plane, source_plane = math.prod(shape[:-1]), math.prod(stack.shape[:-1])
-    source_depth = math.ceil(depth * stack.shape[-1] / shape[-1]) + 2
-    layer = 4 * plane * depth
-    source = source_plane * source_depth * (2 * stack.dtype.itemsize + 4)
-    if shape == stack.shape:
-        work = 2 * layer + source
-    else:  # intermediate shapes lie between both; a stage holds its input, a copy and its product
-        widest = 4 * math.prod(max(a, b) for a, b in zip(shape[:-1], stack.shape, strict=False))
-        work = 4 * layer + source + 3 * widest * max(depth, source_depth)
-    features = FEATURE_MAPS * 4 * channels * math.prod(windows.edges) * windows.batch_size
-    result = 6 * source_plane * source_depth
-    whole = [
-        3 * math.prod(stack.shape) * DTYPES[name].itemsize
-        for name, path in outputs.items()
-        if format_of(path) in ("nrrd", "nifti")
+    source_depth = min(math.ceil(depth * stack.shape[-1] / shape[-1]) + 2, stack.shape[-1])
+    layer = slab = 4 * plane * depth
+    source = source_plane * source_depth
+    there = back = 0
+    if shape != stack.shape:
+        deep, source_deep = (*shape[:-1], depth), (*stack.shape[:-1], source_depth)
+        there = _resampling_memory(source_deep, deep)
+        back = layer + _resampling_memory(deep, source_deep)
+    batch = windows.batch_size * math.prod(windows.edges)
+    itemsize = 2 if windows.precision == "bf16" else 4
+    extra = WINDOW_BYTES if windows.flips else 0
+    features = int(batch * (values * itemsize + WINDOW_BYTES + extra))
+    copied = stack.reading - stack.dtype.itemsize  # in the file's pages or before a conversion
+    read = source * (stack.dtype.itemsize + max(copied, 4))
+    stages = [
+        layer + max(read, there),
+        layer + slab + features,
+        layer + back + 2 * source,
+        *(writing_memory(stack, name, path) for name, path in outputs.items()),
     ]
-    present = psutil.Process().memory_info().rss
-    return present + OVERHEAD + max(work + features + result, 8 * READ_BYTES, *whole, 0)
+    return OVERHEAD + max(stack.loading, stack.kept + max(stages))
+
+
+def _resampling_memory(old: tuple[int, ...], new: tuple[int, ...]) -> int:
+    """Return the bytes of a slab on its way to another shape: each axis copies before it makes."""
+    shape, most = list(old), 0
+    for axis, length in enumerate(new):
+        before = math.prod(shape)
+        shape[axis] = length
+        most = max(most, 2 * before + math.prod(shape))
+    return 4 * most
 
 
 def _depths(depth: int) -> list[int]:
@@ -230,6 +298,51 @@ def predict_stack(
     begin = back.needed(first, stack.shape[-1])[0]
     slabs = predict_slabs(model, read_scaled, plan.shape, plan.windows, first=begin, passed=passed)
     yield from back.stream(slabs, first)
+
+
+def predict_files(
+    model: nn.Module,
+    stack: Stack,
+    normalizer: PercentileNormalizer,
+    percentiles: tuple[float, float],
+    plan: Plan,
+    outputs: Mapping[str, Path],
+    *,
+    threshold: float,
+    recipe: Mapping[str, Any],
+    place: Path | None = None,
+    begun: Callable[[int], object] = lambda planes: None,
+    passed: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Predict a stack and write its outputs, going on where an earlier attempt stopped.
+
+    Args:
+        model: network with one output channel.
+        stack: what to predict.
+        normalizer: the rule by which the network's training data were scaled.
+        percentiles: the stack's, from :func:`measure_percentiles`.
+        plan: from :func:`make_plan`.
+        outputs: ``mask`` and, if wanted, ``probabilities``, and where they go.
+        threshold: probability from which a voxel belongs to the mask.
+        recipe: plain JSON that tells all that the outputs depend on; other planes are not taken up.
+        place: output beside whose name the planes that are done are kept; the mask if None.
+        begun: told how many planes are there already.
+        passed: told the number of windows done after each batch.
+
+    Raises:
+        StackError: for a stack that cannot be read, or a disk that cannot be written.
+    """
+    place = place or outputs["mask"]
+    with open_staging(place, stack.shape, tuple(outputs), recipe) as staging:
+        first = staging.done
+        begun(first)
+        if first < stack.shape[-1]:
+            for start, slab in predict_stack(
+                model, stack, normalizer, percentiles, plan, first=first, passed=passed
+            ):
+                staging.write(start, slab, threshold)
+        for name, path in outputs.items():
+            write_stack(path, staging.slabs(name), StackLayout.like(stack, DTYPES[name]))
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ def predict_slabs(
             continue
         slab = torch.from_numpy(read(start, start + depth))
         _add_layer(model, slab, layer, weight, lateral, windows, passed)
+        del slab  # else it would still be held while the next one is read
         ready = layer[..., : following - start]
         ready /= lateral_total
         ready /= torch.from_numpy(totals[-1][start:following])

@@ -6,7 +6,7 @@ library's: tifffile, h5py, pynrrd, nibabel, zarr and numpy; none of them is let 
 file. Files are written under a temporary name and renamed when complete.
 """
 
-from utils.prediction.microscope_files.formats import ENDINGS, format_of
+from utils.prediction.microscope_files.formats import ENDINGS, format_of, split_ending
 from utils.prediction.microscope_files.opening import open_stack
 from utils.prediction.microscope_files.stack import Stack, StackError, StackLayout
 from utils.prediction.microscope_files.writing import check_output, write_stack
@@ -19,5 +19,6 @@ __all__ = [
     "check_output",
     "format_of",
     "open_stack",
+    "split_ending",
     "write_stack",
 ]

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from utils.prediction.microscope_files.stack import Source, StackError, StackLayout
+from utils.prediction.microscope_files.stack import (
+    Source,
+    StackError,
+    StackLayout,
+    whole_of,
+)
 
 
 def read(path: Path, key: str | None) -> Source:
@@ -56,6 +61,6 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     if affine is None:
         sizes = (*(layout.spacing or ()), 1.0, 1.0, 1.0)[:3]
         affine, unit = np.diag([*sizes, 1.0]), "micron" if layout.spacing else "unknown"
-    image = nibabel.Nifti1Image(np.concatenate(list(slabs), axis=-1), affine)
+    image = nibabel.Nifti1Image(whole_of(slabs, layout), affine)
     image.header.set_xyzt_units(unit)
     nibabel.save(image, path)

@@ -16,6 +16,7 @@ from utils.prediction.microscope_files.stack import (
     StackError,
     StackLayout,
     micrometres,
+    whole_of,
 )
 
 PLACEMENT = ("space", "space dimension", "space directions", "space origin", "space units")
@@ -108,5 +109,5 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
         header.update(known, kinds=["space"] * len(layout.shape))
     elif layout.spacing:
         header.update({"spacings": list(layout.spacing), "units": ["um"] * len(layout.shape)})
-    voxels = np.concatenate(list(slabs), axis=-1)
+    voxels = whole_of(slabs, layout)
     nrrd.write(str(path), voxels, header, index_order="F", compression_level=1)

@@ -56,3 +56,17 @@ def format_of(path: str | Path) -> str:
         if name.endswith(ending):
             return kind
     raise StackError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+
+
+def split_ending(path: str | Path) -> tuple[str, str]:
+    """Return the file's name without its ending, and the ending as it is, ``.ome`` included.
+
+    Raises StackError for an unknown ending.
+    """
+    path = Path(path)
+    format_of(path)
+    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len)
+    stem = path.name[: -len(ending)]
+    if stem.lower().endswith(".ome"):
+        stem = stem[: -len(".ome")]
+    return stem, path.name[len(stem) :]

@@ -109,10 +109,19 @@ def _select(
         channel=None if channel_axis is None else chosen[channel_axis],
         kept=source.kept,
         loading=source.loading,
+        reading=_reading_bytes(source, axes, dtype),
         placement=source.placement,
         part=part,
         close=source.close,
     )
+
+
+def _reading_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
+    """Return what a voxel takes while it is read: in the file's pages, copied and converted."""
+    stored = np.dtype(source.array.dtype)
+    behind = source.array.shape[max(axes.rfind(a) for a in "XYZ") + 1 :]
+    converted = 0 if stored == dtype else dtype.itemsize
+    return stored.itemsize * (math.prod(behind) + 1) + converted
 
 
 def _working_dtype(path: Path, dtype: Any) -> np.dtype:

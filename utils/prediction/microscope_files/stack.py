@@ -58,6 +58,8 @@ class Stack:
     """Bytes that stay in memory from the first reading on; 0 for what is read by slabs."""
     loading: int
     """Bytes that the first reading takes for a moment, ``kept`` among them."""
+    reading: int
+    """Bytes a voxel that a slab takes while it is read, those of the slab itself among them."""
     placement: Mapping[str, Any] = field(repr=False)
     """Where the format puts the stack in space; carried to an output of the same format."""
     part: Callable[[int, int], np.ndarray] = field(repr=False)
@@ -244,6 +246,14 @@ def _placed(slabs: Iterable[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]
     for slab in slabs:
         yield start, start + slab.shape[-1], slab
         start += slab.shape[-1]
+
+
+def whole_of(slabs: Iterable[np.ndarray], layout: StackLayout) -> np.ndarray:
+    """Return the slabs as one array, x fastest, for formats that are written as a whole."""
+    whole = np.empty(layout.shape, layout.dtype, order="F")
+    for start, stop, slab in _placed(slabs):
+        whole[..., start:stop] = slab
+    return whole
 
 
 def chunks_of(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
