@@ -1,8 +1,10 @@
 """Training of segmentation networks in two and three dimensions; import the modules themselves.
 
 - ``utils.training.options``: flags to frozen options, with every check; imports no torch.
+- ``utils.training.recipes``: bundles of flags; ``utils.training.resuming``: which flags may change.
 - ``utils.training.device``: which device, precision and memory format a machine is fast at.
 - ``utils.training.losses`` and ``utils.training.metrics``: what is minimised, what is reported.
+- ``utils.training.schedules``, ``averaging``, ``compiling``, ``determinism``: what a step may have.
 - ``utils.training.loop``: epochs over batches, on Lightning Fabric.
 - ``utils.training.experiment``: the log directory: records, checkpoints, pictures, how it ended.
 """

@@ -25,6 +25,7 @@ REFERENCE: Mapping[str, Any] = MappingProxyType(
         "lr_scheduler_factor": 0.20,
         "lr_scheduler_patience": 3,
         "ema": 0.0,
+        "augment": "none",
         "no_shuffle": True,
     }
 )
