@@ -59,7 +59,9 @@ def write_evaluation(folder: Path, **changes: Any) -> Path:
     summary = {
         "scores": {
             "iou": {"mean": 0.6125, "low": 0.5, "high": 0.71, "volumes": 5},
-            "hd95_um": {"mean": None, "low": None, "high": None, "volumes": 0},
+            "hd95": {"mean": None, "low": None, "high": None, "volumes": 0},
+            "surface_dice": {"mean": 0.8, "low": None, "high": None, "volumes": 1},
+            "unnamed": {"mean": 0.1, "low": 0.1, "high": 0.1, "volumes": 1},
         },
         "checkpoint": "columns",
         "epoch": 2,
@@ -122,11 +124,12 @@ def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None
         "--resblocks",
         "Of this file, on 2 whole volumes of 8 x 9 x 10 voxels (`val.h5`, seed 9999)",
         "| IoU, whole volume | 0.613 | 0.500 to 0.710 |",
-        "| hd95 um | - | - to - |",
+        "| surface Dice | 0.800 | - to - |",
         "columns about 10.0 voxels apart",
     ):
         assert words in text, words
     assert "/lab" not in text and "--log_path" not in text
+    assert "HD95" not in text and "unnamed" not in text
     assert b"/lab/" not in file.read_bytes()
 
 

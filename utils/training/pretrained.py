@@ -39,18 +39,23 @@ KEPT = (
 PLACES = ("log_path", "data_dir", "resume", "experiment_title")
 """Flags that say where something lies on one machine, not what was trained."""
 SCORE_NAMES = {
-    "foreground": "labelled share",
     "iou": "IoU, whole volume",
     "baseline_iou": "IoU of a mask of the whole sheet",
+    "iou_gain": "the difference",
     "sheet_iou": "IoU inside the sheet",
-    "sheet_baseline_iou": "IoU of the whole sheet, inside it",
     "sheet_auc": "AUC inside the sheet",
-    "iou_gain": "IoU minus that of the whole sheet",
-    "sheet_iou_gain": "the same inside the sheet",
     "dice": "Dice, whole volume",
+    "precision": "precision",
+    "recall": "recall",
     "total_error": "share of wrong voxels",
+    "hd95": "HD95 (voxels)",
+    "surface_dice": "surface Dice",
+    "recall_rendered": "recall in rendered columns",
+    "recall_left_out": "recall in columns left out of the image",
+    "covered_rendered": "rendered columns at least half covered",
+    "covered_left_out": "left-out columns at least half covered",
 }
-"""Words for scores in ``summary.json``; others appear under their own name."""
+"""The scores of ``summary.json`` that a card shows, in its order and words."""
 LIMITS = """\
 - It has seen simulated volumes only. No labelled real stack was at hand, so nothing is known of its
   accuracy on one; near the sampling limit it sees columns in texture.
@@ -303,9 +308,10 @@ def _describe_scores(name: str, evaluation: Mapping[str, Any] | None) -> str:
     which = "this file" if stored else "its checkpoint, before rounding to bfloat16"
     shape = " x ".join(map(str, data.get("shape", ())))
     rows = [
-        f"| {SCORE_NAMES.get(key, key.replace('_', ' '))} | {_number(score.get('mean'))} | "
-        f"{_number(score.get('low'))} to {_number(score.get('high'))} |"
-        for key, score in evaluation["scores"].items()
+        f"| {words} | {_number(score['mean'])} | {_number(score['low'])} to "
+        f"{_number(score['high'])} |"
+        for key, words in SCORE_NAMES.items()
+        if (score := evaluation["scores"].get(key)) and score["mean"] is not None
     ]
     return "\n".join(
         [
