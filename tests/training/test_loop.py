@@ -21,6 +21,8 @@ from utils.training.loop import (
     Progress,
     build_loader,
     build_optimizer,
+    duration,
+    estimate,
     evaluate,
     score,
     set_epoch,
@@ -30,7 +32,7 @@ from utils.training.loop import (
 from utils.training.losses import build_loss
 from utils.training.metrics import confusion
 from utils.training.options import TrainingOptions
-from utils.training.schedules import build_scheduler
+from utils.training.schedules import build_scheduler, rate_factor
 
 FACTS = {"model_config": {"arch": "stub"}, "patch_size": 4, "spacing_voxels": [4.0] * 3}
 
@@ -247,9 +249,9 @@ def test_progress_keeps_the_best_iou_and_the_lowest_loss_apart() -> None:
 @pytest.mark.parametrize(
     ("policy", "names"),
     [
-        ("last", {"last.pth"}),
-        ("best", {"last.pth", "best.pth"}),
-        ("all", {"last.pth", "best.pth", "epoch_0001.pth", "epoch_0002.pth", "epoch_0003.pth"}),
+        ("last", set()),
+        ("best", {"best.pth"}),
+        ("all", {"best.pth", "epoch_0001.pth", "epoch_0002.pth", "epoch_0003.pth"}),
     ],
 )
 def test_checkpoint_policies(
@@ -257,7 +259,7 @@ def test_checkpoint_policies(
 ) -> None:
     loss = build_loss(TrainingOptions())
     run(fabric, experiment, network(), loss, checkpoint_policy=policy, start_lr=0.05)
-    assert set(os.listdir(experiment.checkpoints)) == names
+    assert set(os.listdir(experiment.checkpoints)) == {"last.pth", "last_before.pth", *names}
     epochs = experiment.read_log()["epochs"]
     if policy != "last":
         best = load_checkpoint(experiment.checkpoints / "best.pth")
@@ -413,3 +415,99 @@ def test_bfloat16_keeps_losses_and_weights_in_float32(
     run(fabric, experiment, model, Watching(), epochs=1)
     assert set(seen) == {(torch.float32, False)}
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_batch_norm_measures_in_float32_under_bfloat16() -> None:
+    """The running statistics are those of a float64 sum over the same bfloat16 activations."""
+    fabric = make_fabric(Compute("cpu", "bf16-mixed", "test"), 0)
+    model, seen = network(), []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    set_up = fabric.setup_module(model)
+    norm = model[1]
+    norm.momentum = 1.0
+    with torch.no_grad():
+        model[0].bias += 20  # a mean that bfloat16 sums would lose the digits of
+    set_up.train()(torch.rand(4, 1, 8, 8, 8))
+    assert seen[0].dtype == torch.bfloat16
+    values = seen[0].double().transpose(0, 1).flatten(1)
+    assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
+    torch.testing.assert_close(norm.running_mean.double(), values.mean(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(norm.running_var.double(), values.var(1), rtol=1e-3, atol=0)
+
+
+def test_averaged_weights_are_validated_and_kept_as_the_network(
+    fabric: Fabric, experiment: Experiment
+) -> None:
+    model, options = network(), TrainingOptions(batch_size=2, epochs=2, ema=0.5, loss_type="bce")
+    data, loss = (Blobs(6), Blobs(2)), build_loss(TrainingOptions(loss_type="bce"))
+    train(fabric, model, loss, *data, options, experiment, FACTS)
+    last = load_checkpoint(experiment.checkpoints / "last.pth")
+    assert last["averages"] == 6
+    raw, averaged = last["raw_model_state"], last["model_state"]
+    assert all(torch.equal(raw[name], value) for name, value in model.state_dict().items())
+    assert not torch.equal(raw["0.weight"], averaged["0.weight"])
+    kept = network()
+    kept.load_state_dict(averaged)
+    data[1].set_epoch(int(data[1].epoch))
+    result, _ = evaluate(kept, loss, build_loader(fabric, data[1], options), "again")
+    assert result.loss == pytest.approx(experiment.read_log()["epochs"][-1]["valid_loss"], rel=1e-5)
+    best = load_checkpoint(experiment.checkpoints / "best.pth")
+    assert "raw_model_state" not in best and "pace" not in best
+
+
+def test_no_shuffle_keeps_the_order() -> None:
+    sampler = EpochSampler(5, seed=3, shuffle=False)
+    for epoch in (1, 2):
+        sampler.epoch = epoch
+        assert list(sampler) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+def test_rates_of_a_planned_training_come_down(
+    fabric: Fabric, experiment: Experiment, schedule: str
+) -> None:
+    loss = build_loss(TrainingOptions())
+    run(fabric, experiment, network(), loss, epochs=4, lr_schedule=schedule, start_lr=0.01)
+    rates = [record["lr"] for record in experiment.read_log()["epochs"]]
+    expected = [0.01 * rate_factor(schedule, epoch / 4) for epoch in range(4)]
+    assert rates == pytest.approx(expected)
+    state = load_checkpoint(experiment.checkpoints / "last.pth")
+    assert state["scheduler_state"] == {} and state["pace"]["steps"] == 12
+
+
+def test_the_loop_writes_event_files_where_they_are_wanted(
+    fabric: Fabric, experiment: Experiment
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loss = build_loss(TrainingOptions(), None)
+    run(fabric, experiment, network(), loss, epochs=2, tensorboard=True)
+    events = EventAccumulator(str(experiment.directory / "tensorboard")).Reload()
+    history = experiment.read_log()["epochs"]
+    for tag, name in (("iou/valid", "valid_iou"), ("loss/train", "train_loss")):
+        values = [point.value for point in events.Scalars(tag)]
+        assert values == pytest.approx([record[name] for record in history])
+    assert len(events.Images("examples/patch_1")) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_durations_have_their_usual_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "to_go"),
+    [
+        ({"epochs": 11}, "20 min"),
+        ({"epochs": 1}, "0 s"),
+        ({"epochs": 11, "max_minutes": 5.0}, "3 min"),
+        ({"epochs": 11, "max_minutes": 500.0}, "20 min"),
+        ({"epochs": 11, "max_minutes": 1.0}, "0 s"),
+    ],
+)
+def test_the_estimate_goes_by_epochs_or_by_minutes(options: dict, to_go: str) -> None:
+    record = {"epoch": 1, "seconds": 120.0, "minutes": 2.0}
+    line = estimate(record, TrainingOptions(**options))
+    assert line.startswith(f"about 2 min an epoch, {to_go} to go at most: until ")
