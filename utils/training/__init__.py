@@ -7,4 +7,5 @@
 - ``utils.training.schedules``, ``averaging``, ``compiling``, ``determinism``: what a step may have.
 - ``utils.training.loop``: epochs over batches, on Lightning Fabric.
 - ``utils.training.experiment``: the log directory: records, checkpoints, pictures, how it ended.
+- ``utils.training.pretrained``: networks known by name, with a card made from a run's records.
 """
