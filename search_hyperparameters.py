@@ -7,9 +7,9 @@
 The study file names the script, the flags that are fixed, and those that are tried; whatever
 follows -- goes to every training. Each trial is an experiment of its own,
 <log_path>/<study>/trial_0007. The same command goes on where it stopped: trials that were cut are
-repeated. With --storage on a database server, any number of machines work on one study; each
-writes its trials' directories to its own --log_path. At the end, or with --report_only at any
-time, come trials.csv, summary.json, study.png and a table.
+repeated. With --storage on a database server, any number of machines work on one study (start one
+before the others: it fills the queue); each writes its trials' directories to its own --log_path.
+At the end, or with --report_only at any time, come trials.csv, summary.json, study.png and a table.
 
 All flags stand in parse_flags, right below. Exit status: 0 when the study is complete or its time
 is up, 1 when trials fail for the same reason again and again, 2 for a mistake in the flags or the

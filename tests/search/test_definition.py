@@ -143,6 +143,7 @@ def test_a_study_without_anything_to_try(write) -> None:
         (["--depth=3"], "--depth after --: the study tries it"),
         (["--experiment_title=x"], "the search names the trials itself"),
         (["--resume"], "a trial begins anew"),
+        (["--seeds=0,1"], "try seed = [0, 1, 2] in [search] instead"),
         (["--epoch", "3"], "flags after --: unrecognized arguments"),
         (["--epochs", "many"], "flags after --: argument --epochs"),
     ],

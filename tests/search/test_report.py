@@ -6,14 +6,12 @@ import csv
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from scipy import stats
 
 from utils.search.definition import Choice, StudyDefinition
 from utils.search.report import (
     best_first,
-    confidence,
     format_replicates,
     format_table,
     format_trials,
@@ -67,20 +65,17 @@ def test_csv_holds_every_row_in_full(tmp_path: Path) -> None:
 
 
 def test_means_over_seeds_count_complete_trials_only() -> None:
-    three, one = sorted(replicates(ROWS), key=lambda r: -r["runs"])
-    assert three["values"] == {"depth": 2, "resblocks": True} and three["runs"] == 3
+    three, one = sorted(replicates(ROWS), key=lambda r: -r["n"])
+    assert three["values"] == {"depth": 2, "resblocks": True} and three["n"] == 3
+    values = [0.40, 0.44, 0.42]
+    bounds = stats.t.interval(0.95, 2, loc=0.42, scale=stats.sem(values))
+    assert (three["low"], three["high"]) == pytest.approx(bounds)
     assert three["mean"] == pytest.approx(0.42)
-    assert (one["runs"], one["interval"]) == (1, None)
-    assert [r["runs"] for r in replicates(ROWS)] == [1, 3]  # the best mean first
+    assert (one["n"], one["low"], one["high"]) == (1, None, None)
+    assert [r["n"] for r in replicates(ROWS)] == [1, 3]  # the best mean first
     text = format_replicates(replicates(ROWS))
-    assert "+- 0.0497" in text and len(text.splitlines()) == 3
+    assert "0.3703 to 0.4697" in text and len(text.splitlines()) == 3
     assert replicates([row(0, 0.4, depth=2)]) == []
-
-
-def test_the_interval_is_students() -> None:
-    values = np.array([0.40, 0.44, 0.42])
-    low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
-    assert confidence(values) == pytest.approx((high - low) / 2)
 
 
 def test_summary_names_the_best(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -15,7 +16,9 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
+from utils.search import definition as definition_module
 from utils.search import study as study_module
+from utils.search import trial as trial_module
 from utils.search.definition import Choice, Range, StudyDefinition, StudyFileError
 from utils.search.report import trial_rows
 from utils.search.study import (
@@ -32,6 +35,60 @@ from utils.search.study import (
     trial_title,
 )
 from utils.search.trial import Outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+STUB = f'''
+import json, sys, time
+from pathlib import Path
+
+sys.path.insert(0, {str(ROOT)!r})
+from train_basic_3dunet import parse_flags
+from utils.replacing import replacing
+
+
+def write(path, content):
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content))
+
+
+def main():
+    """Learn faster with depth; --start_channels is the number of seconds that an epoch takes."""
+    flags = parse_flags()
+    if flags.depth == 7:
+        print("loading\\nstub.py: the network has 77 parameters, outside the bounds",
+              file=sys.stderr)
+        return 2
+    directory = Path(flags.log_path) / flags.experiment_title
+    directory.mkdir()
+    write(directory / "config.json", {{"parameters": 100 * flags.depth}})
+    epochs = []
+    for epoch in range(1, flags.epochs + 1):
+        iou = 0.1 * flags.depth + 0.01 * epoch + 0.001 * flags.seed
+        epochs.append({{"epoch": epoch, "valid_iou": iou, "seconds": 6.0}})
+        running = {{"reason": "running", "status": None}}
+        write(directory / "logs.json", {{"epochs": epochs, "exit": running}})
+        time.sleep(flags.start_channels - 1)
+    status = 1 if flags.depth == 6 else 0
+    end = {{"reason": "the loss is nan" if status else "completed", "status": status}}
+    write(directory / "logs.json", {{"epochs": epochs, "exit": end}})
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The script ``stub.py`` with the real flags, as the only one that studies may name."""
+    path = tmp_path / "scripts" / "stub.py"
+    path.parent.mkdir()
+    path.write_text(textwrap.dedent(STUB))
+    monkeypatch.setattr(definition_module, "ROOT", path.parent)
+    monkeypatch.setattr(definition_module, "SCRIPTS", {path.name: 3})
+    monkeypatch.setattr(trial_module, "POLL_SECONDS", 0.05)
+    return path
 
 
 def make_definition(sampler: str = "grid", pruner: str = "none", **search) -> StudyDefinition:

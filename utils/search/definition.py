@@ -43,7 +43,7 @@ SCRIPTS = {"train_basic_3dunet.py": 3, "train_basic_2dunet.py": 2}
 """Scripts that a study can run, and the dimensions of their networks."""
 SAMPLERS = ("grid", "tpe", "random")
 PRUNERS = ("none", "median", "hyperband")
-RESERVED = ("log_path", "experiment_title", "resume")
+RESERVED = ("log_path", "experiment_title", "resume", "seeds")
 """Flags that the search sets itself, or that make no sense in it."""
 KEYS = ("question", "script", "sampler", "pruner", "n_trials", "fixed", "search")
 ROOT = Path(__file__).resolve().parents[2]
@@ -368,4 +368,6 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 def _why_reserved(name: str) -> str:
     if name == "resume":
         return "a trial begins anew; the search itself goes on where it stopped"
+    if name == "seeds":
+        return "a trial is one training; try seed = [0, 1, 2] in [search] instead"
     return "the search names the trials itself; see --log_path and --study"

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from scipy import stats
 
 from utils.replacing import replacing
 from utils.search.definition import StudyDefinition
 from utils.search.study import counted_trials
+from utils.training.replicates import interval
 
 REPLICATE = "seed"
 """A searched flag of this name makes replicates: rows that differ in nothing else."""
@@ -120,8 +118,9 @@ def format_trials(rows: Sequence[Mapping[str, Any]]) -> str:
 def replicates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each setting apart from its seed, the best mean first.
 
-    ``interval`` is half the width of the 95 % confidence interval of the mean over seeds (Student's
-    t), None for a single one. Only complete trials count; without a searched seed there are none.
+    Beside the mean over ``n`` seeds stand the bounds ``low`` and ``high`` of its 95 % interval (see
+    utils.training.replicates), None for a single one. Only complete trials count; without a
+    searched seed there are none.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -130,26 +129,16 @@ def replicates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             groups.setdefault(json.dumps(setting, sort_keys=True), []).append(row)
     found = []
     for group in groups.values():
-        ious = np.array([row["iou"] for row in group])
+        scores = interval([row["iou"] for row in group])
         setting = {k: v for k, v in group[0]["values"].items() if k != REPLICATE}
         found.append(
             {
                 "values": setting,
-                "runs": len(ious),
-                "mean": float(ious.mean()),
-                "interval": confidence(ious),
+                **{name: scores[name] for name in ("n", "mean", "low", "high")},
                 "parameters": group[0]["parameters"],
             }
         )
     return sorted(found, key=lambda row: -row["mean"])
-
-
-def confidence(values: np.ndarray) -> float | None:
-    """Return half the width of the 95 % interval of the mean of ``values`` (n,); None for one."""
-    count = len(values)
-    if count < 2:
-        return None
-    return float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count))
 
 
 def format_replicates(found: Sequence[Mapping[str, Any]]) -> str:
@@ -158,14 +147,14 @@ def format_replicates(found: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [
             f"{row['mean']:.4f}",
-            "-" if row["interval"] is None else f"+- {row['interval']:.4f}",
-            str(row["runs"]),
+            "-" if row["low"] is None else f"{row['low']:.4f} to {row['high']:.4f}",
+            str(row["n"]),
             _number(row["parameters"], "{:,}"),
             *(_short(row["values"].get(name)) for name in flags),
         ]
         for row in found
     ]
-    return format_table(["mean IoU", "95 %", "runs", "parameters", *flags], lines)
+    return format_table(["mean IoU", "95 % interval", "seeds", "parameters", *flags], lines)
 
 
 def format_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
