@@ -229,13 +229,13 @@ def test_the_meter_counts_up_to_the_last_batch(monkeypatch: pytest.MonkeyPatch) 
     clock = iter([0.0, 10.0, 10.0, 10.5, 11.0, 12.0, 20.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     meter = RateMeter()  # at 0
-    meter.start()  # at 10
+    meter.start(processes=2)  # at 10
     with meter.waiting_for_volume():  # until 10.5
         pass
     meter.batch_done(8)  # at 11
     assert meter.record() == {
-        "volumes_per_second": 1.0,
-        "patches_per_second": 8.0,
+        "volumes_per_second": 2.0,
+        "patches_per_second": 16.0,
         "seconds_waiting_for_data": 0.5,
     }
     meter.start()  # at 12

@@ -167,7 +167,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
         )
 
     def epoch_record(self) -> dict[str, float]:
-        """Return how fast the loader's last epoch came in this process: see :class:`RateMeter`."""
+        """Return how fast the loader's last epoch came: see :meth:`RateMeter.record`."""
         return self.meter.record()
 
     def _rng(self, index: int) -> np.random.Generator:
@@ -248,7 +248,7 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
         buffer = PatchBuffer(self.capacity, self.source.patch_size)
         meter = self.source.meter
         volumes, expected = iter(self.volumes), len(self.volumes)
-        meter.start()
+        meter.start(self.share.world_size)
         left = self._num_patches()
         while left:
             while buffer.room >= self.source.patches_per_volume and meter.volumes < expected:
@@ -308,8 +308,9 @@ class RateMeter:
     def __init__(self) -> None:
         self.start()
 
-    def start(self) -> None:
-        """Begin an epoch."""
+    def start(self, processes: int = 1) -> None:
+        """Begin an epoch that ``processes`` share evenly."""
+        self._processes = processes
         self.volumes, self.patches = 0, 0
         self.seconds, self.waited = 0.0, 0.0
         self._started = time.perf_counter()
@@ -328,12 +329,15 @@ class RateMeter:
         self.seconds = time.perf_counter() - self._started
 
     def record(self) -> dict[str, float]:
-        """Return the rates up to the last batch, for ``logs.json``; empty before the first."""
+        """Return the rates up to the last batch, for ``logs.json``; empty before the first.
+
+        They are of all processes together, the waiting of this one.
+        """
         if not self.seconds:
             return {}
         return {
-            "volumes_per_second": self.volumes / self.seconds,
-            "patches_per_second": self.patches / self.seconds,
+            "volumes_per_second": self._processes * self.volumes / self.seconds,
+            "patches_per_second": self._processes * self.patches / self.seconds,
             "seconds_waiting_for_data": self.waited,
         }
 
