@@ -21,6 +21,8 @@ from utils.prediction.microscope_files.stack import (
 
 PLACEMENT = ("space", "space dimension", "space directions", "space origin", "space units")
 """Header fields that say where the stack stands; carried to an output."""
+PACKED = ("gzip", "gz", "bzip2", "bz2")
+"""Encodings of bytes that must be unpacked."""
 ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip")
 """Header fields of files whose voxels do not begin right behind the header."""
 
@@ -71,6 +73,8 @@ def _dtype(header: Mapping[str, Any]) -> np.dtype:
 
     single = {name: value for name, value in header.items() if name not in ELSEWHERE}
     single.update(sizes=np.array([1]), dimension=1, encoding="raw")
+    if header["encoding"] not in PACKED and header["encoding"] != "raw":
+        single.setdefault("endian", "little")  # text has no order of bytes
     return nrrd.read_data(single, io.BytesIO(bytes(16))).dtype
 
 
