@@ -676,6 +676,9 @@ def compare(flags: argparse.Namespace) -> int:
         return fail_while_scoring(error)
     lines = comparison_lines([side.name for side in sides], differences)
     print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
+    for side, letter in zip(sides, "AB", strict=True):
+        for note in notes(side.task) if side.task else ():
+            print(f"note on {letter}: {note}")
     return 0
 
 
@@ -690,6 +693,8 @@ def prepare_compared(flags: argparse.Namespace, given: str) -> Side:
         folder = path.parent if path.suffix == ".csv" else path
         if flags.volumes is not None:
             rows = {index: row for index, row in rows.items() if index < flags.volumes}
+        if not rows:
+            raise FlagError(f"--volumes {flags.volumes}: {given} holds none of them")
         return Side(given, tuple(rows), None, rows, recorded_data(folder))
     task = prepare_side(flags, given, is_checkpoint=not holds_predictions(path))
     return Side(given, task.indices, task, {}, describe_data(task))

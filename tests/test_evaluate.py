@@ -445,6 +445,22 @@ def test_a_network_beside_itself_differs_by_nothing(data, log, tmp_path):
     assert same["p_value"] is None
 
 
+@pytest.mark.usefixtures("unrendered")
+def test_a_comparison_says_what_to_beware_of(data, masks, tmp_path, capsys):
+    trained = make_log(tmp_path / "t", THRESHOLD, weights=thresholding_weights(), training_seed=5)
+    (masks[0] / "volume_2_mask.tif").unlink()
+    flags = ["--compare", str(trained), str(masks[0]), "--data", str(data), "--no_surface"]
+    assert evaluate.main([*flags, "--volumes", "2", "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "note on A: train.h5, which the network was trained on" in printed
+    assert "note on B: predictions were given for 2 of the 3 volumes" in printed
+    only = tmp_path / "third"
+    only.mkdir()
+    (only / "metrics.csv").write_text("volume,iou\n2,0.5\n")
+    assert evaluate.main(["--compare", str(only), str(only), "--volumes", "2"]) == 2
+    assert "holds none of them" in capsys.readouterr().err
+
+
 def test_unequal_sets_of_volumes_are_refused(data, masks, tmp_path, capsys):
     (masks[1] / "volume_1_mask.tif").unlink()
     flags = ["--compare", *map(str, masks), "--data", str(data)]
