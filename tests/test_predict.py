@@ -1,7 +1,9 @@
 import json
 import re
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +211,84 @@ def test_interrupted_work_goes_on(log, brain, tmp_path, monkeypatch, capsys):
     assert not folder.exists()
 
 
+KILLED = """
+import os, signal, sys
+import predict
+
+forced, fsync = [], os.fsync
+
+def kill(descriptor):
+    fsync(descriptor)
+    forced.append(descriptor)
+    if len(forced) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.fsync = kill
+predict.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("syncs", "scale"), [(9, "1"), (12, "1.3")])
+def test_killed_work_goes_on_to_the_same_bits(log, tmp_path, syncs, scale, capsys):
+    """Killed between the voxels of a slab and the note that they are there."""
+    image = make_image((20, 18, 60))
+    source = save(tmp_path / "brain.tif", image)
+    flags = ["--probabilities", "--precision", "32", "--scale", scale, "--batch_size", "2"]
+    base = ["--checkpoint", str(log), "--input", str(source), "--output"]
+    command = [sys.executable, "-c", KILLED, str(syncs), *base, str(tmp_path / "m.h5"), *flags]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    done = int((tmp_path / "m.h5.partial" / "done.json").read_text())
+    assert 0 < done < 60 and not (tmp_path / "m.h5").exists()
+    assert predict.main([*base, str(tmp_path / "m.h5"), *flags]) == 0
+    assert f"going on after {done} of 60 planes" in capsys.readouterr().out
+    assert predict.main([*base, str(tmp_path / "straight.h5"), *flags]) == 0
+    for name in ("", "_probabilities"):
+        resumed, straight = read(tmp_path / f"m{name}.h5"), read(tmp_path / f"straight{name}.h5")
+        np.testing.assert_array_equal(resumed[0], straight[0])
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_without_an_output_the_mask_stands_beside_the_input(log, brain, tmp_path, capsys):
+    base = ["--checkpoint", str(log), "--input", str(brain), "--precision", "32"]
+    assert predict.main([*base, "--probabilities"]) == 0
+    assert read(tmp_path / "brain_mask.tif")[0].shape == (20, 18, 24)
+    assert read(tmp_path / "brain_mask_probabilities.tif")[0].shape == (20, 18, 24)
+    assert predict.main(base) == 2
+    assert "brain_mask.tif: exists already" in capsys.readouterr().err
+
+
+def test_what_exceeds_the_memory_becomes_ome_zarr(log, brain, tmp_path, monkeypatch, capsys):
+    from utils.prediction import out_of_core
+
+    small = out_of_core.writing_memory
+
+    def large(stack, name, path):
+        return 10**15 if path.name.endswith(".nrrd") else small(stack, name, path)
+
+    monkeypatch.setattr(out_of_core, "writing_memory", large)
+    assert run(log, brain, tmp_path / "m.nrrd") == 0
+    out = capsys.readouterr().out
+    assert "m.nrrd would take 1000000.0 GB of memory at once; writing m.ome.zarr instead" in out
+    assert read(tmp_path / "m.ome.zarr")[0].shape == (20, 18, 24)
+    assert not (tmp_path / "m.nrrd").exists()
+    assert run(log, brain, tmp_path / "m.nrrd") == 2
+    assert "m.ome.zarr: exists already" in capsys.readouterr().err
+
+
+def test_a_default_output_is_a_tiff_as_long_as_its_map_fits(brain):
+    flags = predict.parse_flags(["--checkpoint", "x", "--input", str(brain)])
+    outputs = predict.choose_outputs(flags)
+    with open_stack(brain) as stack:
+        long = replace(stack, shape=(20, 18, 10**6))
+        enough = 4 * 20 * 18 * 10**6
+        assert predict.settle_outputs(long, outputs, enough, flags) == outputs
+        settled = predict.settle_outputs(long, outputs, enough - 1, flags)
+        assert settled == {"mask": brain.with_name("brain_mask.ome.zarr")}
+        named = predict.parse_flags(["--checkpoint", "x", "--input", "y.tif", "--output", "z.tif"])
+        assert predict.settle_outputs(long, outputs, enough - 1, named) == outputs
+
+
 def test_auto_scale_says_what_it_found(log, tmp_path, monkeypatch, capsys):
     from utils.prediction import column_spacing
     from utils.prediction.column_spacing import SpacingEstimate
@@ -243,7 +323,10 @@ def broken_inputs(tmp_path):
     save(folder / "flat.tif", make_image((9, 8)))
     whole = (tmp_path / "brain.tif").read_bytes()
     (folder / "cut.tif").write_bytes(whole[: len(whole) // 2])
-    (folder / "bomb.npy").write_bytes(b"")
+    (folder / "notes.csv").write_text("no stack")
+    (folder / "damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
+    sizes = b"NRRD0004\ntype: uint16\ndimension: 3\nsizes: 90000 90000 90000\nendian: little\n"
+    (folder / "huge.nrrd").write_bytes(sizes + b"encoding: gzip\n\n")
     np.save(folder / "bomb.npy", np.array([[Bomb()]], object), allow_pickle=True)
     return folder
 
@@ -256,6 +339,9 @@ def broken_inputs(tmp_path):
         (["--input", "rgb.npy"], "3 channels; name one with --channel 0..2"),
         (["--input", "nan.tif"], "not finite"),
         (["--input", "bomb.npy"], "bomb.npy"),
+        (["--input", "notes.csv"], "unknown ending; the known ones are .tif"),
+        (["--input", "damaged.h5"], "damaged, cut or not of its ending's format"),
+        (["--input", "huge.nrrd"], "read as a whole, which needs about .* GB are allowed"),
         (["--input", "flat.tif"], "3D network, but .* is an image of 2 axes"),
         (["--channel", "4"], "no channels to choose from"),
         (["--crop", "0:4,0:4,10:21"], "10:21 along x: must lie within 0:20"),
