@@ -23,13 +23,8 @@ from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, encode_row, open_writer
 from utils.training.compiling import Compiling, compile_network
 from utils.training.device import Compute, make_fabric, memory_format
-from utils.training.loop import (
-    EpochSampler,
-    as_stacks,
-    build_loader,
-    build_optimizer,
-    train_one_epoch,
-)
+from utils.training.learner import build_optimizer
+from utils.training.loop import EpochSampler, as_stacks, build_loader, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from conftest import run_and_time
 import train_basic_3dunet
 from models import ModelConfig, build_model
 from train_basic_3dunet import main, parse_flags
+from utils.data import SegmentationFake3DDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, VolumeFile, encode_row, open_writer
 from utils.training.experiment import load_checkpoint
@@ -61,6 +64,8 @@ OUR_DEFAULTS = {
     "resblocks": False,
     "stem_stride": 1,
     "recipe": None,
+    "resume": False,
+    "deterministic": False,
     "max_minutes": None,
     "lr_schedule": "plateau",
     "ema": 0.0,
@@ -195,7 +200,8 @@ def test_augmented_files_train_on_other_patches(tiny: list[str], tmp_path: Path)
 def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> None:
     more = ["--loss_type", loss_type, "--optimizer", "rmsprop", "--patches_per_epoch", "5"]
     assert main([*tiny, *more, "--epochs", "1", "--checkpoint_policy", "last"]) == 0
-    assert os.listdir(tmp_path / "logs" / "tiny" / "checkpoints") == ["last.pth"]
+    names = set(os.listdir(tmp_path / "logs" / "tiny" / "checkpoints"))
+    assert names == {"last.pth", "last_before.pth"}
     config = json.loads((tmp_path / "logs" / "tiny" / "config.json").read_text())
     assert (config["foreground"] is not None) == (loss_type == "weighted_bce")
 
@@ -302,6 +308,128 @@ def test_a_diverging_training_fails_and_says_where(
     assert exit_record["status"] == 1
     assert "epoch" in exit_record["reason"] and "batch" in exit_record["reason"]
     assert exit_record["reason"] in capsys.readouterr().err
+
+
+def in_epoch(
+    number: int, act: Callable[[SegmentationFake3DDataset], object]
+) -> Callable[..., object]:
+    """Return a ``__getitem__`` of the data set that first acts, once epoch ``number`` trains."""
+    read = SegmentationFake3DDataset.__getitem__
+
+    def reading(self: SegmentationFake3DDataset, item: int) -> object:
+        if int(self._epoch) == number and not self.fixed:
+            act(self)
+        return read(self, item)
+
+    return reading
+
+
+def no_memory(data: SegmentationFake3DDataset) -> None:
+    torch.empty(2**55, dtype=torch.uint8)  # fails at once, in torch's own words
+
+
+def no_memory_on_a_gpu(data: SegmentationFake3DDataset) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def die(data: SegmentationFake3DDataset) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def truncate(data: SegmentationFake3DDataset) -> None:
+    os.truncate(data.files[0].path, 3000)
+    data.files[0].close()  # what the file's cache holds would be read on
+
+
+def remove(data: SegmentationFake3DDataset) -> None:
+    data.files[0].path.unlink(missing_ok=True)
+    data.files[0].close()  # a process that has it open would read on
+
+
+def no_deterministic_kernel(data: SegmentationFake3DDataset) -> None:
+    raise RuntimeError(
+        "max_pool3d_with_indices_backward_cuda does not have a deterministic implementation, but "
+        "you set 'torch.use_deterministic_algorithms(True)'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("act", "workers", "reason"),
+    [
+        (no_memory, 0, "out of memory: lower --batch_size, --patch_size or --start_channels"),
+        (no_memory, 1, "out of memory: lower --batch_size, --patch_size or --start_channels"),
+        (no_memory_on_a_gpu, 0, "out of memory: lower --batch_size, --patch_size"),
+        (no_deterministic_kernel, 0, "--deterministic: torch cannot, use --device cpu"),
+        (die, 1, "a loader process died; try --num_work"),
+        (truncate, 0, "train1.h5"),
+        (remove, 0, "train1.h5"),
+        (remove, 1, "train1.h5"),
+    ],
+)
+def test_failures_during_training_are_one_line_and_recorded(
+    tiny: list[str],
+    tmp_path: Path,
+    data_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[SegmentationFake3DDataset], object],
+    workers: int,
+    reason: str,
+) -> None:
+    tiny += ["--data_dir", str(shutil.copytree(data_dir, tmp_path / "data"))]
+    monkeypatch.setattr(SegmentationFake3DDataset, "__getitem__", in_epoch(2, act))
+    assert main([*tiny, "--epochs", "3", "--num_workers", str(workers)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("training stopped: ") and error.count("\n") == 1
+    assert reason in error
+    log = json.loads((tmp_path / "logs" / "tiny" / "logs.json").read_text())
+    assert [record["epoch"] for record in log["epochs"]] == [1]
+    assert log["exit"]["status"] == 1 and reason in log["exit"]["reason"]
+    assert load_checkpoint(tmp_path / "logs" / "tiny" / "checkpoints" / "last.pth")["epoch"] == 1
+
+
+def test_a_budget_of_minutes_ends_within_an_epoch_and_can_be_raised(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--epochs", "50", "--lr_schedule", "cosine"]
+    assert main([*tiny, *more, "--max_minutes", "0.0001"]) == 0
+    directory = tmp_path / "logs" / "tiny"
+    log = json.loads((directory / "logs.json").read_text())
+    (record,) = log["epochs"]
+    assert record["steps"] == 1  # of two: 6 patches in batches of 4
+    assert record["minutes"] > 0.0001
+    assert log["exit"]["reason"].startswith("0.0001 minutes are over: completed 1 epochs")
+    assert load_checkpoint(directory)["epoch"] == 1
+    resume = [*tiny[5:9], "--resume"]
+    assert main(resume) == 0  # the time spent before counts
+    assert len(json.loads((directory / "logs.json").read_text())["epochs"]) == 1
+    longer = ["--max_minutes", "60", "--epochs", "2"]
+    assert main([*resume, *longer]) == 0
+    epochs = json.loads((directory / "logs.json").read_text())["epochs"]
+    assert [record["epoch"] for record in epochs] == [1, 2]
+    assert epochs[1]["minutes"] > epochs[0]["minutes"]
+
+
+def test_the_clock_and_equal_bits_exclude_each_other(
+    tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "--max_minutes", "5", "--deterministic"]) == 2
+    assert "leave it out with --deterministic" in capsys.readouterr().err
+
+
+def test_the_recipe_stands_in_the_records(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "--recipe", "fast", "--epochs", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "recipe" in output and "overruled: " in output
+    config = json.loads((tmp_path / "logs" / "tiny" / "config.json").read_text())
+    assert config["recipe"]["name"] == "fast"
+    assert config["recipe"]["values"]["lr_schedule"] == "onecycle"
+    assert "depth" not in config["recipe"]["values"]
+    assert config["model"]["stem_stride"] == 2
+    assert config["compile"]["on"] is False
+    assert "strided stem" in config["compile"]["reason"]
 
 
 def test_ctrl_c_in_a_real_process(tiny: list[str], tmp_path: Path) -> None:

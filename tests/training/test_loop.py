@@ -15,12 +15,11 @@ from torch.utils.data import Dataset
 
 from utils.training.device import Compute, make_fabric
 from utils.training.experiment import Experiment, load_checkpoint, record_exit
+from utils.training.learner import Progress, build_optimizer
 from utils.training.loop import (
     EpochSampler,
     NonFiniteLossError,
-    Progress,
     build_loader,
-    build_optimizer,
     duration,
     estimate,
     evaluate,

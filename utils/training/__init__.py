@@ -5,6 +5,7 @@
 - ``utils.training.device``: which device, precision and memory format a machine is fast at.
 - ``utils.training.losses`` and ``utils.training.metrics``: what is minimised, what is reported.
 - ``utils.training.schedules``, ``averaging``, ``compiling``, ``determinism``: what a step may have.
+- ``utils.training.learner``: network, optimiser, schedule and average, to a checkpoint and back.
 - ``utils.training.loop``: epochs over batches, on Lightning Fabric.
 - ``utils.training.experiment``: the log directory: records, checkpoints, pictures, how it ended.
 - ``utils.training.pretrained``: networks known by name, with a card made from a run's records.

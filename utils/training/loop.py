@@ -7,10 +7,8 @@ Epochs and batches are counted from 1.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
-import random
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,15 +19,22 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from utils.training.averaging import averaged_weights, make_average
+from utils.training.averaging import averaged_weights
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.device import loader_processes, memory_format
 from utils.training.experiment import Examples, Experiment, TrainingError
+from utils.training.learner import (
+    Learner,
+    Progress,
+    go_on,
+    save_checkpoints,
+    set_up,
+    whole_state,
+)
 from utils.training.metrics import Confusion, count_voxels
 from utils.training.options import TrainingOptions
 from utils.training.ranks import (
@@ -43,17 +48,11 @@ from utils.training.ranks import (
     world_size,
 )
 from utils.training.resuming import Resumption
-from utils.training.schedules import Pace, build_scheduler
+from utils.training.schedules import Pace
 from utils.training.tensorboard import event_files
 
 EXAMPLES = 3
 """Validation patches shown in ``predictions.png``."""
-RESUMABLE = (
-    *("optimizer_state", "scheduler_state", "precision_state", "progress", "history"),
-    *("random_state", "pace", "raw_model_state", "averages"),
-)
-"""Entries of ``last.pth`` that going on needs and prediction does not."""
-
 logger = logging.getLogger("utils.training")
 
 
@@ -71,34 +70,6 @@ class EpochResult:
     """Of the last stack, pooled over all voxels."""
     samples: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far training has come; part of ``last.pth``."""
-
-    epoch: int = 0
-    """Epochs completed."""
-    best_iou: float | None = None
-    """Best validation IoU so far."""
-    best_epoch: int = 0
-    best_loss: float | None = None
-    """Lowest validation loss so far."""
-    stale_epochs: int = 0
-    """Epochs in a row without a lower validation loss."""
-
-    def after(self, valid_loss: float, valid_iou: float) -> Progress:
-        """Return the progress after one more epoch."""
-        epoch = self.epoch + 1
-        lower = self.best_loss is None or valid_loss < self.best_loss
-        better = self.best_iou is None or valid_iou > self.best_iou
-        return Progress(
-            epoch=epoch,
-            best_iou=valid_iou if better else self.best_iou,
-            best_epoch=epoch if better else self.best_epoch,
-            best_loss=valid_loss if lower else self.best_loss,
-            stale_epochs=0 if lower else self.stale_epochs + 1,
-        )
 
 
 class EpochSampler(Sampler[int]):
@@ -143,71 +114,35 @@ def train(
     moment. Raises NonFiniteLossError.
     """
     shape = train_data[0][0].shape
-    model = model.to(memory_format=memory_format(len(shape) + 1))
-    optimizer = build_optimizer(model, options)
-    scheduler = build_scheduler(optimizer, options)
-    model, optimizer = fabric.setup(model, optimizer)
-    average = make_average(model.module, options.ema)
+    learner = set_up(fabric, model, options, len(shape) + 1)
     loss_function = loss_function.to(fabric.device)
     sampler = EpochSampler(len(train_data), options.seed, shuffle=not options.no_shuffle)
-    train_loader = build_loader(fabric, train_data, options, sampler)
-    valid_loader = build_loader(fabric, valid_data, options)
-    progress, history, past = Progress(), [], {}
-    if resumption and resumption.state:
-        restored = resumption.state
-        restore_training(restored, fabric, model, average, optimizer, scheduler)
-        progress, history = Progress(**restored["progress"]), list(restored["history"])
-        past = restored["pace"]
-    planned = options.epochs * len(train_loader)
-    pace = Pace(options, planned, agree=fabric.broadcast, **past)
+    loaders = (
+        build_loader(fabric, train_data, options, sampler),
+        build_loader(fabric, valid_data, options),
+    )
+    progress, history, past = go_on(learner, resumption.state if resumption else None)
+    pace = Pace(options, options.epochs * len(loaders[0]), agree=fabric.broadcast, **past)
 
-    def state(record: Mapping[str, Any]) -> dict[str, Any]:
-        validated_model = average.module if average else model
-        resumable = training_state(fabric, optimizer, scheduler, progress, history)
-        resumable |= {"pace": {"steps": pace.steps, "seconds": pace.seconds}}
-        if average:
-            resumable |= {
-                "raw_model_state": model.state_dict(),
-                "averages": int(average.n_averaged),
-            }
-        return {**checkpoint_state(validated_model, facts, progress.epoch, record), **resumable}
-
-    def train_epochs() -> str:
-        nonlocal progress
-        first = progress.epoch + 1
-        while progress.epoch < options.epochs and not pace.time_is_up():
-            if progress.stale_epochs >= options.early_stopping_patience:
-                return early_end(progress)
+    if not progress.epoch:
+        experiment.save_last(whole_state(learner, facts, progress, history, pace))
+    first = progress.epoch + 1
+    batch = (own_share(min(options.batch_size, len(train_data))), *shape)
+    wanted = options.tensorboard and fabric.is_global_zero
+    with (
+        event_files(experiment.directory, facts.get("flags", {}), wanted) as board,
+        compile_network(fabric, learner.model, loss_function, batch, compiling),
+    ):
+        while (reason := ending(progress, pace, options)) is None:
             epoch = progress.epoch + 1
-            started = time.perf_counter()
-            pace.set_rate(optimizer)
-            learning_rate = optimizer.param_groups[0]["lr"]
             set_epoch(train_data, sampler, epoch)
-            trained = train_one_epoch(
-                fabric,
-                model,
-                loss_function,
-                train_loader,
-                optimizer,
-                f"epoch {epoch}, training",
-                pace=pace,
-                average=average,
-            )
-            average_buffers(model.module, average)
-            with averaged_weights(model, average):
-                validated, examples = evaluate(
-                    model, loss_function, valid_loader, f"epoch {epoch}, validation"
-                )
-            if scheduler:
-                scheduler.step(validated.loss)
-            progress = progress.after(validated.loss, validated.confusion.iou)
-            seconds = time.perf_counter() - started
-            record = epoch_record(epoch, trained, validated, learning_rate, seconds)
-            record |= {"steps": pace.steps, "minutes": pace.seconds / 60}
+            record, examples = train_and_validate(learner, loss_function, loaders, pace, epoch)
             if hasattr(train_data, "epoch_record"):
                 record |= train_data.epoch_record()
             history.append(record)
-            save_checkpoints(experiment, state(record), options.checkpoint_policy, progress)
+            progress = progress.after(record["valid_loss"], record["valid_iou"])
+            state = whole_state(learner, facts, progress, history, pace)
+            save_checkpoints(experiment, state, options.checkpoint_policy, progress)
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             if board:
@@ -215,35 +150,50 @@ def train(
             logger.info(summary(record, options.epochs))
             if epoch == first:
                 logger.info(estimate(record, options))
-        return planned_end(progress, options)
-
-    if not progress.epoch:
-        experiment.save_last(state({}))
-    batch = (own_share(min(options.batch_size, len(train_data))), *shape)
-    wanted = options.tensorboard and fabric.is_global_zero
-    with (
-        event_files(experiment.directory, facts.get("flags", {}), wanted) as board,
-        compile_network(fabric, model, loss_function, batch, compiling),
-    ):
-        return train_epochs()
+    return reason
 
 
-def early_end(progress: Progress) -> str:
-    """Return why a training without progress ended."""
-    return (
-        f"early stopping: no lower validation loss for {progress.stale_epochs} epochs "
-        f"(best IoU {progress.best_iou:.3f} in epoch {progress.best_epoch})"
+def ending(progress: Progress, pace: Pace, options: TrainingOptions) -> str | None:
+    """Return why training ends here, None where it goes on."""
+    best = f"best validation IoU {progress.best_iou or 0:.3f} in epoch {progress.best_epoch}"
+    if progress.epoch >= options.epochs:
+        return f"completed {progress.epoch} epochs ({best})"
+    if progress.epoch and pace.time_is_up():
+        minutes = f"{options.max_minutes:g} minutes are over"
+        return f"{minutes}: completed {progress.epoch} epochs ({best})"
+    if progress.stale_epochs >= options.early_stopping_patience:
+        stale = f"no lower validation loss for {progress.stale_epochs} epochs"
+        return f"early stopping: {stale} ({best})"
+    return None
+
+
+def train_and_validate(
+    learner: Learner,
+    loss_function: nn.Module,
+    loaders: tuple[DataLoader, DataLoader],
+    pace: Pace,
+    epoch: int,
+) -> tuple[dict[str, Any], Examples]:
+    """Go through one epoch; return its entry of ``logs.json``, and patches as seen."""
+    started = time.perf_counter()
+    pace.set_rate(learner.optimizer)
+    learning_rate = learner.optimizer.param_groups[0]["lr"]
+    trained = train_one_epoch(
+        *(learner.fabric, learner.model, loss_function, loaders[0], learner.optimizer),
+        f"epoch {epoch}, training",
+        pace=pace,
+        average=learner.average,
     )
-
-
-def planned_end(progress: Progress, options: TrainingOptions) -> str:
-    """Return why a training ended as planned: by its epochs or by its minutes."""
-    early = progress.epoch < options.epochs
-    reason = f"{options.max_minutes:g} minutes are over: " if early else ""
-    return (
-        f"{reason}completed {progress.epoch} epochs (best validation IoU {progress.best_iou:.3f} "
-        f"in epoch {progress.best_epoch})"
-    )
+    average_buffers(learner.model.module, learner.average)
+    with averaged_weights(learner.model, learner.average):
+        validated, examples = evaluate(
+            learner.model, loss_function, loaders[1], f"epoch {epoch}, validation"
+        )
+    if learner.scheduler:
+        learner.scheduler.step(validated.loss)
+    seconds = time.perf_counter() - started
+    record = epoch_record(epoch, trained, validated, learning_rate, seconds)
+    return {**record, "steps": pace.steps, "minutes": pace.seconds / 60}, examples
 
 
 def train_one_epoch(
@@ -331,18 +281,6 @@ def score(
     return {"loss": result.loss, **result.confusion.metrics()}
 
 
-def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
-    """Return the optimiser that ``options.optimizer`` names."""
-    kinds = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "rmsprop": torch.optim.RMSprop,
-    }
-    return kinds[options.optimizer](
-        model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
-    )
-
-
 def build_loader(
     fabric: Fabric, data: Dataset, options: TrainingOptions, sampler: EpochSampler | None = None
 ) -> DataLoader:
@@ -375,6 +313,8 @@ def build_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=fabric.device.type == "cuda",
+        # Its own, so that how often loaders begin leaves torch's global generator alone.
+        generator=torch.Generator().manual_seed(options.seed),
     )
     return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
 
@@ -467,73 +407,6 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def checkpoint_state(
-    model: nn.Module, facts: Mapping[str, Any], epoch: int, metrics: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what prediction needs: weights and ``facts``, after ``epoch`` completed epochs."""
-    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return {**facts, "model_state": weights, "epoch": epoch, "metrics": dict(metrics)}
-
-
-def training_state(
-    fabric: Fabric,
-    optimizer: Optimizer,
-    scheduler: ReduceLROnPlateau | None,
-    progress: Progress,
-    history: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Return what going on needs beside :func:`checkpoint_state`, as plain state."""
-    return {
-        "optimizer_state": optimizer.state_dict(),
-        "scheduler_state": scheduler.state_dict() if scheduler else {},
-        "precision_state": fabric.strategy.precision.state_dict(),
-        "progress": dataclasses.asdict(progress),
-        "history": list(history),
-        "random_state": {
-            "python": random.getstate(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
-    }
-
-
-def restore_training(
-    state: Mapping[str, Any],
-    fabric: Fabric,
-    model: nn.Module,
-    average: AveragedModel | None,
-    optimizer: Optimizer,
-    scheduler: ReduceLROnPlateau | None,
-) -> None:
-    """Bring everything back to where ``last.pth`` has it: the inverse of what wrote it."""
-    model.load_state_dict(state.get("raw_model_state", state["model_state"]))
-    if average:
-        average.module.load_state_dict(state["model_state"])
-        average.n_averaged.fill_(state["averages"])
-    optimizer.load_state_dict(state["optimizer_state"])
-    if scheduler:
-        scheduler.load_state_dict(state["scheduler_state"])
-    fabric.strategy.precision.load_state_dict(state["precision_state"])
-    random_state = state["random_state"]
-    random.setstate(random_state["python"])
-    torch.set_rng_state(random_state["torch"])
-    if random_state["cuda"] and torch.cuda.device_count() == len(random_state["cuda"]):
-        torch.cuda.set_rng_state_all(random_state["cuda"])
-
-
-def save_checkpoints(
-    experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
-) -> None:
-    """Write ``last.pth`` with everything, and by policy the weights of the best or each epoch."""
-    weights = {name: value for name, value in state.items() if name not in RESUMABLE}
-    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
-        experiment.save_checkpoint("best.pth", weights)
-    if policy == "all":
-        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
-    # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_last(state)
 
 
 def _progress_bar(loader: DataLoader, text: str) -> tqdm:

@@ -1,0 +1,60 @@
+"""The moving average of weights: its formula, its buffers, and the exchange during validation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from utils.training.averaging import averaged_weights, make_average
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+
+
+def test_no_average_without_decay() -> None:
+    assert make_average(network(), 0.0) is None
+    model = network()
+    with averaged_weights(model, None):
+        pass
+
+
+def test_the_average_follows_the_formula() -> None:
+    model = network()
+    average = make_average(model, 0.5)
+    expected = None
+    for n in range(8):
+        with torch.no_grad():
+            model[0].weight += n
+            model[1].running_mean += n
+            model[1].num_batches_tracked += 1
+        current = torch.cat([model[0].weight.flatten(), model[1].running_mean]).detach().clone()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = current if n == 0 else decay * expected + (1 - decay) * current
+        average.update_parameters(model)
+    found = torch.cat([average.module[0].weight.flatten(), average.module[1].running_mean])
+    torch.testing.assert_close(found.detach(), expected)
+    assert not torch.allclose(found, current)
+    assert average.module[1].num_batches_tracked == model[1].num_batches_tracked == 8
+
+
+def test_weights_are_exchanged_and_come_back_to_the_bit() -> None:
+    model = network()
+    average = make_average(model, 0.9)
+    average.update_parameters(model)
+    with torch.no_grad():
+        for value in model.parameters():
+            value += torch.rand_like(value)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    averaged = {name: value.clone() for name, value in average.module.state_dict().items()}
+    assert not torch.equal(own["0.weight"], averaged["0.weight"])
+    try:
+        with averaged_weights(model, average):
+            for name, value in model.state_dict().items():
+                assert torch.equal(value, averaged[name])
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
+    state = average.module.state_dict()
+    assert all(torch.equal(averaged[name], value) for name, value in state.items())

@@ -1,0 +1,185 @@
+"""What a training changes as it goes, and how that becomes a checkpoint and comes back from one.
+
+Epochs are counted from 1; checkpoints hold plain state: tensors, numbers, text, lists, dicts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
+
+from utils.training.averaging import make_average
+from utils.training.device import memory_format
+from utils.training.experiment import Experiment
+from utils.training.options import TrainingOptions
+from utils.training.schedules import Pace, build_scheduler
+
+RESUMABLE = (
+    *("optimizer_state", "scheduler_state", "precision_state", "progress", "history"),
+    *("random_state", "pace", "raw_model_state", "averages"),
+)
+"""Entries of ``last.pth`` that going on needs and prediction does not."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The parts that a training changes, as Fabric has set them up."""
+
+    fabric: Fabric
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: ReduceLROnPlateau | None
+    """For ``plateau`` alone."""
+    average: AveragedModel | None
+    """Of the weights, with ``ema``; what is validated and predicted with."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come; part of ``last.pth``."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    best_iou: float | None = None
+    """Best validation IoU so far."""
+    best_epoch: int = 0
+    best_loss: float | None = None
+    """Lowest validation loss so far."""
+    stale_epochs: int = 0
+    """Epochs in a row without a lower validation loss."""
+
+    def after(self, valid_loss: float, valid_iou: float) -> Progress:
+        """Return the progress after one more epoch."""
+        epoch = self.epoch + 1
+        lower = self.best_loss is None or valid_loss < self.best_loss
+        better = self.best_iou is None or valid_iou > self.best_iou
+        return Progress(
+            epoch=epoch,
+            best_iou=valid_iou if better else self.best_iou,
+            best_epoch=epoch if better else self.best_epoch,
+            best_loss=valid_loss if lower else self.best_loss,
+            stale_epochs=0 if lower else self.stale_epochs + 1,
+        )
+
+
+def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int) -> Learner:
+    """Bring a network for batches of ``ndim`` axes, and what trains it, to Fabric's device."""
+    model = model.to(memory_format=memory_format(ndim))
+    optimizer = build_optimizer(model, options)
+    scheduler = build_scheduler(optimizer, options)
+    model, optimizer = fabric.setup(model, optimizer)
+    return Learner(fabric, model, optimizer, scheduler, make_average(model.module, options.ema))
+
+
+def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
+    """Return the optimiser that ``options.optimizer`` names."""
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop,
+    }
+    return kinds[options.optimizer](
+        model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
+    )
+
+
+def whole_state(
+    learner: Learner,
+    facts: Mapping[str, Any],
+    progress: Progress,
+    history: list[dict[str, Any]],
+    pace: Pace,
+) -> dict[str, Any]:
+    """Return the content of ``last.pth``: what prediction needs, and what going on needs.
+
+    Prediction takes ``model_state``, the averaged weights where there are some, and ``facts``.
+    """
+    validated = learner.average.module if learner.average else learner.model
+    return {
+        **facts,
+        "model_state": _weights(validated),
+        "epoch": progress.epoch,
+        "metrics": dict(history[-1]) if history else {},
+        **_resumable_state(learner),
+        "progress": dataclasses.asdict(progress),
+        "history": list(history),
+        "pace": {"steps": pace.steps, "seconds": pace.seconds},
+    }
+
+
+def go_on(
+    learner: Learner, state: Mapping[str, Any] | None
+) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
+    """Bring ``learner`` to where :func:`whole_state` had it; None is the very beginning.
+
+    Returns progress, history, and the steps and seconds that :class:`Pace` starts with.
+    """
+    if state is None:
+        return Progress(), [], {}
+    model, average, scheduler = learner.model, learner.average, learner.scheduler
+    model.load_state_dict(state.get("raw_model_state", state["model_state"]))
+    if average:
+        average.module.load_state_dict(state["model_state"])
+        average.n_averaged.fill_(state["averages"])
+    learner.optimizer.load_state_dict(state["optimizer_state"])
+    if scheduler:
+        scheduler.load_state_dict(state["scheduler_state"])
+    learner.fabric.strategy.precision.load_state_dict(state["precision_state"])
+    _restore_randomness(state["random_state"])
+    return Progress(**state["progress"]), list(state["history"]), dict(state["pace"])
+
+
+def save_checkpoints(
+    experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
+) -> None:
+    """Write ``last.pth`` with everything, and by policy the weights of the best or each epoch."""
+    weights = {name: value for name, value in state.items() if name not in RESUMABLE}
+    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
+        experiment.save_checkpoint("best.pth", weights)
+    if policy == "all":
+        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
+    # Last, so that a cut in between repeats this epoch instead of losing its weights.
+    experiment.save_last(state)
+
+
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def _resumable_state(learner: Learner) -> dict[str, Any]:
+    """Return optimiser, schedule, precision, own weights beside averaged ones, random states.
+
+    Not numpy's global one: everything here draws from generators of (seed, epoch, index).
+    """
+    state = {
+        "optimizer_state": learner.optimizer.state_dict(),
+        "scheduler_state": learner.scheduler.state_dict() if learner.scheduler else {},
+        "precision_state": learner.fabric.strategy.precision.state_dict(),
+        "random_state": {
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
+    }
+    if learner.average:
+        state["raw_model_state"] = _weights(learner.model)
+        state["averages"] = int(learner.average.n_averaged)
+    return state
+
+
+def _restore_randomness(state: Mapping[str, Any]) -> None:
+    """Set the generators; CUDA's only on as many devices as there were."""
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
