@@ -157,6 +157,18 @@ def test_several_jobs_leave_nothing_out(begin) -> None:
     assert states(search) == ["complete"] * 4
 
 
+def test_workers_of_a_database_file_wait_for_each_other(begin) -> None:
+    first, second = begin(make_definition()), begin(make_definition())
+    taken: list[int] = []
+    with first.study._storage._backend.engine.begin():
+        worker = threading.Thread(target=lambda: taken.append(ask(second).number))
+        worker.start()
+        worker.join(0.5)
+        assert not taken  # else both could take the same trial
+    worker.join(60)
+    assert taken == [0]
+
+
 def test_jobs_share_cores_and_gpus(begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     seen = []

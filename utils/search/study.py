@@ -12,6 +12,7 @@ import math
 import os
 import queue
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -230,15 +231,36 @@ def open_study(
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
-    patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    is_file = url.startswith("sqlite")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.storages.RDBStorage(
+        storage = optuna.storages.RDBStorage(
             url,
-            engine_kwargs=patient,
+            engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {},
             heartbeat_interval=HEARTBEAT_SECONDS,
             heartbeat_stale_trial_callback=requeue_unless_hopeless,
         )
+    if is_file:
+        _lock_from_the_beginning(storage.engine)
+    return storage
+
+
+def _lock_from_the_beginning(engine: sqlalchemy.Engine) -> None:
+    """Let transactions of SQLite exclude each other from their first word.
+
+    Otherwise two workers read that a trial waits, and both take it: SQLite has no SELECT ... FOR
+    UPDATE. The recipe is that of SQLAlchemy's documentation (SQLite, pysqlite dialect).
+    """
+
+    def leave_transactions_to_us(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", leave_transactions_to_us)
+    sqlalchemy.event.listen(engine, "begin", begin)
+    engine.dispose()  # connections made before know nothing of this
 
 
 @contextlib.contextmanager
