@@ -623,6 +623,7 @@ def _draw_study_curves(
         axes.legend(fontsize=7, frameon=False, loc="lower right")
     _draw_baseline(axes, baseline)
     _dress(axes, "Curves (grey: pruned)", "epoch")
+    axes.set_xlim(0.5, max(1, *(len(trial["curve"]) for trial in trials)) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
