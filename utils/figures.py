@@ -624,7 +624,7 @@ def _draw_study_curves(
     _draw_baseline(axes, baseline)
     _dress(axes, "Curves (grey: pruned)", "epoch")
     axes.set_xlim(0.5, max(1, *(len(trial["curve"]) for trial in trials)) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _draw_study_slice(
