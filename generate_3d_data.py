@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import mmap
 import os
 import shutil
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.flags import FlagParser
+from utils.freed_memory import keep_freed_volumes
 
 if TYPE_CHECKING:
     from utils.storage import EncodedRow, Recipe, VolumeWriter
@@ -200,7 +200,6 @@ def simulate_row(checkout: str, config: dict[str, Any], seed: int, index: int) -
     return encode_row(simulate_volume(VolumeConfig.from_dict(config), sample_rng(seed, index)))
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _shared: mmap.mmap | None = None
 """In a forked worker: memory shared with the parent, one part for each sample under way."""
 
@@ -225,16 +224,8 @@ def _prepare_worker(parent: int, shared: mmap.mmap | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _shared = shared
-    _keep_freed_memory()
+    keep_freed_volumes()
     threading.Thread(target=_exit_without, args=(parent,), daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what one volume frees for the next: new pages cost a sixth of all time."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tell it
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
 
 
 def _exit_without(parent: int) -> None:

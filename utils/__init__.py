@@ -8,5 +8,6 @@
 - ``utils.figures``: every picture; the only module that imports matplotlib.
 - ``utils.animations``, on the views of ``utils.rendering``: every moving picture.
 - ``utils.flags``: the flag parser and one-line errors of all scripts.
+- ``utils.freed_memory``: has the C library keep freed memory.
 - ``utils.replacing``: files that appear whole or not at all.
 """

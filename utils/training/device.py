@@ -18,6 +18,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy
 
 from utils.flags import FlagError
+from utils.freed_memory import keep_all_freed
 from utils.training.options import TrainingOptions
 from utils.training.processes import Processes, is_started, plan_processes, start_others
 from utils.training.watch import watch, watched_start
@@ -113,6 +114,8 @@ def make_fabric(
     """
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script's log says it all
     tune_gpu(compute, deterministic)
+    if compute.device == "cpu":
+        keep_all_freed()
     several = planned.total > 1
     children = start_others(command, planned) if several and not is_started() else []
     fabric = Fabric(
