@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from utils.training.experiment import load_checkpoint
 
 ROOT = Path(train_basic_3dunet.__file__).parent
 WORKER = ranks_worker.__file__
+pytestmark = pytest.mark.timeout(900)  # processes that load torch one beside the other
 
 
 def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -110,7 +112,9 @@ def test_checkpoints_go_from_one_to_two_processes_and_back(tmp_path: Path) -> No
         "--no-tensorboard",
     ]
     directory = tmp_path / "logs" / "shared"
-    assert train_basic_3dunet.main([*flags, "--epochs", "1"]) == 0
+    assert train_basic_3dunet.main([*flags, "--experiment_title", "alone", "--epochs", "1"]) == 0
+    # This process keeps the directory of its own training locked until it ends.
+    shutil.copytree(tmp_path / "logs" / "alone", directory)
     names = list(load_checkpoint(directory / "checkpoints" / "last.pth")["model_state"])
 
     two = run_python(
