@@ -3,7 +3,7 @@
 - ``utils.training.options``: flags to frozen options, with every check; imports no torch.
 - ``utils.training.recipes``: bundles of flags; ``utils.training.resuming``: which flags may change.
 - ``utils.training.device``: which device, precision and memory format a machine is fast at.
-- ``utils.training.processes``, ``ranks`` and ``watch``: several devices: who starts their processes,
+- ``utils.training.processes``, ``ranks``, ``watch``: several devices: who starts their processes,
   how these share batches and sums, how they end together.
 - ``utils.training.replicates``: the same training once a seed, mean and interval.
 - ``utils.training.losses`` and ``utils.training.metrics``: what is minimised, what is reported.
