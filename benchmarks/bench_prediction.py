@@ -17,9 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.flags import FlagParser
 
 SIZES = ("128", "512", "1024x1024x512")
 METHODS = ("ours", "monai")
@@ -27,8 +30,8 @@ GREY = 60.0
 """Counts of uint16 for one unit of a simulated intensity."""
 
 
-def parse_flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = FlagParser(prog="bench_prediction.py", description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", type=size_of, default=[size_of(s) for s in SIZES])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--checkpoint", help="a trained network; default: 4 channels, depth 4")
@@ -41,12 +44,15 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="the fastest of so many is shown")
     parser.add_argument("--directory", help="where the stacks go; default: a temporary one")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # in the measured process
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def size_of(text: str) -> tuple[int, ...]:
     edges = tuple(int(part) for part in text.split("x"))
-    return edges * 3 if len(edges) == 1 else edges
+    edges = edges * 3 if len(edges) == 1 else edges
+    if len(edges) != 3 or min(edges) < 2:
+        raise ValueError(f"{text} is no size such as 128 or 1024x1024x512")
+    return edges
 
 
 def write_tiled(path: Path, shape: tuple[int, ...]) -> None:
@@ -238,8 +244,8 @@ def agreement(ours: Path, theirs: Path) -> float:
     return same / total
 
 
-def main() -> None:
-    flags = parse_flags()
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = parse_flags(arguments)
     if flags.measure:
         print(json.dumps(measure(flags)))
         return
