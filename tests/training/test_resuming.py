@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(experiment: Experiment
     assert find_resumption(experiment.directory).epoch == 1
     path.write_bytes(b"")
     (experiment.checkpoints / "last_before.pth").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="last.pth is no .* last_before.pth is no"):
+    with pytest.raises(CheckpointError, match=r"last\.pth is no .*last_before\.pth is no"):
         find_resumption(experiment.directory)
 
 
