@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import signal
 from collections.abc import Callable
@@ -135,6 +136,36 @@ def test_a_truncated_checkpoint_is_named(experiment: Experiment) -> None:
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(CheckpointError, match="last.pth"):
         load_checkpoint(experiment.directory)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_plain_pickle_is_named_and_nothing_else_is_said(tmp_path: Path, protocol: int) -> None:
+    path = tmp_path / "plain.pth"
+    path.write_bytes(pickle.dumps({"model_state": Path("a")}, protocol))
+    with pytest.raises(CheckpointError, match="plain.pth is no readable checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_any_damage_is_named(tmp_path: Path, zipped: bool) -> None:
+    path, rng = tmp_path / "damaged.pth", np.random.default_rng(0)
+    torch.save(
+        {"format": 1, "model_state": {"w": torch.zeros(3, 2)}},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    sound, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(sound)
+        damaged[int(rng.integers(min(len(sound), 900)))] = int(rng.integers(256))
+        stop = len(sound) if rng.random() < 0.7 else int(rng.integers(len(sound)))
+        path.write_bytes(damaged[:stop])
+        try:
+            load_checkpoint(path)
+        except CheckpointError as error:
+            refused += 1
+            assert "damaged.pth" in str(error)
+    assert refused > 100
 
 
 def test_pictures(experiment: Experiment) -> None:

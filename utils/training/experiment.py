@@ -14,7 +14,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import pickle
 import platform
 import shutil
 import signal
@@ -22,6 +21,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -262,10 +262,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"the checkpoint {path} does not exist (pretrained networks known by name: {names})"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
+    state = _load_plain(path)
     if not isinstance(state, dict) or not isinstance(state.get("model_state"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of this project")
     if state.get("format") != CHECKPOINT_FORMAT:
@@ -274,6 +271,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{CHECKPOINT_FORMAT}"
         )
     return {**state, "model_state": unpack_weights(state["model_state"])}
+
+
+def _load_plain(path: Path) -> Any:
+    """Return the plain data in a file, on the CPU; CheckpointError for whatever else it holds.
+
+    Bytes that are damaged or foreign make torch's parsers raise nearly every kind of exception, and
+    warn of pickles that it did not write.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
 
 
 def log_directory(checkpoint: str | Path) -> Path:
