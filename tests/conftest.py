@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, VolumeParameters, sample_rng
+from utils.simulation.volume import (
+    SimulatedVolume,
+    VolumeConfig,
+    VolumeParameters,
+    sample_rng,
+    simulate_volume,
+)
 from utils.storage import Recipe, encode_row, open_writer
 
 
@@ -80,6 +86,13 @@ def run_and_time(command: list[str]) -> tuple[subprocess.CompletedProcess[str], 
 def tiny_config() -> VolumeConfig:
     """A configuration with few, large columns in few voxels, quick to simulate."""
     return VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
+
+
+@pytest.fixture(scope="session")
+def small_volume() -> SimulatedVolume:
+    """A simulated volume of three different edges with all column types; not to be changed."""
+    config = VolumeConfig(shape=(32, 28, 24), lattice_intervals=(4, 6), min_columns=20)
+    return simulate_volume(config, sample_rng(0, 1))
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from scipy import ndimage
 
 import evaluate
 from models import ModelConfig, build_model
-from utils import figures
 from utils.data.normalize import PercentileNormalizer
+from utils.figures import canvas
 from utils.prediction.microscope_files import StackLayout, write_stack
 from utils.simulation import sample_rng, simulate_volume
 from utils.storage import Recipe, VolumeFile, encode_row, open_writer
@@ -32,7 +32,7 @@ def unrendered(monkeypatch):
         path.write_bytes(b"picture")
         return path
 
-    monkeypatch.setattr(figures, "_save_figure", touch)
+    monkeypatch.setattr(canvas, "save_figure", touch)
 
 
 @pytest.fixture(scope="module")

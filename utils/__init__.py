@@ -5,7 +5,7 @@
 - ``utils.data``: torch data sets over files, patches, and the one normaliser.
 - ``utils.training``: losses, metrics, the training loop, the log directory.
 - ``utils.prediction``: whole volumes through a network.
-- ``utils.figures``: every picture; the only module that imports matplotlib.
+- ``utils.figures``: every picture; the only room that imports matplotlib.
 - ``utils.animations``, on the views of ``utils.rendering``: every moving picture.
 - ``utils.flags``: the flag parser and one-line errors of all scripts.
 - ``utils.freed_memory``: has the C library keep freed memory.

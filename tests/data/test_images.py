@@ -18,10 +18,8 @@ from conftest import write_fake_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
 from torch.utils.data import DataLoader
 
-from utils import figures
 from utils.data import (
     KeypointDetectionFake2DDataset,
     RegressionFake2DDataset,
@@ -288,16 +286,6 @@ def test_show_draws_image_mask_and_centres(dataset: SegmentationFake2DDataset) -
     red = (pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=2) < 80)
     assert red[:, third : 2 * third].sum() > 5_000 and red[:, :third].sum() == 0
     assert not np.array_equal(pixels, np.asarray(dataset.show(2)).astype(int))
-
-
-def test_the_panel_is_made_by_a_command(tmp_path: Path) -> None:
-    assert figures.main(["samples-2d", "--count", "5", "--directory", str(tmp_path)]) == 0
-    with Image.open(tmp_path / "samples_2d.png") as picture:
-        wide, high = picture.size
-        assert wide > 800 and len(np.unique(np.asarray(picture))) > 100
-    figures.main(["samples-2d", "--count", "1", "--directory", str(tmp_path)])
-    with Image.open(tmp_path / "samples_2d.png") as picture:
-        assert picture.size[1] < high
 
 
 def test_pickling(dataset: SegmentationFake2DDataset) -> None:

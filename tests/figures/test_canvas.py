@@ -1,0 +1,22 @@
+"""Files of pictures are whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from utils.figures import canvas
+
+
+def test_a_failure_leaves_the_old_picture(tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    path.write_text("old")
+
+    class Failing:
+        def savefig(self, temporary: Path, dpi: int) -> None:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        canvas.save_figure(Failing(), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

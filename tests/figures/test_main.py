@@ -1,0 +1,88 @@
+"""The command line: help, one-line mistakes, and what it writes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils.figures import __main__ as command_line
+from utils.prediction.microscope_files import StackLayout, write_stack
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_figures(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "utils.figures", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_is_quick() -> None:
+    start = time.monotonic()
+    result = run_figures("--help")
+    assert result.returncode == 0
+    assert "demo" in result.stdout
+    assert "matplotlib" not in result.stderr
+    assert time.monotonic() - start < 5.0  # a second on an idle machine
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["samples", "--voxels", "0", "--directory", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_command_line_names_what_it_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "assets")
+    assert (
+        command_line.main(["geometry", "--voxels", "32", "--index", "0", "--directory", folder])
+        == 0
+    )
+    (line,) = capsys.readouterr().out.splitlines()
+    assert Path(line).exists()
+
+
+def test_planes_of_a_stack_with_masks_of_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.arange(12 * 10 * 8, dtype=np.uint16).reshape(12, 10, 8)
+    layout = StackLayout(image.shape, image.dtype, (0.5, 0.5, 2.0))
+    write_stack(tmp_path / "a.tif", [image], layout)
+    for name in ("m", "n"):
+        mask = (image[2:, :6, 3:7] % 3 == 0).astype(np.uint8)
+        write_stack(tmp_path / f"{name}.tif", [mask], StackLayout(mask.shape, mask.dtype))
+    drawn = []
+    monkeypatch.setattr(
+        command_line,
+        "save_overlays",
+        lambda rows, path, **options: drawn.append((rows, options)) or path,
+    )
+    masks = [str(tmp_path / name) for name in ("m.tif", "n.tif")]
+    flags = ["stack", "--input", str(tmp_path / "a.tif"), "--output", "p.png", "--mask", *masks]
+    boxes = ["--crop", "3:7,:6,2:", "3:7,:6,2:"]
+    assert command_line.main([*flags, *boxes, "--z", "4", "6"]) == 0
+    (rows, options), *_ = drawn
+    assert [[o.title for o in row] for row in rows] == [
+        ["m, z = 4", "m, z = 6"],
+        ["n, z = 4", "n, z = 6"],
+    ]
+    np.testing.assert_array_equal(rows[1][1].image, image[2:, :6, 6])
+    np.testing.assert_array_equal(rows[1][0].mask, image[2:, :6, 4] % 3 == 0)
+    assert options["spacing"] == pytest.approx((0.5, 0.5))
+    capsys.readouterr()
+    for wrong, message in (
+        ([*boxes, "--z", "7"], "--z 7: not in the box"),
+        (["--crop", "3:7,:6,2:", "--z", "4"], "1 boxes for 2 masks"),
+        (["--z", "4"], "but its box has"),
+    ):
+        assert command_line.main([*flags, *wrong]) == 2
+        assert message in capsys.readouterr().err

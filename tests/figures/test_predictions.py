@@ -1,0 +1,81 @@
+"""Predictions beside the truth: rows, colours of hits and errors, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.figures import predictions, slices
+from utils.simulation import SimulatedVolume
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_predictions_have_a_row_for_each_sample(
+    small_volume: SimulatedVolume, dimensions: int, tmp_path: Path
+) -> None:
+    z = slices.densest_slice(small_volume.mask)
+    cut = (...,) if dimensions == 3 else (..., z)
+    image, mask = small_volume.image[cut], small_volume.mask[cut]
+    probability = mask * 0.9
+    heights = []
+    for count in (1, 2):
+        path = predictions.save_predictions(
+            [image] * count, [mask] * count, [probability] * count, tmp_path / f"{count}.png"
+        )
+        with Image.open(path) as picture:
+            heights.append(picture.height)
+    assert 1.6 < heights[1] / heights[0] < 2.1
+
+
+def test_predictions_without_labels_are_drawn(tmp_path: Path) -> None:
+    empty = np.zeros((8, 8), dtype=np.float32)
+    assert predictions.save_predictions([empty], [empty], [empty], tmp_path / "p.png").exists()
+
+
+def test_a_heat_map_is_compared_where_it_is_at_least_half() -> None:
+    image, target = np.zeros((2, 2), np.float32), np.array([[0.9, 0.4], [0.5, 0.0]], np.float32)
+    overlay = predictions._compare(image, target, probability=target)
+    np.testing.assert_array_equal(overlay.any(axis=2), target >= 0.5)
+
+
+def test_overlay_colours_name_hits_and_errors() -> None:
+    image = np.zeros((2, 2), dtype=np.float32)
+    mask = np.array([[1, 0], [1, 0]])
+    probability = np.array([[0.9, 0.9], [0.1, 0.1]])
+    (hit, extra), (missed, nothing) = predictions._compare(image, mask, probability)
+    assert hit.argmax() == 1
+    assert extra.argmax() == 0
+    assert missed.argmax() == 2
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize(
+    ("counts", "shape", "said"),
+    [((0, 0, 0), (4, 4), "0 images"), ((1, 2, 1), (4, 4), "2 masks"), ((1, 1, 1), (4,), "shapes")],
+)
+def test_predictions_that_do_not_match_are_refused(
+    counts: tuple[int, int, int], shape: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    lists = [[np.zeros(shape)] * count for count in counts]
+    with pytest.raises(ValueError, match=said):
+        predictions.save_predictions(*lists, tmp_path / "p.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_comparison_strip_shows_the_fullest_slice_in_four_panels() -> None:
+    image = np.zeros((64, 40, 3), dtype=np.float32)
+    image[10, 0, 1] = 1.0
+    mask, probability = np.zeros_like(image), np.zeros_like(image)
+    mask[10, :2, 1], probability[10, 0, 1], probability[63, 39, 1] = 1, 1, 0.5
+    strip = predictions.comparison_strip(image, mask, probability)
+    assert strip.shape == (40, 4 * 64 + 3 * 2, 3) and strip.dtype == np.uint8
+    truth, chance, compared = (strip[:, k * 66 : k * 66 + 64] for k in (1, 2, 3))
+    assert truth[39, 10].tolist() == truth[38, 10].tolist() == [255] * 3  # y runs upwards
+    assert np.count_nonzero(truth) == 2 * 3
+    assert chance[39, 10, 0] == 255 and chance[0, 63, 0] == 128
+    assert [compared[39, 10].argmax(), compared[0, 63].argmax(), compared[38, 10].argmax()] == [
+        *(1, 0, 2),  # found, false positive, missed
+    ]
+    flat = predictions.comparison_strip(image[..., 1], mask[..., 1], probability[..., 1])
+    assert np.array_equal(flat, strip)

@@ -1,0 +1,172 @@
+"""The command line: ``python -m utils.figures demo`` and the like write the pictures of assets/.
+
+A user's mistake is one line on stderr and exit status 2. Simulation and readers are imported by the
+command that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.figures.samples import save_column_types, save_geometry, save_samples_panel
+from utils.figures.samples_2d import save_image_samples
+from utils.figures.stacks import Overlay, save_overlays
+from utils.flags import voxel_ranges
+
+if TYPE_CHECKING:
+    from utils.simulation import SimulatedVolume
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.figures",
+        description="Draw simulated samples, named by seed and index, or a microscope's stack.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what, edge, index in (
+        ("demo", "slice_demo_3.gif, 3d_demo_3.gif and 3d_demo_20.gif: samples 3 and 20", 128, None),
+        ("columns", "column_types.png: a column of each type, cut open", 256, 3),
+        ("samples", "samples.png: slices and projections of the first samples", 128, None),
+        ("geometry", "geometry.png: columns, lattice and neurites in 3D", 128, 3),
+        ("samples-2d", "samples_2d.png: the first 2D samples", None, None),
+    ):
+        command = commands.add_parser(name, help=what, description=f"Writes {what}.")
+        command.add_argument(
+            "--directory", type=Path, default=Path("assets"), help="folder to write to"
+        )
+        command.add_argument("--seed", type=int, default=0, help="seed of the samples")
+        if edge is not None:
+            command.add_argument("--voxels", type=int, default=edge, help="edge of the cube")
+        if index is not None:
+            command.add_argument("--index", type=int, default=index, help="index of the sample")
+        if name.startswith("samples"):
+            count = 16 if name == "samples-2d" else 8
+            command.add_argument("--count", type=int, default=count, help="number of samples")
+    _add_stack_command(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_stack_command(commands: Any) -> None:
+    command = commands.add_parser(
+        "stack",
+        help="planes of a stack and of masks that predict.py made of it",
+        description="Draws planes of a stack from a microscope with masks of predict.py on them.",
+    )
+    add = command.add_argument
+    add("--input", required=True, help="the stack that was predicted")
+    add("--mask", required=True, nargs="+", help="its masks, each a row of the picture")
+    add("--output", required=True, type=Path, help="picture to write")
+    add("--crop", nargs="+", type=voxel_ranges, metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="the box that each mask was made of, as given to predict.py")  # fmt: skip
+    add("--z", required=True, nargs="+", type=int, help="planes, in voxels of the stack from 0")
+    add("--channel", type=int, help="channel of the stack, as given to predict.py")
+    add("--step", type=float, default=1.0, help="voxels a pixel; above 1 the image is coarsened")
+    add("--caption", default="", help="words below the picture")
+
+
+def _describe_wave(plane: np.ndarray) -> str:
+    from utils.prediction.column_spacing import strongest_wave
+
+    wave = strongest_wave(plane)
+    return "no period" if wave is None else f"strongest {wave.describe()}"
+
+
+def _draw_stack(options: argparse.Namespace) -> Path:
+    """Read the planes of the stack and its masks, and draw them."""
+    from utils.prediction.cropping import crop_stack
+    from utils.prediction.microscope_files import open_stack
+
+    boxes = options.crop or [((None, None),) * 3] * len(options.mask)
+    if len(boxes) != len(options.mask):
+        raise ValueError(f"--crop: {len(boxes)} boxes for {len(options.mask)} masks; one each")
+    rows = []
+    with open_stack(options.input, channel=options.channel) as stack:
+        for box, name in zip(boxes, options.mask, strict=True):
+            start = box[0][0] or 0
+            part = crop_stack(stack, box)
+            with open_stack(name) as mask:
+                if mask.shape != part.shape:
+                    raise ValueError(f"{name}: {mask.shape} voxels, but its box has {part.shape}")
+                wrong = [z for z in options.z if not 0 <= z - start < part.shape[-1]]
+                if wrong:
+                    raise ValueError(f"--z {wrong[0]}: not in the box of {name}, {box[0]}")
+                label = f"{Path(name).stem}, " if len(boxes) > 1 else ""
+                planes = [[s.read(z - start, z - start + 1)[..., 0] for s in (part, mask)]
+                          for z in options.z]  # fmt: skip
+                rows.append([
+                    Overlay(*pair, f"{label}z = {z}", *map(_describe_wave, pair))
+                    for pair, z in zip(planes, options.z, strict=True)
+                ])  # fmt: skip
+        spacing = stack.spacing and stack.spacing[:2]
+    return save_overlays(
+        rows, options.output, spacing=spacing, step=options.step, caption=options.caption
+    )
+
+
+def _draw_assets(options: argparse.Namespace) -> list[Path]:
+    """Draw what a subcommand asks for; returns the pictures."""
+    if options.command == "stack":
+        return [_draw_stack(options)]
+    from utils.animations import save_3d_gif, save_slice_gif
+    from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+
+    if options.command == "samples-2d":
+        return [_draw_image_samples(options)]
+    shape, folder = (options.voxels,) * 3, options.directory
+    config = VolumeConfig(shape=shape)
+
+    def sample(index: int, config: VolumeConfig = config) -> SimulatedVolume:
+        return simulate_volume(config, sample_rng(options.seed, index))
+
+    if options.command == "demo":
+        third = sample(3)
+        return [
+            save_slice_gif(third, folder / "slice_demo_3.gif", title="sample 3"),
+            save_3d_gif(third, folder / "3d_demo_3.gif", title="sample 3"),
+            save_3d_gif(sample(20), folder / "3d_demo_20.gif", title="sample 20"),
+        ]
+    if options.command == "columns":
+        coarse = VolumeConfig(shape=shape, lattice_intervals=(8, 8))
+        return [save_column_types(sample(options.index, coarse), folder / "column_types.png")]
+    if options.command == "samples":
+        titles = [f"seed {options.seed}, sample {i}" for i in range(options.count)]
+        volumes = [sample(i) for i in range(options.count)]
+        return [save_samples_panel(volumes, folder / "samples.png", titles)]
+    title = f"seed {options.seed}, sample {options.index}"
+    return [save_geometry(sample(options.index), folder / "geometry.png", title=title)]
+
+
+def _draw_image_samples(options: argparse.Namespace) -> Path:
+    from utils.data.normalize import PercentileNormalizer
+    from utils.simulation import sample_rng
+    from utils.simulation.image import ImageConfig, simulate_image
+
+    samples = [
+        simulate_image(ImageConfig(), sample_rng(options.seed, i)) for i in range(options.count)
+    ]
+    scale = PercentileNormalizer()
+    images = [scale.apply(s.image, *scale.fit(s.image)) for s in samples]
+    masks, centres = [s.mask for s in samples], [s.centres for s in samples]
+    return save_image_samples(images, masks, centres, options.directory / "samples_2d.png")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw what the command line asks for; returns the exit status."""
+    options = _parse_arguments(arguments)
+    try:
+        for path in _draw_assets(options):
+            print(path)
+    except (ValueError, OSError) as error:
+        print(f"python -m utils.figures: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Empty figures, what plots look like, and files written whole or not at all.
+
+Sizes are inches, resolutions dots an inch. matplotlib is imported by the first figure, without
+pyplot (the Agg canvas).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.replacing import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+REFERENCE_LINE = {"color": "#777777", "linestyle": "--", "linewidth": 1}
+"""How a line to compare with is drawn."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty white figure of ``width`` x ``height`` inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> Path:
+    """Write ``figure`` whole or not at all; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    return path
+
+
+def style(axes: Axes) -> None:
+    """Give ``axes`` of a plot a pale grid, no upper and right edge, and small numbers."""
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def count_along_x(axes: Axes, **options: Any) -> None:
+    """Put the ticks of x at whole numbers; ``options`` are those of ``MaxNLocator``."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, **options))
+
+
+def add_colour_bar(figure: Figure, shown: ScalarMappable, axes: Axes, shrink: float) -> None:
+    """Put the colour bar of ``shown`` beside ``axes``, ``shrink`` of their height."""
+    bar = figure.colorbar(shown, ax=axes, shrink=shrink, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+
+
+def add_legend_below(figure: Figure, **options: Any) -> None:
+    """Put a legend below all panels; ``options`` are those of ``Figure.legend``."""
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False, **options)

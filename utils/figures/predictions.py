@@ -1,0 +1,158 @@
+"""Predictions beside the truth: image, truth, probability, and where prediction and truth differ.
+
+Slices show x to the right and y upwards; lengths are voxels.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.figures import canvas
+from utils.figures.colours import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH, blue
+from utils.figures.slices import (
+    densest_slice,
+    draw_outline,
+    scale_to_display,
+    show_fluorescence,
+    show_slice,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def save_predictions(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    probabilities: Sequence[np.ndarray],
+    path: str | Path,
+    titles: Sequence[str] | None = None,
+    *,
+    slices: Sequence[int] | None = None,
+) -> Path:
+    """Draw a row a sample: image, truth on the image, probability, and where the two differ.
+
+    Args:
+        images: (X, Y) or (X, Y, Z) arrays, scaled between their own 1st and 99th percentile.
+        masks: truth of the same shapes, 0/1.
+        probabilities: of the same shapes, 0..1; the overlay cuts them at 0.5.
+        path: picture to write (format by its suffix).
+        titles: a name for each row.
+        slices: z of each row; by default that with most labelled voxels. The row says it.
+
+    Raises:
+        ValueError: nothing to draw, or the lists or shapes do not match.
+    """
+    if not images or not len(images) == len(masks) == len(probabilities):
+        raise ValueError(
+            f"{len(images)} images, {len(masks)} masks and {len(probabilities)} probabilities: "
+            "as many of each are needed, and at least one"
+        )
+    count = len(images)
+    figure = canvas.new_figure(11.4, 2.9 * count + 0.5)
+    grid = figure.subplots(count, 4, squeeze=False)
+    for row in range(count):
+        title = titles[row] if titles else f"sample {row + 1}"
+        z = slices[row] if slices is not None else None
+        planes = _planes(images[row], masks[row], probabilities[row], z)
+        shown = _draw_prediction_row(grid[row], planes[:3], f"{title}{planes[3]}")
+        canvas.add_colour_bar(figure, shown, grid[row, 2], 0.8)
+    _add_overlay_legend(figure)
+    return canvas.save_figure(figure, path)
+
+
+def _planes(
+    image: np.ndarray, mask: np.ndarray, probability: np.ndarray, z: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Return scaled image, mask and probability of one slice, and words that say which."""
+    if not image.shape == mask.shape == probability.shape or image.ndim not in (2, 3):
+        raise ValueError(
+            f"image {image.shape}, mask {mask.shape}, probability {probability.shape}: "
+            "equal shapes of two or three axes are needed"
+        )
+    image = scale_to_display(image)
+    if image.ndim == 2:
+        return image, mask, probability, ""
+    z = densest_slice(mask) if z is None else z
+    return image[..., z], mask[..., z], probability[..., z], f", z = {z} of {image.shape[2]}"
+
+
+def _draw_prediction_row(
+    row: Sequence[Axes], planes: tuple[np.ndarray, np.ndarray, np.ndarray], title: str
+) -> Any:
+    """Draw the four panels of a sample; returns the probability's mappable for its colour bar."""
+    image, mask, probability = planes
+    picture, truth, chance, overlay = row
+    show_fluorescence(picture, image)
+    show_fluorescence(truth, image)
+    draw_outline(truth, mask, TRUTH)
+    shown = show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
+    show_slice(overlay, _compare(image, mask, probability))
+    predicted, true = probability >= 0.5, mask >= 0.5
+    union = np.count_nonzero(predicted | true)
+    iou = np.count_nonzero(predicted & true) / union if union else 1.0
+    words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
+    for axes, word in zip(row, words, strict=True):
+        axes.set_title(word, fontsize=9)
+    lines = [*textwrap.wrap(title, 36), "y (voxels)"]
+    picture.set_ylabel("\n".join(lines), fontsize=8)
+    for axes in row:
+        axes.set_xlabel("x (voxels)", fontsize=7)
+    return shown
+
+
+def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return (X, Y, 3): the grey image with true and false positives and false negatives on it."""
+    from matplotlib.colors import to_rgb
+
+    predicted, true = probability >= 0.5, mask >= 0.5
+    colours = np.repeat(image[..., None] * 0.75, 3, axis=2)
+    for where, colour in (
+        (predicted & true, TRUE_POSITIVE),
+        (predicted & ~true, FALSE_POSITIVE),
+        (~predicted & true, FALSE_NEGATIVE),
+    ):
+        colours[where] = 0.45 * colours[where] + 0.55 * np.array(to_rgb(colour))
+    return colours
+
+
+def comparison_strip(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return fluorescence, truth, probability and their comparison side by side, as one picture.
+
+    Args:
+        image: (X, Y) or (X, Y, Z), scaled between its own 1st and 99th percentile.
+        mask: truth of the same shape, 0/1.
+        probability: of the same shape, 0..1; the comparison cuts it at 0.5.
+
+    Returns:
+        (Y, 4 X + gaps, 3) uint8, x to the right and y upwards; of a volume the slice with most
+        labelled voxels.
+    """
+    image, mask, probability, _ = _planes(image, mask, probability, None)
+    grey = [np.repeat(plane[..., None], 3, axis=2) for plane in (mask, probability)]
+    panels = [blue(image), *grey, _compare(image, mask, probability)]
+    gap = np.ones((max(1, image.shape[0] // 32), image.shape[1], 3))
+    parts = [part for panel in panels for part in (panel, gap)][:-1]
+    strip = np.swapaxes(np.concatenate(parts), 0, 1)[::-1]
+    return np.round(255 * np.clip(strip, 0.0, 1.0)).astype(np.uint8)
+
+
+def _add_overlay_legend(figure: Figure) -> None:
+    from matplotlib.patches import Patch
+
+    canvas.add_legend_below(
+        figure,
+        handles=[
+            Patch(color=TRUE_POSITIVE, label="found (true positive)"),
+            Patch(color=FALSE_POSITIVE, label="false positive"),
+            Patch(color=FALSE_NEGATIVE, label="missed (false negative)"),
+            Patch(facecolor="none", edgecolor=TRUTH, label="outline of the truth"),
+        ],
+        ncols=4,
+    )

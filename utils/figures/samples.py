@@ -1,0 +1,221 @@
+"""Stills of simulated volumes: column types cut open, samples, and the geometry in 3D.
+
+Slices show x to the right and y upwards; lengths are voxels unless an axis says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.figures import canvas
+from utils.figures.colours import TRUTH, TYPE_COLOURS, TYPE_NAMES
+from utils.figures.slices import densest_slice, draw_outline, scale_to_display, show_fluorescence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from utils.simulation import SimulatedVolume
+
+LATTICE_GREY, NEURITE_VIOLET = "#777777", "#9a7fd1"
+
+
+def save_column_types(
+    volume: SimulatedVolume, path: str | Path, *, columns: Sequence[int] | None = None
+) -> Path:
+    """Draw a column of each type, left-out one included: cut along its axis and across its middle.
+
+    Args:
+        volume: sample that holds all four types; a fine one (256 voxels an edge) shows most.
+        path: picture to write (format by its suffix).
+        columns: index of a column for A, B, C and left out; by default those that lie deepest
+            inside the cube.
+
+    Raises:
+        ValueError: the sample lacks a type.
+    """
+    order = (1, 2, 3, 0)
+    if columns is None:
+        columns = [_innermost_column(volume, kind) for kind in order]
+    image = scale_to_display(volume.image, 1.0, 99.7)
+    figure = canvas.new_figure(9.6, 6.4)
+    grid = figure.subplots(2, len(order), height_ratios=(1.45, 1.0))
+    for column, kind, (along, across) in zip(columns, order, grid.T, strict=True):
+        _draw_column_cuts(along, across, volume, image, column)
+        along.set_title(TYPE_NAMES[kind], fontsize=11, color=TYPE_COLOURS[kind])
+    grid[0, 0].set_ylabel("along the axis (voxels)", fontsize=9)
+    grid[1, 0].set_ylabel("across (voxels)", fontsize=9)
+    figure.supxlabel(
+        "distance from the axis (voxels); dashed: the label's cone; 0 along the axis: entry point",
+        fontsize=9,
+    )
+    return canvas.save_figure(figure, path)
+
+
+def _innermost_column(volume: SimulatedVolume, kind: int) -> int:
+    """Return the column of a type whose cone stays farthest from the cube's faces."""
+    of_kind = np.flatnonzero(volume.column_type == kind)
+    if not len(of_kind):
+        raise ValueError(f"the sample has no column of type {TYPE_NAMES[kind]}")
+    ends = volume.entry_points + volume.parameters.cone_length * volume.e_r
+    points = np.stack([volume.entry_points, ends])
+    margin = np.minimum(points, 1.0 - points).min(axis=(0, 2))
+    return int(of_kind[np.argmax(margin[of_kind])])
+
+
+def _draw_column_cuts(
+    along: Axes, across: Axes, volume: SimulatedVolume, image: np.ndarray, column: int
+) -> None:
+    """Draw ``image`` on the plane of a column's axis and e_phi, and on one across its middle."""
+    edge, parameters = image.shape[0], volume.parameters
+    axis = volume.e_r[column].astype(float)
+    length = parameters.cone_length * float(np.linalg.norm(axis)) * edge
+    axis /= np.linalg.norm(axis)
+    side = volume.e_phi[column] - volume.e_phi[column] @ axis * axis
+    side /= np.linalg.norm(side)
+    radius = parameters.cone_radius * float(np.linalg.norm(volume.e_phi[column])) * edge
+    outer = parameters.cone_taper * radius
+    spacing = parameters.spacing * edge
+    half, low, high = 1.1 * spacing, -0.5 * spacing, 2.7 * spacing
+    entry = volume.entry_points[column]
+    cut = _plane(image, entry, (side, axis), (-half, half), (low, high))
+    show_fluorescence(along, cut, extent=(-half, half, low, high))
+    outline = np.array([[-radius, 0], [radius, 0], [outer, length], [-outer, length], [-radius, 0]])
+    along.plot(*outline.T, color=TRUTH, linestyle="--", linewidth=1.2)
+    middle = entry + axis * length / 2 / edge
+    cut = _plane(image, middle, (side, np.cross(axis, side)), (-half, half), (-half, half))
+    show_fluorescence(across, cut, extent=(-half, half, -half, half))
+    turn = np.linspace(0.0, 2.0 * np.pi, 100)
+    mean = (radius + outer) / 2
+    across.plot(mean * np.cos(turn), mean * np.sin(turn), color=TRUTH, linestyle="--", lw=1.2)
+
+
+def _plane(
+    image: np.ndarray,
+    origin: np.ndarray,
+    directions: tuple[np.ndarray, np.ndarray],
+    first: tuple[float, float],
+    second: tuple[float, float],
+) -> np.ndarray:
+    """Return ``image`` on a plane, four samples a voxel, 0 outside the volume.
+
+    Args:
+        image: (X, Y, Z).
+        origin: (3,) in cube units.
+        directions: two unit vectors (3,).
+        first: range along the first direction from the origin, in voxels.
+        second: range along the second direction.
+    """
+    from scipy import ndimage
+
+    u = np.arange(first[0], first[1], 0.25) + 0.125
+    v = np.arange(second[0], second[1], 0.25) + 0.125
+    start = origin * np.array(image.shape) - 0.5
+    at = (
+        start[:, None, None]
+        + directions[0][:, None, None] * u[:, None]
+        + directions[1][:, None, None] * v
+    )
+    return ndimage.map_coordinates(image, at, order=1, mode="constant")
+
+
+def save_samples_panel(
+    volumes: Sequence[SimulatedVolume], path: str | Path, titles: Sequence[str] | None = None
+) -> Path:
+    """Draw samples, two a row: the slice with most labels and its outline, and the projection.
+
+    Args:
+        volumes: samples to show.
+        path: picture to write (format by its suffix).
+        titles: a name for each sample.
+    """
+    rows = -(-len(volumes) // 2)
+    figure = canvas.new_figure(11.4, 2.75 * rows + 0.3)
+    grid = figure.subplots(rows, 4, squeeze=False)
+    for pair in grid.reshape(-1, 2)[len(volumes) :]:
+        for axes in pair:
+            axes.set_axis_off()
+    for k, (volume, pair) in enumerate(zip(volumes, grid.reshape(-1, 2), strict=False)):
+        image, mask = scale_to_display(volume.image), volume.mask
+        z = densest_slice(mask)
+        show_fluorescence(pair[0], image[..., z])
+        draw_outline(pair[0], mask[..., z], TRUTH, 0.6)
+        bright = scale_to_display(volume.image.max(axis=2), 1.0, 99.5)
+        show_fluorescence(pair[1], bright)
+        name = titles[k] if titles else f"sample {k}"
+        pair[0].set_title(f"{name}: z = {z}, outline of the mask", fontsize=8)
+        count = len(np.unique(volume.instances)) - 1
+        pair[1].set_title(f"maximum along z, {count} columns seen", fontsize=8)
+    figure.supxlabel("x (voxels)", fontsize=8)
+    figure.supylabel("y (voxels)", fontsize=8)
+    return canvas.save_figure(figure, path)
+
+
+def save_geometry(volume: SimulatedVolume, path: str | Path, *, title: str = "") -> Path:
+    """Draw the geometry in 3D from two sides: lattice, columns by type, neurites, the cube.
+
+    Args:
+        volume: sample to show.
+        path: picture to write (format by its suffix).
+        title: words at the top, such as the sample's name.
+    """
+    from matplotlib.lines import Line2D
+
+    figure = canvas.new_figure(11.4, 5.9)
+    for k, azimuth in enumerate((-60.0, 30.0)):
+        axes = figure.add_subplot(1, 2, k + 1, projection="3d")
+        _draw_geometry(axes, volume)
+        axes.view_init(elev=22.0, azim=azimuth)
+    figure.suptitle(
+        f"{title}{': ' if title else ''}{len(volume.entry_points)} columns, "
+        f"spacing {volume.parameters.spacing:.3f} of the cube's edge",
+        fontsize=10,
+    )
+    handles = [
+        Line2D([], [], color=colour, marker="o", markersize=4, label=name)
+        for name, colour in zip(TYPE_NAMES, TYPE_COLOURS, strict=True)
+    ]
+    handles.append(Line2D([], [], color=LATTICE_GREY, label="lattice neighbours"))
+    handles.append(Line2D([], [], color=NEURITE_VIOLET, linewidth=0.6, label="neurites"))
+    canvas.add_legend_below(figure, handles=handles, ncols=6)
+    return canvas.save_figure(figure, path)
+
+
+def _draw_geometry(axes: Any, volume: SimulatedVolume) -> None:
+    """Draw lattice edges, column axes, entry points, neurites and the unit cube."""
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
+
+    entry = volume.entry_points
+    ends = entry + volume.parameters.cone_length * volume.e_r
+    for lines, colours, width in (
+        (entry[volume.lattice_neighbours], LATTICE_GREY, 0.7),
+        (_neurite_curves(volume.control_points), NEURITE_VIOLET, 0.25),
+        (np.stack([entry, ends], axis=1), [TYPE_COLOURS[k] for k in volume.column_type], 2.2),
+        (_cube_edges(), "#333333", 0.8),
+    ):
+        if len(lines):
+            collection = Line3DCollection(lines, colors=colours, linewidths=width, axlim_clip=True)
+            axes.add_collection3d(collection)
+    axes.scatter(*entry.T, c=[TYPE_COLOURS[k] for k in volume.column_type], s=5, depthshade=False)
+    axes.set(
+        xlim=(-0.2, 1.2), ylim=(-0.2, 1.2), zlim=(-0.2, 1.2), xlabel="x", ylabel="y", zlabel="z"
+    )
+    axes.set_box_aspect((1, 1, 1))
+    axes.tick_params(labelsize=7)
+
+
+def _neurite_curves(control_points: np.ndarray, steps: int = 40) -> np.ndarray:
+    """Return the neurites' (N, T, 3) points of ``control_points`` (4, N, 3)."""
+    from utils.simulation.neurites import evaluate_curves
+
+    return evaluate_curves(control_points, np.linspace(0.0, 1.0, steps))
+
+
+def _cube_edges() -> np.ndarray:
+    """Return the (12, 2, 3) edges of the unit cube."""
+    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
+    pairs = [(a, b) for a in range(8) for b in range(a) if abs(corners[a] - corners[b]).sum() == 1]
+    return corners[np.array(pairs)]

@@ -1,0 +1,114 @@
+"""Planes of a stack from a microscope with masks on them, y downwards as in Fiji."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from utils.figures import canvas
+from utils.figures.colours import MASK_RED, blue_map
+from utils.figures.slices import scale_to_display
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One plane of a stack and what a network found in it."""
+
+    image: np.ndarray
+    """(X, Y) grey values."""
+    mask: np.ndarray
+    """(X, Y) 0/1."""
+    title: str
+    image_note: str = ""
+    """Words below the image."""
+    mask_note: str = ""
+    """Words below the image with the mask."""
+
+
+def save_overlays(
+    rows: Sequence[Sequence[Overlay]],
+    path: str | Path,
+    *,
+    spacing: tuple[float, float] | None = None,
+    step: float = 1.0,
+    caption: str = "",
+) -> Path:
+    """Draw planes, each beside itself with the mask on it, and a scale bar; y downwards as in Fiji.
+
+    Args:
+        rows: overlays from left to right; as many in each row.
+        path: picture to write (format by its suffix).
+        spacing: edge of a voxel along x and y in micrometres; None counts in voxels.
+        step: voxels a pixel of the image, at least 1: larger ones show the image coarser than it
+            is, for data that must not be passed on. The mask is drawn as it is.
+        caption: words below.
+
+    Raises:
+        ValueError: no planes, rows of different lengths, a mask of another shape than its image,
+            or a step below 1.
+    """
+    if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
+        raise ValueError("at least one plane, and as many in each row, are needed")
+    if not step >= 1:
+        raise ValueError(f"step {step}: must be at least 1 voxel a pixel")
+    for overlay in (overlay for row in rows for overlay in row):
+        if overlay.image.shape != overlay.mask.shape:
+            raise ValueError(
+                f"{overlay.title}: image {overlay.image.shape} and mask {overlay.mask.shape} differ"
+            )
+    figure = canvas.new_figure(5.2 * len(rows[0]), 2.6 * len(rows) + 0.4)
+    grid = figure.subplots(len(rows), 2 * len(rows[0]), squeeze=False)
+    for row, places in zip(rows, grid, strict=True):
+        for k, overlay in enumerate(row):
+            _draw_overlay(places[2 * k : 2 * k + 2], overlay, spacing, step)
+    if caption:
+        figure.supxlabel("\n".join(textwrap.wrap(caption, int(62 * len(rows[0])))), fontsize=8)
+    return canvas.save_figure(figure, path)
+
+
+def _draw_overlay(
+    places: Sequence[Axes], overlay: Overlay, spacing: tuple[float, float] | None, step: float
+) -> None:
+    """Draw the image, and the image in grey with the mask in red."""
+    from utils.prediction.resampling import Resampling, scaled_shape
+
+    image = overlay.image.astype(np.float32)
+    shape = scaled_shape(image.shape, (1 / step, 1 / step))
+    if shape != image.shape:
+        image = Resampling.between(image.shape, shape).apply(image, 0, 0, shape[1])
+    image = scale_to_display(image, 1.0, 99.5)
+    edges = spacing or (1.0, 1.0)
+    width, height = (n * edge for n, edge in zip(overlay.image.shape, edges, strict=True))
+    placed = {"origin": "upper", "extent": (0, width, height, 0)}
+    smooth = "nearest" if step == 1 else "bicubic"
+    colours = np.zeros((*overlay.mask.shape, 4), np.float32)
+    colours[overlay.mask > 0] = (*MASK_RED, 0.55)
+    plain, marked = places
+    plain.imshow(image.T, cmap=blue_map(), vmin=0, vmax=1, interpolation=smooth, **placed)
+    marked.imshow(image.T, cmap="gray", vmin=0, vmax=1.2, interpolation=smooth, **placed)
+    marked.imshow(colours.swapaxes(0, 1), interpolation="nearest", **placed)
+    plain.set_title(overlay.title, fontsize=9)
+    marked.set_title("prediction", fontsize=9)
+    plain.set_xlabel(overlay.image_note, fontsize=8)
+    marked.set_xlabel(overlay.mask_note, fontsize=8)
+    for axes in places:
+        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    _draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
+
+
+def _draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
+    """Draw a bar of a round length, at most a quarter of the width."""
+    power = 10.0 ** np.floor(np.log10(width / 4))
+    length = power * max(k for k in (1, 2, 5) if k * power <= width / 4)
+    x, y = width * 0.95, height * 0.95
+    axes.plot([x - length, x], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
+    axes.text(x - length / 2, y - height * 0.02, f"{length:g} {unit}", color="white", fontsize=8,
+              ha="center", va="bottom")  # fmt: skip
