@@ -123,6 +123,20 @@ def test_resume_skips_what_is_finished(
     assert "--resume" not in arguments_of(tmp_path, 4)
 
 
+def test_a_new_replicate_has_the_flags_of_those_that_are_there(script: str, tmp_path: Path) -> None:
+    assert run(script, tmp_path, seeds="0") == 0
+    config = tmp_path / "logs" / "many" / "seed_0" / "config.json"
+    flags = {"mode": "other", "seed": 0, "seeds": None, "log_path": "elsewhere", "device": "cpu"}
+    config.write_text(json.dumps({"script": Path(script).name, "flags": flags}))
+    message = "--mode: seed_0 has other, a new one would have work. Give the flags of the first"
+    with pytest.raises(FlagError, match=message):
+        run(script, tmp_path, "--resume", seeds="0,1")
+    assert not (config.parents[1] / "seed_1").exists()
+    assert run(script, tmp_path, "--resume", seeds="0") == 0
+    config.write_text(json.dumps({"script": Path(script).name, "flags": flags | {"mode": "work"}}))
+    assert run(script, tmp_path, "--resume", seeds="0,1") == 0
+
+
 def test_flags_that_the_script_refuses_end_at_once(
     script: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,8 +25,12 @@ from utils.flags import FlagError
 from utils.replacing import replacing
 from utils.training.options import experiment_directory
 from utils.training.processes import INTERRUPTED, find_launcher
+from utils.training.resuming import MAY_CHANGE, changed_flags, recorded_flags
 
 REPORT = "replicates.json"
+_LENGTH = {"epochs", "max_minutes", "early_stopping_patience"}
+MAY_DIFFER = (MAY_CHANGE - _LENGTH) | {"seed", "seeds"}
+"""Flags that replicates of one training may have otherwise: where it runs and where files lie."""
 LEVEL = 0.95
 INTERVAL = (
     "mean over seeds, and its two-sided 95 % interval by Student's t with n - 1 degrees of freedom "
@@ -60,7 +64,8 @@ def train_replicates(
     ``arguments`` are the script's, which ``parse_flags`` reads. With --resume finished replicates
     are left as they are, the others go on or begin. The status is 0 where all have succeeded, 130
     after an interrupt, 2 where the script refuses the flags (the first replicate says why), else 1.
-    Raises FlagError for flags that --seeds excludes, and where the directory exists.
+    Raises FlagError for flags that --seeds excludes, where the directory exists, and where
+    replicates that are there have other flags than those that are to begin.
     """
     resume = "--resume" in arguments
     common = _without_own_flags(arguments)
@@ -75,6 +80,7 @@ def train_replicates(
         raise FlagError(
             f"{directory} holds a single run: go on with it by --resume, without --seeds"
         )
+    check_alike(directory, flags, Path(script).name)
     statuses: dict[int, int] = {}
     for number, seed in enumerate(flags.seeds, 1):
         print(f"replicate {number} of {len(flags.seeds)}: {directory / name(seed)}", flush=True)
@@ -86,6 +92,28 @@ def train_replicates(
         print(describe(save_report(directory, flags.seeds)), flush=True)
     reached = set(statuses.values())
     return next((status for status in (INTERRUPTED, 2) if status in reached), int(any(reached)))
+
+
+def check_alike(directory: Path, flags: argparse.Namespace, script: str) -> None:
+    """Raise FlagError if ``flags`` would begin replicates unlike one that is in ``directory``.
+
+    Replicates that go on have the flags they were begun with; new ones those of the command line.
+    """
+    begun = [seed for seed in flags.seeds if (directory / name(seed) / "config.json").exists()]
+    if not begun or all((directory / name(seed)).is_dir() for seed in flags.seeds):
+        return
+    recorded = recorded_flags(directory / name(begun[0]), script)
+    changed = changed_flags(recorded, {key: vars(flags).get(key) for key in recorded})
+    differences = [
+        f"--{key}: {name(begun[0])} has {was}, a new one would have {new}"
+        for key, (was, new) in changed.items()
+        if key not in MAY_DIFFER
+    ]
+    if differences:
+        raise FlagError(
+            f"--seeds: replicates must be alike; {'; '.join(differences)}. Give the flags of the "
+            "first call again, with --resume"
+        )
 
 
 def name(seed: int) -> str:
