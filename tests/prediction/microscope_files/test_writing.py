@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import h5py
 import nibabel
 import nrrd
@@ -13,6 +17,8 @@ from utils.prediction.microscope_files import (
     open_stack,
     write_stack,
 )
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,3 +108,40 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, name):
     save(path, new)
     with open_stack(path) as stack:
         np.testing.assert_array_equal(stack.read(), new)
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np
+from utils.prediction.microscope_files import StackError, StackLayout, write_stack
+
+image = np.random.default_rng(0).integers(0, 60000, (64, 64, 64)).astype(np.uint16)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+slabs = (image[..., z : z + 16] for z in range(0, 64, 16))
+try:
+    write_stack(sys.argv[1], slabs, StackLayout(image.shape, image.dtype))
+except StackError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("a.h5", "File too large"), ("a.tif", "the disk took no more: ")]
+)
+def test_a_disk_that_fills_up_is_one_line_and_ends_nothing(tmp_path, name, reason):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / name)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert f"{name}: cannot be written ({reason}" in answer.stdout
+    assert answer.stdout.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_room_for_a_mapped_file_is_claimed_first(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StackError, match="a.npy: cannot be written .No space left"):
+        save(tmp_path / "a.npy", random_stack())
+    assert not list(tmp_path.iterdir())

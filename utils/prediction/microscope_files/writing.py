@@ -49,7 +49,8 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         write(temporary, slabs, layout)
         _move(temporary, path)
     except OSError as error:
-        raise StackError(f"{path}: cannot be written ({error.strerror or error})") from error
+        reason = error.strerror or f"the disk took no more: {error}"  # numpy.ndarray.tofile
+        raise StackError(f"{path}: cannot be written ({reason})") from error
     finally:
         _remove(temporary)
 
