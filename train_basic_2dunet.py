@@ -75,7 +75,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True,
         help="write curves, slices and hyperparameters for TensorBoard into the log directory")
     add("--seed", default=0, type=int, metavar="INT",
-        help="of the weights and the order of images; the same seed trains the same network")
+        help="of the weights and the order of images; to the same bits with --deterministic")
     add("--seeds", default=None, type=seed_list, metavar="INT,INT,...",
         help="train once with each of these seeds, one after the other, into directories seed_INT "
         "below the experiment's; report mean and 95 %% interval")

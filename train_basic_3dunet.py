@@ -64,7 +64,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tensorboard", action=argparse.BooleanOptionalAction, default=True,
         help="write curves, slices and hyperparameters for TensorBoard into the log directory")
     add("--seed", default=0, type=int, metavar="INT",
-        help="of the weights, the patches and their order; the same seed trains the same network")
+        help="of the weights, the patches and their order; to the same bits with --deterministic")
     add("--seeds", default=None, type=seed_list, metavar="INT,INT,...",
         help="train once with each of these seeds, one after the other, into directories seed_INT "
         "below the experiment's; report mean and 95 %% interval")
@@ -151,7 +151,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="validate and keep a moving average of the weights with this decay, such as 0.999; "
         "0 is off")
     add("--no_shuffle", action="store_true",
-        help="the same order in each epoch")
+        help="the same order in each epoch; without effect on --on_the_fly")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", choices=DEVICES,
@@ -257,7 +257,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
             "validation": describe_files(valid_files),
         },
         about={
-            "data": count_samples(train_data, valid_data),
+            "data": count_samples(train_data, valid_data, flags.no_shuffle),
             "patches": f"{len(train_data):,} of {flags.patch_size}^3 voxels in a training epoch, "
             f"augmentation {flags.augment}",
         },
@@ -317,15 +317,19 @@ def describe_training_data(
 
 
 def count_samples(
-    train_data: SegmentationFake3DDataset | OnTheFly3DDataset, valid_data: SegmentationFake3DDataset
+    train_data: SegmentationFake3DDataset | OnTheFly3DDataset,
+    valid_data: SegmentationFake3DDataset,
+    no_shuffle: bool,
 ) -> str:
-    """Return words on how much there is to train and to validate on."""
+    """Return words on how much there is to train and to validate on, and which flags are idle."""
     valid = f"{valid_data.num_samples:,} validation samples in"
     if hasattr(train_data, "files"):
         files = f"{len(train_data.files)} and {len(valid_data.files)} files"
         return f"{train_data.num_samples:,} training and {valid} {files}"
     each = f"{train_data.patches_per_volume} patches of each"
-    return f"training volumes simulated on the fly, {each}; {valid} {len(valid_data.files)} files"
+    idle = ", --no_shuffle has no effect" * no_shuffle
+    simulated = f"training volumes simulated on the fly, {each} (--train_files are not read{idle})"
+    return f"{simulated}; {valid} {len(valid_data.files)} files"
 
 
 def describe_files(paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -168,10 +168,14 @@ def test_volumes_on_the_fly_need_no_training_files(
 ) -> None:
     more = ["--on_the_fly", "--augment", "full", "--loss_type", "weighted_bce"]
     more += ["--patches_per_volume", "3", "--patches_per_epoch", "7", "--num_workers", "1"]
-    more += ["--epochs", "1"]
+    more += ["--epochs", "1", "--no_shuffle"]
     assert main([*tiny, *more, "--train_files", "none.h5"]) == 0
     output = capsys.readouterr().out
-    for part in ("simulated on the fly, 3 patches of each", "augmentation full", " volumes/s, wai"):
+    for part in (
+        "simulated on the fly, 3 patches of each (--train_files are not read, --no_shuffle has no ",
+        "augmentation full",
+        " volumes/s, wai",
+    ):
         assert part in output
     directory = tmp_path / "logs" / "tiny"
     config = json.loads((directory / "config.json").read_text())
