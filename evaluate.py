@@ -696,6 +696,11 @@ def prepare_compared(flags: argparse.Namespace, given: str) -> Side:
         if not rows:
             raise FlagError(f"--volumes {flags.volumes}: {given} holds none of them")
         return Side(given, tuple(rows), None, rows, recorded_data(folder))
+    if flags.data is None:
+        raise FlagError(
+            f"--compare {given}: no {NAME} of an earlier evaluation is there; to score a "
+            "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
+        )
     task = prepare_side(flags, given, is_checkpoint=not holds_predictions(path))
     return Side(given, task.indices, task, {}, describe_data(task))
 

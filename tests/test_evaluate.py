@@ -471,6 +471,11 @@ def test_unequal_sets_of_volumes_are_refused(data, masks, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("unrendered")
+def test_results_that_are_not_there_are_named(tmp_path, capsys):
+    assert evaluate.main(["--compare", str(tmp_path / "first"), str(tmp_path / "second")]) == 2
+    assert "first: no metrics.csv of an earlier evaluation" in capsys.readouterr().err
+
+
 def test_results_on_other_data_are_refused(data, masks, tmp_path, capsys):
     assert evaluate.main(["--predictions", str(masks[0]), "--data", str(data)]) == 0
     earlier = masks[0] / "evaluation"
