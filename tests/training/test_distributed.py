@@ -122,7 +122,7 @@ def test_checkpoints_go_from_one_to_two_processes_and_back(tmp_path: Path) -> No
     )
     assert two.returncode == 0, two.stderr
     assert two.stderr == ""
-    assert "2 processes train together" in two.stdout
+    assert "loader processes each, 2 processes train together" in two.stdout
     for part in ("epoch 2/2", "network ", "machine "):
         assert two.stdout.count(part) == 1
     state = load_checkpoint(directory / "checkpoints" / "last.pth")

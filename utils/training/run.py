@@ -13,6 +13,7 @@ from utils.training.compiling import Compiling
 from utils.training.device import Compute, loader_processes
 from utils.training.experiment import Bystander, Experiment, announce
 from utils.training.options import TrainingOptions, describe_network, describe_training
+from utils.training.processes import find_launcher
 from utils.training.recipes import describe_recipe, recipe_values
 from utils.training.resuming import Resumption, changed_flags, check_data
 
@@ -51,7 +52,9 @@ def begin_experiment(
         resumption: where a run goes on; its directory is there, and its data must be the same.
     """
     processes = ranks.world_size()
-    together = f", {processes} processes train together" if processes > 1 else ""
+    started = find_launcher()
+    loaders = loader_processes(options.num_workers, started.devices if started else processes)
+    together = f" each, {processes} processes train together" if processes > 1 else ""
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
@@ -76,7 +79,7 @@ def begin_experiment(
             **about,
             "recipe": describe_recipe(flags),
             "training": describe_training(options),
-            "machine": compute.describe(loader_processes(options.num_workers)) + together,
+            "machine": compute.describe(loaders) + together,
             "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
             "log": str(directory),
         }
