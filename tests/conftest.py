@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import subprocess
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,16 @@ from utils.simulation.volume import (
     simulate_volume,
 )
 from utils.storage import Recipe, encode_row, open_writer
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Take back what a script that ran in this process has set for its log."""
+    logger = logging.getLogger("utils.training")
+    before = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
 
 
 def fake_parameters(rng: np.random.Generator) -> VolumeParameters:

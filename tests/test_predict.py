@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -236,7 +237,8 @@ def test_killed_work_goes_on_to_the_same_bits(log, tmp_path, syncs, scale, capsy
     flags = ["--probabilities", "--precision", "32", "--scale", scale, "--batch_size", "2"]
     base = ["--checkpoint", str(log), "--input", str(source), "--output"]
     command = [sys.executable, "-c", KILLED, str(syncs), *base, str(tmp_path / "m.h5"), *flags]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # as in this process
+    ended = subprocess.run(command, cwd=ROOT, env=threads, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     done = int((tmp_path / "m.h5.partial" / "done.json").read_text())
     assert 0 < done < 60 and not (tmp_path / "m.h5").exists()
