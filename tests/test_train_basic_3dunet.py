@@ -360,9 +360,9 @@ def no_deterministic_kernel(data: SegmentationFake3DDataset) -> None:
 @pytest.mark.parametrize(
     ("act", "workers", "reason"),
     [
-        (no_memory, 0, "out of memory: lower --batch_size, --patch_size or --start_channels"),
-        (no_memory, 1, "out of memory: lower --batch_size, --patch_size or --start_channels"),
-        (no_memory_on_a_gpu, 0, "out of memory: lower --batch_size, --patch_size"),
+        (no_memory, 0, "out of memory: lower --batch_size, --start_channels or (3D) --patch_size"),
+        (no_memory, 1, "out of memory: lower --batch_size, --start_channels or (3D) --patch_size"),
+        (no_memory_on_a_gpu, 0, "out of memory: lower --batch_size, --start_channels"),
         (no_deterministic_kernel, 0, "--deterministic: torch cannot, use --device cpu"),
         (die, 1, "a loader process died; try --num_work"),
         (truncate, 0, "train1.h5"),

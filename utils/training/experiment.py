@@ -353,7 +353,8 @@ def explain(error: BaseException, signals: Sequence[str] = ()) -> str:
     if signals:
         return f"interrupted by {signals[0]}"
     if is_out_of_memory(error):
-        return f"out of memory: lower --batch_size, --patch_size or --start_channels ({text[:200]})"
+        lower = "lower --batch_size, --start_channels or (3D) --patch_size"
+        return f"out of memory: {lower} ({text[:200]})"
     if _is_dead_worker(error):
         return f"a loader process died; try --num_workers 0 ({text[:200]})"
     if is_lost_connection(error):
