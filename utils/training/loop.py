@@ -127,7 +127,9 @@ def train(
     if not progress.epoch:
         experiment.save_last(whole_state(learner, facts, progress, history, pace))
     first = progress.epoch + 1
-    batch = (own_share(min(options.batch_size, len(train_data))), *shape)
+    whole = min(options.batch_size, len(train_data))
+    even = hasattr(train_data, "make_loader")  # its loader gives all ranks the same number
+    batch = (whole // world_size() if even else own_share(whole), *shape)
     wanted = options.tensorboard and fabric.is_global_zero
     with (
         event_files(experiment.directory, facts.get("flags", {}), wanted) as board,
