@@ -106,8 +106,12 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def scale(text: str) -> float | str:
-    """Return the factor, or ``auto``."""
-    return text if text == "auto" else float(text)
+    """Return the factor, or ``auto``; ArgumentTypeError for anything else."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        message = f"{text!r}: give a factor such as 2.5, or auto"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

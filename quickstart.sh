@@ -29,9 +29,7 @@ readonly VOLUMES=(
     --std_intensity_range_low 0.2 --std_intensity_range_high 0.4
 )
 readonly TRAINING=(
-    --patch_size 48 --patches_per_epoch 160 --epochs 24 --batch_size 4 --num_workers 0
-    --start_channels 8 --depth 4 --loss_type bce # tells columns apart that dice joins
-    --start_lr 4e-3 --lr_scheduler_patience 2 --lr_scheduler_factor 0.3
+    --recipe fast --patch_size 48 --patches_per_epoch 400 --epochs 16 --num_workers 0
 )
 
 # Simulate file $1 of $2 volumes with seed $3; a complete file is kept.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from utils.flags import FlagParser, voxel_ranges, whole_number
+from utils.flags import FlagParser, voxel_ranges, voxel_size, whole_number
 
 
 def test_whole_numbers() -> None:
@@ -19,8 +21,15 @@ def test_whole_numbers() -> None:
 def test_voxel_ranges() -> None:
     assert voxel_ranges("20:40,:128,64:,:") == ((20, 40), (None, 128), (64, None), (None, None))
     for text in ("", "3", "1:2:3", "a:b", "1.5:2"):
-        with pytest.raises(ValueError):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}'.*20:40,:128,64:"):
             voxel_ranges(text)
+
+
+def test_voxel_size() -> None:
+    assert voxel_size("1,0.5,.25") == (1.0, 0.5, 0.25)
+    for text in ("", "a", "1,0,1", "1,nan,1", "1,,1"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}'.*such as 1,0.5,0.5"):
+            voxel_size(text)
 
 
 def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

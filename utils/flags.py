@@ -42,17 +42,32 @@ def whole_number(text: str) -> int:
 
 
 def voxel_size(text: str) -> tuple[float, ...]:
-    """Return the lengths that ``text`` lists between commas; ValueError if some are none."""
-    sizes = tuple(float(part) for part in text.split(","))
-    if not all(math.isfinite(size) and size > 0 for size in sizes):
-        raise ValueError(f"{text} are no lengths")
+    """Return the lengths that ``text`` lists between commas; ArgumentTypeError if some are none."""
+    try:
+        sizes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or not all(math.isfinite(size) and size > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give micrometres along z,y,x, such as 1,0.5,0.5"
+        )
     return sizes
 
 
 def voxel_ranges(text: str) -> tuple[tuple[int | None, int | None], ...]:
-    """Return the ranges that ``text`` lists, as ``20:40,:128,64:``; None is an end left out."""
+    """Return the ranges that ``text`` lists, as ``20:40,:128,64:``; None is an end left out.
+
+    Raises ArgumentTypeError for anything else.
+    """
     ranges = []
     for part in text.split(","):
-        first, last = part.split(":")
-        ranges.append((int(first) if first else None, int(last) if last else None))
+        first, colon, last = part.partition(":")
+        try:
+            ends = (int(first) if first else None, int(last) if last else None)
+        except ValueError:
+            colon = ""
+        if not colon:
+            message = f"{text!r}: give ranges of voxels along z,y,x, such as 20:40,:128,64:"
+            raise argparse.ArgumentTypeError(message)
+        ranges.append(ends)
     return tuple(ranges)
