@@ -187,8 +187,8 @@ def check(flags: argparse.Namespace, variants: Sequence[Variant]) -> None:
 
 def make_test_file(path: Path, volumes: int) -> Path:
     """Simulate the volumes that are scored; a complete file of them is left as it is."""
-    command = [sys.executable, str(ROOT / "generate_3d_data.py"), "--filename", str(path)]
-    command += ["--L", str(volumes), "--random_state", str(TEST_SEED)]
+    command = [sys.executable, str(ROOT / "generate_3d_data.py"), "--directory", str(path.parent)]
+    command += ["--filename", path.name, "--L", str(volumes), "--random_state", str(TEST_SEED)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 

@@ -15,7 +15,7 @@ import torch
 from conftest import run_and_time
 
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, encode_row, open_writer
+from utils.storage import Recipe, VolumeFile, encode_row, open_writer
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = ("bench_training", "bench_learning", "bench_gpu")
@@ -156,6 +156,18 @@ def test_recipes_are_compared_on_unseen_volumes(
     before = (directory / "curves.csv").read_text()
     assert bench_learning.main([*command, "--evaluate_only"]) == 0
     assert (directory / "curves.csv").read_text() == before
+
+
+def test_the_scored_volumes_stand_beside_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench_learning
+
+    monkeypatch.chdir(tmp_path)
+    path = bench_learning.make_test_file(Path("logs/runs/unseen.h5"), 1)
+    with VolumeFile(path) as file:
+        assert (len(file), file.seed) == (1, bench_learning.TEST_SEED)
+    assert [found.name for found in tmp_path.iterdir()] == ["logs"]
 
 
 def test_checkpoints_are_chosen_by_their_minutes() -> None:
