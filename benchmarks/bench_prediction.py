@@ -176,9 +176,10 @@ def run_monai(stack, target, model, config, normalizer, precision, flags) -> dic
     from utils.prediction.sliding_window import window_within
 
     low, high = measure_percentiles(stack, normalizer)
-    image = np.empty(stack.shape[::-1], np.float32)  # (Z, Y, X), the order of the file
-    for z in range(0, len(image), 16):
-        image[z : z + 16] = normalizer.apply(stack.read(z, min(z + 16, len(image))), low, high).T
+    image = np.empty(stack.shape, np.float32)
+    for z in range(0, stack.shape[2], 16):
+        stop = min(z + 16, stack.shape[2])
+        image[..., z:stop] = normalizer.apply(stack.read(z, stop), low, high)
 
     def predict(batch: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
@@ -189,7 +190,7 @@ def run_monai(stack, target, model, config, normalizer, precision, flags) -> dic
     with torch.inference_mode():
         map_ = sliding_window_inference(
             torch.from_numpy(image)[None, None],
-            window_within(stack.shape, flags.window)[::-1],
+            window_within(stack.shape, flags.window),
             flags.batch_size,
             predict,
             overlap=flags.overlap,
@@ -197,7 +198,7 @@ def run_monai(stack, target, model, config, normalizer, precision, flags) -> dic
         )
     seconds = time.perf_counter() - start
     mask = (map_[0, 0] >= 0.5).numpy().astype(np.uint8)
-    write_stack(target, [mask.T], StackLayout.like(stack, np.uint8))
+    write_stack(target, [mask], StackLayout.like(stack, np.uint8))
     return {"windows": seconds}
 
 
