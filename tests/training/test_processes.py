@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,21 +75,22 @@ def test_devices_flag() -> None:
 
 
 def test_other_ranks_get_the_command_line_and_their_number(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     code = (
-        "import os, sys; print(*sys.argv[1:], os.environ['LOCAL_RANK'], os.environ['WORLD_SIZE'])"
+        "import os, pathlib, sys\n"
+        "rank = os.environ['LOCAL_RANK']\n"
+        "words = [*sys.argv[2:], rank, os.environ['WORLD_SIZE']]\n"
+        "pathlib.Path(sys.argv[1], rank).write_text(' '.join(words))\n"
     )
-    others = processes.start_others(["-c", code, "--epochs", "2"], Processes(3))
+    others = processes.start_others(["-c", code, str(tmp_path), "--epochs", "2"], Processes(3))
     try:
         assert is_started() and os.environ["LOCAL_RANK"] == "0"
         assert [other.wait() for other in others] == [0, 0]
-        assert sorted(capfd.readouterr().out.split("\n")[:2]) == [
-            "--epochs 2 1 3",
-            "--epochs 2 2 3",
-        ]
+        written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+        assert written == {"1": "--epochs 2 1 3", "2": "--epochs 2 2 3"}
     finally:
         processes.forget_ranks()
     assert not is_started() and "MASTER_PORT" not in os.environ
