@@ -16,11 +16,13 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import train_basic_3dunet
 from utils.data import SegmentationFake3DDataset
+from utils.data.simulated import OnTheFly3DDataset
 from utils.training.experiment import Experiment
 from utils.training.learner import Progress, save_checkpoints
 from utils.training.resuming import find_resumption
@@ -42,16 +44,25 @@ def in_child(work: Callable[[], int]) -> int:
 
 
 def train_and_die(arguments: list[str], moment: list[int] | None) -> int:
-    """Train; die when the n-th patch of an epoch is read, for a ``moment`` (epoch, n)."""
-    read, reads, process = SegmentationFake3DDataset.__getitem__, [], os.getpid()
+    """Train; die when the n-th patch of an epoch is read, for a ``moment`` (epoch, n).
 
-    def reading(self: SegmentationFake3DDataset, item: int) -> object:
-        reads.append((int(self._epoch), self.fixed))
-        if moment and reads.count((moment[0], False)) == moment[1]:
-            os.kill(process, signal.SIGKILL)  # the training, also where a loader process reads
-        return read(self, item)
+    With --on_the_fly it is the n-th volume of which patches are cut.
+    """
+    reads: list[tuple[int, bool]] = []
 
-    SegmentationFake3DDataset.__getitem__ = reading
+    def kill_at_the_moment(kind: type, method: str) -> None:
+        original, process = getattr(kind, method), os.getpid()
+
+        def watched(self: Any, item: int, *more: Any) -> object:
+            reads.append((int(self._epoch), getattr(self, "fixed", False)))
+            if moment and reads.count((moment[0], False)) == moment[1]:
+                os.kill(process, signal.SIGKILL)  # the training, also where a loader process reads
+            return original(self, item, *more)
+
+        setattr(kind, method, watched)
+
+    kill_at_the_moment(SegmentationFake3DDataset, "__getitem__")
+    kill_at_the_moment(OnTheFly3DDataset, "cut_patches")
     Experiment.draw = lambda self, history, examples: None
     return train_basic_3dunet.main(arguments)
 

@@ -17,6 +17,8 @@ from conftest import write_fake_file
 
 import train_basic_3dunet
 from utils.flags import FlagError
+from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
+from utils.storage import Recipe, encode_row, open_writer
 from utils.training.experiment import CheckpointError, Experiment, load_checkpoint
 from utils.training.resuming import (
     MAY_CHANGE,
@@ -74,6 +76,7 @@ def same(one: Any, other: Any) -> bool:
 
 def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     timed = {"seconds", "samples_per_second", "minutes"}
+    timed |= {"volumes_per_second", "patches_per_second", "seconds_waiting_for_data"}
     return [{key: value for key, value in r.items() if key not in timed} for r in history]
 
 
@@ -81,6 +84,21 @@ MORE = {
     "plateau": ["--lr_scheduler_patience", "0", "--start_lr", "0.01"],
     "onecycle": ["--lr_schedule", "onecycle", "--ema", "0.9", "--optimizer", "adamw"],
 }
+
+
+def assert_equal_runs(logs: Path) -> None:
+    """Compare the experiments "straight" and "killed": checkpoints and history, to the bit."""
+    one, other = (
+        load_checkpoint(logs / name / "checkpoints" / "last.pth") for name in ("straight", "killed")
+    )
+    for part in ("model_state", "optimizer_state", "scheduler_state", "random_state", "progress"):
+        assert same(one[part], other[part]), part
+    assert same(one.get("raw_model_state"), other.get("raw_model_state"))
+    best = [load_checkpoint(logs / name) for name in ("straight", "killed")]
+    assert best[0]["epoch"] == best[1]["epoch"]
+    assert same(best[0]["model_state"], best[1]["model_state"])
+    histories = [Experiment(logs / name).read_log() for name in ("straight", "killed")]
+    assert without_times(histories[0]["epochs"]) == without_times(histories[1]["epochs"])
 
 
 @pytest.mark.timeout(1200)
@@ -96,19 +114,10 @@ def test_killed_and_resumed_equals_straight_to_the_bit(
     # Dies in the middle of epoch 3 (3 steps of 2 patches), then in that of epoch 4.
     trainings = [[straight, None], [killed, [3, 4]], [resume, [4, 2]], [resume, None]]
     assert fork_trainings("trainings", json.dumps(trainings)) == [0, -9, -9, 0]
-    one, other = (
-        load_checkpoint(tmp_path / name / "checkpoints" / "last.pth")
-        for name in ("straight", "killed")
-    )
-    for part in ("model_state", "optimizer_state", "scheduler_state", "random_state", "progress"):
-        assert same(one[part], other[part]), part
-    assert same(one.get("raw_model_state"), other.get("raw_model_state"))
-    assert ("raw_model_state" in one) == (kind == "onecycle")
-    best = [load_checkpoint(tmp_path / name) for name in ("straight", "killed")]
-    assert best[0]["epoch"] == best[1]["epoch"]
-    assert same(best[0]["model_state"], best[1]["model_state"])
+    assert_equal_runs(tmp_path)
+    last = load_checkpoint(tmp_path / "killed" / "checkpoints" / "last.pth")
+    assert ("raw_model_state" in last) == (kind == "onecycle")
     logs = [Experiment(tmp_path / name).read_log() for name in ("straight", "killed")]
-    assert without_times(logs[0]["epochs"]) == without_times(logs[1]["epochs"])
     assert "resumptions" not in logs[0]
     assert [entry["epoch"] for entry in logs[1]["resumptions"]] == [2, 3]
     for name in ("straight", "killed"):
@@ -118,6 +127,31 @@ def test_killed_and_resumed_equals_straight_to_the_bit(
         assert entry["before"] == {"reason": "running", "status": None}
         assert entry["changed"] == {}
     assert logs[1]["exit"]["status"] == 0
+
+
+@pytest.mark.timeout(1200)
+def test_killed_and_resumed_on_the_fly_equals_straight_to_the_bit(
+    tmp_path: Path, tiny_config: VolumeConfig
+) -> None:
+    """Volumes are simulated anew after each kill, whichever processes do it."""
+    with open_writer(tmp_path / "valid.h5", Recipe(tiny_config, 5, 2)) as writer:
+        for index in writer.missing:
+            writer.write(index, encode_row(simulate_volume(tiny_config, sample_rng(5, index))))
+        writer.finish()
+    more = ["--on_the_fly", "--patches_per_volume", "2", "--patches_per_epoch", "7"]
+    more += ["--epochs", "3", "--augment", "full", "--deterministic"]
+    straight = flags_of(tmp_path, tmp_path, "straight") + more
+    killed = flags_of(tmp_path, tmp_path, "killed") + more
+    resume = ["--log_path", str(tmp_path), "--experiment_title", "killed", "--resume"]
+    # Dies at the second of the four volumes of epoch 2, then at the last of epoch 3.
+    trainings = [[straight, None], [killed, [2, 2]]]
+    trainings += [[[*resume, "--num_workers", "1"], [3, 4]], [resume, None]]
+    assert fork_trainings("trainings", json.dumps(trainings)) == [0, -9, -9, 0]
+    assert_equal_runs(tmp_path)
+    log = Experiment(tmp_path / "killed").read_log()
+    assert [entry["epoch"] for entry in log["resumptions"]] == [1, 2]
+    losses = [record["train_loss"] for record in log["epochs"]]
+    assert len(set(losses)) == 3  # no epoch saw the volumes of another
 
 
 @pytest.mark.timeout(1200)
