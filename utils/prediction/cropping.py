@@ -7,8 +7,7 @@ where it is read, so nothing of the rest is held.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -49,19 +48,6 @@ def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) ->
     return dataclasses.replace(
         stack,
         shape=tuple(b - a for a, b in zip(starts, stops, strict=True)),
-        placement=_moved(stack.placement, starts),
+        origin=tuple(a + b for a, b in zip(stack.origin, starts, strict=True)),
         part=part,
     )
-
-
-def _moved(placement: Mapping[str, Any], starts: Sequence[int]) -> dict[str, Any]:
-    """Return where the voxel ``starts`` is, for formats that say where a stack begins."""
-    moved = dict(placement)
-    if "nrrd space origin" in moved and "nrrd space directions" in moved:
-        directions = np.asarray(moved["nrrd space directions"], float)
-        moved["nrrd space origin"] = np.asarray(moved["nrrd space origin"]) + starts @ directions
-    if "nifti affine" in moved:
-        affine = np.array(moved["nifti affine"], float)
-        affine[:3, 3] += affine[:3, : len(starts)] @ starts
-        moved["nifti affine"] = affine
-    return moved

@@ -61,6 +61,9 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     if affine is None:
         sizes = (*(layout.spacing or ()), 1.0, 1.0, 1.0)[:3]
         affine, unit = np.diag([*sizes, 1.0]), "micron" if layout.spacing else "unknown"
+    if layout.origin:
+        affine = np.array(affine, float)
+        affine[:3, 3] += affine[:3, : len(layout.origin)] @ layout.origin
     image = nibabel.Nifti1Image(whole_of(slabs, layout), affine)
     image.header.set_xyzt_units(unit)
     nibabel.save(image, path)

@@ -107,11 +107,27 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file packed with gzip; takes the whole stack into memory."""
     import nrrd
 
-    header: dict[str, Any] = {"kinds": ["domain"] * len(layout.shape), "encoding": "gzip"}
-    known = {k.removeprefix("nrrd "): v for k, v in layout.placement.items() if "nrrd " in k}
-    if "space directions" in known:
-        header.update(known, kinds=["space"] * len(layout.shape))
-    elif layout.spacing:
-        header.update({"spacings": list(layout.spacing), "units": ["um"] * len(layout.shape)})
+    header = {"encoding": "gzip", **_placed(layout)}
     voxels = whole_of(slabs, layout)
     nrrd.write(str(path), voxels, header, index_order="F", compression_level=1)
+
+
+def _placed(layout: StackLayout) -> dict[str, Any]:
+    """Return the header fields on spacing and place; a box needs directions to have an origin."""
+    count = len(layout.shape)
+    known = {k.removeprefix("nrrd "): v for k, v in layout.placement.items() if "nrrd " in k}
+    moved = any(layout.shift)
+    if "space directions" not in known:
+        if not layout.spacing:
+            return {"kinds": ["domain"] * count}
+        if not moved:
+            spacings = {"spacings": list(layout.spacing), "units": ["um"] * count}
+            return {"kinds": ["domain"] * count, **spacings}
+        known = {"space dimension": count, "space directions": np.diag(layout.spacing)}
+        known["space units"] = ["um"] * count
+    directions = np.asarray(known["space directions"], float)[:count]  # of a single plane two
+    known["space directions"] = directions
+    if moved:
+        first = np.asarray(known.get("space origin", np.zeros(directions.shape[-1])), float)
+        known["space origin"] = first + layout.origin @ directions
+    return {"kinds": ["space"] * count, **known}

@@ -37,7 +37,7 @@ def read(path: Path, key: str | None) -> Source:
             raise StackError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
         series = found[0]
         axes = _axes(series.axes)
-        spacing = _spacing(file)
+        spacing, placement = _spacing(file), _placement(file)
         if series.dataoffset is not None:
             array: Any = Reopened(lambda: tifffile.memmap(path, series=0, mode="r"))
         else:
@@ -48,7 +48,7 @@ def read(path: Path, key: str | None) -> Source:
     except BaseException:
         file.close()
         raise
-    return Source(array, axes, spacing, close=file.close)
+    return Source(array, axes, spacing, placement=placement, close=file.close)
 
 
 def _axes(axes: str) -> str:
@@ -73,10 +73,7 @@ def _spacing(file: Any) -> dict[str, float]:
     per ``unit``, and ``spacing`` between slices.
     """
     if file.ome_metadata:
-        import tifffile
-
-        image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-        pixels = (image[0] if isinstance(image, (list, tuple)) else image)["Pixels"]
+        pixels = _ome_pixels(file)
         return {
             a: float(pixels[f"PhysicalSize{a}"]) * micrometres(pixels.get(f"PhysicalSize{a}Unit"))
             for a in "XYZ"
@@ -93,13 +90,49 @@ def _spacing(file: Any) -> dict[str, float]:
     return spacing
 
 
+def _placement(file: Any) -> dict[str, Any]:
+    """Return where the first voxel lies, if the file tells.
+
+    ImageJ: ``xorigin``, ``yorigin`` and ``zorigin``, the voxel that lies at 0, in voxels
+    (``ij.measure.Calibration``). OME: the stage's place for the first plane, here in micrometres.
+    """
+    if file.ome_metadata:
+        plane = _first(_ome_pixels(file).get("Plane", {}))
+        places = {
+            a: float(plane[f"Position{a}"]) * micrometres(plane.get(f"Position{a}Unit", ""))
+            for a in "XYZ"
+            if f"Position{a}" in plane
+        }
+        known = {a: place for a, place in places.items() if math.isfinite(place)}
+        return {"ome position": known} if known else {}
+    found = file.imagej_metadata or {}
+    origin = {a: float(found[name]) for a in "XYZ" if (name := f"{a.lower()}origin") in found}
+    return {"imagej origin": origin} if origin else {}
+
+
+def _ome_pixels(file: Any) -> dict[str, Any]:
+    """Return the element ``Pixels`` of the first image, https://docs.openmicroscopy.org/ome-model."""
+    import tifffile
+
+    return _first(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])["Pixels"]
+
+
+def _first(elements: Any) -> Any:
+    """Return the first of several XML elements, or the only one."""
+    return elements[0] if isinstance(elements, (list, tuple)) else elements
+
+
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
-    """Write ImageJ's TIFF, or OME's if the name says so, page by page."""
+    """Write ImageJ's TIFF, or OME's if the name says so, page by page.
+
+    A box says where it was cut out, as :func:`_placement` reads it.
+    """
     import tifffile
 
     flat = len(layout.shape) == 2
     ome = ".ome.tif" in path.name.lower()
     metadata: dict[str, Any] = {"axes": "YX" if flat else "ZYX"}
+    metadata |= _ome_place(layout) if ome else _imagej_place(layout)
     resolution = None
     if layout.spacing:
         resolution = (1 / layout.spacing[0], 1 / layout.spacing[1])
@@ -122,3 +155,25 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
         resolutionunit=tifffile.RESUNIT.NONE,
         metadata=metadata,
     )
+
+
+def _imagej_place(layout: StackLayout) -> dict[str, float]:
+    """Return ImageJ's origins, as far as they are not 0."""
+    own, origin = layout.placement.get("imagej origin", {}), layout.origin or (0,) * 3
+    places = {a: own.get(a, 0.0) - start for a, start in zip("XYZ", origin, strict=False)}
+    return {f"{axis.lower()}origin": place for axis, place in places.items() if place}
+
+
+def _ome_place(layout: StackLayout) -> dict[str, Any]:
+    """Return OME's planes with their places; none for a whole stack that had none."""
+    own = layout.placement.get("ome position", {})
+    if not own and not any(layout.origin):
+        return {}
+    depth = layout.shape[2] if len(layout.shape) > 2 else 1
+    unit, steps = ("µm", layout.spacing) if layout.spacing else ("pixel", (1.0,) * 3)
+    planes: dict[str, list[Any]] = {}
+    for axis, shift, step in zip("XYZ", layout.shift, steps, strict=False):
+        first = shift + (own.get(axis, 0.0) if layout.spacing else 0.0)
+        planes[f"Position{axis}"] = [first + step * z * (axis == "Z") for z in range(depth)]
+        planes[f"Position{axis}Unit"] = [unit] * depth
+    return {"Plane": planes}

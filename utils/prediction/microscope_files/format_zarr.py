@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,28 @@ def _source(path: Path, array: Any, multiscale: Mapping[str, Any]) -> Source:
     """Take axes and spacing from OME-NGFF metadata (https://ngff.openmicroscopy.org), if any."""
     if "pickle" in json.dumps(array.metadata.to_dict(), default=str).lower():
         raise StackError(f"{path}: is stored as pickled objects, which are never loaded")
-    axes, spacing = array.attrs.get("axes"), {}
+    axes, spacing, placement = array.attrs.get("axes"), {}, {}
     if multiscale:
         entries = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
         axes = "".join(str(entry["name"]) for entry in entries)
         own = [d for d in multiscale["datasets"] if d["path"].strip("/") == array.path.strip("/")]
         steps = own[0].get("coordinateTransformations", []) if own else []
-        scales = [step["scale"] for step in steps if step.get("type") == "scale"]
-        if scales:
-            spacing = {
-                str(entry["name"]).upper(): float(size) * micrometres(entry.get("unit", ""))
-                for entry, size in zip(entries, scales[0], strict=True)
-            }
-    return Source(array, str(axes).upper() if axes else None, spacing)
+        spacing = _lengths(steps, "scale", entries)
+        place = _lengths(steps, "translation", entries)
+        known = {axis: length for axis, length in place.items() if math.isfinite(length)}
+        placement = {"zarr translation": known} if known else {}
+    return Source(array, str(axes).upper() if axes else None, spacing, placement=placement)
+
+
+def _lengths(
+    steps: Iterable[Mapping[str, Any]], kind: str, axes: Iterable[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Return the first transformation of a kind, in micrometres by axis letter; empty for none."""
+    found = [step[kind] for step in steps if step.get("type") == kind]
+    return {
+        str(axis["name"]).upper(): float(length) * micrometres(axis.get("unit", ""))
+        for axis, length in zip(axes, found[0] if found else [], strict=bool(found))
+    }
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
@@ -103,16 +113,20 @@ def _multiscale(
     """Return the metadata of a pyramid, https://ngff.openmicroscopy.org/0.4.
 
     Coordinates are those of voxels' centres: each level's first voxel lies in the middle of the
-    finest voxels that it stands for, hence a translation.
+    finest voxels that it stands for, hence a translation; another one where a box was cut out.
     """
     sizes = (layout.spacing or (1.0,) * len(axes))[::-1]
+    own = layout.placement.get("zarr translation", {}) if layout.spacing else {}
+    first = [own.get(a, 0.0) + way for a, way in zip(axes, layout.shift[::-1], strict=True)]
     unit = {"unit": "micrometer"} if layout.spacing else {}
     datasets = []
     for level, (_, factors) in enumerate(pyramid):
         pairs = list(zip(factors, sizes, strict=True))
         steps = [{"type": "scale", "scale": [float(f * size) for f, size in pairs]}]
-        if level:
-            shift = [float((f - 1) / 2 * size) for f, size in pairs]
+        shift = [
+            float(place + (f - 1) / 2 * size) for place, (f, size) in zip(first, pairs, strict=True)
+        ]
+        if level or any(shift):
             steps.append({"type": "translation", "translation": shift})
         datasets.append({"path": str(level), "coordinateTransformations": steps})
     return {

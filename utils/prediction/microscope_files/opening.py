@@ -100,17 +100,20 @@ def _select(
         return np.asarray(source.array[tuple(where)]).transpose(order)
 
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
+    spacing = _spacing(path, voxel_size, source.spacing, spatial)
+    corrected = voxel_size is not None and spacing != _spacing(path, None, source.spacing, spatial)
     return Stack(
         path=path,
         shape=tuple(lengths),
         dtype=dtype,
-        spacing=_spacing(path, voxel_size, source.spacing, spatial),
+        spacing=spacing,
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         kept=source.kept,
         loading=source.loading,
         reading=_reading_bytes(source, axes, dtype),
-        placement=source.placement,
+        placement={} if corrected else source.placement,  # in which the wrong size stands
+        origin=(0,) * len(lengths),
         part=part,
         close=source.close,
     )

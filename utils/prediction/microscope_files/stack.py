@@ -61,7 +61,9 @@ class Stack:
     reading: int
     """Bytes a voxel that a slab takes while it is read, those of the slab itself among them."""
     placement: Mapping[str, Any] = field(repr=False)
-    """Where the format puts the stack in space; carried to an output of the same format."""
+    """Where the format puts the file's first voxel; carried to an output of the same format."""
+    origin: tuple[int, ...]
+    """The first voxel's place among the file's, from 0 along each axis: not 0 in a box cut out."""
     part: Callable[[int, int], np.ndarray] = field(repr=False)
     """Reads a slab in (X, Y, Z) order and the file's dtype; :meth:`read` is for everyone else."""
     close: Callable[[], None] = field(repr=False)
@@ -107,11 +109,21 @@ class StackLayout:
     axes: str = "ZYX"
     """Order of the axes in formats that know no order of their own (HDF5 and NumPy)."""
     placement: Mapping[str, Any] = field(default_factory=dict)
+    origin: tuple[int, ...] = ()
+    """Empty for a stack that is no part of another."""
 
     @classmethod
     def like(cls, stack: Stack, dtype: Any) -> StackLayout:
         """Return the layout of a result with the voxels of ``stack``."""
-        return cls(stack.shape, np.dtype(dtype), stack.spacing, stack.axes, stack.placement)
+        place = (stack.axes, stack.placement, stack.origin)
+        return cls(stack.shape, np.dtype(dtype), stack.spacing, *place)
+
+    @property
+    def shift(self) -> tuple[float, ...]:
+        """Way from the whole's first voxel to this one's, in micrometres (voxels if unknown)."""
+        sizes = self.spacing or (1.0,) * len(self.shape)
+        origin = self.origin or (0,) * len(self.shape)
+        return tuple(start * size for start, size in zip(origin, sizes, strict=True))
 
     @property
     def nbytes(self) -> int:
