@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models import layers
+from models import few_channels, layers
 
 
 class UNetBody(nn.Module):
@@ -58,7 +58,7 @@ class UNetBody(nn.Module):
             x = self.pool(x)
         x = bottom(x)
         for up, level in zip(self.ups, self.decoder, strict=True):
-            x = level(torch.cat((skips.pop(), up(x)), dim=1))
+            x = level(layers.join(skips.pop(), up(x)))
         return x
 
 
@@ -129,5 +129,6 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, *space) to logits (batch, out_channels, *space)."""
         padded = layers.pad_to_multiple(x, self.size_multiple)
-        logits = self.head(self.body(layers.space_to_depth(padded, self.stem_stride)))
+        features = self.body(layers.space_to_depth(padded, self.stem_stride))
+        logits = self.head(few_channels.dense_gradient(features))
         return layers.crop_to(layers.depth_to_space(logits, self.stem_stride), x.shape[2:])

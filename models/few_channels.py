@@ -1,0 +1,186 @@
+"""Training on a CPU with few channels that lie last in memory, where torch's own kernels are slow.
+
+torch vectorises over channels there: with 4 of them a batch normalisation uses an eighth of the
+processor's lanes, and an element-wise operation on a slice of 4 of 8 channels works voxel by voxel.
+Here neighbouring voxels are read as further channels, and gradients are made dense before they are
+worked on. Measured on one core (Zen 5, bfloat16), 2 x 4 channels x 64^3: forward and backward of a
+normalisation 2.4 instead of 12.9 ms; the gradient of a ReLU, 8 x 4 x 64^3, 7 instead of 90 ms.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+FEW = 16
+"""From this many channels on torch's own kernels are as fast (measured in float32, bfloat16)."""
+LANES = 64
+"""Channels, real and borrowed from neighbouring voxels, that a kernel is given at once."""
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def is_slow_in_torch(x: torch.Tensor) -> bool:
+    """Return whether ``x`` (batch, channels, *space) is of the kind that this module is for."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.shape[1] < FEW
+        and x.is_contiguous(memory_format=_LAST[x.dim()])
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def dense_gradient(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x``; its gradient comes back in the order of ``x``, not as a slice or reordered."""
+    return _DenseGradient.apply(x) if x.requires_grad and is_slow_in_torch(x) else x
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity; its backward pass copies what is not channels-last."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.contiguous(memory_format=_LAST[gradient.dim()])
+
+
+class _QuickWhileTraining(nn.modules.batchnorm._BatchNorm):
+    """A batch normalisation of torch: its parameters, buffers and results, sooner.
+
+    Statistics are float32, over voxels in groups whose means are merged: nearer to the exact ones
+    than torch's single running sum.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, channels, *space) to the same shape and dtype."""
+        self._check_input_dim(x)
+        count, momentum = x.numel() // x.shape[1], self.momentum
+        kept, spread, seen = self.running_mean, self.running_var, self.num_batches_tracked
+        if momentum is None or kept is None or spread is None or seen is None:
+            return super().forward(x)
+        if not (self.training and self.affine and count > 1 and is_slow_in_torch(x)):
+            return super().forward(x)
+        y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            seen.add_(1)
+            kept.lerp_(mean, momentum)
+            spread.lerp_(variance * (count / (count - 1)), momentum)
+        return y
+
+
+class BatchNorm2d(_QuickWhileTraining, nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d`."""
+
+
+class BatchNorm3d(_QuickWhileTraining, nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d`."""
+
+
+class _Normalise(torch.autograd.Function):
+    """Batch normalisation by the statistics of the batch (arXiv 1502.03167), and these."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wide = _widened(x)
+        groups = wide.shape[1] // x.shape[1]
+        unused = wide.new_ones(wide.shape[1], dtype=torch.float32)
+        means, variances = (
+            statistic.view(groups, -1)
+            for statistic in torch.batch_norm_update_stats(wide, unused, unused.clone(), 0.0)
+        )
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        y = _scaled(x, *_line(weight, bias, mean, variance, eps))
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=_LAST[gradient.dim()])
+        wide = _widened(gradient)
+        groups = wide.shape[1] // x.shape[1]
+        # In evaluation mode torch sums gradient and gradient * normalised x per borrowed channel.
+        _, products, sums = torch.ops.aten.native_batch_norm_backward(
+            wide,
+            _widened(x),
+            None,
+            mean.repeat(groups),
+            variance.repeat(groups),
+            None,
+            None,
+            False,
+            ctx.eps,
+            [False, True, True],
+        )
+        d_weight, d_bias = products.view(groups, -1).sum(0), sums.view(groups, -1).sum(0)
+        # dx = scale (dy - mean(dy) - z mean(dy z)) with z the normalised x: a line in x, one in dy
+        count = x.numel() // x.shape[1]
+        deviation = (variance + ctx.eps).sqrt()
+        scale = weight / deviation
+        slope = -scale * d_weight / (count * deviation)
+        dx = _scaled(x, slope, -scale * d_bias / count - slope * mean)
+        factors = scale.repeat(groups).to(dx.dtype).view(1, -1, 1, 1)
+        _widened(dx).addcmul_(wide, factors)
+        return dx, d_weight, d_bias, None
+
+
+def _line(
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return slope and offset per channel of ``weight (x - mean) / deviation + bias``."""
+    slope = weight * (variance + eps).rsqrt()
+    return slope, bias - slope * mean
+
+
+def _widened(x: torch.Tensor) -> torch.Tensor:
+    """View channels-last memory as (1, channels * groups, rows, 1), channels last again.
+
+    ``groups`` voxels in a row share a row: the largest power of two that divides the voxels and
+    keeps to :data:`LANES`. Group g of channel c is channel ``g * channels + c``.
+    """
+    channels = x.shape[1]
+    voxels = x.numel() // channels
+    groups = 1
+    while 2 * groups * channels <= LANES and voxels % (2 * groups) == 0:
+        groups *= 2
+    width = groups * channels
+    return x.as_strided((1, width, voxels // groups, 1), (x.numel(), 1, width, width))
+
+
+def _scaled(x: torch.Tensor, slope: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """Return ``slope * x + offset`` per channel, calculated in float32, in a new tensor like x."""
+    y = torch.empty_like(x)
+    wide = _widened(x)
+    groups = wide.shape[1] // x.shape[1]
+    nothing = slope.new_zeros(wide.shape[1])
+    scratch = slope.new_empty(0)
+    torch.native_batch_norm(
+        wide,
+        slope.repeat(groups),
+        offset.repeat(groups),
+        nothing,
+        torch.ones_like(nothing),
+        False,
+        0.0,
+        0.0,
+        out=(_widened(y), scratch, scratch.clone()),
+    )
+    return y

@@ -1,0 +1,141 @@
+"""The quick paths for few channels beside torch's own layers in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models import ModelConfig, build_model, few_channels
+
+LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+QUICK = {2: few_channels.BatchNorm2d, 3: few_channels.BatchNorm3d}
+TORCH = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Return channels-last values with mean 3 and deviation 2."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 2 + 3
+    return values.to(dtype).contiguous(memory_format=LAST[len(shape) - 2])
+
+
+def twins(dims: int, channels: int) -> tuple[nn.Module, nn.Module]:
+    """Return the quick layer and torch's in float64, with the same parameters and buffers."""
+    quick, slow = QUICK[dims](channels), TORCH[dims](channels).double()
+    nn.init.uniform_(quick.weight, 0.5, 2)
+    nn.init.uniform_(quick.bias, -1, 1)
+    slow.load_state_dict({name: value.double() for name, value in quick.state_dict().items()})
+    return quick, slow
+
+
+def largest_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference in units of the largest expected value."""
+    got, expected = got.detach().double(), expected.detach()
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    dims=st.sampled_from([2, 3]),
+    batch=st.integers(1, 3),
+    channels=st.integers(1, few_channels.FEW - 1),
+    edges=st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(2, 9)),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_normalisation_equals_torchs_in_float64(dims, batch, channels, edges, dtype, seed):
+    torch.manual_seed(seed)
+    quick, slow = twins(dims, channels)
+    x = draw((batch, channels, *edges[:dims]), dtype, seed).requires_grad_()
+    gradient = draw(tuple(x.shape), dtype, seed + 1)
+    twin = x.detach().double().requires_grad_()
+    assert few_channels.is_slow_in_torch(x)
+    y, expected = quick(x), slow(twin)
+    y.backward(gradient)
+    expected.backward(gradient.double())
+    assert y.dtype == dtype and x.grad.dtype == dtype
+    assert x.grad.is_contiguous(memory_format=LAST[dims])
+    rounding = 1e-4 if dtype == torch.float32 else 2e-2
+    assert largest_error(y, expected) < rounding
+    assert largest_error(x.grad, twin.grad) < 2 * rounding
+    for got, wanted in zip(
+        [quick.weight.grad, quick.bias.grad, quick.running_mean, quick.running_var],
+        [slow.weight.grad, slow.bias.grad, slow.running_mean, slow.running_var],
+        strict=True,
+    ):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=2e-3)
+    assert quick.num_batches_tracked == 1
+
+
+def test_statistics_are_exact_far_from_zero():
+    x = (draw((1, 4, 32, 32, 32), torch.float32, 0) + 1000).contiguous(memory_format=LAST[3])
+    quick = few_channels.BatchNorm3d(4, momentum=1.0)
+    quick(x)
+    torch.testing.assert_close(quick.running_mean, x.double().mean((0, 2, 3, 4)).float())
+    torch.testing.assert_close(
+        quick.running_var, x.double().var((0, 2, 3, 4)).float(), rtol=1e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "training"),
+    [
+        (draw((2, 4, 4, 4, 4), torch.float32, 0), False),
+        (draw((2, 4, 4, 4, 4), torch.float32, 0).contiguous(), True),
+        (draw((2, 16, 4, 4, 4), torch.float32, 0), True),
+        (draw((2, 4, 4, 4, 4), torch.float64, 0), True),
+    ],
+    ids=["evaluation", "channels-first", "many-channels", "float64"],
+)
+def test_elsewhere_torchs_own_layer_answers(x, training):
+    channels = x.shape[1]
+    layers = [kind[3](channels).to(x.dtype).train(training) for kind in (QUICK, TORCH)]
+    got, expected = (layer(x) for layer in layers)
+    assert torch.equal(got, expected)
+    assert torch.equal(layers[0].running_var, layers[1].running_var)
+
+
+def test_a_single_value_cannot_be_normalised():
+    with pytest.raises(ValueError, match="more than 1 value"):
+        few_channels.BatchNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
+
+
+def test_wrong_dimensions_are_named():
+    with pytest.raises(ValueError, match="expected 5D input"):
+        few_channels.BatchNorm3d(4)(draw((2, 4, 8, 8), torch.float32, 0))
+
+
+def test_dense_gradient_of_a_slice_and_of_another_order():
+    x = draw((2, 4, 6, 6, 6), torch.bfloat16, 0).requires_grad_()
+    seen = []
+    inner = x * 1
+    inner.register_hook(lambda g: seen.append(g))
+    y = few_channels.dense_gradient(inner)
+    assert torch.equal(y, inner)
+    weights = torch.arange(2.0 * 8 * 6**3).reshape(2, 8, 6, 6, 6)
+    (torch.cat((y, y * 0), 1) * weights).sum().backward()
+    assert seen[0].is_contiguous(memory_format=LAST[3])
+    torch.testing.assert_close(x.grad, weights[:, :4].bfloat16())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("arch", ["unet", "stacked_unet"])
+def test_networks_have_the_gradients_of_the_channels_first_order(dims, residual, arch):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        arch=arch, spatial_dims=dims, depth=3, start_channels=4, residual=residual, num_stacks=2
+    )
+    first = build_model(config).double()
+    last = build_model(config)
+    last.load_state_dict(first.state_dict())
+    last.to(memory_format=LAST[dims])
+    x = torch.randn(2, 1, *(16,) * dims)
+    for model, batch in ((first, x.double()), (last, x.contiguous(memory_format=LAST[dims]))):
+        logits = model(batch)
+        sum(one.square().mean() for one in (logits if arch != "unet" else [logits])).backward()
+    for (name, twin), weight in zip(first.named_parameters(), last.parameters(), strict=True):
+        difference = (weight.grad.double() - twin.grad).norm() / twin.grad.norm()
+        assert difference < 0.03, name  # 1e-5, but for a ReLU whose sign rounding has turned
