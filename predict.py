@@ -206,8 +206,8 @@ def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
 
 def settle_outputs(
     stack: Stack, outputs: dict[str, Path], room: int, flags: argparse.Namespace
-) -> dict[str, Path]:
-    """Return the outputs, as OME-Zarr those that would take more than ``room`` bytes.
+) -> tuple[dict[str, Path], list[str]]:
+    """Return the outputs, as OME-Zarr those that would take more than ``room`` bytes, and say so.
 
     Those are NRRD and NIfTI, which are written as a whole, and a TIFF that nobody asked for by name
     whose voxels a viewer could not hold either.
@@ -215,7 +215,7 @@ def settle_outputs(
     from utils.prediction.microscope_files import check_output, split_ending
     from utils.prediction.out_of_core import DTYPES, writing_memory
 
-    settled = {}
+    settled, notes = {}, []
     for name, path in outputs.items():
         settled[name] = path
         by_default = flags.output is None and flags.probabilities in (None, BESIDE_OUTPUT)
@@ -224,11 +224,11 @@ def settle_outputs(
         if needed > room:
             settled[name] = path.with_name(split_ending(path)[0] + ".ome.zarr")
             check_output(settled[name], overwrite=flags.overwrite)
-            print(
+            notes.append(
                 f"note: {path.name} would take {needed / 1e9:.1f} GB of memory at once; writing "
                 f"{settled[name].name} instead"
             )
-    return settled
+    return settled, notes
 
 
 def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -> Task:
@@ -253,20 +253,19 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     config = ModelConfig.from_dict(state["model_config"])
     check_objective(state, flags)
     check_network(config, stack, flags)
+    by_planes = config.spatial_dims < len(stack.shape)
+    enlarge(stack, 1.0 if flags.scale == "auto" else flags.scale, by_planes)  # refuses what cannot
     model = fused(restore_model(config, state["model_state"], flags.checkpoint, compute.device))
     normalizer = PercentileNormalizer.from_dict(state["normalizer"])
-    by_planes = config.spatial_dims < len(stack.shape)
     if by_planes:
         from utils.prediction.planewise import PlaneByPlane
 
-        print("note: a 2D network on a stack: each plane along z is predicted by itself")
         model = PlaneByPlane(model)
 
-    print(describe_stack(stack))
     present, limit, place = resident_memory(), memory_limit(flags), outputs["mask"]
     check_loading(stack, present, limit)
-    outputs = settle_outputs(stack, outputs, limit - present, flags)
-    shape = choose_shape(stack, state["spacing_voxels"], flags, by_planes)
+    outputs, notes = settle_outputs(stack, outputs, limit - present, flags)
+    shape, reasons = choose_shape(stack, state["spacing_voxels"], flags, by_planes)
     precision = "bf16" if compute.precision.startswith("bf16") else "32"
     windows = first_windows(shape, int(state["patch_size"]), precision, flags, by_planes)
     plan = make_plan(
@@ -284,6 +283,10 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         limit=limit,
         fixed_batch=flags.batch_size is not None,
     )
+    print("\n".join([describe_stack(stack), *reasons, *notes]))  # now that nothing is refused
+    warning = stack.warning()
+    if warning:
+        print(f"warning: {warning}")
     print(
         f"network: {config.arch}, {config.spatial_dims}D, epoch {state['epoch']}, on "
         f"{compute.device} in {precision} ({compute.reason}), {torch.get_num_threads()} threads"
@@ -347,29 +350,38 @@ def restore_model(config: Any, weights: dict[str, Any], path: str, device: str) 
 
 def choose_shape(
     stack: Stack, trained_spacing: Sequence[float], flags: argparse.Namespace, by_planes: bool
-) -> tuple[int, ...]:
-    """Return the shape in which the network sees the stack, and print why.
-
-    Voxels become cubes of the finest edge where the spacing is known, times ``--scale``; ``z``
-    stays as it is where planes are predicted one by one.
-    """
+) -> tuple[tuple[int, ...], list[str]]:
+    """Return the shape in which the network sees the stack, and lines that say why."""
     from utils.prediction.resampling import scaled_shape
 
-    sizes = stack.spacing or (1.0,) * len(stack.shape)
-    factor = flags.scale
+    factor, reasons = flags.scale, []
     if factor == "auto":
-        factor = measure_scale(stack, sum(trained_spacing) / len(trained_spacing))
-    factors = tuple(factor * size / min(sizes) for size in sizes)
-    factors = tuple(1.0 if abs(f - 1) <= SAME_VOXEL else f for f in factors)
+        factor, found = measure_scale(stack, sum(trained_spacing) / len(trained_spacing))
+        reasons.append(found)
     if by_planes:
-        factors = (*factors[:-1], 1.0)
+        reasons.append("note: a 2D network on a stack: each plane along z is predicted by itself")
     if stack.spacing is None and len(stack.shape) == 3:
-        print("note: the voxel size is unknown, so voxels are taken for cubes; see --voxel_size")
-    return scaled_shape(stack.shape, factors)
+        unknown = "note: the voxel size is unknown, so voxels are taken for cubes; see --voxel_size"
+        reasons.append(unknown)
+    return scaled_shape(stack.shape, enlarge(stack, factor, by_planes)), reasons
 
 
-def measure_scale(stack: Stack, trained: float) -> float:
-    """Return training's column spacing by the stack's, both in voxels, and print both."""
+def enlarge(stack: Stack, scale: float, by_planes: bool) -> tuple[float, ...]:
+    """Return how much each axis is enlarged; ValueError for more than can be meant.
+
+    Voxels become cubes of the finest edge where the spacing is known, times ``scale``; ``z`` stays
+    as it is where planes are predicted one by one.
+    """
+    from utils.prediction.resampling import cube_factors
+
+    axes = len(stack.shape) - by_planes
+    factors = cube_factors(stack.spacing and stack.spacing[:axes], scale)[:axes]
+    factors = tuple(1.0 if abs(f - 1) <= SAME_VOXEL else f for f in factors)
+    return (*factors, 1.0) if by_planes else factors
+
+
+def measure_scale(stack: Stack, trained: float) -> tuple[float, str]:
+    """Return training's column spacing by the stack's, both in voxels, and a line on both."""
     from utils.prediction.column_spacing import estimate_spacing
 
     found = estimate_spacing(stack)
@@ -382,10 +394,8 @@ def measure_scale(stack: Stack, trained: float) -> float:
             "neighbouring columns in voxels"
         )
     factor = trained / found.spacing
-    print(
-        f"scale: {found.describe()}; the network knows {trained:.1f}: enlarged {factor:.2f} times"
-    )
-    return factor
+    known = f"the network knows {trained:.1f}: enlarged {factor:.2f} times"
+    return factor, f"scale: {found.describe()}; {known}"
 
 
 def first_windows(

@@ -289,11 +289,65 @@ def test_a_default_output_is_a_tiff_as_long_as_its_map_fits(brain):
     with open_stack(brain) as stack:
         long = replace(stack, shape=(20, 18, 10**6))
         enough = 4 * 20 * 18 * 10**6
-        assert predict.settle_outputs(long, outputs, enough, flags) == outputs
-        settled = predict.settle_outputs(long, outputs, enough - 1, flags)
+        assert predict.settle_outputs(long, outputs, enough, flags) == (outputs, [])
+        settled, notes = predict.settle_outputs(long, outputs, enough - 1, flags)
         assert settled == {"mask": brain.with_name("brain_mask.ome.zarr")}
+        assert "writing brain_mask.ome.zarr instead" in notes[0]
         named = predict.parse_flags(["--checkpoint", "x", "--input", "y.tif", "--output", "z.tif"])
-        assert predict.settle_outputs(long, outputs, enough - 1, named) == outputs
+        assert predict.settle_outputs(long, outputs, enough - 1, named) == (outputs, [])
+
+
+def test_chunks_that_are_absent_are_counted(log, tmp_path, capsys):
+    source = save(tmp_path / "a.ome.zarr", make_image((20, 18, 24)))
+    (source / "0" / "1" / "0" / "0").unlink()
+    assert run(log, source, tmp_path / "m.tif") == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "a.ome.zarr: 1 of the 2 chunks of its array 0 is absent" in warnings[0]
+    assert run(log, source, tmp_path / "n.tif", "--crop", ":16,:,:") == 0
+    assert "absent" in capsys.readouterr().out
+
+
+def test_nothing_is_announced_before_a_refusal(log, brain, tmp_path, capsys):
+    """As of an OME-Zarr that will not be written either."""
+    for flags in (["--memory", "0.001"], ["--memory", "0.2", "--probabilities"]):
+        assert run(log, brain, tmp_path / "m.nrrd", *flags) == 2
+        shown = capsys.readouterr()
+        assert "GB are allowed; raise --memory" in shown.err and shown.err.count("\n") == 1
+        assert shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--voxel_size", "1e-9,1,1"], "voxels of 1e-09 x 1 x 1 um (z x y x x) .* 1e+09 times"),
+        (["--voxel_size", "1,1,1e5"], "voxels of 1 x 1 x 100000 um (z x y x x)"),
+        (["--voxel_size", "15,1,1", "--scale", "20"], "300 times along z at a scale of 20"),
+    ],
+)
+def test_an_implausible_voxel_size_is_named_before_any_work(
+    log, brain, tmp_path, flags, message, capsys, monkeypatch
+):
+    def restore(*_):
+        pytest.fail("went on")
+
+    monkeypatch.setattr(predict, "restore_model", restore)
+    assert run(log, brain, tmp_path / "m.tif", *flags) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+    pattern = re.escape(message).replace(re.escape(" .* "), " .* ")
+    assert re.search(pattern, shown.err), shown.err
+
+
+def test_an_implausible_measured_scale_is_named(log, tmp_path, monkeypatch, capsys):
+    from utils.prediction import column_spacing
+    from utils.prediction.column_spacing import SpacingEstimate
+
+    source = save(tmp_path / "a.tif", make_image((20, 18, 24)), (0.5, 0.5, 50.0))
+    found = SpacingEstimate(3.0, 2.8, 3.1, 3.0, 9)
+    monkeypatch.setattr(column_spacing, "estimate_spacing", lambda stack: found)
+    assert run(log, source, tmp_path / "m.tif", "--scale", "auto") == 2
+    assert "300 times along z" in capsys.readouterr().err
 
 
 def test_auto_scale_says_what_it_found(log, tmp_path, monkeypatch, capsys):

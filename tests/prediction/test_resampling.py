@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.prediction.resampling import Resampling, scaled_shape
+from utils.prediction.resampling import (
+    LARGEST_FACTOR,
+    Resampling,
+    ResamplingError,
+    cube_factors,
+    scaled_shape,
+)
 
 LENGTHS = st.integers(1, 24)
 SHAPES = st.tuples(LENGTHS, LENGTHS, LENGTHS)
@@ -60,6 +66,19 @@ def test_shapes():
     volume = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
     same = Resampling.between(volume.shape, volume.shape).apply(volume, 0, 0, 6)
     np.testing.assert_allclose(same, volume, atol=1e-7)
+
+
+def test_voxels_become_cubes_of_the_finest_edge():
+    assert cube_factors((0.5, 0.6, 2.0), 1.0) == pytest.approx((1, 1.2, 4))
+    assert cube_factors((0.5, 0.25), 2.0) == pytest.approx((4, 2))
+    assert cube_factors(None, 1.5) == (1.5,) * 3
+    assert cube_factors((0.1, 0.1, 10.0), 2.0)[2] == pytest.approx(LARGEST_FACTOR)
+    with pytest.raises(ResamplingError, match=r"20 x 0.1 x 0.1 um \(z x y x x\).* 201 .* z at a"):
+        cube_factors((0.1, 0.1, 20.0), 1.005)
+    with pytest.raises(
+        ResamplingError, match=r"1 x 1000 um \(y x x\) .* 1e\+03 times along x, 200"
+    ):
+        cube_factors((1000.0, 1.0), 1.0)
 
 
 @pytest.mark.parametrize("axes", [2, 3])

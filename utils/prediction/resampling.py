@@ -12,6 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+LARGEST_FACTOR = 200.0
+"""Enlargement along an axis beyond which a voxel size is a mistake: sections of 10 um whose voxels
+are 0.1 um wide, enlarged twice, are just within it."""
+
+
+class ResamplingError(ValueError):
+    """Voxels that cannot be as they are said to be; one line."""
+
 
 @dataclass(frozen=True)
 class Resampling:
@@ -70,6 +78,33 @@ class Resampling:
         matrix = self.matrices[-1]
         ends = np.maximum.reduceat(matrix.indices, matrix.indptr[:-1]) + 1
         return int(np.searchsorted(ends, planes, side="right"))
+
+
+def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float, ...]:
+    """Return how much each axis is enlarged to make voxels cubes, ``scale`` times finer than they.
+
+    Args:
+        spacing: edge of a voxel along x, y, z (or x, y) in any unit; None for cubes. The cubes have
+            the finest edge.
+        scale: what all axes are enlarged by besides.
+
+    Raises:
+        ResamplingError: for an enlargement of more than :data:`LARGEST_FACTOR`.
+    """
+    if spacing is None:
+        return (scale,) * 3
+    factors = tuple(scale * size / min(spacing) for size in spacing)
+    if max(factors) > LARGEST_FACTOR:
+        worst = "xyz"[factors.index(max(factors))]
+        sizes = " x ".join(f"{size:g}" for size in reversed(spacing))
+        names = " x ".join(reversed("xyz"[: len(spacing)]))
+        scaled = "" if scale == 1 else f" at a scale of {scale:.3g}"
+        raise ResamplingError(
+            f"voxels of {sizes} um ({names}) would be enlarged {max(factors):.3g} times along "
+            f"{worst}{scaled}, {LARGEST_FACTOR:g} times at most are possible: give the right "
+            "--voxel_size, or a smaller --scale"
+        )
+    return factors
 
 
 def scaled_shape(shape: tuple[int, ...], factors: tuple[float, ...]) -> tuple[int, ...]:

@@ -132,3 +132,63 @@ def test_the_levels_of_a_map_are_means_and_images_have_them_too(tmp_path):
     np.testing.assert_allclose(group["1"][15], array[:, 30].reshape(300, 2).mean(axis=1), rtol=1e-5)
     axes = group.attrs["multiscales"][0]["axes"]
     assert axes == [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+
+
+def plain(path, version, **options):
+    """Write 8 x 8 x 8 voxels, none of them 0, in 2 x 1 x 4 chunks."""
+    array = zarr.create_array(
+        str(path), shape=(8, 8, 8), chunks=(4, 8, 2), dtype="u2", zarr_format=version, **options
+    )
+    array[...] = random_stack((8, 8, 8)) + 1
+    return path
+
+
+def chunk_files(path):
+    files = [file for file in path.rglob("*") if file.is_file() and file.name[0] != "."]
+    return sorted(file for file in files if file.name != "zarr.json")
+
+
+@pytest.mark.parametrize(
+    ("version", "encoding"),
+    [(2, "."), (2, "/"), (3, "."), (3, "/")],
+)
+def test_absent_chunks_are_counted(tmp_path, version, encoding):
+    name = "v2" if version == 2 else "default"
+    key = {"name": name, "separator": encoding}
+    path = plain(tmp_path / "a.zarr", version, chunk_key_encoding=key, fill_value=7)
+    (path / "notes.txt").write_text("no chunk")
+    with open_stack(path) as stack:
+        assert stack.warning() is None
+        whole = stack.read()
+    gone = [file for file in chunk_files(path) if file.name != "notes.txt"][2:5]
+    for file in gone:
+        file.unlink()
+    with open_stack(path) as stack:
+        assert stack.warning().startswith(f"{path}: 3 of its 8 chunks are absent")
+        assert "fill value, 7" in stack.warning()
+        read = stack.read()
+    assert (read == 7).sum() >= 3 * 64 and (read == whole).sum() >= 5 * 64
+
+
+def test_absent_shards_are_counted_and_other_levels_are_not(tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=3)
+    for name in "ab":
+        array = group.create_array(
+            name, shape=(8, 8, 8), chunks=(2, 2, 2), shards=(4, 4, 8), dtype="u1"
+        )
+        array[...] = random_stack((8, 8, 8)) + 1
+    chunk_files(tmp_path / "a.zarr" / "b")[0].unlink()
+    with open_stack(tmp_path / "a.zarr", key="a") as stack:
+        assert stack.warning() is None
+    with open_stack(tmp_path / "a.zarr", key="b") as stack:
+        assert "1 of the 4 chunks of its array b is absent" in stack.warning()
+
+
+def test_our_own_files_have_all_their_chunks(tmp_path):
+    path = save(tmp_path / "a.ome.zarr", np.zeros((300, 20, 5), np.uint8))
+    with open_stack(path) as stack:
+        assert stack.warning() is None
+    assert chunk_files(path / "0") and chunk_files(path / "1")
+    save(tmp_path / "a.tif", random_stack())
+    with open_stack(tmp_path / "a.tif") as stack:
+        assert stack.warning() is None

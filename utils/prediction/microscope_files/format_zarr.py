@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from utils.prediction.microscope_files.stack import (
     named,
 )
 
+CHUNK_NAME = re.compile(r"(c[./])?(\d+([./]\d+)*)")
+"""File of a chunk below its array's folder, by either Zarr format's rules."""
 COARSEST = 256
 """Longest edge, in voxels, of a pyramid's coarsest level: a viewer's first glance."""
 
@@ -55,7 +59,48 @@ def _source(path: Path, array: Any, multiscale: Mapping[str, Any]) -> Source:
         place = _lengths(steps, "translation", entries)
         known = {axis: length for axis, length in place.items() if math.isfinite(length)}
         placement = {"zarr translation": known} if known else {}
-    return Source(array, str(axes).upper() if axes else None, spacing, placement=placement)
+    return Source(
+        array,
+        str(axes).upper() if axes else None,
+        spacing,
+        placement=placement,
+        warning=lambda: _warn_of_absent(path, array),
+    )
+
+
+def _warn_of_absent(path: Path, array: Any) -> str | None:
+    """Say how many chunks are absent, which Zarr reads as the fill value without a word.
+
+    One listing of each folder; zarr's own ``nchunks_initialized`` takes the square of their number.
+    """
+    edges = array.shards or array.chunks
+    counts = [math.ceil(n / edge) for n, edge in zip(array.shape, edges, strict=True)]
+    folder = path / array.path
+    present = sum(
+        _is_chunk(below + name, counts)
+        for place, _, names in os.walk(folder)
+        for below in ["" if place == str(folder) else os.path.relpath(place, folder) + "/"]
+        for name in names
+    )
+    total = math.prod(counts)
+    absent = total - present
+    if not absent:
+        return None
+    of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
+    return (
+        f"{path}: {absent} of {of} {'is' if absent == 1 else 'are'} absent and read as the fill "
+        f"value, {array.fill_value}: right if nothing was to be stored there, wrong if the copy is "
+        "not complete"
+    )
+
+
+def _is_chunk(name: str, counts: list[int]) -> bool:
+    """Return whether a file below an array's folder is one of its chunks."""
+    found = CHUNK_NAME.fullmatch(name.replace(os.sep, "/"))
+    if not found:
+        return False
+    places = [int(number) for number in re.split("[./]", found[2])]
+    return len(places) == len(counts) and all(map(int.__lt__, places, counts))
 
 
 def _lengths(
@@ -88,6 +133,7 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
             dtype=layout.dtype,
             chunks=chunks_of(shape, axes),
             chunk_key_encoding={"name": "v2", "separator": "/"},
+            config={"write_empty_chunks": True},  # so that one that is absent was lost
         )
         for level, (shape, _) in enumerate(pyramid)
     ]

@@ -114,6 +114,7 @@ def _select(
         reading=_reading_bytes(source, axes, dtype),
         placement={} if corrected else source.placement,  # in which the wrong size stands
         origin=(0,) * len(lengths),
+        warning=source.warning,
         part=part,
         close=source.close,
     )

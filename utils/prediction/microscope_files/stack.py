@@ -64,6 +64,8 @@ class Stack:
     """Where the format puts the file's first voxel; carried to an output of the same format."""
     origin: tuple[int, ...]
     """The first voxel's place among the file's, from 0 along each axis: not 0 in a box cut out."""
+    warning: Callable[[], str | None] = field(repr=False)
+    """Looks whether the file can be read but may not be whole; says so in one line."""
     part: Callable[[int, int], np.ndarray] = field(repr=False)
     """Reads a slab in (X, Y, Z) order and the file's dtype; :meth:`read` is for everyone else."""
     close: Callable[[], None] = field(repr=False)
@@ -146,6 +148,7 @@ class Source:
     loading: int = 0
     """Bytes that the first access takes for a moment, ``kept`` among them."""
     placement: Mapping[str, Any] = field(default_factory=dict)
+    warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
 
 
