@@ -509,17 +509,35 @@ def generate(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the script; return its exit status."""
     args = make_parser().parse_args(argv)
-    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
-        os.environ[f"{library}_NUM_THREADS"] = "1"  # one core a worker, and the same bits on all
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return generate_or_explain(args)
+        with one_thread_a_process():
+            return generate_or_explain(args)
     except ModuleNotFoundError as error:
         return fail(f"{error.name} is not installed: pip install -r requirements.txt", 2)
     except KeyboardInterrupt:
         return fail(f"stopped; {KEPT}", 130)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def one_thread_a_process() -> Iterator[None]:
+    """Tell the libraries, and those of workers, to take one core each, within the block.
+
+    So no worker waits for another, and samples are the same to the bit on all machines.
+    """
+    names = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")]
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 def generate_or_explain(args: argparse.Namespace) -> int:

@@ -221,6 +221,8 @@ def _train_one(script: str, common: Sequence[str], directory: Path, seed: int, r
     children: list[subprocess.Popen] = []
     with _passing_on(children) as received:
         children.append(subprocess.Popen([sys.executable, script, *common, *own]))
+        if signal.SIGTERM in received:  # while it was being started
+            children[0].terminate()
         status = children[0].wait()
     return INTERRUPTED if received else status
 

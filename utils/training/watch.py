@@ -198,11 +198,13 @@ def watched_start(children: Sequence[subprocess.Popen]) -> Iterator[None]:
                 _kill(children)
                 os._exit(code if code > 0 else 1)
 
-    threading.Thread(target=wait, name="watch the start", daemon=True).start()
+    watcher = threading.Thread(target=wait, name="watch the start", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         met.set()
+        watcher.join()  # loader processes are forked soon, best beside no other thread
 
 
 def watch(fabric: Fabric, children: Sequence[subprocess.Popen]) -> None:
