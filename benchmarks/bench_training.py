@@ -8,7 +8,9 @@ stride) all cases take their steps in turn, round after round, on the same patch
 a first round that does not count. "this loop" is utils/training/loop.py with the precision that it
 chooses for this machine and channels last; "plain float32" is the loop of a tutorial, contiguous;
 loss (Dice) and optimiser (Adam) are the same everywhere. Peers run in both. Then the loop runs from
-its loader, and the loader alone. Nothing else should run.
+its loader, and the loader alone. What the processor can do at most is measured first, as products
+of large matrices; operations are those of convolutions, counted by torch.utils.flop_counter.
+Nothing else should run.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import shlex
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -52,6 +55,13 @@ class Case:
     runner: OurLoop | PlainLoop
     rates: list[float]
     """Samples a second, one a round."""
+    operations: float
+    """Multiplications and additions in the convolutions of a sample, forward and backward."""
+
+    @property
+    def rate(self) -> float:
+        """Samples a second, the median."""
+        return statistics.median(self.rates)
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -68,6 +78,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no_peers", action="store_true", help="leave the networks of others out")
     add("--num_workers", type=int, default=1, help="loader processes")
     add("--loader_patches", type=int, default=256, help="patches of the loader alone")
+    add("--matrix", type=int, default=4096, help="edge of the matrices of the ceiling")
     add("--data", type=Path, default=None, help="data file; by default one is made for the run")
     add("--volumes", type=int, default=16, help="volumes in the file that is made")
     # fmt: on
@@ -84,6 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from utils.training.device import choose_compute
 
     compute = choose_compute("cpu", "auto")
+    ceilings = " and ".join(
+        f"{product_rate(kind, flags.matrix) / 1e12:.2f} in {kind}"
+        for kind in ("float32", "bfloat16")
+    )
     tables, loaders = [], []
     with training_file(flags.data, flags.volumes) as path:
         for size in flags.sizes:
@@ -96,11 +111,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"{flags.patch_size}^3, {flags.repeats} rounds, medians; this loop takes ", end="")
     print(f"{compute.precision} ({compute.reason}); peak memory {peak_memory_mib():.0f} MiB\n")
+    print(f"Products of {flags.matrix}^2 matrices reach {ceilings} TFLOP/s.\n")
     print("\n".join(tables))
     print("| samples per second | loop, patches in memory | loop with its loader | loader alone |")
     print("| --- | ---: | ---: | ---: |")
     print("\n".join(loaders))
     return 0
+
+
+def product_rate(kind: str, edge: int) -> float:
+    """Return the operations a second of products of large matrices of that dtype, the best of 9."""
+    import torch
+
+    matrix = torch.randn(edge, edge).to(getattr(torch, kind))
+    seconds = []
+    for _ in range(9):
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    return 2 * edge**3 / min(seconds)
 
 
 def measure(
@@ -125,7 +154,7 @@ def measure(
     alone = open_loader(ours.fabric, path, flags.patch_size, options, flags.loader_patches)
     list(alone)  # starts the processes and opens the file
     free = statistics.median(time_loader(alone, "cpu") for _ in range(flags.repeats))
-    memory = statistics.median(next(c.rates for c in cases if c.loop == "this loop"))
+    memory = next(case.rate for case in cases if case.loop == "this loop")
     row = f"| {size} | {memory:.2f} | {statistics.median(fed):.2f} | {free:.0f} |"
     return as_table(size, cases), row
 
@@ -144,6 +173,8 @@ def build_cases(
     size: Size, compute: Compute, options: TrainingOptions, flags: argparse.Namespace
 ) -> list[Case]:
     """Return all networks in all loops, ready to train."""
+    import torch
+    from counting import count_work
     from steps import OurLoop, PlainLoop
 
     from models import build_model, count_parameters
@@ -166,9 +197,13 @@ def build_cases(
             loops["this loop, compiled"] = lambda model: OurLoop.around(
                 model, compute, options, True, flags.patch_size
             )
+        spare = OurLoop.around(build(), compute, options, False, flags.patch_size)
+        patches = torch.rand(size.batch, 1, *(flags.patch_size,) * 3)
+        work = count_work(lambda spare=spare, x=patches: spare.train([(x, x.round())]))
         for loop, around in loops.items():
             model = build()
-            cases.append(Case(name, loop, count_parameters(model), around(model), []))
+            parameters, share = count_parameters(model), work.operations / size.batch
+            cases.append(Case(name, loop, parameters, around(model), [], share))
     return cases
 
 
@@ -206,18 +241,19 @@ def peer_networks(size: Size) -> dict[str, Callable[[], nn.Module]]:
 
 def as_table(size: Size, cases: Sequence[Case]) -> list[str]:
     """Return the Markdown table of one size, each rate beside the plain loop of our network."""
-    plain = statistics.median(cases[0].rates)
+    plain = cases[0].rate
     lines = [
         f"{str(size).capitalize()}:",
         "",
-        "| network | loop | parameters | samples per second | lowest to highest | times plain |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| network | loop | parameters | samples per second | lowest to highest | times plain "
+        "| TFLOP/s |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in cases:
-        rate = statistics.median(case.rates)
         lines.append(
-            f"| {case.network} | {case.loop} | {case.parameters:,} | {rate:.2f} | "
-            f"{min(case.rates):.2f} to {max(case.rates):.2f} | {rate / plain:.2f} |"
+            f"| {case.network} | {case.loop} | {case.parameters:,} | {case.rate:.2f} | "
+            f"{min(case.rates):.2f} to {max(case.rates):.2f} | {case.rate / plain:.2f} | "
+            f"{case.rate * case.operations / 1e12:.2f} |"
         )
     return lines
 
