@@ -55,7 +55,7 @@ def run(script: Path, *arguments: str, **environment: str) -> subprocess.Complet
         cwd="/",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 

@@ -17,6 +17,7 @@ def test_all_are_there() -> None:
     assert [path.stem for path in NOTEBOOKS] == expected
 
 
+@pytest.mark.timeout(900)  # each begins with a kernel of its own and trains or predicts
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_run(path: Path) -> None:
     """In a process of its own, as nbmake wants to be switched on for a whole run."""

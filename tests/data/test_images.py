@@ -84,6 +84,7 @@ def test_samples_are_those_of_earlier_runs() -> None:
     assert hashlib.sha256(content).hexdigest()[:16] == EXPECTED_HASH
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_see_the_same(file: Path, dataset: SegmentationFake2DDataset, context: str) -> None:
     loaded = SegmentationFake2DDataset(L=6, seed=0, h5path=file)
@@ -217,8 +218,9 @@ def test_a_kill_while_saving_leaves_nothing_under_the_final_name(tmp_path: Path)
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 240
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(0.2)
         process.send_signal(signal.SIGKILL)

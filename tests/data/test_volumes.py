@@ -105,6 +105,7 @@ def test_two_patches_of_a_sample_in_an_epoch_differ(fake_file: Path) -> None:
     assert any(not np.array_equal(found[a], found[b]) for a, b in pairs)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (2, "fork"), (1, "spawn")])
 def test_workers_see_the_same_patches(fake_files: list[Path], workers: int, method: str) -> None:
     dataset = SegmentationFake3DDataset(fake_files, patch_size=12)

@@ -1,36 +1,21 @@
 """The command line: help, one-line mistakes, and what it writes."""
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_and_time
 
 from utils.figures import __main__ as command_line
 from utils.prediction.microscope_files import StackLayout, write_stack
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_figures(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "utils.figures", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
 
 def test_help_is_quick() -> None:
-    start = time.monotonic()
-    result = run_figures("--help")
-    assert result.returncode == 0
+    result, seconds = run_and_time([sys.executable, "-m", "utils.figures", "--help"])
+    assert result.returncode == 0 and seconds < 1
     assert "demo" in result.stdout
     assert "matplotlib" not in result.stderr
-    assert time.monotonic() - start < 5.0  # a second on an idle machine
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(definition_module, "ROOT", path.parent)
     monkeypatch.setattr(definition_module, "SCRIPTS", {path.name: 3})
     monkeypatch.setattr(trial_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the stub adds to it when it is imported
     return path
 
 

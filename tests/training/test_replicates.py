@@ -181,12 +181,13 @@ def test_a_request_to_terminate_reaches_the_replicate(script: str, tmp_path: Pat
         "sys.exit(t.run(sys.argv[2], pathlib.Path(sys.argv[3]), mode='wait'))"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), script, str(tmp_path)]
-    running = subprocess.Popen(command, cwd=Path(__file__).parents[2])
-    while not (tmp_path / "logs" / "many" / "seed_0" / "logs.json").exists():
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
-    assert running.wait() == 130
+    deadline = time.monotonic() + 240
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as running:
+        while not (tmp_path / "logs" / "many" / "seed_0" / "logs.json").exists():
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(240) == 130
     assert not (tmp_path / "logs" / "many" / "seed_1").exists()
     assert (tmp_path / "logs" / "many" / "replicates.json").exists()
 
