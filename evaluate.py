@@ -21,27 +21,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.flags import FlagError, FlagParser, voxel_size
-from utils.replacing import replacing
 from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
-
-    from utils.data.normalize import PercentileNormalizer
-    from utils.prediction.statistics import Interval, PairedDifference
-    from utils.simulation import SimulatedVolume
+    from utils.prediction.comparison import Compared, Rows
+    from utils.prediction.prediction_files import PredictionFiles
+    from utils.prediction.scored_volumes import ScoredVolume
+    from utils.prediction.trained_network import NetworkPredictions
     from utils.storage import VolumeFile
 
 OVERLAP = 0.25  # of a window's edge
@@ -49,103 +44,26 @@ BATCH_SIZE = 4  # windows
 SURFACE_TOLERANCE = 1.0  # voxels up to which two surfaces agree
 SEED = 0  # of the bootstrap
 COMPARISON = "comparison"  # folder for the results of --compare
-SHOWN = 5  # volumes in predictions.png
-
-
-@dataclass(frozen=True)
-class Network:
-    """A trained network that predicts each volume from its image."""
-
-    checkpoint: Path
-    epoch: int
-    model_config: dict[str, Any]
-    model: nn.Module
-    normalizer: PercentileNormalizer
-    window: int
-    overlap: float
-    batch_size: int
-    trained_on: str | None
-    """A training file with the seed of the data, if the experiment's record names one."""
-
-    def predict(self, index: int, volume: SimulatedVolume) -> tuple[np.ndarray, None]:
-        """Return probabilities (X, Y, Z); simulated volumes have no voxel size."""
-        from utils.prediction.sliding_window import predict_volume
-
-        probabilities = predict_volume(
-            self.model,
-            volume.image,
-            self.normalizer,
-            window=self.window,
-            overlap=self.overlap,
-            batch_size=self.batch_size,
-        )
-        return probabilities, None
-
-    def describe(self) -> dict[str, Any]:
-        """Return what predicted, as plain JSON."""
-        from models import count_parameters
-
-        return {
-            "checkpoint": str(self.checkpoint),
-            "epoch": self.epoch,
-            "model": {**self.model_config, "parameters": count_parameters(self.model)},
-            "normalizer": self.normalizer.to_dict(),
-            "window": self.window,
-            "overlap": self.overlap,
-            "device": next(self.model.parameters()).device.type,
-        }
-
-
-@dataclass(frozen=True)
-class PredictionFiles:
-    """Masks or probability maps that were written before, one a volume."""
-
-    paths: dict[int, Path]
-    trained_on: None = None
-
-    def predict(
-        self, index: int, volume: SimulatedVolume
-    ) -> tuple[np.ndarray, tuple[float, ...] | None]:
-        """Return probabilities (X, Y, Z) and the file's voxel size (x, y, z), if it has one."""
-        from utils.prediction.prediction_files import read_prediction
-
-        return read_prediction(self.paths[index], volume.image.shape)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what predicted, as plain JSON."""
-        return {"predictions": {str(index): str(path) for index, path in self.paths.items()}}
 
 
 @dataclass(frozen=True)
 class Task:
     """What is to be scored, checked and ready."""
 
-    source: Network | PredictionFiles
+    source: NetworkPredictions | PredictionFiles
     file: VolumeFile
     indices: tuple[int, ...]
     output: Path
 
 
 @dataclass(frozen=True)
-class Result:
-    """One scored volume, and the slice of it that a picture would show."""
+class Side:
+    """A or B of a comparison: scores of an earlier evaluation, or what is to be scored."""
 
-    index: int
-    scores: dict[str, float]
-    """All scores by name."""
-    conditions: dict[str, float]
-    """Under what the volume was taken."""
-    seconds: float
-    """What prediction took."""
-    slices: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Image, mask and probability (X, Y) at the z with most labelled voxels."""
-    z: int
-
-    @property
-    def row(self) -> dict[str, float]:
-        """All numbers of the volume, as the table holds them."""
-        first = {"volume": self.index, **self.scores, **self.conditions}
-        return {**first, "seconds": round(self.seconds, 3)}
+    about: Compared
+    rows: Rows
+    """Scores by volume; empty for a task that has not been scored."""
+    task: Task | None = None
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -213,10 +131,11 @@ def fail_while_scoring(error: BaseException) -> int:
     """Say what went wrong after all was checked; return 2 for a file that a user gave."""
     from utils.prediction.microscope_files import StackError
     from utils.prediction.prediction_files import PredictionError
+    from utils.prediction.results_folder import FolderError
     from utils.storage import StorageError
     from utils.training.experiment import is_out_of_memory
 
-    if isinstance(error, (PredictionError, StackError)):
+    if isinstance(error, (PredictionError, StackError, FolderError)):
         return fail(error, 2)
     if isinstance(error, (StorageError, OSError)):
         return fail(error, 1)
@@ -234,12 +153,14 @@ def evaluate(flags: argparse.Namespace) -> int:
         task = prepare(flags)
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    from utils.prediction.results_folder import write_results
     from utils.prediction.score_report import score_lines
+    from utils.prediction.scored_volumes import average
 
     try:
         results = score_volumes(task, flags)
         means = average([result.scores for result in results], flags.seed)
-        paths = write_results(task, flags, results, means, task.output)
+        paths = write_results(task.output, results, means, about(task, flags))
         lines = score_lines({result.index: result.scores for result in results}, means)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return fail_while_scoring(error)
@@ -253,36 +174,12 @@ def prepare(flags: argparse.Namespace) -> Task:
 
     Raises ValueError or OSError, in one line, for anything that a user would have to put right.
     """
+    from utils.prediction.results_folder import make_folder
+
     check_flags(flags)
     given = flags.checkpoint or flags.predictions
-    task = prepare_side(flags, given, is_checkpoint=flags.checkpoint is not None)
-    return dataclasses.replace(task, output=make_output(default_output(flags)))
-
-
-def prepare_side(
-    flags: argparse.Namespace, given: str | Sequence[str], *, is_checkpoint: bool
-) -> Task:
-    """Return what a checkpoint, or prediction files, take to be scored; writes nothing."""
-    from utils.storage import VolumeFile
-    from utils.training.experiment import log_directory
-
-    if flags.data is None:
-        raise FlagError("--data: a file of generate_3d_data.py is needed to score against")
-    source: Network | PredictionFiles
-    if is_checkpoint:
-        network = load_network(str(given), flags)
-    file = VolumeFile(flags.data)
-    volumes = len(file) if flags.volumes is None else flags.volumes
-    if volumes > len(file):
-        raise FlagError(f"--volumes {volumes}: {flags.data} holds {len(file)}")
-    if is_checkpoint:
-        trained_on = training_file(log_directory(network.checkpoint), file.seed)
-        source = dataclasses.replace(network, trained_on=trained_on)
-        indices = tuple(range(volumes))
-    else:
-        source = PredictionFiles(list_predictions(given, file, flags.volumes))
-        indices = tuple(source.paths)
-    return Task(source, file, indices, Path())
+    task = prepare_source(flags, given, is_checkpoint=flags.checkpoint is not None)
+    return dataclasses.replace(task, output=make_folder(default_output(flags)))
 
 
 def check_flags(flags: argparse.Namespace) -> None:
@@ -296,70 +193,68 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.seed < 0:
         raise FlagError(f"--seed {flags.seed}: must be at least 0")
     if not 0 <= flags.surface_tolerance < math.inf:
-        raise FlagError(f"--surface_tolerance {flags.surface_tolerance}: must be at least 0")
+        raise FlagError(
+            f"--surface_tolerance {flags.surface_tolerance}: must be at least 0 and finite"
+        )
     if flags.voxel_size is not None and len(flags.voxel_size) != 3:
         raise FlagError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
 
 
-def load_network(checkpoint: str, flags: argparse.Namespace) -> Network:
-    """Return a checkpoint's network on the device asked for; FlagError if it cannot serve."""
-    from utils.data.normalize import PercentileNormalizer
-    from utils.training.experiment import load_checkpoint
+def prepare_source(
+    flags: argparse.Namespace, given: str | Sequence[str], *, is_checkpoint: bool
+) -> Task:
+    """Return what a checkpoint, or prediction files, take to be scored; writes nothing."""
+    from utils.prediction.prediction_files import choose_predictions
+    from utils.prediction.trained_network import training_file
+    from utils.storage import VolumeFile
+    from utils.training.experiment import log_directory
 
-    state = load_checkpoint(checkpoint)
-    return Network(
-        checkpoint=Path(checkpoint),
-        epoch=state["epoch"],
-        model_config=state["model_config"],
-        model=restore_model(state, checkpoint, flags),
-        normalizer=PercentileNormalizer.from_dict(state["normalizer"]),
-        window=flags.window or int(state["patch_size"]),
-        overlap=flags.overlap,
-        batch_size=flags.batch_size,
-        trained_on=None,
-    )
+    if flags.data is None:
+        raise FlagError("--data: a file of generate_3d_data.py is needed to score against")
+    source: NetworkPredictions | PredictionFiles
+    if is_checkpoint:
+        network = load_network(str(given), flags)
+    file = VolumeFile(flags.data)
+    volumes = len(file) if flags.volumes is None else flags.volumes
+    if volumes > len(file):
+        raise FlagError(f"--volumes {volumes}: {flags.data} holds {len(file)}")
+    if is_checkpoint:
+        trained_on = training_file(log_directory(network.checkpoint), file.seed)
+        source = dataclasses.replace(network, trained_on=trained_on)
+        indices = tuple(range(volumes))
+    else:
+        paths = [given] if isinstance(given, str) else given
+        source = choose_predictions(paths, file.shape, len(file), flags.volumes)
+        indices = tuple(source.paths)
+    return Task(source, file, indices, Path())
 
 
-def restore_model(state: dict[str, Any], checkpoint: str, flags: argparse.Namespace) -> nn.Module:
-    """Return the checkpoint's network on the device asked for; FlagError if it cannot serve."""
-    from models import ModelConfig, build_model
-    from utils.training.device import choose_compute, memory_format
+def load_network(checkpoint: str, flags: argparse.Namespace) -> NetworkPredictions:
+    """Return a checkpoint's network on the device asked for; ValueError if it cannot serve."""
+    from models import ModelConfig, build_model, count_parameters
+    from utils.prediction.trained_network import NetworkPredictions, read_network
+    from utils.training.device import choose_compute
 
+    network = read_network(checkpoint)
     compute = choose_compute(flags.device, "32")
-    config = ModelConfig.from_dict(state["model_config"])
+    config = network.parse_config(ModelConfig.from_dict)
     if (config.spatial_dims, config.in_channels, config.out_channels) != (3, 1, 1):
         raise FlagError(
             f"--checkpoint {checkpoint}: a {config.spatial_dims}D network with "
             f"{config.in_channels} input and {config.out_channels} output channels cannot segment "
             f"the volumes of {flags.data}; a 3D network with one of each is needed"
         )
-    model = build_model(config)
-    try:
-        model.load_state_dict(state["model_state"])
-    except RuntimeError as error:
-        raise FlagError(
-            f"--checkpoint {checkpoint}: the stored weights do not fit the stored model "
-            f"configuration ({str(error).splitlines()[0]})"
-        ) from error
-    return model.to(compute.device, memory_format=memory_format(5)).eval()
-
-
-def list_predictions(
-    paths: str | Sequence[str], file: VolumeFile, volumes: int | None
-) -> dict[int, Path]:
-    """Return a file for each volume, all opened once; with ``volumes`` for the first ones."""
-    from utils.prediction.prediction_files import check_prediction, find_predictions
-
-    given = [paths] if isinstance(paths, str) else paths
-    found = find_predictions(given, len(file))
-    if volumes is not None:
-        missing = [index for index in range(volumes) if index not in found]
-        if missing:
-            raise FlagError(f"--volumes {volumes}: no prediction for volume {missing[0]}")
-        found = {index: path for index, path in found.items() if index < volumes}
-    for path in found.values():
-        check_prediction(path, file.shape)
-    return found
+    model = network.restore(build_model(config), compute.device, 3)
+    return NetworkPredictions(
+        checkpoint=Path(checkpoint),
+        network=network,
+        model=model,
+        parameters=count_parameters(model),
+        window=flags.window or network.patch_size,
+        overlap=flags.overlap,
+        batch_size=flags.batch_size,
+        trained_on=None,
+    )
 
 
 def default_output(flags: argparse.Namespace) -> Path:
@@ -377,28 +272,9 @@ def default_output(flags: argparse.Namespace) -> Path:
     return (first.parent if is_stack else first) / "evaluation"
 
 
-def make_output(output: Path) -> Path:
-    """Make the folder of the results and try whether it can be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:
-        raise FlagError(
-            f"--output {output}: cannot be written ({error.strerror or error}); name another folder"
-        ) from error
-    return output
-
-
-def training_file(directory: Path, seed: int) -> str | None:
-    """Return a training file with this seed, if the experiment's record names one."""
-    record = directory / "config.json"
-    if not record.is_file():
-        return None
-    files = json.loads(record.read_text()).get("data", {}).get("train", [])
-    return next((entry["file"] for entry in files if entry.get("seed") == seed), None)
-
-
-def score_volumes(task: Task, flags: argparse.Namespace, what: str = "volumes") -> list[Result]:
+def score_volumes(
+    task: Task, flags: argparse.Namespace, what: str = "volumes"
+) -> list[ScoredVolume]:
     """Predict and score the volumes one after the other, with a progress bar."""
     from tqdm import tqdm
 
@@ -411,270 +287,89 @@ def score_volumes(task: Task, flags: argparse.Namespace, what: str = "volumes") 
     return results
 
 
-def score_one(task: Task, index: int, flags: argparse.Namespace) -> Result:
+def score_one(task: Task, index: int, flags: argparse.Namespace) -> ScoredVolume:
     """Predict and score one volume."""
-    from utils.figures import densest_slice
-    from utils.prediction.conditions import describe_conditions
+    from utils.prediction.scored_volumes import score_prediction
 
     volume = task.file.read_volume(index)
     start = time.perf_counter()
     probabilities, spacing = task.source.predict(index, volume)
-    seconds = time.perf_counter() - start
-    if flags.voxel_size is not None:
-        spacing = flags.voxel_size[::-1]
-    z = densest_slice(volume.mask)
-    return Result(
-        index=index,
-        scores=all_scores(probabilities, volume, spacing, flags),
-        conditions=dataclasses.asdict(describe_conditions(volume)),
-        seconds=seconds,
-        slices=(
-            volume.image[..., z].copy(),
-            volume.mask[..., z].copy(),
-            probabilities[..., z].copy(),
-        ),
-        z=z,
+    return score_prediction(
+        index,
+        volume,
+        probabilities,
+        seconds=time.perf_counter() - start,
+        tolerance=None if flags.no_surface else flags.surface_tolerance,
+        spacing=spacing if flags.voxel_size is None else flags.voxel_size[::-1],
     )
 
 
-def all_scores(
-    probabilities: np.ndarray,
-    volume: SimulatedVolume,
-    spacing: tuple[float, ...] | None,
-    flags: argparse.Namespace,
-) -> dict[str, float]:
-    """Return every score of one volume by its name."""
-    from utils.prediction.column_recall import flatten, recall_by_kind
-    from utils.prediction.scores import score_volume
-    from utils.prediction.surfaces import score_surfaces
-    from utils.training.metrics import THRESHOLD
-
-    mask, found = volume.mask, probabilities >= THRESHOLD
-    scores = dataclasses.asdict(score_volume(probabilities, mask, volume.sheet))
-    scores["iou_gain"] = scores["iou"] - scores["baseline_iou"]
-    scores["sheet_iou_gain"] = scores["sheet_iou"] - scores["sheet_baseline_iou"]
-    if not flags.no_surface:
-        surfaces = score_surfaces(
-            found, mask > 0, tolerance=flags.surface_tolerance, voxel_size=spacing
-        )
-        scores |= dataclasses.asdict(surfaces)
-    return scores | flatten(recall_by_kind(found, volume))
-
-
-def average(rows: Sequence[Mapping[str, float]], seed: int) -> dict[str, Interval]:
-    """Return the mean of every score over the volumes with its interval.
-
-    Each score's resamples come from a generator of the same seed, so that all of them see the same
-    volumes drawn.
-    """
-    import numpy as np
-
-    from utils.prediction.statistics import bootstrap_mean
-
-    return {
-        name: bootstrap_mean(np.array([row[name] for row in rows]), np.random.default_rng(seed))
-        for name in rows[0]
-    }
-
-
-def write_results(
-    task: Task,
-    flags: argparse.Namespace,
-    results: Sequence[Result],
-    means: dict[str, Interval],
-    output: Path,
-) -> list[Path]:
-    """Write table, summary and pictures; return their paths."""
-    from utils.prediction.score_table import NAME, as_csv
-
-    table, summary = output / NAME, output / "summary.json"
-    write_text(table, as_csv([result.row for result in results]))
-    write_json(summary, summarise(task, flags, results, means))
-    return [table, summary, *draw(results, means, output)]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def draw(results: Sequence[Result], means: dict[str, Interval], output: Path) -> list[Path]:
-    """Draw the best and worst volumes, recall by column type and the score by conditions."""
-    from utils import figures
-    from utils.prediction.column_recall import KINDS
-
-    shown = pick_shown(results)
-    images, masks, probabilities = zip(*(result.slices for _, result in shown), strict=True)
-    titles = [
-        f"{word}: volume {result.index}, IoU {result.scores['iou']:.2f}, z\u00a0=\u00a0{result.z}"
-        for word, result in shown
-    ]
-    conditions = {name: by_name(results, name) for name in results[0].conditions}
-    conditions["foreground"] = [result.scores["foreground"] for result in results]
-    recalls = {
-        kind: (means[f"recall_{kind}"], means[f"covered_{kind}"], sum_columns(results, kind))
-        for kind in KINDS
-    }
-    return [
-        figures.save_predictions(
-            images, masks, probabilities, output / "predictions.png", titles=titles
-        ),
-        figures.save_column_recall(
-            recalls, means["sheet_false_positive_rate"].mean, output / "columns.png"
-        ),
-        figures.save_scores_by_condition(
-            [result.scores["iou"] for result in results],
-            [result.scores["baseline_iou"] for result in results],
-            conditions,
-            output / "conditions.png",
-        ),
-    ]
-
-
-def by_name(results: Sequence[Result], name: str) -> list[float]:
-    """Return one condition of all volumes."""
-    return [result.conditions[name] for result in results]
-
-
-def sum_columns(results: Sequence[Result], kind: str) -> int:
-    """Return how many columns of a kind all volumes hold together."""
-    return int(sum(result.scores[f"columns_{kind}"] for result in results))
-
-
-def pick_shown(results: Sequence[Result]) -> list[tuple[str, Result]]:
-    """Return the volumes with the best, the median and the worst IoU, each once."""
-    ranked = sorted(results, key=lambda result: -result.scores["iou"])
-    words = ["best", "second best", "median", "second worst", "worst"]
-    if len(ranked) >= SHOWN:
-        middle = ranked[len(ranked) // 2]
-        return list(zip(words, [*ranked[:2], middle, *ranked[-2:]], strict=True))
-    if len(ranked) < 3:
-        return list(zip(("best", "worst") if len(ranked) == 2 else ("only",), ranked, strict=True))
-    return [("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])]
-
-
-def summarise(
-    task: Task,
-    flags: argparse.Namespace,
-    results: Sequence[Result],
-    means: dict[str, Interval],
-) -> dict[str, Any]:
-    """Return all that says what was scored, how, and with which outcome, as plain JSON."""
-    from utils.prediction.column_recall import KINDS
+def about(task: Task, flags: argparse.Namespace) -> dict[str, Any]:
+    """Return what was scored and how, as plain JSON."""
+    from utils.prediction.results_folder import describe_data
     from utils.training.experiment import describe_program
 
     return {
-        "scores": {name: as_json(interval) for name, interval in means.items()},
-        "interval": {"level": 0.95, "method": "percentile bootstrap over volumes"},
         "bootstrap_seed": flags.seed,
-        "empty": {
-            "truths": sum(result.scores["foreground"] == 0 for result in results),
-            "predictions": sum(result.scores["found"] == 0 for result in results),
-        },
-        "columns": {kind: sum_columns(results, kind) for kind in KINDS},
-        "rank_correlation_of_iou": correlate(results),
         "surface_tolerance_voxels": None if flags.no_surface else flags.surface_tolerance,
         "voxel_size_zyx_um": flags.voxel_size,
         **task.source.describe(),
-        "data": describe_data(task),
+        "data": describe_data(task.file, task.indices, task.source.trained_on),
         "program": describe_program(__file__),
-    } | {"prediction_seconds": round(sum(result.seconds for result in results), 3)}
-
-
-def as_json(record: Any) -> dict[str, Any]:
-    """Return a record of numbers as plain JSON: null for NaN."""
-    from utils.prediction.score_table import plain
-
-    return {name: plain(value) for name, value in dataclasses.asdict(record).items()}
-
-
-def correlate(results: Sequence[Result]) -> dict[str, Any]:
-    """Return Spearman's correlation of the IoU with each condition and the labelled share."""
-    import numpy as np
-
-    from utils.prediction.score_table import plain
-    from utils.prediction.statistics import rank_correlation
-
-    rows = [{**r.conditions, "foreground": r.scores["foreground"]} for r in results]
-    scores = np.array([result.scores["iou"] for result in results])
-    return {
-        name: plain(rank_correlation(np.array([row[name] for row in rows], float), scores))
-        for name in rows[0]
-    }
-
-
-def describe_data(task: Task) -> dict[str, Any]:
-    """Return which volumes were scored, as plain JSON."""
-    return {
-        "file": str(task.file.path),
-        "seed": task.file.seed,
-        "shape": list(task.file.shape),
-        "volumes": list(task.indices),
-        "training_file_of_this_seed": task.source.trained_on,
-        "config": task.file.config.to_dict(),
     }
 
 
 def notes(task: Task) -> list[str]:
     """Return what a reader of the scores should know."""
+    from utils.prediction.prediction_files import PredictionFiles
+
     found = []
     if task.source.trained_on:
         found.append(
             f"{task.source.trained_on}, which the network was trained on, has the seed of this file"
         )
-    if isinstance(task.source, PredictionFiles) and len(task.indices) < len(task.file):
-        count = len(task.indices)
-        found.append(f"predictions were given for {count} of the {len(task.file)} volumes")
+    if isinstance(task.source, PredictionFiles):
+        found.extend(task.source.warnings)
+        if len(task.indices) < len(task.file):
+            count = len(task.indices)
+            found.append(f"predictions were given for {count} of the {len(task.file)} volumes")
     return found
 
 
 # Two sets of predictions --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Side:
-    """A or B of a comparison: scores of an earlier evaluation, or what is to be scored."""
-
-    name: str
-    volumes: tuple[int, ...]
-    task: Task | None
-    rows: dict[int, dict[str, float]]
-    """Scores by volume; empty for a task that has not been scored."""
-    data: dict[str, Any] | None
-    """What the scores belong to, if it is known."""
-
-
 def compare(flags: argparse.Namespace) -> int:
     """Score what is not scored yet, write and print the paired differences; return the status."""
-    try:
-        check_flags(flags)
-        sides = [prepare_compared(flags, given) for given in flags.compare]
-        check_comparable(*sides)
-        output = make_output(default_output(flags))
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
-    from utils.prediction.comparison import subtract
+    from utils.prediction.comparison import check_comparable, subtract
+    from utils.prediction.results_folder import make_folder, write_comparison, write_results
     from utils.prediction.score_report import comparison_lines
+    from utils.prediction.scored_volumes import average
+    from utils.training.experiment import describe_program
 
     try:
+        check_flags(flags)
+        sides = [prepare_side(flags, given) for given in flags.compare]
+        a, b = (side.about for side in sides)
+        check_comparable(a, b)
+        output = make_folder(default_output(flags))
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    try:
         scored = [score_side(s, flags, x) for s, x in zip(sides, "AB", strict=True)]
-        paths = []
+        paths: list[Path] = []
         for (_, results), side, letter in zip(scored, sides, "AB", strict=True):
             if side.task is not None:
                 means = average([result.scores for result in results], flags.seed)
-                folder = make_output(output / letter)
-                paths += write_results(side.task, flags, results, means, folder)
-        differences = subtract(scored[0][0], scored[1][0], flags.seed)
-        paths += write_comparison(sides, [rows for rows, _ in scored], differences, flags, output)
+                folder = make_folder(output / letter)
+                paths += write_results(folder, results, means, about(side.task, flags))
+        rows = scored[0][0], scored[1][0]
+        differences = subtract(*rows, flags.seed)
+        how = {"bootstrap_seed": flags.seed, "program": describe_program(__file__)}
+        paths += write_comparison(output, (a, b), rows, differences, how)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return fail_while_scoring(error)
-    lines = comparison_lines([side.name for side in sides], differences)
+    lines = comparison_lines([a.name, b.name], differences)
     print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
     for side, letter in zip(sides, "AB", strict=True):
         for note in notes(side.task) if side.task else ():
@@ -682,105 +377,34 @@ def compare(flags: argparse.Namespace) -> int:
     return 0
 
 
-def prepare_compared(flags: argparse.Namespace, given: str) -> Side:
+def prepare_side(flags: argparse.Namespace, given: str) -> Side:
     """Return A or B: a metrics.csv, else prediction files, else a checkpoint."""
+    from utils.prediction.comparison import Compared, read_earlier
     from utils.prediction.prediction_files import holds_predictions
-    from utils.prediction.score_table import NAME, read_csv
+    from utils.prediction.results_folder import describe_data
+    from utils.prediction.score_table import NAME
 
-    path = Path(given)
-    if path.suffix == ".csv" or (path / NAME).is_file():
-        rows = read_csv(path if path.suffix == ".csv" else path / NAME)
-        folder = path.parent if path.suffix == ".csv" else path
-        if flags.volumes is not None:
-            rows = {index: row for index, row in rows.items() if index < flags.volumes}
-        if not rows:
-            raise FlagError(f"--volumes {flags.volumes}: {given} holds none of them")
-        return Side(given, tuple(rows), None, rows, recorded_data(folder))
+    earlier = read_earlier(given, flags.volumes)
+    if earlier:
+        return Side(*earlier)
     if flags.data is None:
         raise FlagError(
             f"--compare {given}: no {NAME} of an earlier evaluation is there; to score a "
             "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
         )
-    task = prepare_side(flags, given, is_checkpoint=not holds_predictions(path))
-    return Side(given, task.indices, task, {}, describe_data(task))
-
-
-def recorded_data(folder: Path) -> dict[str, Any] | None:
-    """Return what an earlier evaluation was scored on, if its summary says so."""
-    try:
-        return json.loads((folder / "summary.json").read_text())["data"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def check_comparable(a: Side, b: Side) -> None:
-    """Raise FlagError unless A and B are about the same volumes."""
-    only = sorted(set(a.volumes) ^ set(b.volumes))
-    if only:
-        holder = "A" if only[0] in a.volumes else "B"
-        raise FlagError(
-            f"--compare {a.name} {b.name}: not the same volumes ({len(a.volumes)} and "
-            f"{len(b.volumes)}): only {holder} has volume {only[0]}; score both on the same ones"
-        )
-    if a.data and b.data:
-        for name in ("seed", "shape", "config"):
-            if a.data.get(name) != b.data.get(name):
-                raise FlagError(
-                    f"--compare {a.name} {b.name}: not the same volumes: {name} of the data "
-                    "differs; score both on the same file"
-                )
+    task = prepare_source(flags, given, is_checkpoint=not holds_predictions(Path(given)))
+    data = describe_data(task.file, task.indices, task.source.trained_on)
+    return Side(Compared(given, task.indices, data), {}, task)
 
 
 def score_side(
     side: Side, flags: argparse.Namespace, letter: str
-) -> tuple[dict[int, dict[str, float]], list[Result]]:
+) -> tuple[Rows, list[ScoredVolume]]:
     """Return the rows of A or B by volume, and the results behind them if they were made now."""
     if side.task is None:
         return side.rows, []
     results = score_volumes(side.task, flags, f"volumes by {letter}")
     return {result.index: result.row for result in results}, results
-
-
-def write_comparison(
-    sides: Sequence[Side],
-    rows: Sequence[Mapping[int, Mapping[str, float]]],
-    differences: Mapping[str, PairedDifference],
-    flags: argparse.Namespace,
-    output: Path,
-) -> list[Path]:
-    """Write comparison.csv, comparison.json and comparison.png; return their paths."""
-    from utils.figures import save_comparison
-    from utils.prediction.comparison import paired_rows
-    from utils.prediction.score_report import COMPARED
-    from utils.prediction.score_table import as_csv
-    from utils.training.experiment import describe_program
-
-    paths = [output / f"comparison.{ending}" for ending in ("csv", "json", "png")]
-    a, b = rows
-    write_text(paths[0], as_csv(paired_rows(a, b, differences)))
-    summary = {
-        "a": sides[0].name,
-        "b": sides[1].name,
-        "volumes": list(a),
-        "differences": {
-            name: {**as_json(d), "difference": as_json(d.difference)}
-            for name, d in differences.items()
-        },
-        "interval": {"level": 0.95, "method": "percentile bootstrap over volumes, of B - A"},
-        "test": "Wilcoxon signed-rank, two-sided, not corrected for the number of scores",
-        "bootstrap_seed": flags.seed,
-        "data": next((side.data for side in sides if side.data), None),
-        "program": describe_program(__file__),
-    }
-    write_json(paths[1], summary)
-    save_comparison(
-        [a[index]["iou"] for index in a],
-        [b[index]["iou"] for index in a],
-        {name: differences[name].difference for name in COMPARED if name in differences},
-        paths[2],
-        names=[side.name for side in sides],
-    )
-    return paths
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from utils.prediction.microscope_files import Stack
     from utils.prediction.out_of_core import Plan
     from utils.prediction.sliding_window import Windows
+    from utils.prediction.trained_network import TrainedNetwork
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
@@ -121,7 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return predict(flags)
     except (ValueError, OSError) as error:
         return fail(error, 2)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        from utils.training.experiment import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
         return fail("out of memory: lower --memory, --window or --batch_size", 2)
     except KeyboardInterrupt:
         return fail("interrupted; the same command goes on where it stopped", 130)
@@ -178,8 +183,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise FlagError(f"--threshold {flags.threshold}: must lie above 0 and up to 1")
     if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
         raise FlagError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
-    if flags.memory is not None and not flags.memory > 0:
-        raise FlagError(f"--memory {flags.memory}: must be larger than 0, in GB")
+    if flags.memory is not None and not 0 < flags.memory < math.inf:
+        raise FlagError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
 
 
 def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
@@ -189,7 +194,7 @@ def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     format_of(flags.input)
     source = Path(flags.input)
     default = source.with_name(f"{split_ending(source)[0]}_mask.tif")
-    outputs = {"mask": Path(flags.output or default)}
+    outputs = {"mask": default if flags.output is None else Path(flags.output)}
     check_output(outputs["mask"], overwrite=flags.overwrite)
     if flags.probabilities == BESIDE_OUTPUT:
         stem, ending = split_ending(outputs["mask"])
@@ -235,8 +240,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     """Load the network, print the plan, and read the stack once for its percentiles."""
     import torch
 
-    from models import ModelConfig
-    from utils.data.normalize import PercentileNormalizer
+    from models import ModelConfig, build_model
     from utils.prediction.fusing import fused
     from utils.prediction.out_of_core import (
         check_loading,
@@ -245,18 +249,17 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         resident_memory,
         values_alive,
     )
+    from utils.prediction.trained_network import read_network
     from utils.training.device import choose_compute
-    from utils.training.experiment import load_checkpoint
 
-    state = load_checkpoint(flags.checkpoint)
+    network = read_network(flags.checkpoint)
     compute = choose_compute(flags.device, flags.precision)
-    config = ModelConfig.from_dict(state["model_config"])
-    check_objective(state, flags)
+    config = network.parse_config(ModelConfig.from_dict)
+    check_objective(network, flags)
     check_network(config, stack, flags)
     by_planes = config.spatial_dims < len(stack.shape)
     enlarge(stack, 1.0 if flags.scale == "auto" else flags.scale, by_planes)  # refuses what cannot
-    model = fused(restore_model(config, state["model_state"], flags.checkpoint, compute.device))
-    normalizer = PercentileNormalizer.from_dict(state["normalizer"])
+    model = fused(network.restore(build_model(config), compute.device, config.spatial_dims))
     if by_planes:
         from utils.prediction.planewise import PlaneByPlane
 
@@ -265,9 +268,9 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     present, limit, place = resident_memory(), memory_limit(flags), outputs["mask"]
     check_loading(stack, present, limit)
     outputs, notes = settle_outputs(stack, outputs, limit - present, flags)
-    shape, reasons = choose_shape(stack, state["spacing_voxels"], flags, by_planes)
+    shape, reasons = choose_shape(stack, network.spacing, flags, by_planes)
     precision = "bf16" if compute.precision.startswith("bf16") else "32"
-    windows = first_windows(shape, int(state["patch_size"]), precision, flags, by_planes)
+    windows = first_windows(shape, network.patch_size, precision, flags, by_planes)
     plan = make_plan(
         stack,
         shape,
@@ -288,16 +291,16 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     if warning:
         print(f"warning: {warning}")
     print(
-        f"network: {config.arch}, {config.spatial_dims}D, epoch {state['epoch']}, on "
+        f"network: {config.arch}, {config.spatial_dims}D, epoch {network.epoch}, on "
         f"{compute.device} in {precision} ({compute.reason}), {torch.get_num_threads()} threads"
     )
     print(describe_plan(stack, plan))
-    percentiles = measure_percentiles(stack, normalizer)
+    percentiles = measure_percentiles(stack, network.normalizer)
     recipe = {
         "input": identify(stack.path),
         "choice": [flags.channel, flags.key, flags.index, flags.crop],
-        "network": fingerprint(state["model_state"]),
-        "normalizer": normalizer.to_dict(),
+        "network": fingerprint(network.weights),
+        "normalizer": network.normalizer.to_dict(),
         "network_shape": plan.shape,
         "window": plan.windows.edges,
         "overlap": flags.overlap,
@@ -305,12 +308,12 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         "precision": precision,
         "threshold": flags.threshold,
     }
-    return Task(stack, model, normalizer, percentiles, plan, outputs, place, recipe)
+    return Task(stack, model, network.normalizer, percentiles, plan, outputs, place, recipe)
 
 
-def check_objective(state: dict[str, Any], flags: argparse.Namespace) -> None:
+def check_objective(network: TrainedNetwork, flags: argparse.Namespace) -> None:
     """Raise FlagError for a network whose answer is no probability of belonging to a column."""
-    if state.get("flags", {}).get("objective") == "keypoints":
+    if network.objective == "keypoints":
         raise FlagError(
             f"--checkpoint {flags.checkpoint}: was trained with --objective keypoints to find "
             "centres, so its map is no mask; name a network that was trained to segment"
@@ -332,31 +335,15 @@ def check_network(config: Any, stack: Stack, flags: argparse.Namespace) -> None:
         )
 
 
-def restore_model(config: Any, weights: dict[str, Any], path: str, device: str) -> nn.Module:
-    """Return the checkpoint's network on ``device``; FlagError if its weights do not fit."""
-    from models import build_model
-    from utils.training.device import memory_format
-
-    model = build_model(config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise FlagError(
-            f"--checkpoint {path}: the stored weights do not fit the stored model configuration "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    return model.to(device, memory_format=memory_format(config.spatial_dims + 2)).eval()
-
-
 def choose_shape(
-    stack: Stack, trained_spacing: Sequence[float], flags: argparse.Namespace, by_planes: bool
+    stack: Stack, trained_spacing: float, flags: argparse.Namespace, by_planes: bool
 ) -> tuple[tuple[int, ...], list[str]]:
     """Return the shape in which the network sees the stack, and lines that say why."""
     from utils.prediction.resampling import scaled_shape
 
     factor, reasons = flags.scale, []
     if factor == "auto":
-        factor, found = measure_scale(stack, sum(trained_spacing) / len(trained_spacing))
+        factor, found = measure_scale(stack, trained_spacing)
         reasons.append(found)
     if by_planes:
         reasons.append("note: a 2D network on a stack: each plane along z is predicted by itself")
@@ -488,7 +475,7 @@ def identify(path: Path) -> list[Any]:
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
-def fingerprint(weights: dict[str, Any]) -> str:
+def fingerprint(weights: Mapping[str, Any]) -> str:
     """Return a check sum of a network's weights."""
     digest = hashlib.sha256()
     for name, tensor in weights.items():

@@ -265,32 +265,6 @@ def test_too_little_memory_is_one_line_with_a_remedy(data, log, monkeypatch, cap
     assert len(line) == 1 and "out of memory: lower --batch_size or --window" in line[0]
 
 
-@pytest.mark.parametrize(
-    ("ious", "words"),
-    [
-        ([0.5], ["only"]),
-        ([0.2, 0.9], ["best", "worst"]),
-        ([0.3, 0.1, 0.2, 0.5], ["best", "median", "worst"]),
-        ([0.4] * 5, ["best", "second best", "median", "second worst", "worst"]),
-        (
-            [0.3, 0.1, 0.2, 0.5, 0.4, 0.6],
-            ["best", "second best", "median", "second worst", "worst"],
-        ),
-    ],
-)
-def test_shown_volumes_are_the_extremes(ious, words):
-    results = [
-        evaluate.Result(index, {"iou": iou}, {}, 0.0, (None, None, None), 0)
-        for index, iou in enumerate(ious)
-    ]
-    shown = evaluate.pick_shown(results)
-    assert [word for word, _ in shown] == words
-    values = [result.scores["iou"] for _, result in shown]
-    assert values == sorted(values, reverse=True)
-    assert values[0] == max(ious) and values[-1] == min(ious)
-    assert len({result.index for _, result in shown}) == len(shown)
-
-
 # Prediction files ---------------------------------------------------------------------------------
 
 

@@ -331,7 +331,7 @@ def test_an_implausible_voxel_size_is_named_before_any_work(
     def restore(*_):
         pytest.fail("went on")
 
-    monkeypatch.setattr(predict, "restore_model", restore)
+    monkeypatch.setattr("utils.prediction.trained_network.TrainedNetwork.restore", restore)
     assert run(log, brain, tmp_path / "m.tif", *flags) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1
@@ -475,7 +475,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert answer.returncode == 0, answer.stderr
     assert "--voxel_size Z,Y,X" in answer.stdout

@@ -5,6 +5,7 @@ from utils.prediction.microscope_files import StackError, StackLayout, write_sta
 from utils.prediction.prediction_files import (
     PredictionError,
     check_prediction,
+    choose_predictions,
     find_predictions,
     holds_predictions,
     read_prediction,
@@ -116,3 +117,16 @@ def test_other_shapes_and_damaged_files_are_refused(tmp_path, mask):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(StackError):
         check_prediction(path, SHAPE)
+
+
+def test_the_first_volumes_are_chosen_and_looked_at(tmp_path, mask):
+    for index in (0, 1, 2):
+        write(tmp_path / f"v_{index}.ome.zarr", mask)
+    next(file for file in (tmp_path / "v_1.ome.zarr" / "0").rglob("0") if file.is_file()).unlink()
+    chosen = choose_predictions([tmp_path], SHAPE, 5, 2)
+    assert list(chosen.paths) == [0, 1] and list(chosen.describe()["predictions"]) == ["0", "1"]
+    assert len(chosen.warnings) == 1 and "v_1.ome.zarr: 1 of the 1 chunks" in chosen.warnings[0]
+    with pytest.raises(PredictionError, match="--volumes 4: no prediction for volume 3"):
+        choose_predictions([tmp_path], SHAPE, 5, 4)
+    with pytest.raises(PredictionError, match="has shape"):
+        choose_predictions([tmp_path], (5, 6, 8), 5, None)

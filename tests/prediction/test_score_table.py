@@ -19,7 +19,8 @@ def test_a_table_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize(
     "text", ["", "volume,iou\n", "name,iou\n1,0.5\n", "volume,iou\nx,0.5\n",
-             "volume,iou\n1,high\n", "volume,iou\n1\n", "volume,iou\n1,0.5\n1,0.6\n", "\x00\xff"]
+             "volume,iou\n1,high\n", "volume,iou\n1\n", "volume,iou\n1,0.5\n1,0.6\n",
+             "volume,dice\n1,0.5\n", "\x00\xff"]
 )  # fmt: skip
 def test_what_is_no_table_is_named(tmp_path, text):
     path = tmp_path / "metrics.csv"

@@ -7,12 +7,15 @@ is that of volume 7), as in ``predict.py --index``.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.prediction.microscope_files import ENDINGS, StackError, open_stack
+from utils.simulation import SimulatedVolume
 
 PROBABILITIES = "_probabilities"
 """How predict.py ends the name of a map that it writes beside a mask."""
@@ -20,6 +23,47 @@ PROBABILITIES = "_probabilities"
 
 class PredictionError(ValueError):
     """Files that are no predictions of the volumes; one line that names them and the remedy."""
+
+
+@dataclass(frozen=True)
+class PredictionFiles:
+    """Masks or probability maps that were written before, one a volume."""
+
+    paths: Mapping[int, Path]
+    warnings: tuple[str, ...] = ()
+    """Why some of them may not be whole."""
+    trained_on: None = None
+
+    def predict(
+        self, index: int, volume: SimulatedVolume
+    ) -> tuple[np.ndarray, tuple[float, ...] | None]:
+        """Return probabilities (X, Y, Z) and the file's voxel size (x, y, z), if it has one."""
+        return read_prediction(self.paths[index], volume.image.shape)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what predicted, as plain JSON."""
+        return {"predictions": {str(index): str(path) for index, path in self.paths.items()}}
+
+
+def choose_predictions(
+    paths: Sequence[str | Path], shape: tuple[int, ...], volumes: int, first: int | None
+) -> PredictionFiles:
+    """Return a file for each volume, or for each of the ``first`` ones, all opened once.
+
+    ``paths`` and ``volumes`` as in :func:`find_predictions`; ``shape`` is that of every volume.
+
+    Raises:
+        PredictionError: files that do not belong to the volumes, or lack one that is asked for.
+        StackError: a file that cannot be opened.
+    """
+    found = find_predictions(paths, volumes)
+    if first is not None:
+        missing = [index for index in range(first) if index not in found]
+        if missing:
+            raise PredictionError(f"--volumes {first}: no prediction for volume {missing[0]}")
+        found = {index: path for index, path in found.items() if index < first}
+    checked = [check_prediction(path, shape) for path in found.values()]
+    return PredictionFiles(found, tuple(warning for warning in checked if warning))
 
 
 def find_predictions(paths: Sequence[str | Path], volumes: int) -> dict[int, Path]:
@@ -78,11 +122,15 @@ def read_prediction(
     return values.astype(np.float32), spacing
 
 
-def check_prediction(path: Path, shape: tuple[int, ...]) -> None:
-    """Raise PredictionError or StackError if a file cannot be opened or has another shape."""
+def check_prediction(path: Path, shape: tuple[int, ...]) -> str | None:
+    """Return a line on what of a file may be lost, if anything.
+
+    Raises PredictionError or StackError if it cannot be opened or has another shape.
+    """
     with open_stack(path) as stack:
         if stack.shape != tuple(shape):
             raise PredictionError(f"{path}: has shape {stack.shape} (x, y, z), the volume {shape}")
+        return stack.warning()
 
 
 def holds_predictions(path: Path) -> bool:

@@ -12,6 +12,8 @@ NAME = "metrics.csv"
 """What the table is called in a folder of results."""
 KEY = "volume"
 """The column that says which volume a row is of."""
+SCORE = "iou"
+"""The column that no table lacks."""
 
 
 class TableError(ValueError):
@@ -60,4 +62,6 @@ def _parse(lines: Iterable[Mapping[str, str]]) -> dict[int, dict[str, float]]:
         rows[volume] = {name: float(cell) if cell else math.nan for name, cell in cells.items()}
     if not rows:
         raise ValueError("it holds no volumes")
+    if SCORE not in next(iter(rows.values())):
+        raise ValueError(f"it has no column {SCORE}")
     return rows

@@ -1,0 +1,115 @@
+"""Checkpoints that predict, and those that cannot: one line each that names the file."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.data.normalize import PercentileNormalizer
+from utils.prediction.trained_network import (
+    NetworkError,
+    NetworkPredictions,
+    read_network,
+    training_file,
+)
+from utils.training.experiment import CheckpointError, Experiment
+
+MODEL = nn.Conv3d(1, 1, 1)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Write a checkpoint with some entries changed, or left out where they are None."""
+
+    def write(**changes):
+        state = {
+            "model_config": {"spatial_dims": 3},
+            "model_state": MODEL.state_dict(),
+            "normalizer": PercentileNormalizer().to_dict(),
+            "spacing_voxels": [9.0, 10.0, 11.0],
+            "patch_size": 16,
+            "epoch": 3,
+        }
+        state = {k: v for k, v in {**state, **changes}.items() if v is not None}
+        experiment = Experiment.create(tmp_path / "log", {}, __file__)
+        experiment.save_checkpoint("best.pth", state)
+        return experiment.directory
+
+    return write
+
+
+def test_a_checkpoint_says_what_prediction_needs(checkpoint):
+    network = read_network(checkpoint(flags={"objective": "keypoints"}))
+    assert (network.epoch, network.patch_size, network.spacing) == (3, 16, 10)
+    assert network.normalizer == PercentileNormalizer() and network.objective == "keypoints"
+    assert network.parse_config(lambda plain: plain["spatial_dims"]) == 3
+    model = network.restore(nn.Conv3d(1, 1, 1), "cpu", 3)
+    assert torch.equal(model.weight, MODEL.weight) and not model.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_config": None}, "no whole checkpoint: it lacks 'model_config'"),
+        ({"normalizer": None}, "it lacks 'normalizer'"),
+        ({"spacing_voxels": None}, "it lacks 'spacing_voxels'"),
+        ({"epoch": None}, "it lacks 'epoch'"),
+        ({"patch_size": "x"}, "no sound checkpoint"),
+        ({"patch_size": 0}, "patch_size is 0"),
+        ({"spacing_voxels": []}, "no sound checkpoint"),
+        ({"normalizer": {"low_percent": "a"}}, "no sound checkpoint"),
+        ({"normalizer": {"low_percent": 99.0, "high_percent": 1.0}}, "no sound checkpoint"),
+        ({"model_config": "x"}, "no sound checkpoint"),
+        ({"flags": 7}, "no sound checkpoint"),
+        ({"model_state": {"weight": torch.full((3,), torch.nan)}}, "not finite .weight.*diverged"),
+    ],
+)
+def test_what_cannot_predict_is_named(checkpoint, changes, message):
+    path = checkpoint(**changes)
+    with pytest.raises(NetworkError, match=message) as caught:
+        read_network(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_network(tmp_path / "none")
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    with pytest.raises(CheckpointError):
+        read_network(tmp_path / "text.pth")
+
+
+def test_a_network_that_is_not_known_or_another_one_is_refused(checkpoint):
+    network = read_network(checkpoint())
+
+    def refuse(plain):
+        raise ValueError("arch must be unet")
+
+    with pytest.raises(NetworkError, match="log: its network cannot be built .arch must be unet"):
+        network.parse_config(refuse)
+    with pytest.raises(NetworkError, match="log: the stored weights do not fit"):
+        network.restore(nn.Conv3d(1, 2, 1), "cpu", 3)
+
+
+def test_a_network_predicts_a_volume_as_an_evaluation_asks(checkpoint, tmp_path, small_volume):
+    network = read_network(checkpoint())
+    model = network.restore(nn.Conv3d(1, 1, 1), "cpu", 3)
+    source = NetworkPredictions(tmp_path / "log", network, model, 2, 16, 0.25, 2, None)
+    probabilities, spacing = source.predict(0, small_volume)
+    low, high = np.percentile(small_volume.image, (1, 99))
+    scaled = np.clip((small_volume.image - low) / (high - low), 0, 1)
+    weight, bias = MODEL.weight.item(), MODEL.bias.item()
+    expected = 1 / (1 + np.exp(-(weight * scaled + bias)))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert spacing is None
+    described = source.describe()
+    assert described["model"] == {"spatial_dims": 3, "parameters": 2}
+    assert described["window"] == 16 and described["device"] == "cpu" and described["epoch"] == 3
+
+
+def test_a_training_file_is_known_by_its_seed(tmp_path):
+    assert training_file(tmp_path, 5) is None
+    train = [{"file": "a.h5", "seed": 4}, {"file": "b.h5", "seed": 5}]
+    experiment = Experiment.create(tmp_path / "log", {"data": {"train": train}}, __file__)
+    assert training_file(experiment.directory, 5) == "b.h5"
+    assert training_file(experiment.directory, 6) is None

@@ -1,0 +1,155 @@
+"""A trained network as prediction takes it: its checkpoint, checked, and its weights in place.
+
+Which network a configuration means is not known here: scripts build it, ``models`` stays apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.data.normalize import PercentileNormalizer
+from utils.prediction.sliding_window import predict_volume
+from utils.simulation import SimulatedVolume
+from utils.training.device import memory_format
+from utils.training.experiment import load_checkpoint
+
+Config = TypeVar("Config")
+
+
+class NetworkError(ValueError):
+    """A checkpoint from which nothing can be predicted; one line that names it."""
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """What a checkpoint says; made by :func:`read_network`."""
+
+    path: str
+    """As it was asked for: a file, a log directory or a name."""
+    epoch: int
+    """Epochs completed."""
+    config: Mapping[str, Any]
+    """Of the model, plain."""
+    weights: Mapping[str, torch.Tensor] = field(repr=False)
+    normalizer: PercentileNormalizer
+    """The rule by which its training data were scaled."""
+    patch_size: int
+    """Edge of the patches that it was trained on, in voxels."""
+    spacing: float
+    """Distance of neighbouring columns that it was trained for, in voxels (mean of the axes)."""
+    objective: str | None
+    """What a 2D network was trained for; None where the checkpoint does not say."""
+
+    def parse_config(self, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
+        """Return ``from_dict(config)``; NetworkError for a configuration that it refuses."""
+        try:
+            return from_dict(dict(self.config))
+        except (TypeError, ValueError, KeyError) as error:
+            raise NetworkError(f"{self.path}: its network cannot be built ({error})") from error
+
+    def restore(self, model: nn.Module, device: str, dims: int) -> nn.Module:
+        """Return ``model``, of ``dims`` axes, with the weights on ``device``, to predict only.
+
+        Raises NetworkError if the weights are those of another network.
+        """
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise NetworkError(
+                f"{self.path}: the stored weights do not fit the stored model configuration "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        return model.to(device, memory_format=memory_format(dims + 2)).eval()
+
+
+def read_network(path: str | Path) -> TrainedNetwork:
+    """Read what :func:`utils.training.experiment.load_checkpoint` finds under ``path``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is something else, or damaged.
+        NetworkError: it lacks a part, or holds what cannot be right.
+    """
+    state = load_checkpoint(path)
+    try:
+        lengths = [float(length) for length in state["spacing_voxels"]]
+        network = TrainedNetwork(
+            path=str(path),
+            epoch=int(state["epoch"]),
+            config=dict(state["model_config"]),
+            weights=state["model_state"],
+            normalizer=PercentileNormalizer.from_dict(state["normalizer"]),
+            patch_size=int(state["patch_size"]),
+            spacing=sum(lengths) / len(lengths),
+            objective=dict(state.get("flags", {})).get("objective"),
+        )
+    except KeyError as error:
+        raise NetworkError(f"{path}: no whole checkpoint: it lacks {error}") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise NetworkError(f"{path}: no sound checkpoint ({error})") from error
+    if network.patch_size < 1:
+        raise NetworkError(f"{path}: no sound checkpoint (patch_size is {network.patch_size})")
+    for name, tensor in network.weights.items():
+        if not torch.isfinite(tensor).all():
+            raise NetworkError(
+                f"{path}: its weights are not finite ({name}): the training had diverged; take an "
+                "earlier checkpoint"
+            )
+    return network
+
+
+@dataclass(frozen=True)
+class NetworkPredictions:
+    """A network that predicts whole volumes from their images, as an evaluation asks for them."""
+
+    checkpoint: Path
+    network: TrainedNetwork
+    model: nn.Module
+    parameters: int
+    """Weights that training changes."""
+    window: int
+    overlap: float
+    batch_size: int
+    trained_on: str | None
+    """A training file with the seed of the data, if the experiment's record names one."""
+
+    def predict(self, index: int, volume: SimulatedVolume) -> tuple[np.ndarray, None]:
+        """Return probabilities (X, Y, Z); simulated volumes have no voxel size."""
+        probabilities = predict_volume(
+            self.model,
+            volume.image,
+            self.network.normalizer,
+            window=self.window,
+            overlap=self.overlap,
+            batch_size=self.batch_size,
+        )
+        return probabilities, None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what predicted, as plain JSON."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "epoch": self.network.epoch,
+            "model": {**self.network.config, "parameters": self.parameters},
+            "normalizer": self.network.normalizer.to_dict(),
+            "window": self.window,
+            "overlap": self.overlap,
+            "device": next(self.model.parameters()).device.type,
+        }
+
+
+def training_file(directory: Path, seed: int) -> str | None:
+    """Return a training file with this seed, if the record of the experiment there names one."""
+    record = directory / "config.json"
+    if not record.is_file():
+        return None
+    files = json.loads(record.read_text()).get("data", {}).get("train", [])
+    return next((entry["file"] for entry in files if entry.get("seed") == seed), None)
