@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -203,10 +204,21 @@ def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
         outputs["probabilities"] = Path(flags.probabilities)
     if "probabilities" in outputs:
         check_output(outputs["probabilities"], overwrite=flags.overwrite)
-    places = [Path(flags.input).resolve(), *(path.resolve() for path in outputs.values())]
-    if len(set(places)) < len(places):
-        raise FlagError("--input, --output and --probabilities must be different files")
+    check_apart(source, outputs)
     return outputs
+
+
+def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
+    """Raise FlagError if two files are one, or one is in the (Zarr) folder that another one is."""
+    places = [source, *outputs.values()]
+    for one, other in itertools.permutations(places, 2):
+        if one.resolve() == other.resolve():
+            what = "is the input itself" if source in (one, other) else "stands for two outputs"
+            raise FlagError(
+                f"{other}: {what}: --input, --output and --probabilities must be different files"
+            )
+        if other.resolve() in one.resolve().parents:
+            raise FlagError(f"{one}: lies within {other}, which is another of the files given")
 
 
 def settle_outputs(
@@ -233,6 +245,7 @@ def settle_outputs(
                 f"note: {path.name} would take {needed / 1e9:.1f} GB of memory at once; writing "
                 f"{settled[name].name} instead"
             )
+    check_apart(stack.path, settled)
     return settled, notes
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPACING = (0.5, 0.5, 0.5)
 
 
-def make_log(directory, config, **changes):
+def make_log(directory, config, without=(), **changes):
     torch.manual_seed(0)
     experiment = Experiment.create(directory, {}, __file__)
     state = {
@@ -35,7 +36,8 @@ def make_log(directory, config, **changes):
         "epoch": 3,
         "metrics": {},
     }
-    experiment.save_checkpoint("best.pth", {**state, **changes})
+    state = {name: value for name, value in {**state, **changes}.items() if name not in without}
+    experiment.save_checkpoint("best.pth", state)
     return directory
 
 
@@ -43,7 +45,8 @@ def make_image(shape, seed=0):
     return np.random.default_rng(seed).poisson(30, shape).astype(np.uint16)
 
 
-def save(path, image, spacing=SPACING):
+def save(path, image, spacing=SPACING, parents=False):
+    path.parent.mkdir(parents=parents, exist_ok=True)
     layout = StackLayout(image.shape, image.dtype, spacing and spacing[: image.ndim])
     write_stack(path, [image], layout)
     return path
@@ -283,6 +286,20 @@ def test_what_exceeds_the_memory_becomes_ome_zarr(log, brain, tmp_path, monkeypa
     assert "m.ome.zarr: exists already" in capsys.readouterr().err
 
 
+def test_an_input_is_never_replaced(log, tmp_path, monkeypatch, capsys):
+    """As by the OME-Zarr that is written instead of another format, or with the folder it is in."""
+    from utils.prediction import out_of_core
+
+    source = save(tmp_path / "a.ome.zarr", make_image((20, 18, 24)))
+    monkeypatch.setattr(out_of_core, "writing_memory", lambda stack, name, path: 10**15)
+    assert run(log, source, tmp_path / "a.nrrd", "--overwrite") == 2
+    assert "a.ome.zarr: is the input itself" in capsys.readouterr().err
+    inner = save(tmp_path / "outer.zarr" / "in.tif", make_image((20, 18, 24)), parents=True)
+    assert run(log, inner, tmp_path / "outer.zarr", "--overwrite") == 2
+    assert "in.tif: lies within" in capsys.readouterr().err
+    assert read(source)[0].shape == read(inner)[0].shape == (20, 18, 24)
+
+
 def test_a_default_output_is_a_tiff_as_long_as_its_map_fits(brain):
     flags = predict.parse_flags(["--checkpoint", "x", "--input", str(brain)])
     outputs = predict.choose_outputs(flags)
@@ -388,6 +405,8 @@ def broken_inputs(tmp_path):
     (folder / "damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
     sizes = b"NRRD0004\ntype: uint16\ndimension: 3\nsizes: 90000 90000 90000\nendian: little\n"
     (folder / "huge.nrrd").write_bytes(sizes + b"encoding: gzip\n\n")
+    os.mkfifo(folder / "pipe.tif")
+    save(folder / "a.zarr", make_image((9, 8, 7)))
     np.save(folder / "bomb.npy", np.array([[Bomb()]], object), allow_pickle=True)
     return folder
 
@@ -421,6 +440,15 @@ def broken_inputs(tmp_path):
         (["--scale", "0"], "--scale 0"),
         (["--memory", "0.001"], "GB are allowed; raise --memory"),
         (["--memory", "nan"], "--memory nan"),
+        (["--memory", "inf"], "--memory inf: must be larger than 0 and finite"),
+        (["--voxel_size", "1e-300,1e-300,1e-300"], "1e-300 x 1e-300 x 1e-300 um .* 0.0001..100000"),
+        (["--voxel_size", "1e6,1e6,1e6"], "voxels of 1e\\+06 .* give the right --voxel_size"),
+        (["--input", "pipe.tif"], "no regular file"),
+        (["--output", ""], "unknown ending"),
+        (["--output", "inputs/a.zarr/m.tif"], "a.zarr/m.tif: lies within .*a.zarr"),
+        (["--checkpoint", "lacking"], "no whole checkpoint: it lacks 'patch_size'"),
+        (["--checkpoint", "diverged"], "weights are not finite"),
+        (["--checkpoint", "unknown"], "unknown: its network cannot be built .arch must be one of"),
         (["--device", "cuda"], "no CUDA device"),
     ],
 )
@@ -430,11 +458,18 @@ def test_a_users_mistake_is_one_line(log, brain, tmp_path, flags, message, capsy
     inputs = broken_inputs(tmp_path)
     torch.save({"format": 1, "model_state": Bomb()}, tmp_path / "bomb.pth")
     make_log(tmp_path / "wide", ModelConfig(depth=1, start_channels=1, in_channels=2))
+    small = ModelConfig(depth=1, start_channels=1)
+    make_log(tmp_path / "unknown", small, model_config={**small.to_dict(), "arch": "vit"})
+    make_log(tmp_path / "lacking", small, without=("patch_size",))
+    broken = {name: value * np.nan for name, value in build_model(small).state_dict().items()}
+    make_log(tmp_path / "diverged", small, model_state=broken)
     base = {"--checkpoint": log, "--input": brain, "--output": tmp_path / "out.tif"}
+    if flags[1] == "inputs/a.zarr/m.tif":
+        base["--input"] = inputs / "a.zarr"
     name, value = flags
     if name == "--input":
         value = inputs / value
-    elif name in ("--output", "--checkpoint", "--probabilities"):
+    elif name in ("--output", "--checkpoint", "--probabilities") and value:
         value = tmp_path / value
     base[name] = value
     before = sorted(tmp_path.rglob("*"))

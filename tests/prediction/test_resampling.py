@@ -73,6 +73,8 @@ def test_voxels_become_cubes_of_the_finest_edge():
     assert cube_factors((0.5, 0.25), 2.0) == pytest.approx((4, 2))
     assert cube_factors(None, 1.5) == (1.5,) * 3
     assert cube_factors((0.1, 0.1, 10.0), 2.0)[2] == pytest.approx(LARGEST_FACTOR)
+    with pytest.raises(ResamplingError, match="voxels of 1e-05 x 1e-05 um .* none of a microscope"):
+        cube_factors((1e-5, 1e-5), 1.0)
     with pytest.raises(ResamplingError, match=r"20 x 0.1 x 0.1 um \(z x y x x\).* 201 .* z at a"):
         cube_factors((0.1, 0.1, 20.0), 1.005)
     with pytest.raises(

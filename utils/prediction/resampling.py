@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+PLAUSIBLE = (1e-4, 1e5)
+"""Micrometres that the edge of a voxel may have: a tenth of a nanometre to ten centimetres."""
 LARGEST_FACTOR = 200.0
 """Enlargement along an axis beyond which a voxel size is a mistake: sections of 10 um whose voxels
 are 0.1 um wide, enlarged twice, are just within it."""
@@ -84,25 +86,31 @@ def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float
     """Return how much each axis is enlarged to make voxels cubes, ``scale`` times finer than they.
 
     Args:
-        spacing: edge of a voxel along x, y, z (or x, y) in any unit; None for cubes. The cubes have
-            the finest edge.
+        spacing: edge of a voxel along x, y, z (or x, y) in micrometres; None for cubes. The cubes
+            have the finest edge.
         scale: what all axes are enlarged by besides.
 
     Raises:
-        ResamplingError: for an enlargement of more than :data:`LARGEST_FACTOR`.
+        ResamplingError: for an enlargement of more than :data:`LARGEST_FACTOR`, and for edges that
+            are not :data:`PLAUSIBLE`.
     """
     if spacing is None:
         return (scale,) * 3
     factors = tuple(scale * size / min(spacing) for size in spacing)
+    sizes = " x ".join(f"{size:g}" for size in reversed(spacing))
+    names = " x ".join(reversed("xyz"[: len(spacing)]))
     if max(factors) > LARGEST_FACTOR:
         worst = "xyz"[factors.index(max(factors))]
-        sizes = " x ".join(f"{size:g}" for size in reversed(spacing))
-        names = " x ".join(reversed("xyz"[: len(spacing)]))
         scaled = "" if scale == 1 else f" at a scale of {scale:.3g}"
         raise ResamplingError(
             f"voxels of {sizes} um ({names}) would be enlarged {max(factors):.3g} times along "
             f"{worst}{scaled}, {LARGEST_FACTOR:g} times at most are possible: give the right "
             "--voxel_size, or a smaller --scale"
+        )
+    if not PLAUSIBLE[0] <= min(spacing) <= max(spacing) <= PLAUSIBLE[1]:
+        raise ResamplingError(
+            f"voxels of {sizes} um ({names}) are none of a microscope, whose edges lie in "
+            f"{PLAUSIBLE[0]:g}..{PLAUSIBLE[1]:g} um: give the right --voxel_size"
         )
     return factors
 

@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_nothing_is_unpickled(tmp_path):
         ("none.tif", "no such file"),
         ("folder.tif", "a folder"),
         ("text.zarr", "a folder is expected"),
+        ("pipe.tif", "no regular file"),
         ("text.csv", "unknown ending; the known ones are .tif"),
         ("text.tif", "damaged, cut"),
         ("text.h5", "damaged, cut"),
@@ -71,6 +73,7 @@ def test_nothing_is_unpickled(tmp_path):
 def test_what_cannot_be_read(tmp_path, name, message):
     (tmp_path / "folder.tif").mkdir()
     (tmp_path / "empty.zarr").mkdir()
+    os.mkfifo(tmp_path / "pipe.tif")
     for ending in ("zarr", "csv", "tif", "h5", "nrrd", "nii", "nii.gz", "npy"):
         (tmp_path / f"text.{ending}").write_text("no stack at all")
     np.save(tmp_path / "complex.npy", np.zeros((2, 2), complex))

@@ -85,8 +85,12 @@ def test_outputs_that_cannot_be(tmp_path, monkeypatch):
     (tmp_path / "b.tif").mkdir()
     with pytest.raises(StackError, match="is a folder"):
         check_output(tmp_path / "b.tif", overwrite=True)
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(StackError, match="cannot be written"):
+
+    def refuse(dir):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(StackError, match="cannot be written .Read-only file system"):
         check_output(tmp_path / "c.tif")
 
 

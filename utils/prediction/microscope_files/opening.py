@@ -57,6 +57,8 @@ def _check_present(path: Path, folder: bool) -> None:
     if path.is_dir() != folder:
         what = "a file, where a folder is expected" if folder else "a folder, not a file"
         raise StackError(f"{path}: {what}")
+    if not folder and not path.is_file():
+        raise StackError(f"{path}: no regular file, so it cannot be read in parts")
 
 
 def _select(

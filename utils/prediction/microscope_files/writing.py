@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from utils.prediction.microscope_files.stack import StackError, StackLayout
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raise StackError unless ``path`` has a known ending and may be written; writes nothing."""
+    """Raise StackError unless ``path`` has a known ending and may be written; leaves nothing."""
     path = Path(path)
     format_of(path)
     if path.exists() and not overwrite:
@@ -23,8 +24,13 @@ def check_output(path: str | Path, *, overwrite: bool = False) -> None:
         raise StackError(f"{path}: is a folder")
     if not path.parent.is_dir():
         raise StackError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise StackError(f"{path}: the folder {path.parent} cannot be written")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise StackError(
+            f"{path}: the folder {path.parent} cannot be written ({reason})"
+        ) from error
 
 
 def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
