@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
+from tests.process_state import differences, left_running, process_state, running
 from utils.simulation.volume import (
     SimulatedVolume,
     VolumeConfig,
@@ -20,6 +23,28 @@ from utils.simulation.volume import (
     simulate_volume,
 )
 from utils.storage import Recipe, encode_row, open_writer
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in each run, however slow or busy the machine.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    """Begin with the same random numbers; fail a test that leaves the process changed."""
+    torch.manual_seed(0)
+    before, ran = process_state(), running()
+    yield
+    left = [*differences(before, process_state()), *left_running(ran)]
+    assert not left, "the test leaves behind: " + "; ".join(left)
 
 
 @pytest.fixture(autouse=True)
@@ -84,12 +109,12 @@ def write_fake_file(
 
 
 def run_and_time(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a command; return how it ended and the seconds of processor time that it took.
+    """Run a command in the checkout; return how it ended and the seconds of processor time it took.
 
     Unlike the time on the clock these do not grow when the machine is busy.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return ended, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

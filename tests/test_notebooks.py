@@ -19,15 +19,20 @@ def test_all_are_there() -> None:
 
 @pytest.mark.timeout(900)  # each begins with a kernel of its own and trains or predicts
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_cells_run(path: Path) -> None:
+def test_cells_run(path: Path, tmp_path: Path) -> None:
     """In a process of its own, as nbmake wants to be switched on for a whole run."""
     command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=600"]
+    places = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
     answer = subprocess.run(
         [*command, "-p", "no:cacheprovider", str(path)],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # threads that wait for cores burn them
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",  # threads that wait for cores burn them
+            **dict.fromkeys(places, str(tmp_path)),  # and no settings or history of the user's
+        },
     )
     assert answer.returncode == 0, answer.stdout[-3000:]
     assert "1 passed" in answer.stdout

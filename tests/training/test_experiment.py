@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,6 +198,21 @@ def signalled(number: int, then: Exception | None = None) -> Callable[[], str]:
     return run
 
 
+def signalled_in_a_finaliser(number: int) -> Callable[[], str]:
+    """Send a signal where Python drops what its handler raises, and go on for long."""
+
+    class Closing:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)
+
+    def run() -> str:
+        Closing()
+        time.sleep(200)
+        return "not reached"
+
+    return run
+
+
 def raising_in_a_loader(error: Exception) -> Callable[[], str]:
     """Raise what torch makes of an error in a loader process: its text is a whole traceback."""
 
@@ -231,6 +247,8 @@ DEAD_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Termi
         (signalled(signal.SIGINT), 130, "interrupted by SIGINT", False),
         (signalled(signal.SIGTERM), 130, "interrupted by SIGTERM", False),
         (signalled(signal.SIGTERM, DEAD_WORKER), 130, "interrupted by SIGTERM", False),
+        (signalled_in_a_finaliser(signal.SIGINT), 130, "interrupted by SIGINT", False),
+        (signalled_in_a_finaliser(signal.SIGTERM), 130, "interrupted by SIGTERM", False),
     ],
 )
 def test_every_end_is_recorded(

@@ -41,6 +41,8 @@ LAST = "last.pth"
 """The last completed epoch, with all that going on needs."""
 LAST_BEFORE = "last_before.pth"
 """The one before, for the case that the last is damaged later on."""
+RETRY_SECONDS = 0.02
+"""After which an interrupt that was lost is tried again."""
 CHECKPOINT_FORMAT = 1
 """Stored in every checkpoint; raised when its meaning changes."""
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "monai", "lightning-fabric")
@@ -452,15 +454,33 @@ def _signals_as_interrupts(received: list[str]) -> Iterator[None]:
     """Within the block SIGINT and SIGTERM raise KeyboardInterrupt; their names go to ``received``.
 
     A signal to the whole process group also ends the loader processes, so that another error may
-    overtake the interrupt; ``received`` tells nonetheless.
+    overtake the interrupt; ``received`` tells nonetheless. An interrupt that falls into a finaliser
+    or the callback of a weak reference (torch.compile has many), where Python drops what is raised,
+    comes again a moment later.
     """
+    dropped, retries = sys.unraisablehook, []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
         raise KeyboardInterrupt
 
+    def try_again(unraisable: Any) -> None:
+        if not received or unraisable.exc_type is not KeyboardInterrupt:
+            dropped(unraisable)
+            return
+        main = threading.main_thread().ident, signal.Signals[received[-1]]
+        retries.append(threading.Timer(RETRY_SECONDS, signal.pthread_kill, main))
+        retries[-1].start()
+
     with _handling(interrupt):
-        yield
+        sys.unraisablehook = try_again
+        try:
+            yield
+        finally:
+            sys.unraisablehook = dropped
+            for retry in retries:
+                retry.cancel()
+                retry.join()
 
 
 @contextmanager
