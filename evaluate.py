@@ -198,6 +198,10 @@ def check_flags(flags: argparse.Namespace) -> None:
         )
     if flags.voxel_size is not None and len(flags.voxel_size) != 3:
         raise FlagError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
+    if flags.voxel_size is not None:
+        from utils.prediction.resampling import check_spacing
+
+        check_spacing(flags.voxel_size[::-1])
 
 
 def prepare_source(

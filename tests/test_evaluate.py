@@ -188,6 +188,8 @@ BAD = [
     ({"--surface_tolerance": "nan"}, "--surface_tolerance nan"),
     ({"--voxel_size": "1,1"}, "give z,y,x"),
     ({"--voxel_size": "1,0,1"}, "--voxel_size"),
+    ({"--voxel_size": "1e-9,1,1"}, "1e-09 x 1 x 1 um (z x y x x) are none of a microscope"),
+    ({"--checkpoint": "{tmp}/diverged"}, "weights are not finite"),
     ({"--predictions": "{tmp}"}, "not allowed with"),
     ({"--checkpoint": None}, "--checkpoint --predictions --compare is required"),
     ({"--data": None}, "--data: a file of generate_3d_data.py"),
@@ -208,6 +210,8 @@ def bad_inputs(tmp_path):
     make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=1))
     other = build_model(ModelConfig(depth=2)).state_dict()
     make_log(tmp_path / "mixed", ModelConfig(depth=1), weights=other)
+    broken = {name: value * np.nan for name, value in build_model(THRESHOLD).state_dict().items()}
+    make_log(tmp_path / "diverged", THRESHOLD, weights=broken)
     (tmp_path / "cut_0.tif").write_bytes(b"II*\0 cut")
     for name in ("small_0", "small_7"):
         np.save(tmp_path / f"{name}.npy", np.zeros((8, 8, 8), np.uint8))

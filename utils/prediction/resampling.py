@@ -97,22 +97,30 @@ def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float
     if spacing is None:
         return (scale,) * 3
     factors = tuple(scale * size / min(spacing) for size in spacing)
-    sizes = " x ".join(f"{size:g}" for size in reversed(spacing))
-    names = " x ".join(reversed("xyz"[: len(spacing)]))
     if max(factors) > LARGEST_FACTOR:
         worst = "xyz"[factors.index(max(factors))]
         scaled = "" if scale == 1 else f" at a scale of {scale:.3g}"
         raise ResamplingError(
-            f"voxels of {sizes} um ({names}) would be enlarged {max(factors):.3g} times along "
+            f"{_voxels(spacing)} would be enlarged {max(factors):.3g} times along "
             f"{worst}{scaled}, {LARGEST_FACTOR:g} times at most are possible: give the right "
             "--voxel_size, or a smaller --scale"
         )
+    check_spacing(spacing)
+    return factors
+
+
+def check_spacing(spacing: tuple[float, ...]) -> None:
+    """Raise ResamplingError if edges of voxels, in micrometres, are not :data:`PLAUSIBLE`."""
     if not PLAUSIBLE[0] <= min(spacing) <= max(spacing) <= PLAUSIBLE[1]:
         raise ResamplingError(
-            f"voxels of {sizes} um ({names}) are none of a microscope, whose edges lie in "
+            f"{_voxels(spacing)} are none of a microscope, whose edges lie in "
             f"{PLAUSIBLE[0]:g}..{PLAUSIBLE[1]:g} um: give the right --voxel_size"
         )
-    return factors
+
+
+def _voxels(spacing: tuple[float, ...]) -> str:
+    sizes = " x ".join(f"{size:g}" for size in reversed(spacing))
+    return f"voxels of {sizes} um ({' x '.join(reversed('xyz'[: len(spacing)]))})"
 
 
 def scaled_shape(shape: tuple[int, ...], factors: tuple[float, ...]) -> tuple[int, ...]:
