@@ -144,6 +144,13 @@ def test_a_stage_position_of_an_ome_tiff_is_kept(tmp_path: Path) -> None:
     assert (plane["PositionY"], plane["PositionZ"]) == (0, 4)
 
 
+def test_an_origin_that_is_no_number_is_none(tmp_path: Path) -> None:
+    metadata = {"axes": "ZYX", "xorigin": "left", "yorigin": float("nan"), "zorigin": 4}
+    tifffile.imwrite(tmp_path / "a.tif", IMAGE.T, imagej=True, metadata=metadata)
+    box = cut(tmp_path / "a.tif", tmp_path / "b.tif", ((1, 3), (None, None), (2, None)))
+    assert imagej_origin(box) == [-2, 0, 3]
+
+
 def test_ome_zarr_moves_every_level(tmp_path: Path) -> None:
     long = np.zeros((600, 8, 7), np.uint16)
     write_stack(tmp_path / "a.ome.zarr", [long], StackLayout(long.shape, long.dtype, SPACING))

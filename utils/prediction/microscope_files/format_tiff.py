@@ -99,15 +99,27 @@ def _placement(file: Any) -> dict[str, Any]:
     if file.ome_metadata:
         plane = _first(_ome_pixels(file).get("Plane", {}))
         places = {
-            a: float(plane[f"Position{a}"]) * micrometres(plane.get(f"Position{a}Unit", ""))
+            a: _number(plane.get(f"Position{a}"))
+            * micrometres(str(plane.get(f"Position{a}Unit", "")))
             for a in "XYZ"
-            if f"Position{a}" in plane
         }
-        known = {a: place for a, place in places.items() if math.isfinite(place)}
-        return {"ome position": known} if known else {}
+        return _known("ome position", places)
     found = file.imagej_metadata or {}
-    origin = {a: float(found[name]) for a in "XYZ" if (name := f"{a.lower()}origin") in found}
-    return {"imagej origin": origin} if origin else {}
+    return _known("imagej origin", {a: _number(found.get(f"{a.lower()}origin")) for a in "XYZ"})
+
+
+def _known(name: str, places: dict[str, float]) -> dict[str, Any]:
+    """Return the places that are known under ``name``, nothing where none is."""
+    known = {axis: place for axis, place in places.items() if math.isfinite(place)}
+    return {name: known} if known else {}
+
+
+def _number(entry: Any) -> float:
+    """Return an entry of the metadata as a number, NaN where it is none."""
+    try:
+        return float(entry)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _ome_pixels(file: Any) -> dict[str, Any]:
