@@ -29,6 +29,8 @@ LASTING_THREADS = ("tqdm_monitor", "Dask", "Profile", "IO loop", "AsyncProcess",
 """Beginnings of the names of threads that libraries start once and keep."""
 SET_BY_TRAINING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_WAIT_POLICY")
 """Variables that lightning, and the training scripts for it, set in a process and leave there."""
+SET_BY_IMPORTING = ("CUBLAS_WORKSPACE_CONFIG",)
+"""Variables that MONAI sets when it is imported for the first time."""
 SEVERAL_USERS = {signal.SIGALRM, signal.SIGCHLD}
 """Signals of pytest-timeout, and of torch from the first loader process on."""
 
@@ -85,7 +87,7 @@ def _system_state() -> dict[str, object]:
     os.umask(mask)
     signals = signal.valid_signals() - SEVERAL_USERS
     limits = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS")
-    ignored = {"PYTEST_CURRENT_TEST", *SET_BY_TRAINING}
+    ignored = {"PYTEST_CURRENT_TEST", *SET_BY_TRAINING, *SET_BY_IMPORTING}
     environment = {k: v for k, v in os.environ.items() if k not in ignored}
     return {
         "working folder": os.getcwd(),
