@@ -29,8 +29,13 @@ LASTING_THREADS = ("tqdm_monitor", "Dask", "Profile", "IO loop", "AsyncProcess",
 """Beginnings of the names of threads that libraries start once and keep."""
 SET_BY_TRAINING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_WAIT_POLICY")
 """Variables that lightning, and the training scripts for it, set in a process and leave there."""
-SET_BY_IMPORTING = ("CUBLAS_WORKSPACE_CONFIG",)
-"""Variables that MONAI sets when it is imported for the first time."""
+AT_FIRST = frozenset(os.environ)
+"""Variables that stood when the tests began; libraries add some when they are first imported."""
+WATCHED = (
+    *("OMP_", "MKL_", "OPENBLAS_", "NUMBA_", "SLURM_", "TORCHELASTIC_", "MASTER_"),
+    *("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"),
+)
+"""Beginnings of the names of variables that must not come either: threads, ranks, devices."""
 SEVERAL_USERS = {signal.SIGALRM, signal.SIGCHLD}
 """Signals of pytest-timeout, and of torch from the first loader process on."""
 
@@ -87,8 +92,12 @@ def _system_state() -> dict[str, object]:
     os.umask(mask)
     signals = signal.valid_signals() - SEVERAL_USERS
     limits = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS")
-    ignored = {"PYTEST_CURRENT_TEST", *SET_BY_TRAINING, *SET_BY_IMPORTING}
-    environment = {k: v for k, v in os.environ.items() if k not in ignored}
+    ignored = {"PYTEST_CURRENT_TEST", *SET_BY_TRAINING}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in AT_FIRST or name.startswith(WATCHED)) and name not in ignored
+    }
     return {
         "working folder": os.getcwd(),
         "umask": oct(mask),
@@ -114,7 +123,7 @@ def _library_state() -> dict[str, object]:
 
 
 def _lasts(thread: threading.Thread) -> bool:
-    return thread.name.startswith(LASTING_THREADS) or "-Dask-" in thread.name
+    return thread.daemon or thread.name.startswith(LASTING_THREADS) or "-Dask-" in thread.name
 
 
 def _children() -> dict[object, str]:
