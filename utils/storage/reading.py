@@ -201,7 +201,8 @@ def _layout_problem(file: h5py.File) -> str:
     missing = [name for name in names if name not in file]
     missing += [f"attribute {name}" for name in attributes if name not in file.attrs]
     if missing:
-        return f"not a file of simulated volumes: lacks {', '.join(missing)}"
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return f"not a file of simulated volumes: lacks {', '.join(missing[:3])}{more}"
     if file.attrs["format_version"] != FORMAT_VERSION:
         return f"format version {file.attrs['format_version']}; this program reads {FORMAT_VERSION}"
     shapes = {name: file[name].shape for name in ("vol_data", *VOXELS)}
