@@ -462,18 +462,25 @@ def _signals_as_interrupts(received: list[str]) -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
-        raise KeyboardInterrupt
+        while frame and frame.f_code is not hear_of_dropped.__code__:
+            frame = frame.f_back
+        if not frame:
+            raise KeyboardInterrupt
+        try_again(number)  # what is raised there is dropped as well
 
-    def try_again(unraisable: Any) -> None:
-        if not received or unraisable.exc_type is not KeyboardInterrupt:
+    def hear_of_dropped(unraisable: Any) -> None:
+        if received and unraisable.exc_type is KeyboardInterrupt:
+            try_again(signal.Signals[received[-1]])
+        else:
             dropped(unraisable)
-            return
-        main = threading.main_thread().ident, signal.Signals[received[-1]]
-        retries.append(threading.Timer(RETRY_SECONDS, signal.pthread_kill, main))
+
+    def try_again(number: int) -> None:
+        main = threading.main_thread().ident
+        retries.append(threading.Timer(RETRY_SECONDS, signal.pthread_kill, (main, number)))
         retries[-1].start()
 
     with _handling(interrupt):
-        sys.unraisablehook = try_again
+        sys.unraisablehook = hear_of_dropped
         try:
             yield
         finally:
