@@ -25,17 +25,21 @@ _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 def is_slow_in_torch(x: torch.Tensor) -> bool:
     """Return whether ``x`` (batch, channels, *space) is of the kind that this module is for."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
+        and x.dim() in _LAST
         and x.shape[1] < FEW
         and x.is_contiguous(memory_format=_LAST[x.dim()])
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
     )
 
 
 def dense_gradient(x: torch.Tensor) -> torch.Tensor:
-    """Return ``x``; its gradient comes back in the order of ``x``, not as a slice or reordered."""
+    """Return ``x``; its gradient comes back in the order of ``x``, not as a slice or reordered.
+
+    The result must not be changed in place.
+    """
     return _DenseGradient.apply(x) if x.requires_grad and is_slow_in_torch(x) else x
 
 
@@ -56,7 +60,7 @@ class _QuickWhileTraining(nn.modules.batchnorm._BatchNorm):
     """A batch normalisation of torch: its parameters, buffers and results, sooner.
 
     Statistics are float32, over voxels in groups whose means are merged: nearer to the exact ones
-    than torch's single running sum.
+    than torch's single running sum. The quick path cannot be differentiated twice.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,7 +70,7 @@ class _QuickWhileTraining(nn.modules.batchnorm._BatchNorm):
         kept, spread, seen = self.running_mean, self.running_var, self.num_batches_tracked
         if momentum is None or kept is None or spread is None or seen is None:
             return super().forward(x)
-        if not (self.training and self.affine and count > 1 and is_slow_in_torch(x)):
+        if not (self.training and count > 1 and self._is_usual(x) and is_slow_in_torch(x)):
             return super().forward(x)
         y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
@@ -74,6 +78,15 @@ class _QuickWhileTraining(nn.modules.batchnorm._BatchNorm):
             kept.lerp_(mean, momentum)
             spread.lerp_(variance * (count / (count - 1)), momentum)
         return y
+
+    def _is_usual(self, x: torch.Tensor) -> bool:
+        """Return whether the layer is as its constructor makes it, in float32, and fits ``x``."""
+        tensors = (self.weight, self.bias, self.running_mean, self.running_var)
+        return (
+            self.track_running_stats
+            and x.shape[1] == self.num_features
+            and all(t is not None and t.dtype == torch.float32 for t in tensors)
+        )
 
 
 class BatchNorm2d(_QuickWhileTraining, nn.BatchNorm2d):
@@ -130,7 +143,8 @@ class _Normalise(torch.autograd.Function):
         # dx = scale (dy - mean(dy) - z mean(dy z)) with z the normalised x: a line in x, one in dy
         count = x.numel() // x.shape[1]
         deviation = (variance + ctx.eps).sqrt()
-        scale = weight / deviation
+        # As the factor of dy is rounded, so is the line: the gradient's own sums stay zero.
+        scale = (weight / deviation).to(x.dtype).float()
         slope = -scale * d_weight / (count * deviation)
         dx = _scaled(x, slope, -scale * d_bias / count - slope * mean)
         factors = scale.repeat(groups).to(dx.dtype).view(1, -1, 1, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,6 +32,11 @@ def twins(dims: int, channels: int) -> tuple[nn.Module, nn.Module]:
     return quick, slow
 
 
+def is_quick(y: torch.Tensor) -> bool:
+    """Return whether ``y`` comes from the quick path."""
+    return type(y.grad_fn).__name__ == "_NormaliseBackward"
+
+
 def largest_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the largest difference in units of the largest expected value."""
     got, expected = got.detach().double(), expected.detach()
@@ -53,6 +60,7 @@ def test_normalisation_equals_torchs_in_float64(dims, batch, channels, edges, dt
     twin = x.detach().double().requires_grad_()
     assert few_channels.is_slow_in_torch(x)
     y, expected = quick(x), slow(twin)
+    assert is_quick(y)
     y.backward(gradient)
     expected.backward(gradient.double())
     assert y.dtype == dtype and x.grad.dtype == dtype
@@ -73,7 +81,9 @@ def test_statistics_are_exact_far_from_zero():
     x = (draw((1, 4, 32, 32, 32), torch.float32, 0) + 1000).contiguous(memory_format=LAST[3])
     quick = few_channels.BatchNorm3d(4, momentum=1.0)
     quick(x)
-    torch.testing.assert_close(quick.running_mean, x.double().mean((0, 2, 3, 4)).float())
+    torch.testing.assert_close(
+        quick.running_mean, x.double().mean((0, 2, 3, 4)).float(), rtol=1e-5, atol=0
+    )
     torch.testing.assert_close(
         quick.running_var, x.double().var((0, 2, 3, 4)).float(), rtol=1e-4, atol=0
     )
@@ -93,6 +103,7 @@ def test_elsewhere_torchs_own_layer_answers(x, training):
     channels = x.shape[1]
     layers = [kind[3](channels).to(x.dtype).train(training) for kind in (QUICK, TORCH)]
     got, expected = (layer(x) for layer in layers)
+    assert not is_quick(got)
     assert torch.equal(got, expected)
     assert torch.equal(layers[0].running_var, layers[1].running_var)
 
@@ -100,6 +111,48 @@ def test_elsewhere_torchs_own_layer_answers(x, training):
 def test_a_single_value_cannot_be_normalised():
     with pytest.raises(ValueError, match="more than 1 value"):
         few_channels.BatchNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
+
+
+def test_in_autocast_and_without_gradients_as_with_them():
+    x = draw((2, 4, 6, 6, 6), torch.bfloat16, 0)
+    layers = [few_channels.BatchNorm3d(4) for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        first = layers[0](x)
+    with torch.no_grad():
+        second = layers[1](x)
+    third = layers[2](x)
+    assert is_quick(first) and torch.equal(first, third) and torch.equal(second, third)
+    assert torch.equal(layers[1].running_var, layers[2].running_var)
+
+
+def test_a_copy_goes_on_as_the_original():
+    quick = few_channels.BatchNorm3d(4)
+    quick(draw((2, 4, 6, 6, 6), torch.float32, 0))
+    twin, slow = copy.deepcopy(quick), nn.BatchNorm3d(4)
+    slow.load_state_dict(quick.state_dict())
+    x = draw((2, 4, 6, 6, 6), torch.float32, 1)
+    assert torch.equal(quick(x), twin(x))
+    torch.testing.assert_close(quick(x), slow(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "no statistics", "wrong channels"])
+def test_unusual_layers_are_left_to_torch(change):
+    layers = [kind[3](4) for kind in (QUICK, TORCH)]
+    x = draw((2, 4, 6, 6, 6), torch.float32, 0)
+    if change == "wrong channels":
+        for layer in layers:
+            with pytest.raises(RuntimeError, match="running_mean"):
+                layer(x[:, :3].contiguous(memory_format=LAST[3]))
+        return
+    for layer in layers:
+        if change == "bfloat16":
+            layer.bfloat16()
+        else:
+            layer.track_running_stats = False
+    x = x.bfloat16() if change == "bfloat16" else x
+    got, expected = (layer(x) for layer in layers)
+    assert torch.equal(got, expected)
+    assert torch.equal(layers[0].running_mean, layers[1].running_mean)
 
 
 def test_wrong_dimensions_are_named():
