@@ -169,7 +169,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", default="auto", choices=PRECISIONS,
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
     add("--compile", default="auto", choices=COMPILE_CHOICES,
-        help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
+        help="torch.compile; auto: with CUDA; on a CPU it does not pay")
     add("--deterministic", action="store_true",
         help="the same bits in each run on this machine, where torch can; slower, and compiled "
         "only with --compile on")
@@ -224,7 +224,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
         parameters = count_parameters(build_model(model_config))
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
-    compiling = choose_compiling(options, compute.device, flags.stem_stride, flags.L_train)
+    compiling = choose_compiling(options, compute.device)
     fabric = make_fabric(
         *(compute, options.seed, processes, command), deterministic=options.deterministic
     )

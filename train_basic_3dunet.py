@@ -164,7 +164,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--precision", default="auto", choices=PRECISIONS,
         help="of the network; auto takes bf16 where the machine is fast at it; losses are float32")
     add("--compile", default="auto", choices=COMPILE_CHOICES,
-        help="torch.compile; auto: with CUDA, and on a CPU in long trainings at full resolution")
+        help="torch.compile; auto: with CUDA; on a CPU it does not pay")
     add("--deterministic", action="store_true",
         help="the same bits in each run on this machine, where torch can; slower, and compiled "
         "only with --compile on")
@@ -229,7 +229,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     foreground = measure_foreground(train_data) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     resumption = find_resumption(directory) if flags.resume else None
-    compiling = choose_compiling(options, compute.device, flags.stem_stride, len(train_data))
+    compiling = choose_compiling(options, compute.device)
     fabric = make_fabric(
         *(compute, options.seed, processes, command), deterministic=options.deterministic
     )

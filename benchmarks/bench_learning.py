@@ -1,6 +1,6 @@
 """Measure learning per minute: recipes on the same files and time, scored on whole unseen volumes.
 
-    python benchmarks/bench_learning.py                     # the reference's recipe beside the fast
+    python benchmarks/bench_learning.py                 # the reference's recipe and the fast one
     python benchmarks/bench_learning.py --table --minutes 10 --jobs 2
     python benchmarks/bench_learning.py --minutes 8 \
         --variant "mine: --recipe fast --ema 0.999" --variant "theirs: --recipe reference"
@@ -86,7 +86,7 @@ class Point:
 
 
 def default_variants() -> list[Variant]:
-    """Return the reference's recipe and ours.
+    """Return the reference's recipe in float32, as it trains itself, in our precision, and ours.
 
     The reference's network has the 8 channels and batches of 4 with which it learns faster than
     with its defaults (4 and 32: 100 steps in 8 minutes). Its scheduler waits for as many patches
@@ -94,11 +94,12 @@ def default_variants() -> list[Variant]:
     """
     patience = 3 * REFERENCE_EPOCH // PATCHES["reference"]
     reference = (
-        f"reference: --recipe reference --start_channels 8 --batch_size 4 --patches_per_epoch "
+        f"--recipe reference --start_channels 8 --batch_size 4 --patches_per_epoch "
         f"{PATCHES['reference']} --lr_scheduler_patience {patience}"
     )
     return [
-        Variant.read(reference),
+        Variant.read(f"reference in float32: {reference} --precision 32"),
+        Variant.read(f"reference: {reference}"),
         Variant.read(f"fast: --recipe fast --patches_per_epoch {PATCHES['fast']}"),
     ]
 
