@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import pickle
@@ -10,6 +11,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -213,6 +216,24 @@ def signalled_in_a_finaliser(number: int) -> Callable[[], str]:
     return run
 
 
+def signalled_again_meanwhile(number: int) -> Callable[[], str]:
+    """As in a finaliser, and once more while the first signal is being tried again."""
+    start, sent = _thread.start_new_thread, []
+
+    def starting(*arguments: Any) -> int:
+        sent.append(number)
+        if len(sent) == 1:
+            os.kill(os.getpid(), number)
+        return start(*arguments)
+
+    def run() -> str:
+        with patch.object(_thread, "start_new_thread", starting):
+            signalled_in_a_finaliser(number)()
+        return "not reached"
+
+    return run
+
+
 def raising_in_a_loader(error: Exception) -> Callable[[], str]:
     """Raise what torch makes of an error in a loader process: its text is a whole traceback."""
 
@@ -249,6 +270,7 @@ DEAD_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Termi
         (signalled(signal.SIGTERM, DEAD_WORKER), 130, "interrupted by SIGTERM", False),
         (signalled_in_a_finaliser(signal.SIGINT), 130, "interrupted by SIGINT", False),
         (signalled_in_a_finaliser(signal.SIGTERM), 130, "interrupted by SIGTERM", False),
+        (signalled_again_meanwhile(signal.SIGINT), 130, "interrupted by SIGINT", False),
     ],
 )
 def test_every_end_is_recorded(

@@ -7,6 +7,7 @@ temporary name and renamed, so a reader never meets half of one.
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import datetime
 import fcntl
@@ -20,6 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -458,7 +460,8 @@ def _signals_as_interrupts(received: list[str]) -> Iterator[None]:
     or the callback of a weak reference (torch.compile has many), where Python drops what is raised,
     comes again a moment later.
     """
-    dropped, retries = sys.unraisablehook, []
+    dropped, main = sys.unraisablehook, threading.main_thread().ident
+    sending, ended = threading.Lock(), False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
@@ -475,9 +478,14 @@ def _signals_as_interrupts(received: list[str]) -> Iterator[None]:
             dropped(unraisable)
 
     def try_again(number: int) -> None:
-        main = threading.main_thread().ident
-        retries.append(threading.Timer(RETRY_SECONDS, signal.pthread_kill, (main, number)))
-        retries[-1].start()
+        # threading.Thread would take a lock that the interrupted code may hold.
+        _thread.start_new_thread(send, (number,))
+
+    def send(number: int) -> None:
+        time.sleep(RETRY_SECONDS)
+        with sending:
+            if not ended:
+                signal.pthread_kill(main, number)
 
     with _handling(interrupt):
         sys.unraisablehook = hear_of_dropped
@@ -485,9 +493,9 @@ def _signals_as_interrupts(received: list[str]) -> Iterator[None]:
             yield
         finally:
             sys.unraisablehook = dropped
-            for retry in retries:
-                retry.cancel()
-                retry.join()
+            ended = True
+            with sending:  # one that is on its way arrives while it is still handled
+                pass
 
 
 @contextmanager
