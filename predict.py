@@ -299,7 +299,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         limit=limit,
         fixed_batch=flags.batch_size is not None,
     )
-    print("\n".join([describe_stack(stack), *reasons, *notes]))  # now that nothing is refused
+    print("\n".join([describe_stack(stack), *reasons, *notes]))  # now that the plan stands
     warning = stack.warning()
     if warning:
         print(f"warning: {warning}")
@@ -310,7 +310,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     print(describe_plan(stack, plan))
     percentiles = measure_percentiles(stack, network.normalizer)
     recipe = {
-        "input": identify(stack.path),
+        "input": [*identify(stack.path), warning, *map(float, percentiles)],
         "choice": [flags.channel, flags.key, flags.index, flags.crop],
         "network": fingerprint(network.weights),
         "normalizer": network.normalizer.to_dict(),

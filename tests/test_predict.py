@@ -325,6 +325,30 @@ def test_chunks_that_are_absent_are_counted(log, tmp_path, capsys):
     assert "absent" in capsys.readouterr().out
 
 
+def test_work_begun_on_an_incomplete_copy_starts_again(log, tmp_path, monkeypatch, capsys):
+    """The folder's own size and time stay as they are when a chunk deep inside arrives."""
+    from utils.prediction.out_of_core import Staging
+
+    source = save(tmp_path / "a.ome.zarr", make_image((20, 18, 24)))
+    chunk = source / "0" / "1" / "0" / "0"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    write = Staging.write
+
+    def interrupted(self, start, *arguments):
+        write(self, start, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Staging, "write", interrupted)
+    assert run(log, source, tmp_path / "m.tif") == 130
+    monkeypatch.setattr(Staging, "write", write)
+    chunk.write_bytes(content)
+    assert run(log, source, tmp_path / "m.tif") == 0
+    assert "going on after" not in capsys.readouterr().out
+    assert run(log, source, tmp_path / "n.tif") == 0
+    np.testing.assert_array_equal(read(tmp_path / "m.tif")[0], read(tmp_path / "n.tif")[0])
+
+
 def test_nothing_is_announced_before_a_refusal(log, brain, tmp_path, capsys):
     """As of an OME-Zarr that will not be written either."""
     for flags in (["--memory", "0.001"], ["--memory", "0.2", "--probabilities"]):

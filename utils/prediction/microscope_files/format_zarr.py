@@ -56,7 +56,10 @@ def _source(path: Path, array: Any, multiscale: Mapping[str, Any]) -> Source:
         own = [d for d in multiscale["datasets"] if d["path"].strip("/") == array.path.strip("/")]
         steps = own[0].get("coordinateTransformations", []) if own else []
         spacing = _lengths(steps, "scale", entries)
-        place = _lengths(steps, "translation", entries)
+        try:
+            place = _lengths(steps, "translation", entries)
+        except (TypeError, ValueError):  # left out where it cannot be read, as in TIFF
+            place = {}
         known = {axis: length for axis, length in place.items() if math.isfinite(length)}
         placement = {"zarr translation": known} if known else {}
     return Source(
@@ -78,7 +81,7 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
     folder = path / array.path
     present = sum(
         _is_chunk(below + name, counts)
-        for place, _, names in os.walk(folder)
+        for place, _, names in os.walk(folder, followlinks=True)
         for below in ["" if place == str(folder) else os.path.relpath(place, folder) + "/"]
         for name in names
     )

@@ -103,7 +103,7 @@ def _select(
 
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
     spacing = _spacing(path, voxel_size, source.spacing, spatial)
-    corrected = voxel_size is not None and spacing != _spacing(path, None, source.spacing, spatial)
+    corrected = not _alike(spacing, _spacing(path, None, source.spacing, spatial))
     return Stack(
         path=path,
         shape=tuple(lengths),
@@ -157,6 +157,13 @@ def _guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     if len(shape) not in names:
         raise StackError(f"{path}: an array of {len(shape)} axes without names is no stack")
     return names[len(shape)]
+
+
+def _alike(sizes: Sequence[float] | None, others: Sequence[float] | None) -> bool:
+    """Return whether both are the same voxel but for rounding, as of TIFF's fractions."""
+    if sizes is None or others is None:
+        return sizes is others
+    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(sizes, others, strict=True))
 
 
 def _spacing(
