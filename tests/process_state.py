@@ -132,7 +132,8 @@ def _children() -> dict[object, str]:
         try:
             for child in listed.read_text().split():
                 command = Path(f"/proc/{child}/cmdline").read_bytes()
-                if not any(helper in command for helper in HELPERS):
+                # Without a command it has ended; orphans, which others see to, among them.
+                if command and not any(helper in command for helper in HELPERS):
                     words = command.replace(b"\0", b" ").decode(errors="replace")
                     found[int(child)] = f"process {child} {words[:200]}"
         except (FileNotFoundError, ProcessLookupError):  # it has just ended

