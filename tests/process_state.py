@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 
-SECONDS = 30.0
+SECONDS = 150.0
 """For threads and processes that have been told to end, on a machine that may be busy."""
 HELPERS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 """Processes that Python's multiprocessing keeps until its end."""
