@@ -24,7 +24,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +33,10 @@ from utils.flags import FlagError, FlagParser, voxel_size
 from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
-    from utils.prediction.comparison import Compared, Rows
-    from utils.prediction.prediction_files import PredictionFiles
-    from utils.prediction.scored_volumes import ScoredVolume
+    from utils.evaluation.comparison import Compared, Rows
+    from utils.evaluation.prediction_files import PredictionFiles
+    from utils.evaluation.scored_volumes import ScoredVolume
+    from utils.evaluation.statistics import PairedDifference
     from utils.prediction.trained_network import NetworkPredictions
     from utils.storage import VolumeFile
 
@@ -129,11 +130,11 @@ def fail(error: BaseException | str, status: int) -> int:
 
 def fail_while_scoring(error: BaseException) -> int:
     """Say what went wrong after all was checked; return 2 for a file that a user gave."""
-    from utils.prediction.microscope_files import StackError
-    from utils.prediction.prediction_files import PredictionError
-    from utils.prediction.results_folder import FolderError
+    from utils.devices import is_out_of_memory
+    from utils.evaluation.prediction_files import PredictionError
+    from utils.evaluation.results_folder import FolderError
+    from utils.stacks import StackError
     from utils.storage import StorageError
-    from utils.training.experiment import is_out_of_memory
 
     if isinstance(error, (PredictionError, StackError, FolderError)):
         return fail(error, 2)
@@ -153,14 +154,16 @@ def evaluate(flags: argparse.Namespace) -> int:
         task = prepare(flags)
     except (ValueError, OSError) as error:
         return fail(error, 2)
-    from utils.prediction.results_folder import write_results
-    from utils.prediction.score_report import score_lines
-    from utils.prediction.scored_volumes import average
+    from utils.evaluation.results_folder import write_results
+    from utils.evaluation.score_report import score_lines
+    from utils.evaluation.scored_volumes import average
+    from utils.figures.evaluated import save_evaluation
 
     try:
         results = score_volumes(task, flags)
         means = average([result.scores for result in results], flags.seed)
         paths = write_results(task.output, results, means, about(task, flags))
+        paths += save_evaluation(results, means, task.output)
         lines = score_lines({result.index: result.scores for result in results}, means)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return fail_while_scoring(error)
@@ -174,7 +177,7 @@ def prepare(flags: argparse.Namespace) -> Task:
 
     Raises ValueError or OSError, in one line, for anything that a user would have to put right.
     """
-    from utils.prediction.results_folder import make_folder
+    from utils.evaluation.results_folder import make_folder
 
     check_flags(flags)
     given = flags.checkpoint or flags.predictions
@@ -199,7 +202,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.voxel_size is not None and len(flags.voxel_size) != 3:
         raise FlagError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
     if flags.voxel_size is not None:
-        from utils.prediction.resampling import check_spacing
+        from utils.stacks.resampling import check_spacing
 
         check_spacing(flags.voxel_size[::-1])
 
@@ -208,10 +211,10 @@ def prepare_source(
     flags: argparse.Namespace, given: str | Sequence[str], *, is_checkpoint: bool
 ) -> Task:
     """Return what a checkpoint, or prediction files, take to be scored; writes nothing."""
-    from utils.prediction.prediction_files import choose_predictions
+    from utils.checkpoints.loading import log_directory
+    from utils.evaluation.prediction_files import choose_predictions
     from utils.prediction.trained_network import training_file
     from utils.storage import VolumeFile
-    from utils.training.experiment import log_directory
 
     if flags.data is None:
         raise FlagError("--data: a file of generate_3d_data.py is needed to score against")
@@ -236,8 +239,8 @@ def prepare_source(
 def load_network(checkpoint: str, flags: argparse.Namespace) -> NetworkPredictions:
     """Return a checkpoint's network on the device asked for; ValueError if it cannot serve."""
     from models import ModelConfig, build_model, count_parameters
+    from utils.devices import choose_compute
     from utils.prediction.trained_network import NetworkPredictions, read_network
-    from utils.training.device import choose_compute
 
     network = read_network(checkpoint)
     compute = choose_compute(flags.device, "32")
@@ -268,7 +271,7 @@ def default_output(flags: argparse.Namespace) -> Path:
     if flags.compare:
         return Path(COMPARISON)
     if flags.checkpoint:
-        from utils.training.experiment import log_directory
+        from utils.checkpoints.loading import log_directory
 
         return log_directory(flags.checkpoint) / "evaluation"
     first = Path(flags.predictions[0])
@@ -293,7 +296,7 @@ def score_volumes(
 
 def score_one(task: Task, index: int, flags: argparse.Namespace) -> ScoredVolume:
     """Predict and score one volume."""
-    from utils.prediction.scored_volumes import score_prediction
+    from utils.evaluation.scored_volumes import score_prediction
 
     volume = task.file.read_volume(index)
     start = time.perf_counter()
@@ -310,8 +313,8 @@ def score_one(task: Task, index: int, flags: argparse.Namespace) -> ScoredVolume
 
 def about(task: Task, flags: argparse.Namespace) -> dict[str, Any]:
     """Return what was scored and how, as plain JSON."""
-    from utils.prediction.results_folder import describe_data
-    from utils.training.experiment import describe_program
+    from utils.evaluation.results_folder import describe_data
+    from utils.provenance import describe_program
 
     return {
         "bootstrap_seed": flags.seed,
@@ -325,7 +328,7 @@ def about(task: Task, flags: argparse.Namespace) -> dict[str, Any]:
 
 def notes(task: Task) -> list[str]:
     """Return what a reader of the scores should know."""
-    from utils.prediction.prediction_files import PredictionFiles
+    from utils.evaluation.prediction_files import PredictionFiles
 
     found = []
     if task.source.trained_on:
@@ -345,11 +348,12 @@ def notes(task: Task) -> list[str]:
 
 def compare(flags: argparse.Namespace) -> int:
     """Score what is not scored yet, write and print the paired differences; return the status."""
-    from utils.prediction.comparison import check_comparable, subtract
-    from utils.prediction.results_folder import make_folder, write_comparison, write_results
-    from utils.prediction.score_report import comparison_lines
-    from utils.prediction.scored_volumes import average
-    from utils.training.experiment import describe_program
+    from utils.evaluation.comparison import check_comparable, subtract
+    from utils.evaluation.results_folder import make_folder, write_comparison, write_results
+    from utils.evaluation.score_report import comparison_lines
+    from utils.evaluation.scored_volumes import average
+    from utils.figures.evaluated import save_evaluation
+    from utils.provenance import describe_program
 
     try:
         check_flags(flags)
@@ -367,10 +371,12 @@ def compare(flags: argparse.Namespace) -> int:
                 means = average([result.scores for result in results], flags.seed)
                 folder = make_folder(output / letter)
                 paths += write_results(folder, results, means, about(side.task, flags))
+                paths += save_evaluation(results, means, folder)
         rows = scored[0][0], scored[1][0]
         differences = subtract(*rows, flags.seed)
         how = {"bootstrap_seed": flags.seed, "program": describe_program(__file__)}
         paths += write_comparison(output, (a, b), rows, differences, how)
+        paths.append(draw_comparison(output, (a.name, b.name), rows, differences))
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         return fail_while_scoring(error)
     lines = comparison_lines([a.name, b.name], differences)
@@ -381,12 +387,32 @@ def compare(flags: argparse.Namespace) -> int:
     return 0
 
 
+def draw_comparison(
+    output: Path,
+    names: tuple[str, str],
+    rows: tuple[Rows, Rows],
+    differences: Mapping[str, PairedDifference],
+) -> Path:
+    """Draw the volumes' IoU of A beside that of B, and the mean differences."""
+    from utils.evaluation.score_report import COMPARED
+    from utils.figures import save_comparison
+
+    a, b = rows
+    return save_comparison(
+        [a[index]["iou"] for index in a],
+        [b[index]["iou"] for index in a],
+        {name: differences[name].difference for name in COMPARED if name in differences},
+        output / "comparison.png",
+        names=names,
+    )
+
+
 def prepare_side(flags: argparse.Namespace, given: str) -> Side:
     """Return A or B: a metrics.csv, else prediction files, else a checkpoint."""
-    from utils.prediction.comparison import Compared, read_earlier
-    from utils.prediction.prediction_files import holds_predictions
-    from utils.prediction.results_folder import describe_data
-    from utils.prediction.score_table import NAME
+    from utils.evaluation.comparison import Compared, read_earlier
+    from utils.evaluation.prediction_files import holds_predictions
+    from utils.evaluation.results_folder import describe_data
+    from utils.evaluation.score_table import NAME
 
     earlier = read_earlier(given, flags.volumes)
     if earlier:

@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(flags: argparse.Namespace) -> tuple[Path, Path]:
     """Write the network and its card; raise ValueError or OSError for what a user can mend."""
-    from utils.training.experiment import load_checkpoint, log_directory
-    from utils.training.pretrained import FOLDER, Records, save_pretrained
+    from utils.checkpoints.loading import load_checkpoint, log_directory
+    from utils.checkpoints.pretrained import FOLDER, Records, save_pretrained
 
     state = load_checkpoint(flags.checkpoint)
     evaluation = None if flags.evaluation is None else Path(flags.evaluation)

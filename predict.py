@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from utils.data.normalize import PercentileNormalizer
-    from utils.prediction.microscope_files import Stack
     from utils.prediction.out_of_core import Plan
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
+    from utils.stacks import Stack
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(error, 2)
     except (MemoryError, RuntimeError) as error:
-        from utils.training.experiment import is_out_of_memory
+        from utils.devices import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -143,8 +143,8 @@ def predict(flags: argparse.Namespace) -> int:
     """Do the work; return the exit status. ValueError and OSError are a user's to mend."""
     check_flags(flags)
     outputs = choose_outputs(flags)
-    from utils.prediction.cropping import crop_stack
-    from utils.prediction.microscope_files import open_stack
+    from utils.stacks import open_stack
+    from utils.stacks.cropping import crop_stack
 
     with open_stack(
         flags.input,
@@ -190,7 +190,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     """Return where mask and probabilities go; raise ValueError if they cannot."""
-    from utils.prediction.microscope_files import check_output, format_of, split_ending
+    from utils.stacks import check_output, format_of, split_ending
 
     format_of(flags.input)
     source = Path(flags.input)
@@ -229,8 +229,8 @@ def settle_outputs(
     Those are NRRD and NIfTI, which are written as a whole, and a TIFF that nobody asked for by name
     whose voxels a viewer could not hold either.
     """
-    from utils.prediction.microscope_files import check_output, split_ending
     from utils.prediction.out_of_core import DTYPES, writing_memory
+    from utils.stacks import check_output, split_ending
 
     settled, notes = {}, []
     for name, path in outputs.items():
@@ -254,6 +254,7 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
     import torch
 
     from models import ModelConfig, build_model
+    from utils.devices import choose_compute
     from utils.prediction.fusing import fused
     from utils.prediction.out_of_core import (
         check_loading,
@@ -263,7 +264,6 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
         values_alive,
     )
     from utils.prediction.trained_network import read_network
-    from utils.training.device import choose_compute
 
     network = read_network(flags.checkpoint)
     compute = choose_compute(flags.device, flags.precision)
@@ -352,7 +352,7 @@ def choose_shape(
     stack: Stack, trained_spacing: float, flags: argparse.Namespace, by_planes: bool
 ) -> tuple[tuple[int, ...], list[str]]:
     """Return the shape in which the network sees the stack, and lines that say why."""
-    from utils.prediction.resampling import scaled_shape
+    from utils.stacks.resampling import scaled_shape
 
     factor, reasons = flags.scale, []
     if factor == "auto":
@@ -372,7 +372,7 @@ def enlarge(stack: Stack, scale: float, by_planes: bool) -> tuple[float, ...]:
     Voxels become cubes of the finest edge where the spacing is known, times ``scale``; ``z`` stays
     as it is where planes are predicted one by one.
     """
-    from utils.prediction.resampling import cube_factors
+    from utils.stacks.resampling import cube_factors
 
     axes = len(stack.shape) - by_planes
     factors = cube_factors(stack.spacing and stack.spacing[:axes], scale)[:axes]
@@ -382,7 +382,7 @@ def enlarge(stack: Stack, scale: float, by_planes: bool) -> tuple[float, ...]:
 
 def measure_scale(stack: Stack, trained: float) -> tuple[float, str]:
     """Return training's column spacing by the stack's, both in voxels, and a line on both."""
-    from utils.prediction.column_spacing import estimate_spacing
+    from utils.stacks.column_spacing import estimate_spacing
 
     found = estimate_spacing(stack)
     if found is None:

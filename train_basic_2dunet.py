@@ -205,10 +205,11 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
 
     from models import ModelConfig, build_model, count_parameters
     from utils.data import AugmentedDataset
+    from utils.devices import choose_compute
     from utils.training.compiling import choose_compiling
     from utils.training.determinism import be_deterministic, recorded_threads
-    from utils.training.device import choose_compute, choose_processes, make_fabric
     from utils.training.experiment import record_exit
+    from utils.training.fabric import choose_processes, make_fabric
     from utils.training.loop import score, train
     from utils.training.losses import build_loss, measure_foreground
     from utils.training.ranks import first_rank_first, wait_for_all
@@ -333,7 +334,7 @@ def typical_spacing(data: Fake2DDataset, samples: int = 32) -> list[float]:
 def restore_model(directory: Path) -> tuple[nn.Module, int]:
     """Return the network of the best checkpoint kept, else of the last, and its epoch."""
     from models import ModelConfig, build_model
-    from utils.training.experiment import load_checkpoint
+    from utils.checkpoints.loading import load_checkpoint
 
     state = load_checkpoint(directory)
     model = build_model(ModelConfig.from_dict(state["model_config"]))
@@ -345,7 +346,7 @@ def score_keypoints(model: nn.Module, data: Fake2DDataset) -> dict[str, float | 
     """Return precision, recall and mean distance of the peaks that ``model`` puts on all images."""
     import torch
 
-    from utils.prediction.keypoints import KeypointScores, find_peaks, match_points
+    from utils.evaluation.keypoints import KeypointScores, find_peaks, match_points
     from utils.training.loop import as_stacks
 
     model.eval()

@@ -201,10 +201,11 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
 
     from models import ModelConfig, build_model, count_parameters
     from utils.data import AugmentedDataset, SegmentationFake3DDataset
+    from utils.devices import choose_compute
     from utils.training.compiling import choose_compiling
     from utils.training.determinism import be_deterministic, recorded_threads
-    from utils.training.device import choose_compute, choose_processes, make_fabric
     from utils.training.experiment import record_exit
+    from utils.training.fabric import choose_processes, make_fabric
     from utils.training.loop import train
     from utils.training.losses import build_loss, measure_foreground
     from utils.training.resuming import find_resumption

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from steps import Batch, OurLoop
     from torch import nn
 
-    from utils.training.device import Compute
+    from utils.devices import Compute
     from utils.training.options import TrainingOptions
 
 MODES = {
@@ -137,7 +137,7 @@ def measure_ceilings(flags: argparse.Namespace) -> Ceilings:
     """Measure copying and the products of square matrices."""
     import torch
 
-    from utils.training.device import tune_gpu
+    from utils.devices import tune_gpu
 
     copying = measure_copying(flags)
     products = {}
@@ -187,7 +187,7 @@ def repetitions(seconds: float, flags: argparse.Namespace) -> int:
 
 def compute_of(mode: str, device: str) -> Compute:
     """Return device and precision of a mode."""
-    from utils.training.device import Compute
+    from utils.devices import Compute
 
     precision, tf32, _, _ = MODES[mode]
     return Compute(device, precision, "as the benchmark is told", tf32)

@@ -282,13 +282,13 @@ def score_checkpoint(
     import numpy as np
 
     from models import ModelConfig, build_model
+    from utils.checkpoints.loading import load_checkpoint
     from utils.data.normalize import PercentileNormalizer
-    from utils.prediction.scores import score_volume
+    from utils.devices import choose_compute, memory_format
+    from utils.evaluation.scores import score_volume
+    from utils.evaluation.statistics import bootstrap_mean
     from utils.prediction.sliding_window import predict_volume
-    from utils.prediction.statistics import bootstrap_mean
     from utils.storage import VolumeFile
-    from utils.training.device import choose_compute, memory_format
-    from utils.training.experiment import load_checkpoint
 
     compute = choose_compute("auto", flags.precision)
     state = load_checkpoint(run / "checkpoints" / f"epoch_{epoch:04d}.pth")

@@ -60,8 +60,8 @@ def write_tiled(path: Path, shape: tuple[int, ...]) -> None:
     """Write a stack of copies of one simulated volume, uint16."""
     import numpy as np
 
-    from utils.prediction.microscope_files import StackLayout, write_stack
     from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+    from utils.stacks import StackLayout, write_stack
 
     image = simulate_volume(VolumeConfig(), sample_rng(0, 0)).image
     tile = np.clip(image * GREY, 0, 65535).astype(np.uint16)
@@ -84,9 +84,9 @@ def load_network(flags: argparse.Namespace):
     import torch
 
     from models import ModelConfig, build_model
+    from utils.checkpoints.loading import load_checkpoint
     from utils.data.normalize import PercentileNormalizer
-    from utils.training.device import choose_compute, memory_format
-    from utils.training.experiment import load_checkpoint
+    from utils.devices import choose_compute, memory_format
 
     torch.manual_seed(0)
     config, normalizer, weights = (
@@ -112,7 +112,7 @@ def measure(flags: argparse.Namespace) -> dict[str, float]:
     method, source, target = flags.measure
     import psutil
 
-    from utils.prediction.microscope_files import open_stack
+    from utils.stacks import open_stack
 
     model, config, normalizer, precision = load_network(flags)
     if method == "monai":
@@ -172,9 +172,9 @@ def run_monai(stack, target, model, config, normalizer, precision, flags) -> dic
     import torch
     from monai.inferers import sliding_window_inference
 
-    from utils.prediction.microscope_files import StackLayout, write_stack
     from utils.prediction.out_of_core import measure_percentiles
     from utils.prediction.sliding_window import window_within
+    from utils.stacks import StackLayout, write_stack
 
     low, high = measure_percentiles(stack, normalizer)
     image = np.empty(stack.shape, np.float32)
@@ -235,7 +235,7 @@ def row(shape: tuple[int, ...], method: str, found: dict) -> str:
 
 def agreement(ours: Path, theirs: Path) -> float:
     """Return the share of voxels in which two masks agree."""
-    from utils.prediction.microscope_files import open_stack
+    from utils.stacks import open_stack
 
     same = total = 0
     with open_stack(ours) as first, open_stack(theirs) as second:

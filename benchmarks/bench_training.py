@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from steps import Batch, OurLoop, PlainLoop
     from torch import nn
 
-    from utils.training.device import Compute
+    from utils.devices import Compute
     from utils.training.options import TrainingOptions
 
 BASIC_WIDTHS = (1, 2, 4, 4, 4, 1)
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from machine import describe_machine, peak_memory_mib
     from steps import training_file
 
-    from utils.training.device import choose_compute
+    from utils.devices import choose_compute
 
     compute = choose_compute("cpu", "auto")
     ceilings = " and ".join(

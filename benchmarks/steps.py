@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.data import SegmentationFake3DDataset
+from utils.devices import Compute, memory_format
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, encode_row, open_writer
 from utils.training.compiling import Compiling, compile_network
-from utils.training.device import Compute, make_fabric, memory_format
+from utils.training.fabric import make_fabric
 from utils.training.learner import build_optimizer
 from utils.training.loop import EpochSampler, as_stacks, build_loader, train_one_epoch
 from utils.training.losses import build_loss

@@ -13,8 +13,8 @@ import evaluate
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.figures import canvas
-from utils.prediction.microscope_files import StackLayout, write_stack
 from utils.simulation import sample_rng, simulate_volume
+from utils.stacks import StackLayout, write_stack
 from utils.storage import Recipe, VolumeFile, encode_row, open_writer
 from utils.training.experiment import Experiment
 

@@ -9,7 +9,8 @@ import torch
 
 import export_model
 from models import ModelConfig, build_model
-from utils.training.experiment import Experiment, load_checkpoint
+from utils.checkpoints.loading import load_checkpoint
+from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,9 +15,9 @@ import torch
 import predict
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.microscope_files import StackLayout, open_stack, write_stack
 from utils.prediction.planewise import PlaneByPlane
 from utils.prediction.sliding_window import predict_volume
+from utils.stacks import StackLayout, open_stack, write_stack
 from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -381,8 +381,8 @@ def test_an_implausible_voxel_size_is_named_before_any_work(
 
 
 def test_an_implausible_measured_scale_is_named(log, tmp_path, monkeypatch, capsys):
-    from utils.prediction import column_spacing
-    from utils.prediction.column_spacing import SpacingEstimate
+    from utils.stacks import column_spacing
+    from utils.stacks.column_spacing import SpacingEstimate
 
     source = save(tmp_path / "a.tif", make_image((20, 18, 24)), (0.5, 0.5, 50.0))
     found = SpacingEstimate(3.0, 2.8, 3.1, 3.0, 9)
@@ -392,8 +392,8 @@ def test_an_implausible_measured_scale_is_named(log, tmp_path, monkeypatch, caps
 
 
 def test_auto_scale_says_what_it_found(log, tmp_path, monkeypatch, capsys):
-    from utils.prediction import column_spacing
-    from utils.prediction.column_spacing import SpacingEstimate
+    from utils.stacks import column_spacing
+    from utils.stacks.column_spacing import SpacingEstimate
 
     source = save(tmp_path / "a.tif", make_image((20, 18, 24)))
     found = SpacingEstimate(6.0, 5.8, 6.1, 3.0, 9)

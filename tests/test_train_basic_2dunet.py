@@ -12,8 +12,8 @@ from test_train_basic_3dunet import OUR_DEFAULTS, REFERENCE_DEFAULTS
 
 import train_basic_2dunet
 from train_basic_2dunet import main, parse_flags
+from utils.checkpoints.loading import load_checkpoint
 from utils.data import KeypointDetectionFake2DDataset, SegmentationFake2DDataset
-from utils.training.experiment import load_checkpoint
 
 SCRIPT = Path(train_basic_2dunet.__file__)
 OF_3D_ONLY = (

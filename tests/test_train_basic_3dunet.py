@@ -19,10 +19,10 @@ from conftest import run_and_time
 import train_basic_3dunet
 from models import ModelConfig, build_model
 from train_basic_3dunet import main, parse_flags
+from utils.checkpoints.loading import load_checkpoint
 from utils.data import SegmentationFake3DDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, VolumeFile, encode_row, open_writer
-from utils.training.experiment import load_checkpoint
 
 SCRIPT = Path(train_basic_3dunet.__file__)
 REFERENCE_DEFAULTS = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.evaluation.statistics import Interval
 from utils.figures import canvas, evaluation
-from utils.prediction.statistics import Interval
 
 
 def interval(mean: float, half: float = 0.1) -> Interval:

@@ -8,7 +8,7 @@ import pytest
 from conftest import run_and_time
 
 from utils.figures import __main__ as command_line
-from utils.prediction.microscope_files import StackLayout, write_stack
+from utils.stacks import StackLayout, write_stack
 
 
 def test_help_is_quick() -> None:

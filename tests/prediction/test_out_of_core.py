@@ -15,7 +15,6 @@ from torch import nn
 
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.microscope_files import StackError, StackLayout, open_stack, write_stack
 from utils.prediction.out_of_core import (
     MemoryLimitError,
     available_memory,
@@ -28,6 +27,7 @@ from utils.prediction.out_of_core import (
     write_empty,
 )
 from utils.prediction.sliding_window import Windows, predict_volume
+from utils.stacks import StackError, StackLayout, open_stack, write_stack
 
 NORMALIZER = PercentileNormalizer()
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +233,7 @@ from pathlib import Path
 import numpy as np, torch
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.microscope_files import open_stack
+from utils.stacks import open_stack
 from utils.prediction.out_of_core import (
     make_plan, measure_percentiles, predict_files, resident_memory, values_alive)
 from utils.prediction.sliding_window import Windows

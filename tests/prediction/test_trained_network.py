@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from utils.checkpoints.loading import CheckpointError
 from utils.data.normalize import PercentileNormalizer
 from utils.prediction.trained_network import (
     NetworkError,
@@ -12,7 +13,7 @@ from utils.prediction.trained_network import (
     read_network,
     training_file,
 )
-from utils.training.experiment import CheckpointError, Experiment
+from utils.training.experiment import Experiment
 
 MODEL = nn.Conv3d(1, 1, 1)
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from models import ModelConfig, build_model
+from utils.devices import Compute
 from utils.training import ranks
-from utils.training.device import Compute, make_fabric
 from utils.training.experiment import Bystander, Experiment, record_exit
+from utils.training.fabric import make_fabric
 from utils.training.loop import EpochSampler, build_loader, evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from utils.devices import Compute
 from utils.flags import FlagError
 from utils.training import compiling as module
 from utils.training.compiling import Compiling, choose_compiling, compile_network
-from utils.training.device import Compute, make_fabric
 from utils.training.experiment import TrainingError
+from utils.training.fabric import make_fabric
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 

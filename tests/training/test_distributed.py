@@ -15,8 +15,9 @@ import torch
 from conftest import write_fake_file
 
 import train_basic_3dunet
-from utils.training.device import Compute, make_fabric
-from utils.training.experiment import load_checkpoint
+from utils.checkpoints.loading import load_checkpoint
+from utils.devices import Compute
+from utils.training.fabric import make_fabric
 
 ROOT = Path(train_basic_3dunet.__file__).parent
 WORKER = ranks_worker.__file__

@@ -19,18 +19,11 @@ import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
+from utils.checkpoints.loading import CheckpointError, load_checkpoint
+from utils.provenance import git_revision
 from utils.storage import StorageError
 from utils.training import experiment as module
-from utils.training.experiment import (
-    CheckpointError,
-    Examples,
-    Experiment,
-    TrainingError,
-    announce,
-    git_revision,
-    load_checkpoint,
-    record_exit,
-)
+from utils.training.experiment import Examples, Experiment, TrainingError, announce, record_exit
 
 
 @pytest.fixture

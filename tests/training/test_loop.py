@@ -13,8 +13,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from utils.training.device import Compute, make_fabric
-from utils.training.experiment import Experiment, load_checkpoint, record_exit
+from utils.checkpoints.loading import load_checkpoint
+from utils.devices import Compute
+from utils.evaluation.confusion import confusion
+from utils.training.experiment import Experiment, record_exit
+from utils.training.fabric import make_fabric
 from utils.training.learner import Progress, build_optimizer
 from utils.training.loop import (
     EpochSampler,
@@ -29,7 +32,6 @@ from utils.training.loop import (
     train_one_epoch,
 )
 from utils.training.losses import build_loss
-from utils.training.metrics import confusion
 from utils.training.options import TrainingOptions
 from utils.training.schedules import build_scheduler, rate_factor
 

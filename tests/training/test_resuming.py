@@ -16,10 +16,11 @@ import torch
 from conftest import write_fake_file
 
 import train_basic_3dunet
+from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.flags import FlagError
 from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, encode_row, open_writer
-from utils.training.experiment import CheckpointError, Experiment, load_checkpoint
+from utils.training.experiment import Experiment
 from utils.training.resuming import (
     MAY_CHANGE,
     changed_flags,

@@ -1,8 +1,10 @@
-"""Every picture; the only room that imports matplotlib (animations: utils/animations.py).
+"""Every picture; the only room that imports matplotlib.
 
 - ``learning``, ``predictions``: of a training; ``studies``: of many trainings.
 - ``evaluation``: scores over volumes; ``stacks``: planes of a microscope's stack and their masks.
 - ``samples``, ``samples_2d``: simulated samples in 3D and in 2D.
+- ``animations``: the GIFs, on the turning views of ``rendering`` (numpy and numba).
+- ``evaluated``: the pictures of an evaluation, in one call.
 - ``colours``, ``canvas``, ``slices``: what they share.
 - ``__main__``: the command line, ``python -m utils.figures``.
 

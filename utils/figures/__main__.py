@@ -71,7 +71,7 @@ def _add_stack_command(commands: Any) -> None:
 
 
 def _describe_wave(plane: np.ndarray) -> str:
-    from utils.prediction.column_spacing import strongest_wave
+    from utils.stacks.column_spacing import strongest_wave
 
     wave = strongest_wave(plane)
     return "no period" if wave is None else f"strongest {wave.describe()}"
@@ -79,8 +79,8 @@ def _describe_wave(plane: np.ndarray) -> str:
 
 def _draw_stack(options: argparse.Namespace) -> Path:
     """Read the planes of the stack and its masks, and draw them."""
-    from utils.prediction.cropping import crop_stack
-    from utils.prediction.microscope_files import open_stack
+    from utils.stacks import open_stack
+    from utils.stacks.cropping import crop_stack
 
     boxes = options.crop or [((None, None),) * 3] * len(options.mask)
     if len(boxes) != len(options.mask):
@@ -113,7 +113,7 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
     """Draw what a subcommand asks for; returns the pictures."""
     if options.command == "stack":
         return [_draw_stack(options)]
-    from utils.animations import save_3d_gif, save_slice_gif
+    from utils.figures.animations import save_3d_gif, save_slice_gif
     from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 
     if options.command == "samples-2d":

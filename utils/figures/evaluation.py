@@ -17,7 +17,7 @@ from utils.figures.colours import TRAIN, TYPE_NAMES, VALID
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from utils.prediction.statistics import Interval
+    from utils.evaluation.statistics import Interval
 
 CONDITION_WORDS = {
     "gain": "gain (photons per unit; fewer: noisier)",
@@ -144,7 +144,7 @@ def _draw_scores(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: s
 
 
 def _correlation_words(x: np.ndarray, y: np.ndarray) -> str:
-    from utils.prediction.statistics import rank_correlation
+    from utils.evaluation.statistics import rank_correlation
 
     correlation = rank_correlation(x, y)
     return "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"

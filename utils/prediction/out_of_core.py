@@ -2,7 +2,7 @@
 
 While it is at work, the folder ``NAME.partial`` beside an output ``NAME`` holds the planes that are
 done, as plain arrays, and a record of what they were made from; the outputs are written from it at
-the end. Arrays are (X, Y, Z) or (X, Y) as in ``utils.prediction.microscope_files``.
+the end. Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from torch import nn
 
 from utils.data.normalize import PercentileNormalizer
 from utils.prediction.intensities import IntensityError, fit_slabs
-from utils.prediction.microscope_files import (
+from utils.prediction.sliding_window import Windows, predict_slabs, window_within
+from utils.replacing import replacing
+from utils.stacks import (
     Stack,
     StackError,
     StackLayout,
     format_of,
     write_stack,
 )
-from utils.prediction.microscope_files.stack import CHUNK_PLANES
-from utils.prediction.resampling import Resampling
-from utils.prediction.sliding_window import Windows, predict_slabs, window_within
-from utils.replacing import replacing
+from utils.stacks.resampling import Resampling
+from utils.stacks.stack import CHUNK_PLANES
 
 LARGEST_BATCH = 4
 """Windows at once if memory allows; more gain nothing on a processor."""

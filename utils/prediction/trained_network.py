@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.checkpoints.loading import load_checkpoint
 from utils.data.normalize import PercentileNormalizer
+from utils.devices import memory_format
 from utils.prediction.sliding_window import predict_volume
 from utils.simulation import SimulatedVolume
-from utils.training.device import memory_format
-from utils.training.experiment import load_checkpoint
 
 Config = TypeVar("Config")
 
@@ -71,7 +71,7 @@ class TrainedNetwork:
 
 
 def read_network(path: str | Path) -> TrainedNetwork:
-    """Read what :func:`utils.training.experiment.load_checkpoint` finds under ``path``.
+    """Read what :func:`utils.checkpoints.loading.load_checkpoint` finds under ``path``.
 
     Raises:
         FileNotFoundError: there is none.

@@ -19,9 +19,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from utils.devices import is_out_of_memory, memory_format
 from utils.flags import FlagError
-from utils.training.device import memory_format
-from utils.training.experiment import TrainingError, is_out_of_memory
+from utils.training.experiment import TrainingError
 from utils.training.options import TrainingOptions
 
 logger = logging.getLogger("utils.training")

@@ -11,19 +11,15 @@ import _thread
 import dataclasses
 import datetime
 import fcntl
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +29,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.checkpoints.loading import CHECKPOINT_FORMAT
+from utils.devices import is_out_of_memory
+from utils.provenance import describe_program
 from utils.replacing import replacing
 from utils.training.determinism import NOT_DETERMINISTIC
-from utils.training.pretrained import find_pretrained, pretrained_names, unpack_weights
 from utils.training.processes import INTERRUPTED, settle
 from utils.training.watch import disband, is_lost_connection, last_words
 
@@ -45,17 +43,10 @@ LAST_BEFORE = "last_before.pth"
 """The one before, for the case that the last is damaged later on."""
 RETRY_SECONDS = 0.02
 """After which an interrupt that was lost is tried again."""
-CHECKPOINT_FORMAT = 1
-"""Stored in every checkpoint; raised when its meaning changes."""
-PACKAGES = ("torch", "numpy", "scipy", "h5py", "monai", "lightning-fabric")
 RUNNING = {"reason": "running", "status": None}
 """How ``logs.json`` says that a run has not ended, or was killed."""
 
 logger = logging.getLogger("utils.training")
-
-
-class CheckpointError(ValueError):
-    """A file that is no readable checkpoint of this project, named."""
 
 
 class TrainingError(RuntimeError):
@@ -243,70 +234,6 @@ class Bystander(Experiment):
         """Leave it to rank 0."""
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return a checkpoint as a plain dict on the CPU; code in the file is never run.
-
-    ``path`` is a checkpoint file, a log directory (its ``best.pth``, else its ``last.pth``), or,
-    where no such path exists, the name of a pretrained network (``assets/pretrained``).
-    Keys: ``model_config``, ``model_state``, ``normalizer``, ``spacing_voxels``, ``patch_size``,
-    ``epoch`` (epochs completed), ``metrics`` (the record of that epoch); ``last.pth`` also holds
-    all that is needed to go on. Raises FileNotFoundError, and CheckpointError for a foreign file.
-    """
-    path = Path(path)
-    if not path.exists():
-        path = find_pretrained(path) or path
-    if path.is_dir():
-        folder = path / "checkpoints"
-        found = [folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()]
-        if not found:
-            raise FileNotFoundError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
-        path = found[0]
-    if not path.exists():
-        names = ", ".join(pretrained_names()) or "none"
-        raise FileNotFoundError(
-            f"the checkpoint {path} does not exist (pretrained networks known by name: {names})"
-        )
-    state = _load_plain(path)
-    if not isinstance(state, dict) or not isinstance(state.get("model_state"), dict):
-        raise CheckpointError(f"{path} is not a checkpoint of this project")
-    if state.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {state.get('format')}; this program reads "
-            f"{CHECKPOINT_FORMAT}"
-        )
-    return {**state, "model_state": unpack_weights(state["model_state"])}
-
-
-def _load_plain(path: Path) -> Any:
-    """Return the plain data in a file, on the CPU; CheckpointError for whatever else it holds.
-
-    Bytes that are damaged or foreign make torch's parsers raise nearly every kind of exception, and
-    warn of pickles that it did not write.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
-
-
-def log_directory(checkpoint: str | Path) -> Path:
-    """Return where a checkpoint's records are, as a path that may not exist.
-
-    That is a log directory itself, the one above ``checkpoints/``, else a file's own folder; of a
-    pretrained network ``logs/NAME``.
-    """
-    path = Path(checkpoint)
-    if path.is_dir():
-        return path
-    if not path.exists() and find_pretrained(checkpoint):
-        return Path("logs") / path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
 def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
     """Call ``run``, write how it ended into ``logs.json``, and return the exit status.
 
@@ -383,41 +310,6 @@ def announce(lines: Mapping[str, str]) -> None:
     width = max(len(topic) for topic in lines)
     for topic, text in lines.items():
         logger.info(f"{topic:<{width}}  {text}")
-
-
-def describe_program(script: str | Path) -> dict[str, Any]:
-    """Return versions, machine and the git revision (None outside a repository) as plain JSON."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {
-        "script": Path(script).name,
-        "versions": {"python": platform.python_version(), **versions},
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-        },
-        "git_revision": git_revision(Path(script).resolve().parent),
-    }
-
-
-def git_revision(folder: Path) -> str | None:
-    """Return the commit checked out in ``folder``, with ``-dirty`` after changes; None if none."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
-        answer = subprocess.run(
-            [*command, "--exclude", "*"], capture_output=True, text=True, timeout=30, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether numpy or torch, on any device, found no memory."""
-    signs = ("can't allocate memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
-    allocation = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-    return allocation or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def _own_words(error: BaseException) -> str:

@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
+from utils.devices import memory_format
 from utils.training.averaging import make_average
-from utils.training.device import memory_format
 from utils.training.experiment import Experiment
 from utils.training.options import TrainingOptions
 from utils.training.schedules import Pace, build_scheduler

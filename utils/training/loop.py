@@ -23,10 +23,12 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from utils.devices import memory_format
+from utils.evaluation.confusion import Confusion, count_voxels
 from utils.training.averaging import averaged_weights
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
-from utils.training.device import loader_processes, memory_format
 from utils.training.experiment import Examples, Experiment, TrainingError
+from utils.training.fabric import loader_processes
 from utils.training.learner import (
     Learner,
     Progress,
@@ -35,7 +37,6 @@ from utils.training.learner import (
     set_up,
     whole_state,
 )
-from utils.training.metrics import Confusion, count_voxels
 from utils.training.options import TrainingOptions
 from utils.training.ranks import (
     BatchShares,

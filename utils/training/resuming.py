@@ -100,7 +100,8 @@ def find_resumption(directory: Path) -> Resumption:
 
     Raises CheckpointError where there are checkpoints and none of them can be read.
     """
-    from utils.training.experiment import LAST, LAST_BEFORE, CheckpointError, load_checkpoint
+    from utils.checkpoints.loading import CheckpointError, load_checkpoint
+    from utils.training.experiment import LAST, LAST_BEFORE
 
     paths = [directory / "checkpoints" / name for name in (LAST, LAST_BEFORE)]
     failures = []

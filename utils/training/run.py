@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.devices import Compute
 from utils.training import ranks
 from utils.training.compiling import Compiling
-from utils.training.device import Compute, loader_processes
 from utils.training.experiment import Bystander, Experiment, announce
+from utils.training.fabric import loader_processes
 from utils.training.options import TrainingOptions, describe_network, describe_training
 from utils.training.processes import find_launcher
 from utils.training.recipes import describe_recipe, recipe_values

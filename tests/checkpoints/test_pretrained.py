@@ -1,0 +1,217 @@
+"""Networks known by name: what their file keeps, their card's numbers, and how they are found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import ModelConfig, build_model, count_parameters
+from utils.checkpoints import pretrained
+from utils.checkpoints.loading import load_checkpoint, log_directory
+from utils.checkpoints.pretrained import (
+    PretrainedError,
+    Records,
+    find_pretrained,
+    pretrained_names,
+    save_pretrained,
+)
+from utils.training.experiment import Experiment
+
+CONFIG = ModelConfig(depth=2, start_channels=2)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log directory as training leaves it, on a machine with absolute paths."""
+    torch.manual_seed(0)
+    model = build_model(CONFIG)
+    flags = {"depth": 2, "train_files": ["/lab/a.h5", "b.h5"], "log_path": "/x", "resblocks": True}
+    config = {
+        "flags": flags,
+        "parameters": count_parameters(model),
+        "data": {"train": [{"file": "/lab/a.h5", "seed": 512, "samples": 7}]},
+        "compute": {"device": "cpu", "precision": "bf16-mixed"},
+    }
+    experiment = Experiment.create(tmp_path / "logs" / "run", config, __file__)
+    epochs = [{"epoch": k, "seconds": 1800.0} for k in (1, 2, 3)]
+    experiment.update_log(epochs=epochs)
+    experiment.finish("completed 3 epochs", 0)
+    state = {
+        "model_config": CONFIG.to_dict(),
+        "model_state": model.state_dict(),
+        "normalizer": {"low_percent": 1.0, "high_percent": 99.0},
+        "spacing_voxels": [9.0, 10.0, 11.0],
+        "patch_size": 16,
+        "flags": flags,
+        "epoch": 2,
+        "metrics": {"valid_iou": 0.5},
+        "optimizer_state": {"large": torch.zeros(1000)},
+    }
+    experiment.save_checkpoint("best.pth", state)
+    return experiment.directory
+
+
+def write_evaluation(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    summary = {
+        "scores": {
+            "iou": {"mean": 0.6125, "low": 0.5, "high": 0.71, "volumes": 5},
+            "hd95": {"mean": None, "low": None, "high": None, "volumes": 0},
+            "surface_dice": {"mean": 0.8, "low": None, "high": None, "volumes": 1},
+            "unnamed": {"mean": 0.1, "low": 0.1, "high": 0.1, "volumes": 1},
+        },
+        "checkpoint": "columns",
+        "epoch": 2,
+        "model": {**CONFIG.to_dict(), "parameters": 1},
+        "window": 16,
+        "overlap": 0.25,
+        "data": {"file": "/lab/val.h5", "seed": 9999, "shape": [8, 9, 10], "volumes": [0, 1]},
+    }
+    (folder / "summary.json").write_text(json.dumps({**summary, **changes}))
+    return folder
+
+
+def save(log: Path, folder: Path, evaluation: Path | None = None, **options: Any) -> Path:
+    records = Records.read(log, evaluation)
+    return save_pretrained("columns", load_checkpoint(log), records, folder=folder, **options)[0]
+
+
+def test_the_file_is_small_plain_and_predicts_nearly_the_same(log: Path, tmp_path: Path) -> None:
+    file = save(log, tmp_path / "pretrained")
+    stored = torch.load(file, weights_only=True)["model_state"]
+    assert {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} == {torch.bfloat16}
+    vectors = [t for t in stored.values() if t.ndim == 1]
+    assert vectors and {tensor.dtype for tensor in vectors} == {torch.float32}
+    before, after = load_checkpoint(log), load_checkpoint(file)
+    same = ("model_config", "normalizer", "spacing_voxels", "patch_size", "epoch", "metrics")
+    assert all(before[name] == after[name] for name in same) and "optimizer_state" not in after
+    answers = []
+    image = torch.rand(1, 1, 16, 16, 16)
+    for state in (before, after):
+        model = build_model(ModelConfig.from_dict(state["model_config"]))
+        model.load_state_dict(state["model_state"])
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        with torch.inference_mode():
+            answers.append(torch.sigmoid(model.eval()(image)))
+    difference = (answers[0] - answers[1]).abs().max()
+    assert 0 < difference < 0.02
+    for name, tensor in before["model_state"].items():
+        assert torch.equal(
+            after["model_state"][name], tensor.to(stored[name].dtype).to(tensor.dtype)
+        )
+
+
+def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None:
+    file = save(log, tmp_path / "p", hardware="a toaster", remark="The third of three.")
+    text = file.with_suffix(".md").read_text()
+    assert "Not evaluated yet." in text and "The third of three." in text
+    evaluation = write_evaluation(tmp_path / "scores")
+    save(log, tmp_path / "p", evaluation, overwrite=True, hardware="a toaster")
+    text = " ".join(file.with_suffix(".md").read_text().split())
+    parameters = json.loads((log / "config.json").read_text())["parameters"]
+    for words in (
+        f"{file.stat().st_size:,} bytes",
+        f"{parameters:,} parameters",
+        "start_channels 2",
+        "columns 9.00 x 10.00 x 11.00 voxels apart",
+        "train: file a.h5, seed 512, samples 7",
+        "epoch 2 of 3 trained; 1.0 of 1.5 hours; the run ended: completed 3 epochs",
+        "a toaster; cpu, bf16-mixed",
+        "--train_files a.h5 b.h5",
+        "--resblocks",
+        "Of this file, on 2 whole volumes of 8 x 9 x 10 voxels (`val.h5`, seed 9999)",
+        "| IoU, whole volume | 0.613 | 0.500 to 0.710 |",
+        "| surface Dice | 0.800 | - to - |",
+        "columns about 10.0 voxels apart",
+    ):
+        assert words in text, words
+    assert "/lab" not in text and "--log_path" not in text
+    assert "HD95" not in text and "unnamed" not in text
+    assert b"/lab/" not in file.read_bytes()
+
+
+def test_an_evaluation_of_the_unrounded_weights_says_so(log: Path, tmp_path: Path) -> None:
+    evaluation = write_evaluation(tmp_path / "scores", checkpoint="logs/columns")
+    text = save(log, tmp_path / "p", evaluation).with_suffix(".md").read_text()
+    assert "before rounding to bfloat16" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, "of another network .epoch 3"),
+        ({"model": {**CONFIG.to_dict(), "depth": 4}}, "of another network"),
+        ({"model": None}, "no summary.json of evaluate.py"),
+    ],
+)
+def test_scores_of_another_network_are_refused(
+    log: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    evaluation = write_evaluation(tmp_path / "scores", **changes)
+    with pytest.raises(PretrainedError, match=message):
+        save(log, tmp_path / "p", evaluation)
+    assert not (tmp_path / "p").exists()
+
+
+def test_missing_and_damaged_records_are_named(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(PretrainedError, match="none.summary.json does not exist|none does not"):
+        Records.read(log, tmp_path / "none")
+    (log / "logs.json").write_text("{")
+    with pytest.raises(PretrainedError, match="logs.json is damaged"):
+        Records.read(log, None)
+
+
+def test_names_and_sizes_are_checked(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "p"
+    state, records = load_checkpoint(log), Records.read(log, None)
+    with pytest.raises(PretrainedError, match="'../x' is no name"):
+        save_pretrained("../x", state, records, folder=folder)
+    size = save(log, folder).stat().st_size
+    with pytest.raises(PretrainedError, match="exists already; --overwrite"):
+        save(log, folder)
+    monkeypatch.setattr(pretrained, "MOST_BYTES", size)
+    with pytest.raises(PretrainedError, match=f"{size:,} bytes in bfloat16, and less than"):
+        save_pretrained("large", state, records, folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["columns.md", "columns.pth"]
+
+
+def test_a_name_loads_where_no_path_is(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "pretrained"
+    file = save(log, folder)
+    assert pretrained_names(folder) == ["columns"]
+    assert find_pretrained("columns", folder) == file and find_pretrained("x", folder) is None
+    assert find_pretrained("folder/columns", folder) is None
+    monkeypatch.setattr(pretrained.find_pretrained, "__defaults__", (folder,))
+    monkeypatch.setattr(pretrained.pretrained_names, "__defaults__", (folder,))
+    monkeypatch.chdir(tmp_path)
+    assert load_checkpoint("columns")["epoch"] == 2
+    assert log_directory("columns") == Path("logs/columns")
+    with pytest.raises(FileNotFoundError, match="coloms does not exist .*by name: columns"):
+        load_checkpoint("coloms")
+    torch.save({"format": 1, "model_state": {}, "epoch": 7}, tmp_path / "columns")
+    assert load_checkpoint("columns")["epoch"] == 7  # a path that exists wins
+
+
+def test_records_stand_in_the_log_directory(log: Path, tmp_path: Path) -> None:
+    assert log_directory(log) == log
+    assert log_directory(log / "checkpoints" / "last.pth") == log
+    assert log_directory(tmp_path / "moved.pth") == tmp_path
+
+
+def test_networks_in_the_program_are_small_and_fit_their_configuration() -> None:
+    for name in pretrained_names():
+        file = find_pretrained(name)
+        assert file is not None and file.stat().st_size < pretrained.MOST_BYTES
+        assert f"{file.stat().st_size:,} bytes" in file.with_suffix(".md").read_text()
+        state = load_checkpoint(name)
+        build_model(ModelConfig.from_dict(state["model_config"])).load_state_dict(
+            state["model_state"]
+        )

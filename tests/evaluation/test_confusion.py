@@ -1,0 +1,115 @@
+"""Metrics against plain numpy twins, their pooling, and the empty cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.metrics import get_confusion_matrix
+
+from utils.evaluation.confusion import Confusion, confusion, count_voxels
+
+
+def plain_counts(probabilities: np.ndarray, mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Count voxel by voxel."""
+    tp = fp = fn = tn = 0
+    for p, label in zip(probabilities.ravel(), mask.ravel(), strict=True):
+        if p >= 0.5:
+            tp, fp = tp + int(label == 1), fp + int(label == 0)
+        else:
+            fn, tn = fn + int(label == 1), tn + int(label == 0)
+    return tp, fp, fn, tn
+
+
+@pytest.fixture
+def case() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((2, 1, 5, 6, 7)).astype(np.float32)
+    probabilities[0, 0, 0, 0] = 0.5
+    return probabilities, (rng.random((2, 1, 5, 6, 7)) < 0.3).astype(np.float32)
+
+
+def test_counts_equal_the_plain_twin_for_numpy_and_torch(case: tuple) -> None:
+    probabilities, mask = case
+    expected = plain_counts(probabilities, mask)
+    assert tuple(count_voxels(probabilities, mask).tolist()) == expected
+    counted = count_voxels(torch.from_numpy(probabilities), torch.from_numpy(mask))
+    assert tuple(counted.tolist()) == expected
+    assert counted.dtype == torch.int64
+    assert confusion(probabilities, mask.astype(np.uint8)) == Confusion(*expected)
+
+
+def test_counts_equal_monai(case: tuple) -> None:
+    probabilities, mask = case
+    found = torch.from_numpy(probabilities >= 0.5).float()
+    tp, fp, tn, fn = get_confusion_matrix(found, torch.from_numpy(mask)).sum((0, 1)).tolist()
+    assert confusion(probabilities, mask) == Confusion(int(tp), int(fp), int(fn), int(tn))
+
+
+def test_metrics_equal_numpy_closed_forms(case: tuple) -> None:
+    probabilities, mask = case
+    found, labelled = probabilities >= 0.5, mask > 0
+    metrics = confusion(probabilities, mask).metrics()
+    assert metrics == pytest.approx(
+        {
+            "iou": (found & labelled).sum() / (found | labelled).sum(),
+            "dice": 2 * (found & labelled).sum() / (found.sum() + labelled.sum()),
+            "total_error": (found != labelled).mean(),
+            "false_positive_rate": found[~labelled].mean(),
+            "false_negative_rate": 1 - found[labelled].mean(),
+        }
+    )
+
+
+def test_a_probability_of_one_half_is_foreground() -> None:
+    assert confusion(np.array([0.5, 0.4999]), np.array([1, 1])) == Confusion(tp=1, fn=1)
+    assert confusion(np.array([0.2, 0.1]), np.array([1, 0]), threshold=0.2) == Confusion(tp=1, tn=1)
+
+
+def test_logits_are_not_mistaken_for_probabilities() -> None:
+    logits = torch.tensor([0.1, -0.1])
+    assert confusion(torch.sigmoid(logits), torch.tensor([1, 0])) == Confusion(tp=1, tn=1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=8, max_size=8))
+def test_pooling_adds_counts_and_metrics_stay_in_range(values: list[int]) -> None:
+    first, second = Confusion(*values[:4]), Confusion(*values[4:])
+    pooled = first + second
+    assert pooled == second + first
+    assert pooled.tp == first.tp + second.tp
+    assert pooled.fp + pooled.tn == first.fp + first.tn + second.fp + second.tn
+    assert all(0 <= value <= 1 for value in pooled.metrics().values())
+    assert pooled.dice == pytest.approx(2 * pooled.iou / (1 + pooled.iou))
+
+
+def test_pooled_iou_is_not_the_mean_of_ious() -> None:
+    assert (Confusion(tp=1) + Confusion(tp=1, fp=2)).iou == pytest.approx(0.5)
+
+
+def test_empty_cases() -> None:
+    nothing = Confusion(tn=8)
+    assert nothing.metrics() == {
+        "iou": 1.0,
+        "dice": 1.0,
+        "total_error": 0.0,
+        "false_positive_rate": 0.0,
+        "false_negative_rate": 0.0,
+    }
+    assert Confusion(fp=1, tn=3).iou == 0.0
+    assert Confusion(tp=2, fn=2).false_positive_rate == 0.0
+
+
+def test_counts_are_exact_beyond_float32() -> None:
+    many = 2**24 + 1
+    mask = np.ones(many, np.uint8)
+    assert confusion(mask, mask).tp == many
+    total = Confusion(tp=2**40, tn=1) + Confusion(tp=1)
+    assert total.tp == 2**40 + 1
+
+
+def test_shapes_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3, 2\)"):
+        confusion(np.zeros((2, 3)), np.zeros((3, 2)))

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.stacks.stacks import NAMES, SPACING, random_stack, save
+from utils.stacks import (
+    StackError,
+    open_stack,
+)
+
+FUZZED = {name for name in NAMES if "zarr" not in name} | {"lzw.tif", "pages.tif"}
+
+
+@pytest.fixture(scope="module")
+def sound_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    array = random_stack((9, 8, 7), np.float32)
+    files = {name: save(folder / name, array, spacing=SPACING) for name in NAMES}
+    packed = folder / "lzw.tif"
+    tifffile.imwrite(packed, random_stack((7, 8, 9)), compression="lzw")
+    files["lzw.tif"] = packed
+    files["pages.tif"] = folder / "pages.tif"
+    tifffile.imwrite(files["pages.tif"], random_stack((7, 30, 30)), metadata=None)
+    return {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+
+
+@pytest.mark.parametrize("name", sorted(FUZZED))
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_damaged_files_give_one_line(tmp_path, sound_files, name, data):
+    content = bytearray(sound_files[name])
+    size = len(content)
+    position = st.integers(0, size - 1) | st.integers(0, min(size - 1, 600))
+    for place in data.draw(st.lists(position, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.just(size) | st.integers(0, size))]
+    path = tmp_path / name
+    path.write_bytes(content)
+    try:
+        with open_stack(path) as stack:
+            if np.prod(stack.shape, dtype=float) < 1e6:
+                assert stack.read(0, min(2, stack.shape[-1])).shape[:-1] == stack.shape[:-1]
+    except StackError as error:
+        assert "\n" not in str(error) and name in str(error)
+
+
+@pytest.mark.parametrize("name", sorted(FUZZED))
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.6, 0.9, 0.99])
+def test_cut_files_are_never_taken_for_whole(tmp_path, sound_files, name, share):
+    """Unless all voxels stand before the cut."""
+    content = sound_files[name]
+    for path, part in (("whole", content), ("cut", content[: int(share * len(content))])):
+        (tmp_path / path).mkdir()
+        (tmp_path / path / name).write_bytes(part)
+    try:
+        with open_stack(tmp_path / "cut" / name) as stack:
+            got = stack.read()
+    except StackError as error:
+        assert name in str(error)
+    else:
+        assert share >= 0.9
+        with open_stack(tmp_path / "whole" / name) as stack:
+            np.testing.assert_array_equal(got, stack.read())

@@ -1,0 +1,97 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import zarr
+from numcodecs import Pickle
+
+from tests.stacks.stacks import random_stack, save
+from utils.stacks import (
+    StackError,
+    open_stack,
+)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        (bool, np.uint8),
+        (">u2", np.uint16),
+        (np.int16, np.int16),
+        (np.int32, np.float32),
+        (np.float64, np.float32),
+        (np.float16, np.float16),
+    ],
+)
+def test_number_types(tmp_path, stored, expected):
+    array = random_stack().astype(stored)
+    np.save(tmp_path / "a.npy", array)
+    with open_stack(tmp_path / "a.npy") as stack:
+        assert stack.dtype == expected and stack.read().dtype == expected
+        np.testing.assert_array_equal(stack.read(), array.T)
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[Bomb()]], object), allow_pickle=True)
+    (tmp_path / "b.npy").write_bytes(pickle.dumps(Bomb()))
+    group = zarr.open_group(str(tmp_path / "c.zarr"), mode="w", zarr_format=2)
+    group.create_array("0", shape=(2, 2), dtype="u1", chunks=(2, 2), filters=[Pickle()])
+    chunk = next(path for path in (tmp_path / "c.zarr").rglob(".zarray")).parent / "0.0"
+    chunk.write_bytes(pickle.dumps(Bomb()))
+    for name in ("a.npy", "b.npy", "c.zarr"):
+        with pytest.raises(StackError, match=name):
+            open_stack(tmp_path / name).read()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.tif", "no such file"),
+        ("folder.tif", "a folder"),
+        ("text.zarr", "a folder is expected"),
+        ("pipe.tif", "no regular file"),
+        ("text.csv", "unknown ending; the known ones are .tif"),
+        ("text.tif", "damaged, cut"),
+        ("text.h5", "damaged, cut"),
+        ("text.nrrd", "damaged, cut"),
+        ("text.nii", "damaged, cut"),
+        ("text.nii.gz", "damaged, cut"),
+        ("text.npy", "damaged, cut"),
+        ("empty.zarr", "text"),
+        ("complex.npy", "complex128, not grey values"),
+        ("void.npy", "no voxels"),
+        ("line.npy", "1 axes"),
+        ("five.npy", "5 axes"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path, name, message):
+    (tmp_path / "folder.tif").mkdir()
+    (tmp_path / "empty.zarr").mkdir()
+    os.mkfifo(tmp_path / "pipe.tif")
+    for ending in ("zarr", "csv", "tif", "h5", "nrrd", "nii", "nii.gz", "npy"):
+        (tmp_path / f"text.{ending}").write_text("no stack at all")
+    np.save(tmp_path / "complex.npy", np.zeros((2, 2), complex))
+    np.save(tmp_path / "void.npy", np.zeros((2, 0, 2)))
+    np.save(tmp_path / "line.npy", np.zeros(4))
+    np.save(tmp_path / "five.npy", np.zeros((2,) * 5))
+    with pytest.raises(StackError, match=message if name != "empty.zarr" else name) as caught:
+        open_stack(tmp_path / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_channel_or_key_that_cannot_be(tmp_path):
+    path = save(tmp_path / "a.npy", random_stack())
+    with pytest.raises(StackError, match="no channels to choose from"):
+        open_stack(path, channel=1)
+    with pytest.raises(StackError, match="no time points"):
+        open_stack(path, index=1)
+    with pytest.raises(StackError, match="--key"):
+        open_stack(path, key="data")
+    with open_stack(path, channel=0) as stack:
+        assert stack.channel is None

@@ -1,0 +1,82 @@
+"""Checkpoints read as plain data, by the path of a file or log directory, or a network's name."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.checkpoints.pretrained import find_pretrained, pretrained_names, unpack_weights
+
+CHECKPOINT_FORMAT = 1
+"""Stored in every checkpoint; raised when its meaning changes."""
+
+
+class CheckpointError(ValueError):
+    """A file that is no readable checkpoint of this project, named."""
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint as a plain dict on the CPU; code in the file is never run.
+
+    ``path`` is a checkpoint file, a log directory (its ``best.pth``, else its ``last.pth``), or,
+    where no such path exists, the name of a pretrained network (``assets/pretrained``).
+    Keys: ``model_config``, ``model_state``, ``normalizer``, ``spacing_voxels``, ``patch_size``,
+    ``epoch`` (epochs completed), ``metrics`` (the record of that epoch); ``last.pth`` also holds
+    all that is needed to go on. Raises FileNotFoundError, and CheckpointError for a foreign file.
+    """
+    path = Path(path)
+    if not path.exists():
+        path = find_pretrained(path) or path
+    if path.is_dir():
+        folder = path / "checkpoints"
+        found = [folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()]
+        if not found:
+            raise FileNotFoundError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
+        path = found[0]
+    if not path.exists():
+        names = ", ".join(pretrained_names()) or "none"
+        raise FileNotFoundError(
+            f"the checkpoint {path} does not exist (pretrained networks known by name: {names})"
+        )
+    state = _load_plain(path)
+    if not isinstance(state, dict) or not isinstance(state.get("model_state"), dict):
+        raise CheckpointError(f"{path} is not a checkpoint of this project")
+    if state.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {state.get('format')}; this program reads "
+            f"{CHECKPOINT_FORMAT}"
+        )
+    return {**state, "model_state": unpack_weights(state["model_state"])}
+
+
+def _load_plain(path: Path) -> Any:
+    """Return the plain data in a file, on the CPU; CheckpointError for whatever else it holds.
+
+    Bytes that are damaged or foreign make torch's parsers raise nearly every kind of exception, and
+    warn of pickles that it did not write.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
+
+
+def log_directory(checkpoint: str | Path) -> Path:
+    """Return where a checkpoint's records are, as a path that may not exist.
+
+    That is a log directory itself, the one above ``checkpoints/``, else a file's own folder; of a
+    pretrained network ``logs/NAME``.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path
+    if not path.exists() and find_pretrained(checkpoint):
+        return Path("logs") / path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -1,0 +1,42 @@
+"""With which program, versions and machine a result was made, as plain JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "scipy", "h5py", "monai", "lightning-fabric")
+
+
+def describe_program(script: str | Path) -> dict[str, Any]:
+    """Return versions, machine and the git revision (None outside a repository) as plain JSON."""
+    import torch
+
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "script": Path(script).name,
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "git_revision": git_revision(Path(script).resolve().parent),
+    }
+
+
+def git_revision(folder: Path) -> str | None:
+    """Return the commit checked out in ``folder``, with ``-dirty`` after changes; None if none."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        answer = subprocess.run(
+            [*command, "--exclude", "*"], capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

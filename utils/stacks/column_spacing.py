@@ -1,0 +1,217 @@
+"""How far columns stand apart in a stack, from the power spectrum of its brightest parts.
+
+Columns on a hexagonal lattice of spacing s put a ring of power at the spatial frequency
+2 / (sqrt(3) s). Lengths are voxels, those of the finest axis where
+voxels are not cubes. Blocks are taken where the stack is brightest: there is the sheet.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from utils.stacks import Stack
+
+EDGE = 48
+"""Edge of the blocks in voxels: a few columns across, within which the sheet is nearly flat."""
+BLOCKS = 12
+"""The brightest blocks that are looked at."""
+SMOOTHED = 8.0
+"""Standard deviation in voxels of the blur that is taken off first."""
+BANDS = 64
+"""Bands of frequency, equal steps of their logarithm."""
+FINEST, COARSEST = 2.5, 22.0
+"""Spacings that can be told, in voxels: the sampling's limit and about half a block."""
+TREND = 2
+"""Degree of the polynomial, in logarithms, to which the power would fall without columns."""
+LATTICE = 2 / np.sqrt(3)
+"""Spacing times frequency of the ring of a hexagonal lattice."""
+CALIBRATION = 1.11
+"""Spacing by the ring's frequency over the mean distance of a column to its nearest neighbour.
+
+The lattice widens outward and is stretched. Measured on the first 24 volumes of the default
+validation set: median 1.11, the middle 68 % between 1.07 and 1.16.
+"""
+LEAST_PROMINENCE, WIDEST_INTERVAL = 2.2, 1.3
+"""What an estimate takes to be used: the ring stands out, and all blocks speak of the same.
+
+Eleven of twelve other validation volumes pass, all of them within 15 % of the truth; noise, blurred
+noise and scattered blobs reach a prominence of 2.0.
+"""
+LEAST_BLOCKS = 3
+"""Parts of the stack that it takes to agree."""
+MARGIN = 4
+"""Bands at either end in which nothing can stand out of its surroundings."""
+
+
+@dataclass(frozen=True)
+class SpacingEstimate:
+    """What the spectrum says; in voxels of the finest axis."""
+
+    spacing: float
+    """Mean distance of a column to its nearest neighbour."""
+    low: float
+    high: float
+    """Where 16 and 84 % of the estimates from blocks drawn anew lie."""
+    prominence: float
+    """How far the ring stands out of the falling spectrum, in standard deviations of the rest."""
+    blocks: int
+    """How many parts of the stack were looked at."""
+
+    @property
+    def sure(self) -> bool:
+        """Whether this is more than noise."""
+        narrow = self.high <= WIDEST_INTERVAL * self.low
+        return self.blocks >= LEAST_BLOCKS and narrow and self.prominence >= LEAST_PROMINENCE
+
+    def describe(self) -> str:
+        """Return a few words for the user."""
+        return (
+            f"columns {self.spacing:.1f} voxels apart (68 % between {self.low:.1f} and "
+            f"{self.high:.1f}, ring {self.prominence:.1f} sd above the rest, {self.blocks} blocks)"
+        )
+
+
+def estimate_spacing(stack: Stack) -> SpacingEstimate | None:
+    """Return the column spacing of a stack, read once; None where there is nothing to look at."""
+    steps = tuple(np.array(stack.spacing or (1.0,) * len(stack.shape)) / min(stack.spacing or (1,)))
+    spectra = []
+    for block in _brightest(stack):
+        spectrum = _spectrum(block, steps)
+        if spectrum is not None:
+            spectra.append(spectrum)
+    if not spectra:
+        return None
+    table = np.array(spectra)
+    known = np.isfinite(table).all(axis=0) & (table > 0).all(axis=0)
+    if np.count_nonzero(known) < BANDS // 2:
+        return None
+    bands = _bands()[known]
+    table = table[:, known]
+    position, prominence = _peak(bands, table.mean(axis=0))
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(table), size=(200, len(table)))
+    others = [_peak(bands, table[rows].mean(axis=0))[0] for rows in drawn]
+    low, high = np.quantile(others, [0.16, 0.84])
+    spacings = LATTICE / CALIBRATION / np.array([position, high, low])
+    return SpacingEstimate(*map(float, spacings), prominence, len(table))
+
+
+@dataclass(frozen=True)
+class Wave:
+    """The strongest period in a plane; rows of columns that are seen end-on make one."""
+
+    period: float
+    """In pixels."""
+    angle: float
+    """Of the direction across the rows, degrees from +x towards +y, 0 <= angle < 180."""
+
+    def describe(self) -> str:
+        """Return a few words for the user."""
+        return f"period {self.period:.1f} voxels, {self.angle:.0f} degrees"
+
+
+def strongest_wave(
+    plane: np.ndarray, *, shortest: float = 2.1, longest: float = 6.7
+) -> Wave | None:
+    """Return the wave with most power among those of ``shortest`` to ``longest`` pixels.
+
+    Args:
+        plane: (X, Y), square pixels; its logarithm is taken, as fluorescence spans decades.
+        shortest: period in pixels, above the 2 of the sampling limit.
+        longest: period in pixels; longer ones belong to the tissue's outline.
+
+    Returns:
+        None for a plane without any such wave, as a constant one.
+    """
+    values = np.log1p(np.maximum(plane, 0).astype(np.float64))
+    window = np.hanning(plane.shape[0] + 2)[1:-1, None] * np.hanning(plane.shape[1] + 2)[1:-1]
+    values = (values - np.average(values, weights=window)) * window
+    finer = [4 * n for n in plane.shape]
+    power = np.abs(np.fft.fft2(values, finer)) ** 2
+    x, y = np.meshgrid(*map(np.fft.fftfreq, finer), indexing="ij")
+    length = np.hypot(x, y)
+    power[(length < 1 / longest) | (length > 1 / shortest)] = 0
+    if not power.max() > 1e-12:
+        return None
+    best = np.unravel_index(np.argmax(power), power.shape)
+    angle = np.degrees(np.arctan2(y[best], x[best])) % 180
+    return Wave(float(1 / length[best]), float(angle))
+
+
+def _brightest(stack: Stack) -> Iterator[np.ndarray]:
+    """Yield the brightest blocks, float32, of at most :data:`EDGE` voxels along each axis."""
+    edges = tuple(min(EDGE, length) for length in stack.shape)
+    starts = [
+        sorted({*range(0, length - edge + 1, max(1, edge // 2)), length - edge})
+        for length, edge in zip(stack.shape, edges, strict=True)
+    ]
+    best: list[tuple[float, tuple[int, ...], np.ndarray]] = []
+    for last in starts[-1]:
+        slab = stack.read(last, last + edges[-1])
+        for corner in itertools.product(*starts[:-1]):
+            box = tuple(slice(a, a + n) for a, n in zip(corner, edges, strict=False))
+            brightness = float(slab[box].mean(dtype=np.float64))
+            if len(best) < BLOCKS or brightness > best[-1][0]:
+                best.append((brightness, (*corner, last), slab[box].astype(np.float32)))
+                best = sorted(best, key=lambda entry: (-entry[0], entry[1]))[:BLOCKS]
+    for _, _, block in best:
+        yield block
+
+
+def _spectrum(block: np.ndarray, steps: tuple[float, ...]) -> np.ndarray | None:
+    """Return the mean power of each band, of mean 1 (NaN where unknown); None for a flat block."""
+    if not block.max() > block.min():
+        return None
+    values = np.log1p(np.maximum(block, 0) / max(float(np.median(block)), 1e-6))
+    window = np.ones((), np.float64)
+    for length in block.shape:
+        window = window[..., None] * np.hanning(length + 2)[1:-1]
+    coarse = ndimage.gaussian_filter(values, [SMOOTHED / step for step in steps], mode="nearest")
+    values = values - coarse  # the sheet's own shape would leak into the rings
+    values = (values - np.average(values, weights=window)) * window
+    finer = [2 * n for n in block.shape]  # else a low band's power hangs on its few directions
+    power = np.abs(np.fft.rfftn(values, finer, range(values.ndim))) ** 2
+    axes = [np.fft.fftfreq(n) / step for n, step in zip(finer, steps, strict=True)]
+    axes[-1] = np.fft.rfftfreq(finer[-1]) / steps[-1]
+    vectors = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    length = np.linalg.norm(vectors, axis=-1)
+    seen = (length >= LATTICE / COARSEST) & (length < LATTICE / FINEST)
+    if not power[seen].sum() > 0:
+        return None
+    length, power = length[seen], power[seen]
+    slope = np.polyfit(np.log(length), np.log(power + 1e-12 * power.max()), 1)[0]
+    power = power * length**-slope  # level, else a band's power hangs on which frequencies it holds
+    bands = _bands()
+    band = np.searchsorted(np.sqrt(bands[1:] * bands[:-1]), length)
+    counts = np.bincount(band, minlength=BANDS)
+    with np.errstate(invalid="ignore"):
+        means = np.bincount(band, power, BANDS) / counts
+    return means / np.nanmean(means)
+
+
+def _bands() -> np.ndarray:
+    """Return the middle frequency of each band, per voxel."""
+    return np.geomspace(LATTICE / COARSEST, LATTICE / FINEST, BANDS)
+
+
+def _peak(bands: np.ndarray, power: np.ndarray) -> tuple[float, float]:
+    """Return the frequency that stands out most, and by how many standard deviations.
+
+    Only a maximum counts: the rise of the spectrum towards either end is not one.
+    """
+    x, y = np.log(bands), np.log(power)
+    residual = y - np.polyval(np.polyfit(x, y, TREND), x)
+    smooth = np.convolve(np.pad(residual, 2, mode="edge"), np.array([1, 2, 3, 2, 1]) / 9, "valid")
+    inner = slice(MARGIN, len(smooth) - MARGIN)
+    above = (smooth[1:-1] > smooth[:-2]) & (smooth[1:-1] >= smooth[2:])
+    tops = [k for k in np.flatnonzero(above) + 1 if inner.start <= k < inner.stop]
+    if not tops:
+        return float(bands[len(bands) // 2]), 0.0
+    best = max(tops, key=lambda k: smooth[k])
+    rest = np.abs(np.arange(len(bands)) - best) > MARGIN
+    return float(bands[best]), float(smooth[best] / max(np.std(residual[rest]), 1e-12))

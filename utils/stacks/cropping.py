@@ -1,0 +1,53 @@
+"""A box cut out of a stack, as a stack of its own that keeps voxel size and place in space.
+
+Arrays are (X, Y, Z) or (X, Y); ranges are given as users name them, along z, y, x. A stack is cut
+where it is read, so nothing of the rest is held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils.stacks import Stack, StackError
+
+
+def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) -> Stack:
+    """Return the box ``ranges`` of ``stack``; closing either closes the file.
+
+    Args:
+        stack: from ``open_stack``.
+        ranges: first voxel and the one after the last along z, y, x (or y, x), from 0; None is the
+            stack's own end.
+
+    Raises:
+        StackError: for a box that does not lie within the stack, or another number of ranges.
+    """
+    if len(ranges) != len(stack.shape):
+        names = ",".join(f"{a}0:{a}1" for a in "zyx"[-len(stack.shape) :])
+        raise StackError(
+            f"{stack.path}: has {len(stack.shape)} axes, but --crop {len(ranges)} ranges; give "
+            f"{names}"
+        )
+    starts, stops = [], []
+    for axis, (first, last), length in zip("xyz", reversed(ranges), stack.shape, strict=False):
+        start, stop = 0 if first is None else first, length if last is None else last
+        if not 0 <= start < stop <= length:
+            raise StackError(
+                f"{stack.path}: --crop {start}:{stop} along {axis}: must lie within 0:{length}"
+            )
+        starts.append(start)
+        stops.append(stop)
+    box = tuple(slice(a, b) for a, b in zip(starts[:-1], stops[:-1], strict=True))
+
+    def part(start: int, stop: int) -> np.ndarray:
+        return stack.part(start + starts[-1], stop + starts[-1])[box]
+
+    return dataclasses.replace(
+        stack,
+        shape=tuple(b - a for a, b in zip(starts, stops, strict=True)),
+        origin=tuple(a + b for a, b in zip(stack.origin, starts, strict=True)),
+        part=part,
+    )

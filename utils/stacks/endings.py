@@ -1,0 +1,65 @@
+"""The table of formats: which endings mean which, and who reads and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
+from utils.stacks.stack import Source, StackError, StackLayout
+
+ENDINGS = {
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".nrrd": "nrrd",
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".zarr": "zarr",
+    ".npy": "numpy",
+}
+"""File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
+READERS: dict[str, Callable[[Path, str | None], Source]] = {
+    "tiff": tiff.read,
+    "hdf5": hdf5.read,
+    "nrrd": nrrd.read,
+    "nifti": nifti.read,
+    "zarr": zarr.read,
+    "numpy": npy.read,
+}
+"""Open a file, with the name of the array wanted or None, and tell what it holds."""
+WRITERS: dict[str, Callable[[Path, Iterable[np.ndarray], StackLayout], None]] = {
+    "tiff": tiff.write,
+    "hdf5": hdf5.write,
+    "nrrd": nrrd.write,
+    "nifti": nifti.write,
+    "zarr": zarr.write,
+    "numpy": npy.write,
+}
+"""Write slabs (X, Y, n), in order, under a name that is free."""
+
+
+def format_of(path: str | Path) -> str:
+    """Return the format that the ending of ``path`` means; StackError for an unknown one."""
+    name = Path(path).name.lower()
+    for ending, kind in ENDINGS.items():
+        if name.endswith(ending):
+            return kind
+    raise StackError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+
+
+def split_ending(path: str | Path) -> tuple[str, str]:
+    """Return the file's name without its ending, and the ending as it is, ``.ome`` included.
+
+    Raises StackError for an unknown ending.
+    """
+    path = Path(path)
+    format_of(path)
+    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len)
+    stem = path.name[: -len(ending)]
+    if stem.lower().endswith(".ome"):
+        stem = stem[: -len(".ome")]
+    return stem, path.name[len(stem) :]

@@ -1,0 +1,127 @@
+"""HDF5 by h5py: any array of Fiji, ilastik and others, and this project's simulated volumes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.stacks.stack import (
+    Source,
+    StackLayout,
+    chunks_of,
+    fill_chunks,
+    named,
+)
+from utils.storage import VolumeFile
+
+
+def read(path: Path, key: str | None) -> Source:
+    """Open an array of a file, or the images of a file of simulated volumes."""
+    import h5py
+
+    file = h5py.File(path, "r")
+    try:
+        if key is None and VolumeFile(path).complete:
+            file.close()
+            return _read_simulated(path)
+        arrays: dict[str, Any] = {}
+        file.visititems(
+            lambda name, item: arrays.update(
+                {name: item} if isinstance(item, h5py.Dataset) and item.ndim > 1 else {}
+            )
+        )
+        array = named(path, arrays, key)
+        axes = _axes(array)
+        sizes = np.ravel(array.attrs.get("element_size_um", ()))
+    except BaseException:
+        file.close()
+        raise
+    spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-array.ndim :]
+    spacing = dict(zip(spatial, sizes, strict=True)) if len(sizes) == len(spatial) else {}
+    return Source(array, axes, spacing, close=file.close)
+
+
+def _axes(array: Any) -> str | None:
+    """Return the axes that Fiji's, ilastik's or this project's attributes name; None if none do."""
+    if "axes" in array.attrs:
+        return str(array.attrs["axes"]).upper()
+    if "axistags" in array.attrs:  # vigra, ilastik
+        return "".join(a["key"] for a in json.loads(array.attrs["axistags"])["axes"]).upper()
+    labels = "".join(dimension.label for dimension in array.dims).upper()
+    return labels if len(labels) == array.ndim else None
+
+
+def _read_simulated(path: Path) -> Source:
+    """Return the images of a file of simulated volumes; edges of its cube have no micrometres."""
+    file = VolumeFile(path)
+
+    class Images:
+        shape = (len(file), *file.shape)
+        dtype = np.dtype(np.float32)
+
+        def __getitem__(self, where: tuple[Any, ...]) -> np.ndarray:
+            return file.read_image(where[0], where[1:])
+
+    return Source(Images(), "NXYZ", close=file.close)
+
+
+def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
+    """Write an array ``data`` with Fiji's attributes."""
+    import h5py
+
+    axes = layout.axes
+    letters = "XYZ"[: len(axes)]
+    shape = tuple(layout.shape[letters.index(a)] for a in axes)
+    with _Output(path, "w+") as output:
+        with h5py.File(output, "w") as file:
+            array = file.create_dataset(
+                "data", shape, layout.dtype, chunks=chunks_of(shape, axes), compression=1
+            )
+            array.attrs["axes"] = axes
+            if layout.spacing:
+                array.attrs["element_size_um"] = [layout.spacing[letters.index(a)] for a in axes]
+            fill_chunks(array, axes, output.as_long_as_written(slabs))
+        output.check()
+
+
+class _Output(io.FileIO):
+    """A file that keeps its first failure for :meth:`check` and from then on takes all for written.
+
+    HDF5 cannot close a file whose disk is full, and the process ends in a segmentation fault.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        rest = memoryview(data)
+        try:
+            while rest and self.failure is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failure = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut or lengthen the file."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the failure if there was one."""
+        if self.failure is not None:
+            raise self.failure
+
+    def as_long_as_written(self, slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the slabs; raise the failure as soon as there is one."""
+        for slab in slabs:
+            yield slab
+            self.check()

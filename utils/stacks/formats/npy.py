@@ -1,0 +1,27 @@
+"""NumPy's own files; arrays of pickled objects are refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from utils.stacks.stack import Reopened, Source, StackLayout, fill
+
+
+def read(path: Path, key: str | None) -> Source:
+    """Map a file; the meaning of its axes is not in it."""
+    return Source(Reopened(lambda: np.load(path, mmap_mode="r", allow_pickle=False)), None)
+
+
+def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
+    """Write a file with the input's order of axes; it keeps no spacing."""
+    letters = "XYZ"[: len(layout.axes)]
+    shape = tuple(layout.shape[letters.index(a)] for a in layout.axes)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=layout.dtype, shape=shape)
+    with open(path, "r+b") as file:  # a mapped page for which the disk has no room ends the process
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+    fill(array, layout.axes, slabs)
+    array.flush()

@@ -1,0 +1,191 @@
+"""TIFF by tifffile: ImageJ's, OME's and others, RGB and big ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.stacks.stack import (
+    Reopened,
+    Source,
+    StackError,
+    StackLayout,
+    micrometres,
+    planes_of,
+    quiet,
+)
+
+TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshape")
+"""What tifffile logs where a file is cut before it goes on with the pages that are left."""
+
+
+def read(path: Path, key: str | None) -> Source:
+    """Open a file's first series; voxels that stand in one piece are mapped."""
+    import tifffile
+
+    file = tifffile.TiffFile(path)
+    try:
+        with quiet("tifffile") as messages:
+            found = list(file.series)
+        damage = [text for text in messages if TIFF_DAMAGE.search(text)]
+        if damage or not found:
+            raise StackError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
+        series = found[0]
+        axes = _axes(series.axes)
+        spacing, placement = _spacing(file), _placement(file)
+        if series.dataoffset is not None:
+            array: Any = Reopened(lambda: tifffile.memmap(path, series=0, mode="r"))
+        else:
+            import zarr
+
+            _check_segments(path, series)
+            array = zarr.open_array(series.aszarr(level=0), mode="r")
+    except BaseException:
+        file.close()
+        raise
+    return Source(array, axes, spacing, placement=placement, close=file.close)
+
+
+def _axes(axes: str) -> str:
+    """Return tifffile's letters with an unnamed sequence of pages (Q or I) taken for z."""
+    return re.sub("[QI]", "Z", axes, count=1) if "Z" not in axes else axes
+
+
+def _check_segments(path: Path, series: Any) -> None:
+    """Raise StackError if a page lies beyond the file's end: it would be read as zeros."""
+    for page in series.pages:
+        if page is None:
+            raise StackError(f"{path}: lacks a page, or a neighbouring file that it refers to")
+        ends = [a + n for a, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
+        if max(ends, default=0) > page.parent.filehandle.size:
+            raise StackError(f"{path}: cut: its header speaks of more bytes than there are")
+
+
+def _spacing(file: Any) -> dict[str, float]:
+    """Return what OME or ImageJ metadata say; the resolution of other TIFFs is that of a printer.
+
+    OME-XML: https://docs.openmicroscopy.org/ome-model, Pixels. ImageJ: resolution tags in pixels
+    per ``unit``, and ``spacing`` between slices.
+    """
+    if file.ome_metadata:
+        pixels = _ome_pixels(file)
+        return {
+            a: float(pixels[f"PhysicalSize{a}"]) * micrometres(pixels.get(f"PhysicalSize{a}Unit"))
+            for a in "XYZ"
+            if f"PhysicalSize{a}" in pixels
+        }
+    if not file.imagej_metadata or "unit" not in file.imagej_metadata:
+        return {}
+    unit = micrometres(str(file.imagej_metadata["unit"]))
+    tags = file.pages[0].tags
+    spacing = {"Z": float(file.imagej_metadata.get("spacing", math.nan)) * unit}
+    for axis in "XY":
+        pixels, length = tags[f"{axis}Resolution"].value
+        spacing[axis] = length / pixels * unit if pixels else math.nan
+    return spacing
+
+
+def _placement(file: Any) -> dict[str, Any]:
+    """Return where the first voxel lies, if the file tells.
+
+    ImageJ: ``xorigin``, ``yorigin`` and ``zorigin``, the voxel that lies at 0, in voxels
+    (``ij.measure.Calibration``). OME: the stage's place for the first plane, here in micrometres.
+    """
+    if file.ome_metadata:
+        plane = _first(_ome_pixels(file).get("Plane", {}))
+        places = {
+            a: _number(plane.get(f"Position{a}"))
+            * micrometres(str(plane.get(f"Position{a}Unit", "")))
+            for a in "XYZ"
+        }
+        return _known("ome position", places)
+    found = file.imagej_metadata or {}
+    return _known("imagej origin", {a: _number(found.get(f"{a.lower()}origin")) for a in "XYZ"})
+
+
+def _known(name: str, places: dict[str, float]) -> dict[str, Any]:
+    """Return the places that are known under ``name``, nothing where none is."""
+    known = {axis: place for axis, place in places.items() if math.isfinite(place)}
+    return {name: known} if known else {}
+
+
+def _number(entry: Any) -> float:
+    """Return an entry of the metadata as a number, NaN where it is none."""
+    try:
+        return float(entry)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _ome_pixels(file: Any) -> dict[str, Any]:
+    """Return the element ``Pixels`` of the first image, https://docs.openmicroscopy.org/ome-model."""
+    import tifffile
+
+    return _first(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])["Pixels"]
+
+
+def _first(elements: Any) -> Any:
+    """Return the first of several XML elements, or the only one."""
+    return elements[0] if isinstance(elements, (list, tuple)) else elements
+
+
+def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
+    """Write ImageJ's TIFF, or OME's if the name says so, page by page.
+
+    A box says where it was cut out, as :func:`_placement` reads it.
+    """
+    import tifffile
+
+    flat = len(layout.shape) == 2
+    ome = ".ome.tif" in path.name.lower()
+    metadata: dict[str, Any] = {"axes": "YX" if flat else "ZYX"}
+    metadata |= _ome_place(layout) if ome else _imagej_place(layout)
+    resolution = None
+    if layout.spacing:
+        resolution = (1 / layout.spacing[0], 1 / layout.spacing[1])
+        if ome:
+            for axis, size in zip("XYZ", layout.spacing, strict=False):
+                metadata.update({f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"})
+        else:
+            metadata.update(unit="um", **({} if flat else {"spacing": layout.spacing[2]}))
+    pages = (np.concatenate(list(slabs), axis=-1).T,) if flat else planes_of(slabs)
+    tifffile.imwrite(
+        path,
+        pages[0] if isinstance(pages, tuple) else pages,
+        shape=layout.shape[::-1],
+        dtype=layout.dtype,
+        imagej=not ome,
+        ome=ome,
+        bigtiff=ome and layout.nbytes > 2**31,
+        photometric="minisblack",
+        resolution=resolution,
+        resolutionunit=tifffile.RESUNIT.NONE,
+        metadata=metadata,
+    )
+
+
+def _imagej_place(layout: StackLayout) -> dict[str, float]:
+    """Return ImageJ's origins, as far as they are not 0."""
+    own, origin = layout.placement.get("imagej origin", {}), layout.origin or (0,) * 3
+    places = {a: own.get(a, 0.0) - start for a, start in zip("XYZ", origin, strict=False)}
+    return {f"{axis.lower()}origin": place for axis, place in places.items() if place}
+
+
+def _ome_place(layout: StackLayout) -> dict[str, Any]:
+    """Return OME's planes with their places; none for a whole stack that had none."""
+    own = layout.placement.get("ome position", {})
+    if not own and not any(layout.origin):
+        return {}
+    depth = layout.shape[2] if len(layout.shape) > 2 else 1
+    unit, steps = ("µm", layout.spacing) if layout.spacing else ("pixel", (1.0,) * 3)
+    planes: dict[str, list[Any]] = {}
+    for axis, shift, step in zip("XYZ", layout.shift, steps, strict=False):
+        first = shift + (own.get(axis, 0.0) if layout.spacing else 0.0)
+        planes[f"Position{axis}"] = [first + step * z * (axis == "Z") for z in range(depth)]
+        planes[f"Position{axis}Unit"] = [unit] * depth
+    return {"Plane": planes}

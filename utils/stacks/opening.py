@@ -1,0 +1,182 @@
+"""A stack opened by its file's ending: the format's reader, then the channel, axes and spacing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.stacks.endings import READERS, format_of
+from utils.stacks.stack import Source, Stack, StackError, reading
+
+MOST_CHANNELS = 4
+"""Entries up to which a last axis of unnamed axes is taken for channels, as in RGB and RGBA."""
+
+
+def open_stack(
+    path: str | Path,
+    *,
+    channel: int | None = None,
+    voxel_size: Sequence[float] | None = None,
+    key: str | None = None,
+    index: int | None = None,
+) -> Stack:
+    """Open one stack or image for reading by slabs.
+
+    Args:
+        path: a file of one of :data:`formats.ENDINGS`; a folder for Zarr and OME-Zarr.
+        channel: which channel, from 0; needed where there are several.
+        voxel_size: edge of a voxel along z, y, x (or y, x) in micrometres; overrides the file's.
+        key: name of the array inside HDF5 or Zarr; needed where there are several.
+        index: which time point, or which sample of a file of simulated volumes, from 0.
+
+    Raises:
+        StackError: for a file that is missing, damaged, of an unknown format or without what was
+            asked for.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    _check_present(path, folder=kind == "zarr")
+    if key is not None and kind not in ("hdf5", "zarr"):
+        raise StackError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
+    with reading(path):
+        source = READERS[kind](path, key)
+        try:
+            return _select(path, source, channel, voxel_size, index)
+        except BaseException:
+            source.close()
+            raise
+
+
+def _check_present(path: Path, folder: bool) -> None:
+    if not path.exists():
+        raise StackError(f"{path}: no such file")
+    if path.is_dir() != folder:
+        what = "a file, where a folder is expected" if folder else "a folder, not a file"
+        raise StackError(f"{path}: {what}")
+    if not folder and not path.is_file():
+        raise StackError(f"{path}: no regular file, so it cannot be read in parts")
+
+
+def _select(
+    path: Path,
+    source: Source,
+    channel: int | None,
+    voxel_size: Sequence[float] | None,
+    index: int | None,
+) -> Stack:
+    """Choose channel and time point, and lay the rest out as (X, Y, Z)."""
+    dtype = _working_dtype(path, source.array.dtype)
+    shape = tuple(int(length) for length in source.array.shape)
+    if min(shape, default=0) < 1:
+        raise StackError(f"{path}: holds no voxels: its shape is {shape}")
+    axes = source.axes or _guess_axes(path, shape)
+    chosen: dict[int, int] = {}
+    asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
+    for letters, (wanted, flag, what) in asked.items():
+        found = [k for k, letter in enumerate(axes) if letter in letters]
+        many = [k for k in found if shape[k] > 1]
+        if len(many) > 1:
+            raise StackError(f"{path}: its axes {axes} of lengths {shape} cannot be told apart")
+        chosen.update(dict.fromkeys(found, 0))
+        noun = "samples" if "N" in axes else what
+        if many:
+            chosen[many[0]] = _pick(path, wanted, shape[many[0]], flag, noun)
+        elif wanted:
+            raise StackError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
+    flat = [k for k, a in enumerate(axes) if a == "Z" and shape[k] == 1]
+    chosen.update(dict.fromkeys(flat, 0))
+    spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
+    if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
+        raise StackError(f"{path}: its axes {axes} of lengths {shape} are not those of a stack")
+    order = [spatial.index(a) for a in "XYZ" if a in spatial]
+    lengths = [shape[axes.index(a)] for a in "XYZ" if a in spatial]
+    last = axes.index("Z" if "Z" in spatial else "Y")
+
+    def part(start: int, stop: int) -> np.ndarray:
+        where = [chosen.get(k, slice(None)) for k in range(len(axes))]
+        where[last] = slice(start, stop)
+        return np.asarray(source.array[tuple(where)]).transpose(order)
+
+    channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
+    spacing = _spacing(path, voxel_size, source.spacing, spatial)
+    corrected = not _alike(spacing, _spacing(path, None, source.spacing, spatial))
+    return Stack(
+        path=path,
+        shape=tuple(lengths),
+        dtype=dtype,
+        spacing=spacing,
+        axes=spatial,
+        channel=None if channel_axis is None else chosen[channel_axis],
+        kept=source.kept,
+        loading=source.loading,
+        reading=_reading_bytes(source, axes, dtype),
+        placement={} if corrected else source.placement,  # in which the wrong size stands
+        origin=(0,) * len(lengths),
+        warning=source.warning,
+        part=part,
+        close=source.close,
+    )
+
+
+def _reading_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
+    """Return what a voxel takes while it is read: in the file's pages, copied and converted."""
+    stored = np.dtype(source.array.dtype)
+    behind = source.array.shape[max(axes.rfind(a) for a in "XYZ") + 1 :]
+    converted = 0 if stored == dtype else dtype.itemsize
+    return stored.itemsize * (math.prod(behind) + 1) + converted
+
+
+def _working_dtype(path: Path, dtype: Any) -> np.dtype:
+    """Return the dtype to compute with: short ones as they are, others as float32."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "b":
+        return np.dtype(np.uint8)
+    if dtype.kind not in "uif":
+        raise StackError(f"{path}: holds {dtype}, not grey values")
+    if dtype.itemsize > 2:
+        return np.dtype(np.float32)
+    return dtype.newbyteorder("=")
+
+
+def _pick(path: Path, wanted: int | None, count: int, flag: str, what: str) -> int:
+    if wanted is None:
+        raise StackError(f"{path}: holds {count} {what}; name one with --{flag} 0..{count - 1}")
+    if not 0 <= wanted < count:
+        raise StackError(f"{path}: --{flag} {wanted}: the file's {what} are 0..{count - 1}")
+    return wanted
+
+
+def _guess_axes(path: Path, shape: tuple[int, ...]) -> str:
+    """Return the usual order for arrays whose file does not name their axes."""
+    colours = len(shape) > 2 and shape[-1] in (3, MOST_CHANNELS) and min(shape[-3:-1]) > shape[-1]
+    names = {2: "YX", 3: "YXC", 4: "ZYXC"} if colours else {2: "YX", 3: "ZYX", 4: "CZYX"}
+    if len(shape) not in names:
+        raise StackError(f"{path}: an array of {len(shape)} axes without names is no stack")
+    return names[len(shape)]
+
+
+def _alike(sizes: Sequence[float] | None, others: Sequence[float] | None) -> bool:
+    """Return whether both are the same voxel but for rounding, as of TIFF's fractions."""
+    if sizes is None or others is None:
+        return sizes is others
+    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(sizes, others, strict=True))
+
+
+def _spacing(
+    path: Path, voxel_size: Sequence[float] | None, known: Mapping[str, float], spatial: str
+) -> tuple[float, ...] | None:
+    """Return micrometres along x, y, z: the user's, else the file's if it has all of them."""
+    letters = [a for a in "XYZ" if a in spatial]
+    if voxel_size is not None:
+        if len(voxel_size) != len(letters):
+            raise StackError(
+                f"{path}: has {len(letters)} axes in space, but --voxel_size has {len(voxel_size)} "
+                f"numbers; give {','.join(reversed(letters)).lower()}"
+            )
+        return tuple(float(size) for size in reversed(voxel_size))
+    sizes = [float(known.get(letter, math.nan)) for letter in letters]
+    return tuple(sizes) if all(math.isfinite(s) and s > 0 for s in sizes) else None

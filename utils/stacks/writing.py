@@ -1,0 +1,80 @@
+"""A stack written by its output's ending, under a temporary name that is renamed when complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from utils.stacks.endings import WRITERS, format_of
+from utils.stacks.stack import StackError, StackLayout
+
+
+def check_output(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise StackError unless ``path`` has a known ending and may be written; leaves nothing."""
+    path = Path(path)
+    format_of(path)
+    if path.exists() and not overwrite:
+        raise StackError(f"{path}: exists already; --overwrite replaces it")
+    if path.is_dir() and not path.name.lower().endswith(".zarr"):
+        raise StackError(f"{path}: is a folder")
+    if not path.parent.is_dir():
+        raise StackError(f"{path}: the folder {path.parent} does not exist")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise StackError(
+            f"{path}: the folder {path.parent} cannot be written ({reason})"
+        ) from error
+
+
+def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
+    """Write a stack in the format of its ending; what stood under ``path`` is replaced.
+
+    TIFF is ImageJ's (OME for ``.ome.tif``), Zarr is OME-Zarr 0.4. Axes and spacing are stored where
+    the format can: NumPy keeps the order of axes and no spacing.
+
+    Args:
+        path: the file; its folder exists.
+        slabs: (X, Y, n) of any n, in order, together ``layout.shape``.
+        layout: shape, dtype and spacing.
+
+    Raises:
+        StackError: for an unknown ending or a disk that cannot be written; nothing is left then.
+    """
+    path = Path(path)
+    write = WRITERS[format_of(path)]
+    temporary = path.with_name(f".partial.{path.name}")
+    try:
+        _remove(temporary)
+        write(temporary, slabs, layout)
+        _move(temporary, path)
+    except OSError as error:
+        reason = error.strerror or f"the disk took no more: {error}"  # numpy.ndarray.tofile
+        raise StackError(f"{path}: cannot be written ({reason})") from error
+    finally:
+        _remove(temporary)
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Rename a file or folder over ``path``; a folder in the way steps aside until then."""
+    if path.is_dir():
+        aside = path.with_name(f".replaced.{path.name}")
+        _remove(aside)
+        os.replace(path, aside)
+        os.replace(temporary, path)
+        _remove(aside)
+    else:
+        os.replace(temporary, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+"""Lightning Fabric for a training: how many processes, and how they are started.
+
+Batches reach a GPU from pinned memory without waiting: the loader pins, and Fabric's wrapper of it
+copies with ``non_blocking`` to anything but a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.strategies import DDPStrategy
+
+from utils.devices import Compute, tune_gpu
+from utils.flags import FlagError
+from utils.freed_memory import keep_all_freed
+from utils.training.options import TrainingOptions
+from utils.training.processes import Processes, is_started, plan_processes, start_others
+from utils.training.watch import watch, watched_start
+
+ALONE = Processes()
+"""One process, one device."""
+
+
+def choose_processes(options: TrainingOptions, device: str) -> Processes:
+    """Return the processes of a training, a device each; see :func:`plan_processes`.
+
+    ``auto`` takes every GPU of this machine, and one process on a CPU. Raises FlagError for more
+    GPUs than there are, and for more devices than a batch has patches.
+    """
+    found = torch.cuda.device_count() if device == "cuda" else 1
+    planned = plan_processes(options.devices, options.num_nodes, found)
+    if device == "cuda" and planned.devices > found:
+        raise FlagError(f"--devices {planned.devices}: torch finds {found} CUDA devices here")
+    if options.batch_size < planned.total:
+        raise FlagError(
+            f"--batch_size {options.batch_size}: fewer patches than the {planned.total} devices "
+            "that share a batch; raise it, or lower --devices"
+        )
+    return planned
+
+
+def make_fabric(
+    compute: Compute,
+    seed: int,
+    planned: Processes = ALONE,
+    command: Sequence[str] = (),
+    *,
+    deterministic: bool = False,
+) -> Fabric:
+    """Return a launched Fabric; seed torch, numpy, Python and loader workers.
+
+    With several processes (DDP) all of them have met when this returns, started by torchrun, srun
+    or here, with ``command``: the path and the arguments of the running script.
+    """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script's log says it all
+    tune_gpu(compute, deterministic)
+    if compute.device == "cpu":
+        keep_all_freed()
+    several = planned.total > 1
+    children = start_others(command, planned) if several and not is_started() else []
+    fabric = Fabric(
+        accelerator=compute.device,
+        devices=planned.devices,
+        num_nodes=planned.nodes,
+        precision=compute.precision,
+        strategy=_sharing_strategy() if several else "auto",
+        plugins=None if planned.launcher else LightningEnvironment(),
+    )
+    with watched_start(children):
+        fabric.launch()
+        watch(fabric, children)
+    fabric.seed_everything(seed, workers=True, verbose=False)
+    return fabric
+
+
+def _sharing_strategy() -> DDPStrategy:
+    """Return DDP that leaves buffers to each rank; ranks.average_buffers averages them an epoch."""
+    # Kernels of one voxel have several orders of axes in memory that are the same one.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return DDPStrategy(forward_sync_buffers=False)
+
+
+def loader_processes(asked: int, neighbours: int = 1) -> int:
+    """Return ``asked``, at most one a core of those that this process may use.
+
+    ``neighbours`` training processes share the cores; each keeps one loader process at least.
+    """
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(asked, max(1, len(usable) // neighbours))
