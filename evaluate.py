@@ -29,7 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.flags import FlagError, FlagParser, voxel_size
+from utils.errors import UserError, exit_status
+from utils.flags import FlagParser, voxel_size
 from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ OVERLAP = 0.25  # of a window's edge
 BATCH_SIZE = 4  # windows
 SURFACE_TOLERANCE = 1.0  # voxels up to which two surfaces agree
 SEED = 0  # of the bootstrap
+LESS_MEMORY = "lower --batch_size or --window"
 COMPARISON = "comparison"  # folder for the results of --compare
 
 
@@ -116,57 +118,30 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
-    try:
-        return compare(flags) if flags.compare else evaluate(flags)
-    except KeyboardInterrupt:
-        return fail("interrupted before all results were written", 130)
-
-
-def fail(error: BaseException | str, status: int) -> int:
-    """Say in one line what went wrong; return ``status``."""
-    print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
-
-
-def fail_while_scoring(error: BaseException) -> int:
-    """Say what went wrong after all was checked; return 2 for a file that a user gave."""
-    from utils.devices import is_out_of_memory
-    from utils.evaluation.prediction_files import PredictionError
-    from utils.evaluation.results_folder import FolderError
-    from utils.stacks import StackError
-    from utils.storage import StorageError
-
-    if isinstance(error, (PredictionError, StackError, FolderError)):
-        return fail(error, 2)
-    if isinstance(error, (StorageError, OSError)):
-        return fail(error, 1)
-    if is_out_of_memory(error):
-        return fail("out of memory: lower --batch_size or --window", 1)
-    raise error
+    work = compare if flags.compare else evaluate
+    return exit_status(
+        "evaluate.py", lambda: work(flags), "interrupted before all results were written"
+    )
 
 
 # One set of predictions ---------------------------------------------------------------------------
 
 
 def evaluate(flags: argparse.Namespace) -> int:
-    """Score, write and print; return the exit status. What a user can mend is one line."""
-    try:
-        task = prepare(flags)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
+    """Score, write and print; raises UserError for what a user can mend."""
+    task = prepare(flags)
+    from utils.devices import memory_advice
     from utils.evaluation.results_folder import write_results
     from utils.evaluation.score_report import score_lines
     from utils.evaluation.scored_volumes import average
     from utils.figures.evaluated import save_evaluation
 
-    try:
+    with memory_advice(LESS_MEMORY):
         results = score_volumes(task, flags)
-        means = average([result.scores for result in results], flags.seed)
-        paths = write_results(task.output, results, means, about(task, flags))
-        paths += save_evaluation(results, means, task.output)
-        lines = score_lines({result.index: result.scores for result in results}, means)
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        return fail_while_scoring(error)
+    means = average([result.scores for result in results], flags.seed)
+    paths = write_results(task.output, results, means, about(task, flags))
+    paths += save_evaluation(results, means, task.output)
+    lines = score_lines({result.index: result.scores for result in results}, means)
     print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
     print("".join(f"note: {note}\n" for note in notes(task)), end="")
     return 0
@@ -175,7 +150,7 @@ def evaluate(flags: argparse.Namespace) -> int:
 def prepare(flags: argparse.Namespace) -> Task:
     """Check the flags, read data file and checkpoint or predictions, make the output folder.
 
-    Raises ValueError or OSError, in one line, for anything that a user would have to put right.
+    Raises UserError for anything that a user would have to put right.
     """
     from utils.evaluation.results_folder import make_folder
 
@@ -186,21 +161,21 @@ def prepare(flags: argparse.Namespace) -> Task:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Raise FlagError for a number outside its range."""
+    """Raise UserError for a number outside its range."""
     for name in ("volumes", "window", "batch_size"):
         value = getattr(flags, name)
         if value is not None and value < 1:
-            raise FlagError(f"--{name} {value}: must be at least 1")
+            raise UserError(f"--{name} {value}: must be at least 1")
     if not 0 <= flags.overlap < 1:
-        raise FlagError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
+        raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
     if flags.seed < 0:
-        raise FlagError(f"--seed {flags.seed}: must be at least 0")
+        raise UserError(f"--seed {flags.seed}: must be at least 0")
     if not 0 <= flags.surface_tolerance < math.inf:
-        raise FlagError(
+        raise UserError(
             f"--surface_tolerance {flags.surface_tolerance}: must be at least 0 and finite"
         )
     if flags.voxel_size is not None and len(flags.voxel_size) != 3:
-        raise FlagError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
+        raise UserError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
     if flags.voxel_size is not None:
         from utils.stacks.resampling import check_spacing
 
@@ -217,14 +192,14 @@ def prepare_source(
     from utils.storage import VolumeFile
 
     if flags.data is None:
-        raise FlagError("--data: a file of generate_3d_data.py is needed to score against")
+        raise UserError("--data: a file of generate_3d_data.py is needed to score against")
     source: NetworkPredictions | PredictionFiles
     if is_checkpoint:
         network = load_network(str(given), flags)
     file = VolumeFile(flags.data)
     volumes = len(file) if flags.volumes is None else flags.volumes
     if volumes > len(file):
-        raise FlagError(f"--volumes {volumes}: {flags.data} holds {len(file)}")
+        raise UserError(f"--volumes {volumes}: {flags.data} holds {len(file)}")
     if is_checkpoint:
         trained_on = training_file(log_directory(network.checkpoint), file.seed)
         source = dataclasses.replace(network, trained_on=trained_on)
@@ -246,7 +221,7 @@ def load_network(checkpoint: str, flags: argparse.Namespace) -> NetworkPredictio
     compute = choose_compute(flags.device, "32")
     config = network.parse_config(ModelConfig.from_dict)
     if (config.spatial_dims, config.in_channels, config.out_channels) != (3, 1, 1):
-        raise FlagError(
+        raise UserError(
             f"--checkpoint {checkpoint}: a {config.spatial_dims}D network with "
             f"{config.in_channels} input and {config.out_channels} output channels cannot segment "
             f"the volumes of {flags.data}; a 3D network with one of each is needed"
@@ -348,6 +323,7 @@ def notes(task: Task) -> list[str]:
 
 def compare(flags: argparse.Namespace) -> int:
     """Score what is not scored yet, write and print the paired differences; return the status."""
+    from utils.devices import memory_advice
     from utils.evaluation.comparison import check_comparable, subtract
     from utils.evaluation.results_folder import make_folder, write_comparison, write_results
     from utils.evaluation.score_report import comparison_lines
@@ -355,30 +331,25 @@ def compare(flags: argparse.Namespace) -> int:
     from utils.figures.evaluated import save_evaluation
     from utils.provenance import describe_program
 
-    try:
-        check_flags(flags)
-        sides = [prepare_side(flags, given) for given in flags.compare]
-        a, b = (side.about for side in sides)
-        check_comparable(a, b)
-        output = make_folder(default_output(flags))
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
-    try:
+    check_flags(flags)
+    sides = [prepare_side(flags, given) for given in flags.compare]
+    a, b = (side.about for side in sides)
+    check_comparable(a, b)
+    output = make_folder(default_output(flags))
+    with memory_advice(LESS_MEMORY):
         scored = [score_side(s, flags, x) for s, x in zip(sides, "AB", strict=True)]
-        paths: list[Path] = []
-        for (_, results), side, letter in zip(scored, sides, "AB", strict=True):
-            if side.task is not None:
-                means = average([result.scores for result in results], flags.seed)
-                folder = make_folder(output / letter)
-                paths += write_results(folder, results, means, about(side.task, flags))
-                paths += save_evaluation(results, means, folder)
-        rows = scored[0][0], scored[1][0]
-        differences = subtract(*rows, flags.seed)
-        how = {"bootstrap_seed": flags.seed, "program": describe_program(__file__)}
-        paths += write_comparison(output, (a, b), rows, differences, how)
-        paths.append(draw_comparison(output, (a.name, b.name), rows, differences))
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        return fail_while_scoring(error)
+    paths: list[Path] = []
+    for (_, results), side, letter in zip(scored, sides, "AB", strict=True):
+        if side.task is not None:
+            means = average([result.scores for result in results], flags.seed)
+            folder = make_folder(output / letter)
+            paths += write_results(folder, results, means, about(side.task, flags))
+            paths += save_evaluation(results, means, folder)
+    rows = scored[0][0], scored[1][0]
+    differences = subtract(*rows, flags.seed)
+    how = {"bootstrap_seed": flags.seed, "program": describe_program(__file__)}
+    paths += write_comparison(output, (a, b), rows, differences, how)
+    paths.append(draw_comparison(output, (a.name, b.name), rows, differences))
     lines = comparison_lines([a.name, b.name], differences)
     print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
     for side, letter in zip(sides, "AB", strict=True):
@@ -418,7 +389,7 @@ def prepare_side(flags: argparse.Namespace, given: str) -> Side:
     if earlier:
         return Side(*earlier)
     if flags.data is None:
-        raise FlagError(
+        raise UserError(
             f"--compare {given}: no {NAME} of an earlier evaluation is there; to score a "
             "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
         )

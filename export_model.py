@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.errors import exit_status
 from utils.flags import FlagParser
 
 
@@ -43,22 +44,17 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
-    try:
-        print("\n".join(f"wrote {path}" for path in export(flags)))
-    except (ValueError, OSError) as error:
-        print(f"export_model.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status("export_model.py", lambda: export(flags))
 
 
-def export(flags: argparse.Namespace) -> tuple[Path, Path]:
-    """Write the network and its card; raise ValueError or OSError for what a user can mend."""
+def export(flags: argparse.Namespace) -> None:
+    """Write the network and its card; raises UserError for what a user can mend."""
     from utils.checkpoints.loading import load_checkpoint, log_directory
     from utils.checkpoints.pretrained import FOLDER, Records, save_pretrained
 
     state = load_checkpoint(flags.checkpoint)
     evaluation = None if flags.evaluation is None else Path(flags.evaluation)
-    return save_pretrained(
+    paths = save_pretrained(
         flags.pretrained,
         state,
         Records.read(log_directory(flags.checkpoint), evaluation),
@@ -67,6 +63,7 @@ def export(flags: argparse.Namespace) -> tuple[Path, Path]:
         remark=flags.remark,
         overwrite=flags.overwrite,
     )
+    print("\n".join(f"wrote {path}" for path in paths))
 
 
 if __name__ == "__main__":

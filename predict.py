@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.flags import FlagError, FlagParser, voxel_ranges, voxel_size
+from utils.errors import UserError, exit_status
+from utils.flags import FlagParser, voxel_ranges, voxel_size
 from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -119,28 +120,12 @@ def scale(text: str) -> float | str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
-    try:
-        return predict(flags)
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
-    except (MemoryError, RuntimeError) as error:
-        from utils.devices import is_out_of_memory
-
-        if not is_out_of_memory(error):
-            raise
-        return fail("out of memory: lower --memory, --window or --batch_size", 2)
-    except KeyboardInterrupt:
-        return fail("interrupted; the same command goes on where it stopped", 130)
-
-
-def fail(error: BaseException | str, status: int) -> int:
-    """Say in one line what went wrong; return ``status``."""
-    print(f"predict.py: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
+    interrupted = "interrupted; the same command goes on where it stopped"
+    return exit_status("predict.py", lambda: predict(flags), interrupted)
 
 
 def predict(flags: argparse.Namespace) -> int:
-    """Do the work; return the exit status. ValueError and OSError are a user's to mend."""
+    """Do the work; raises UserError for what a user can mend."""
     check_flags(flags)
     outputs = choose_outputs(flags)
     from utils.stacks import open_stack
@@ -173,19 +158,19 @@ def predict(flags: argparse.Namespace) -> int:
 
 
 def check_flags(flags: argparse.Namespace) -> None:
-    """Raise FlagError for a number outside its range."""
+    """Raise UserError for a number outside its range."""
     for name in ("window", "batch_size"):
         value = getattr(flags, name)
         if value is not None and value < 1:
-            raise FlagError(f"--{name} {value}: must be at least 1")
+            raise UserError(f"--{name} {value}: must be at least 1")
     if not 0 <= flags.overlap < 1:
-        raise FlagError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
+        raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
     if not 0 < flags.threshold <= 1:
-        raise FlagError(f"--threshold {flags.threshold}: must lie above 0 and up to 1")
+        raise UserError(f"--threshold {flags.threshold}: must lie above 0 and up to 1")
     if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
-        raise FlagError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
+        raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
     if flags.memory is not None and not 0 < flags.memory < math.inf:
-        raise FlagError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
+        raise UserError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
 
 
 def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
@@ -209,16 +194,16 @@ def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
 
 
 def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
-    """Raise FlagError if two files are one, or one is in the (Zarr) folder that another one is."""
+    """Raise UserError if two files are one, or one is in the (Zarr) folder that another one is."""
     places = [source, *outputs.values()]
     for one, other in itertools.permutations(places, 2):
         if one.resolve() == other.resolve():
             what = "is the input itself" if source in (one, other) else "stands for two outputs"
-            raise FlagError(
+            raise UserError(
                 f"{other}: {what}: --input, --output and --probabilities must be different files"
             )
         if other.resolve() in one.resolve().parents:
-            raise FlagError(f"{one}: lies within {other}, which is another of the files given")
+            raise UserError(f"{one}: lies within {other}, which is another of the files given")
 
 
 def settle_outputs(
@@ -325,24 +310,24 @@ def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -
 
 
 def check_objective(network: TrainedNetwork, flags: argparse.Namespace) -> None:
-    """Raise FlagError for a network whose answer is no probability of belonging to a column."""
+    """Raise UserError for a network whose answer is no probability of belonging to a column."""
     if network.objective == "keypoints":
-        raise FlagError(
+        raise UserError(
             f"--checkpoint {flags.checkpoint}: was trained with --objective keypoints to find "
             "centres, so its map is no mask; name a network that was trained to segment"
         )
 
 
 def check_network(config: Any, stack: Stack, flags: argparse.Namespace) -> None:
-    """Raise FlagError if the network does not fit the stack."""
+    """Raise UserError if the network does not fit the stack."""
     if (config.in_channels, config.out_channels) != (1, 1):
-        raise FlagError(
+        raise UserError(
             f"--checkpoint {flags.checkpoint}: a network with {config.in_channels} input and "
             f"{config.out_channels} output channels; one of each is needed"
         )
     dims = len(stack.shape)
     if config.spatial_dims > dims:
-        raise FlagError(
+        raise UserError(
             f"--checkpoint {flags.checkpoint}: a {config.spatial_dims}D network, but {stack.path} "
             f"is an image of {dims} axes; name a network of train_basic_{dims}dunet.py"
         )
@@ -386,9 +371,9 @@ def measure_scale(stack: Stack, trained: float) -> tuple[float, str]:
 
     found = estimate_spacing(stack)
     if found is None:
-        raise FlagError(f"--scale auto: no columns to be seen in {stack.path}; give a factor")
+        raise UserError(f"--scale auto: no columns to be seen in {stack.path}; give a factor")
     if not found.sure:
-        raise FlagError(
+        raise UserError(
             f"--scale auto: the spectrum of {stack.path} shows no certain column spacing (best "
             f"guess {found.describe()}); give a factor: {trained:.1f} divided by the distance of "
             "neighbouring columns in voxels"

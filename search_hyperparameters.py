@@ -26,7 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.flags import FlagError, FlagParser
+from utils.errors import UserError, exit_status
+from utils.flags import FlagParser
+from utils.replacing import make_folder
 from utils.search.definition import (
     SCRIPTS,
     StudyDefinition,
@@ -93,15 +95,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, search, report; return the exit status."""
     flags = parse_flags(arguments)
-    try:
-        return run(flags)
-    except (ValueError, OSError) as error:
-        print(f"search_hyperparameters.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return exit_status("search_hyperparameters.py", lambda: run(flags))
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Search as ``flags`` say; raises ValueError or OSError for mistakes of the user."""
+    """Search as ``flags`` say; raises UserError for mistakes of the user."""
     definition = read_study_file(flags.study_file or DEFAULT_STUDY)
     check_extra(definition, flags.extra)
     n_trials = flags.n_trials if flags.n_trials is not None else definition.n_trials
@@ -114,7 +112,7 @@ def run(flags: argparse.Namespace) -> int:
 
     from utils.search.study import Search, database_errors, open_study, retry_failed
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with database_errors(url):
         study = open_study(url, name, definition, extra=flags.extra, epochs=epochs, seed=flags.seed)
         search = Search(
@@ -139,33 +137,33 @@ def run(flags: argparse.Namespace) -> int:
 def check_flags(
     flags: argparse.Namespace, definition: StudyDefinition, n_trials: int | None
 ) -> None:
-    """Raise FlagError for numbers that make no sense, and for a search without an end."""
+    """Raise UserError for numbers that make no sense, and for a search without an end."""
     for name, value, least in (
         ("--n_trials", flags.n_trials, 1),
         ("--jobs", flags.jobs, 1),
         ("--seed", flags.seed, 0),
     ):
         if value is not None and value < least:
-            raise FlagError(f"{name} {value}: must be at least {least}")
+            raise UserError(f"{name} {value}: must be at least {least}")
     minutes = flags.timeout_minutes
     if minutes is not None and not 0 < minutes < math.inf:
-        raise FlagError(f"--timeout_minutes {minutes}: must be larger than 0, such as 480")
+        raise UserError(f"--timeout_minutes {minutes}: must be larger than 0, such as 480")
     if n_trials is None and minutes is None and definition.sampler != "grid":
-        raise FlagError(
+        raise UserError(
             f"the study {definition.name} has no end of its own (sampler {definition.sampler}, no "
             "n_trials): give --n_trials or --timeout_minutes"
         )
 
 
 def study_folder(log_path: str, name: str) -> Path:
-    """Return the folder of a study, there or not; raises FlagError where none can be."""
+    """Return the folder of a study, there or not; raises UserError where none can be."""
     folder = Path(log_path) / name
     if folder.is_dir() and Path(name).name == name:
         return folder
     try:
         return experiment_directory(log_path, name)
-    except FlagError as error:
-        raise FlagError(str(error).replace("--experiment_title", "--study")) from error
+    except UserError as error:
+        raise UserError(str(error).replace("--experiment_title", "--study")) from error
 
 
 def announce(search: Search, url: str, repeated: int) -> None:

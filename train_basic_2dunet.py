@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.flags import FlagError, FlagParser, whole_number
+from utils.errors import UserError
+from utils.flags import FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
     AUGMENT_LEVELS,
@@ -280,7 +281,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def check_files(flags: argparse.Namespace) -> None:
-    """Raise FlagError that names a data file that could not be made, or is named twice."""
+    """Raise UserError that names a data file that could not be made, or is named twice."""
     taken: dict[Path, str] = {}
     for flag in ("train_file", "validation_file", "test_file"):
         name = getattr(flags, flag)
@@ -289,9 +290,9 @@ def check_files(flags: argparse.Namespace) -> None:
             continue
         if path.is_dir() or not path.parent.is_dir():
             problem = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
-            raise FlagError(f"--{flag} {name}: {problem}; give a file in a folder that exists")
+            raise UserError(f"--{flag} {name}: {problem}; give a file in a folder that exists")
         if path in taken:
-            raise FlagError(
+            raise UserError(
                 f"--{flag} {name}: is the file of --{taken[path]} too; each set has one"
             )
         taken[path] = flag

@@ -33,7 +33,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils.flags import FlagError, FlagParser
+from utils.errors import UserError
+from utils.flags import FlagParser
 
 REFERENCE_EPOCH = 2048
 """Patches in an epoch of the reference, which the scheduler's patience of 3 epochs refers to."""
@@ -169,17 +170,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(flags: argparse.Namespace, variants: Sequence[Variant]) -> None:
-    """Raise FlagError for flags that cannot be right, before anything is trained."""
+    """Raise UserError for flags that cannot be right, before anything is trained."""
     for name in ("minutes", "jobs", "volumes"):
         if getattr(flags, name) <= 0:
-            raise FlagError(f"--{name} {getattr(flags, name)}: must be larger than 0")
+            raise UserError(f"--{name} {getattr(flags, name)}: must be larger than 0")
     titles = [variant.title for variant in variants]
     if len(set(titles)) < len(titles):
-        raise FlagError(f"--variant: names must differ in letters or digits: {', '.join(titles)}")
+        raise UserError(f"--variant: names must differ in letters or digits: {', '.join(titles)}")
     for title in titles:
         run = flags.directory / title
         if run.exists() != flags.evaluate_only:
-            raise FlagError(
+            raise UserError(
                 f"{run} does not exist; train it first, without --evaluate_only"
                 if flags.evaluate_only
                 else f"{run} exists already; name another --directory, or give --evaluate_only"

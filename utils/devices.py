@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+from utils.errors import UserError
 
 FAST_BF16 = ("avx512_bf16", "amx_bf16")
 """CPU instructions with which bfloat16 beats float32.
@@ -44,7 +48,7 @@ def choose_compute(device: str, precision: str) -> Compute:
     Raises ValueError where CUDA is asked for and absent.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     tf32 = device == "cuda" and precision != "32"
@@ -87,3 +91,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     signs = ("can't allocate memory", "CUDA out of memory", "STATUS_ALLOC_FAILED")
     allocation = isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
     return allocation or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+@contextmanager
+def memory_advice(advice: str) -> Iterator[None]:
+    """Turn the want of memory in the block into a UserError that says what needs less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory: {advice}") from error

@@ -36,7 +36,9 @@ def disk_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
         raise UserError(f"{path}: cannot be {doing} ({reason})") from error
 
 
-def exit_status(script: str, work: Callable[[], int | None]) -> int:
+def exit_status(
+    script: str, work: Callable[[], int | None], interrupted: str = "interrupted"
+) -> int:
     """Do the ``work`` of a script (its file name); return its exit status, 0 where it has none.
 
     A UserError becomes one line on standard error and status 2, Ctrl-C one line and status 130;
@@ -48,5 +50,5 @@ def exit_status(script: str, work: Callable[[], int | None]) -> int:
         print(f"{script}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
+        print(f"{script}: {interrupted}", file=sys.stderr)
         return INTERRUPTED

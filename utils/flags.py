@@ -7,10 +7,6 @@ import math
 from typing import Any, NoReturn
 
 
-class FlagError(ValueError):
-    """A flag that cannot be right: one line that names it, its value and what would be right."""
-
-
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default that there is; a switch, off by default, has none."""
 

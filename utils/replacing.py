@@ -1,6 +1,6 @@
-"""Files that appear whole: written under a temporary name, then renamed.
+"""Files that appear whole, and folders for them: written under a temporary name, then renamed.
 
-The standard library is all it needs, so that every room can use it.
+The standard library is all that it needs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from utils.errors import disk_errors
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -17,16 +19,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Its suffix is that of ``path``, by which libraries choose a format. It is forced to the disk
     before the renaming, so that after a power cut ``path`` holds the old content or the new. When
-    the block raises, ``path`` stays as it was and the neighbour is removed.
+    the block raises, ``path`` stays as it was and the neighbour is removed. Raises UserError that
+    names ``path`` for a disk that is full or cannot be written.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    with disk_errors(path, "written"):
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder, and those above it, unless it is there; return it; UserError if it cannot."""
+    with disk_errors(folder, "made"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def sync(path: Path) -> None:

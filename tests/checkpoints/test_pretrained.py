@@ -12,13 +12,8 @@ import torch
 from models import ModelConfig, build_model, count_parameters
 from utils.checkpoints import pretrained
 from utils.checkpoints.loading import load_checkpoint, log_directory
-from utils.checkpoints.pretrained import (
-    PretrainedError,
-    Records,
-    find_pretrained,
-    pretrained_names,
-    save_pretrained,
-)
+from utils.checkpoints.pretrained import Records, find_pretrained, pretrained_names, save_pretrained
+from utils.errors import UserError
 from utils.training.experiment import Experiment
 
 CONFIG = ModelConfig(depth=2, start_channels=2)
@@ -152,16 +147,16 @@ def test_scores_of_another_network_are_refused(
     log: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     evaluation = write_evaluation(tmp_path / "scores", **changes)
-    with pytest.raises(PretrainedError, match=message):
+    with pytest.raises(UserError, match=message):
         save(log, tmp_path / "p", evaluation)
     assert not (tmp_path / "p").exists()
 
 
 def test_missing_and_damaged_records_are_named(log: Path, tmp_path: Path) -> None:
-    with pytest.raises(PretrainedError, match="none.summary.json does not exist|none does not"):
+    with pytest.raises(UserError, match="none.summary.json does not exist|none does not"):
         Records.read(log, tmp_path / "none")
     (log / "logs.json").write_text("{")
-    with pytest.raises(PretrainedError, match="logs.json is damaged"):
+    with pytest.raises(UserError, match="logs.json is damaged"):
         Records.read(log, None)
 
 
@@ -170,13 +165,13 @@ def test_names_and_sizes_are_checked(
 ) -> None:
     folder = tmp_path / "p"
     state, records = load_checkpoint(log), Records.read(log, None)
-    with pytest.raises(PretrainedError, match="'../x' is no name"):
+    with pytest.raises(UserError, match="'../x' is no name"):
         save_pretrained("../x", state, records, folder=folder)
     size = save(log, folder).stat().st_size
-    with pytest.raises(PretrainedError, match="exists already; --overwrite"):
+    with pytest.raises(UserError, match="exists already; --overwrite"):
         save(log, folder)
     monkeypatch.setattr(pretrained, "MOST_BYTES", size)
-    with pytest.raises(PretrainedError, match=f"{size:,} bytes in bfloat16, and less than"):
+    with pytest.raises(UserError, match=f"{size:,} bytes in bfloat16, and less than"):
         save_pretrained("large", state, records, folder=folder)
     assert sorted(path.name for path in folder.iterdir()) == ["columns.md", "columns.pth"]
 

@@ -3,9 +3,9 @@ import math
 
 import pytest
 
+from utils.errors import UserError
 from utils.evaluation.comparison import (
     Compared,
-    ComparisonError,
     check_comparable,
     paired_rows,
     read_earlier,
@@ -42,9 +42,9 @@ def test_unlike_volumes_are_told_apart():
     data = {"seed": 1, "shape": [8, 8, 8], "config": {}}
     a, b = Compared("a", (0, 1), data), Compared("b", (0, 1), None)
     check_comparable(a, b)
-    with pytest.raises(ComparisonError, match=r"\(2 and 3\): only B has volume 2"):
+    with pytest.raises(UserError, match=r"\(2 and 3\): only B has volume 2"):
         check_comparable(a, Compared("b", (0, 1, 2), None))
-    with pytest.raises(ComparisonError, match="--compare a b: .* shape of the data differs"):
+    with pytest.raises(UserError, match="--compare a b: .* shape of the data differs"):
         check_comparable(a, Compared("b", (0, 1), {**data, "shape": [9, 9, 9]}))
 
 
@@ -57,5 +57,5 @@ def test_scores_of_an_earlier_evaluation_are_found(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"data": {"seed": 7}}))
     about, rows = read_earlier(str(tmp_path), 2)
     assert about == Compared(str(tmp_path), (0,), {"seed": 7}) and list(rows) == [0]
-    with pytest.raises(ComparisonError, match="--volumes 0: .* holds none of them"):
+    with pytest.raises(UserError, match="--volumes 0: .* holds none of them"):
         read_earlier(str(tmp_path), 0)

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
+from utils.errors import UserError
 from utils.evaluation.prediction_files import (
-    PredictionError,
     check_prediction,
     choose_predictions,
     find_predictions,
     holds_predictions,
     read_prediction,
 )
-from utils.stacks import StackError, StackLayout, write_stack
+from utils.stacks import StackLayout, write_stack
 
 SHAPE = (5, 6, 7)
 
@@ -68,14 +68,14 @@ def test_the_prediction_of_a_single_volume_needs_no_number(tmp_path):
 )
 def test_names_that_do_not_say_the_volume_are_refused(tmp_path, names, message):
     touch(tmp_path, *names)
-    with pytest.raises(PredictionError, match=message):
+    with pytest.raises(UserError, match=message):
         find_predictions([tmp_path], 4)
 
 
 def test_paths_that_are_no_predictions(tmp_path):
     (tmp_path / "notes1.txt").touch()
     for path, message in ((tmp_path / "nothing", "no such"), (tmp_path / "notes1.txt", "ending")):
-        with pytest.raises(PredictionError, match=message):
+        with pytest.raises(UserError, match=message):
             find_predictions([path], 4)
         assert not holds_predictions(path)
     assert not holds_predictions(tmp_path)
@@ -104,7 +104,7 @@ def test_probabilities_are_kept_with_the_voxel_size(tmp_path, mask):
 def test_fractions_outside_0_to_1_are_refused(tmp_path, mask, value):
     chances = mask.astype(np.float32)
     chances[1, 2, 3] = value
-    with pytest.raises(PredictionError, match="no probabilities"):
+    with pytest.raises(UserError, match="no probabilities"):
         read_prediction(write(tmp_path / "p.npy", chances), SHAPE)
 
 
@@ -112,10 +112,10 @@ def test_other_shapes_and_damaged_files_are_refused(tmp_path, mask):
     path = write(tmp_path / "p.tif", mask)
     check_prediction(path, SHAPE)
     for look in (check_prediction, read_prediction):
-        with pytest.raises(PredictionError, match="shape"):
+        with pytest.raises(UserError, match="shape"):
             look(path, SHAPE[::-1])
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(StackError):
+    with pytest.raises(UserError):
         check_prediction(path, SHAPE)
 
 
@@ -126,7 +126,7 @@ def test_the_first_volumes_are_chosen_and_looked_at(tmp_path, mask):
     chosen = choose_predictions([tmp_path], SHAPE, 5, 2)
     assert list(chosen.paths) == [0, 1] and list(chosen.describe()["predictions"]) == ["0", "1"]
     assert len(chosen.warnings) == 1 and "v_1.ome.zarr: 1 of the 1 chunks" in chosen.warnings[0]
-    with pytest.raises(PredictionError, match="--volumes 4: no prediction for volume 3"):
+    with pytest.raises(UserError, match="--volumes 4: no prediction for volume 3"):
         choose_predictions([tmp_path], SHAPE, 5, 4)
-    with pytest.raises(PredictionError, match="has shape"):
+    with pytest.raises(UserError, match="has shape"):
         choose_predictions([tmp_path], (5, 6, 8), 5, None)

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from utils.errors import UserError
 from utils.evaluation import results_folder
 from utils.evaluation.comparison import Compared, subtract
-from utils.evaluation.results_folder import FolderError, make_folder, write_comparison
+from utils.evaluation.results_folder import make_folder, write_comparison
 from utils.evaluation.score_table import read_csv
 from utils.evaluation.scored_volumes import average, score_prediction
 from utils.figures.evaluated import save_evaluation
@@ -23,7 +24,7 @@ def test_a_folder_is_made_and_tried(tmp_path):
     assert make_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").write_text("x")
-    with pytest.raises(FolderError, match=r"--output .*file: cannot be written \(File exists\)"):
+    with pytest.raises(UserError, match=r"--output .*file: cannot be written \(File exists\)"):
         make_folder(tmp_path / "file")
 
 

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from utils.evaluation.score_table import TableError, as_csv, read_csv
+from utils.errors import UserError
+from utils.evaluation.score_table import as_csv, read_csv
 
 ROWS = [{"volume": 3, "iou": 0.1 + 0.2, "hd95": math.nan}, {"volume": 0, "iou": 1, "hd95": 2.5}]
 
@@ -25,10 +26,10 @@ def test_a_table_comes_back_as_it_was(tmp_path):
 def test_what_is_no_table_is_named(tmp_path, text):
     path = tmp_path / "metrics.csv"
     path.write_text(text)
-    with pytest.raises(TableError, match="metrics.csv"):
+    with pytest.raises(UserError, match="metrics.csv"):
         read_csv(path)
 
 
 def test_a_table_that_is_not_there(tmp_path):
-    with pytest.raises(TableError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         read_csv(tmp_path / "metrics.csv")

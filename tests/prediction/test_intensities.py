@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.intensities import IntensityError, fit_slabs
+from utils.errors import UserError
+from utils.prediction.intensities import fit_slabs
 
 DTYPES = (np.uint8, np.int8, np.uint16, np.int16, np.float16, np.float32)
 
@@ -39,5 +40,5 @@ def test_negative_zeros_and_infinities():
     assert fit_slabs(normalizer, slabs_of(values, 2), values.dtype) == (-1.0, 1.0)
     for bad in (np.nan, np.inf, -np.inf):
         values[0, 3] = bad
-        with pytest.raises(IntensityError, match="not finite"):
+        with pytest.raises(UserError, match="not finite"):
             fit_slabs(normalizer, slabs_of(values, 2), values.dtype)

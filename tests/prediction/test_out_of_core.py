@@ -15,8 +15,8 @@ from torch import nn
 
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
 from utils.prediction.out_of_core import (
-    MemoryLimitError,
     available_memory,
     estimate_memory,
     make_plan,
@@ -27,7 +27,7 @@ from utils.prediction.out_of_core import (
     write_empty,
 )
 from utils.prediction.sliding_window import Windows, predict_volume
-from utils.stacks import StackError, StackLayout, open_stack, write_stack
+from utils.stacks import StackLayout, open_stack, write_stack
 
 NORMALIZER = PercentileNormalizer()
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +129,7 @@ def test_resampled_there_and_back(open_array, tmp_path, factor, first):
 def test_nan_is_refused(open_array):
     image = noise((8, 8, 8))
     image[3, 3, 7] = np.nan
-    with open_array(image) as stack, pytest.raises(StackError, match=r"a\.npy: .*not finite"):
+    with open_array(image) as stack, pytest.raises(UserError, match=r"a\.npy: .*not finite"):
         measure_percentiles(stack, NORMALIZER)
 
 
@@ -158,7 +158,7 @@ def test_plans_fit_into_the_memory_allowed(open_array, tmp_path):
         fixed = plan(large.memory - 10**7, fixed_batch=True)
         assert fixed.windows.batch_size == 4 and fixed.windows.edges == (64, 64, 32)
         assert fixed.memory <= large.memory - 10**7
-        with pytest.raises(MemoryLimitError, match=r"GB are allowed; raise --memory"):
+        with pytest.raises(UserError, match=r"GB are allowed; raise --memory"):
             plan(10**6)
         heavy = {"mask": tmp_path / "mask.tif", "probabilities": tmp_path / "map.nrrd"}
         long = replace(stack, shape=(256, 256, 4000))
@@ -178,7 +178,7 @@ def test_work_that_was_interrupted_is_picked_up(tmp_path):
         raise KeyboardInterrupt
     with open_staging(*arguments, {"seed": 1}) as staging:
         assert (staging.resumed, staging.done) == (True, 4)
-        with pytest.raises(StackError, match="another process"), open_staging(*arguments, {}):
+        with pytest.raises(UserError, match="another process"), open_staging(*arguments, {}):
             pass
         staging.write(4, values[..., 4:], 0.5)
         assert staging.done == 6
@@ -203,7 +203,7 @@ def test_another_recipe_starts_anew(tmp_path):
 
 def test_a_disk_without_room_is_named(tmp_path):
     with (
-        pytest.raises(StackError, match=r"mask.tif: needs up to .* GB of disk"),
+        pytest.raises(UserError, match=r"mask.tif: needs up to .* GB of disk"),
         open_staging(tmp_path / "mask.tif", (10**5,) * 3, ("mask",), {}),
     ):
         pass

@@ -7,12 +7,8 @@ from torch import nn
 
 from utils.checkpoints.loading import CheckpointError
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.trained_network import (
-    NetworkError,
-    NetworkPredictions,
-    read_network,
-    training_file,
-)
+from utils.errors import UserError
+from utils.prediction.trained_network import NetworkPredictions, read_network, training_file
 from utils.training.experiment import Experiment
 
 MODEL = nn.Conv3d(1, 1, 1)
@@ -67,7 +63,7 @@ def test_a_checkpoint_says_what_prediction_needs(checkpoint):
 )
 def test_what_cannot_predict_is_named(checkpoint, changes, message):
     path = checkpoint(**changes)
-    with pytest.raises(NetworkError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_network(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
@@ -86,9 +82,9 @@ def test_a_network_that_is_not_known_or_another_one_is_refused(checkpoint):
     def refuse(plain):
         raise ValueError("arch must be unet")
 
-    with pytest.raises(NetworkError, match="log: its network cannot be built .arch must be unet"):
+    with pytest.raises(UserError, match="log: its network cannot be built .arch must be unet"):
         network.parse_config(refuse)
-    with pytest.raises(NetworkError, match="log: the stored weights do not fit"):
+    with pytest.raises(UserError, match="log: the stored weights do not fit"):
         network.restore(nn.Conv3d(1, 2, 1), "cpu", 3)
 
 

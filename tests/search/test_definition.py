@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from utils.errors import UserError
 from utils.search.definition import (
     ROOT,
     Choice,
     Range,
-    StudyFileError,
     as_flag,
     check_extra,
     read_study_file,
@@ -125,14 +125,14 @@ def test_a_grid_holds_every_combination_once(write) -> None:
 )
 def test_what_is_wrong_is_named(write, old: str, new: str, said: str) -> None:
     assert old in GOOD
-    with pytest.raises(StudyFileError) as caught:
+    with pytest.raises(UserError) as caught:
         read_study_file(write(GOOD.replace(old, new)))
     message = str(caught.value)
     assert said in message and "study.toml" in message and "\n" not in message
 
 
 def test_a_study_without_anything_to_try(write) -> None:
-    with pytest.raises(StudyFileError, match="search. is missing or empty"):
+    with pytest.raises(UserError, match="search. is missing or empty"):
         read_study_file(write(GOOD.partition("[search]")[0]))
 
 
@@ -151,7 +151,7 @@ def test_a_study_without_anything_to_try(write) -> None:
 def test_flags_of_the_command_line_that_do_not_suit(write, extra: list[str], said: str) -> None:
     definition = read_study_file(write(GOOD))
     check_extra(definition, ["--epochs", "9", "--data_dir=elsewhere", "--no-tensorboard"])
-    with pytest.raises(StudyFileError) as caught:
+    with pytest.raises(UserError) as caught:
         check_extra(definition, extra)
     assert said in str(caught.value)
 

@@ -16,10 +16,11 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
+from utils.errors import UserError
 from utils.search import definition as definition_module
 from utils.search import study as study_module
 from utils.search import trial as trial_module
-from utils.search.definition import Choice, Range, StudyDefinition, StudyFileError
+from utils.search.definition import Choice, Range, StudyDefinition
 from utils.search.report import trial_rows
 from utils.search.study import (
     SAME_FAILURES,
@@ -333,7 +334,7 @@ def test_a_machine_that_went_away_is_noticed_by_its_heartbeat(
 )
 def test_another_study_of_the_same_name_is_refused(begin, change, said: str) -> None:
     begin(make_definition(depth=Choice((2, 3))))
-    with pytest.raises(StudyFileError, match="the study tiny was begun with") as caught:
+    with pytest.raises(UserError, match="the study tiny was begun with") as caught:
         begin(make_definition(**change))
     assert said in str(caught.value) and "choose another --study" in str(caught.value)
 
@@ -342,7 +343,7 @@ def test_another_study_of_the_same_name_is_refused(begin, change, said: str) -> 
     "url", ["nonsense", "sqlite:////nowhere/at/all/study.db", "oracle9://me:secret@host/db"]
 )
 def test_a_database_that_cannot_be_used(stub: Path, url: str) -> None:
-    with pytest.raises(StudyFileError) as caught:
+    with pytest.raises(UserError) as caught:
         open_study(url, "tiny", make_definition())
     message = str(caught.value)
     assert message.startswith("--storage ") and "sqlite:///study.db" in message

@@ -11,7 +11,8 @@ import pytest
 import tifffile
 import zarr
 
-from utils.stacks import StackError, StackLayout, open_stack, write_stack
+from utils.errors import UserError
+from utils.stacks import StackLayout, open_stack, write_stack
 from utils.stacks.cropping import crop_stack
 
 IMAGE = np.arange(9 * 8 * 7, dtype=np.uint16).reshape(9, 8, 7)
@@ -83,7 +84,7 @@ def test_an_image_is_cropped_along_y_and_x(tmp_path: Path) -> None:
 )
 def test_what_is_no_box_is_named(tmp_path: Path, ranges: tuple, message: str) -> None:
     write_stack(tmp_path / "a.tif", [IMAGE], StackLayout(IMAGE.shape, IMAGE.dtype))
-    with open_stack(tmp_path / "a.tif") as stack, pytest.raises(StackError, match=message):
+    with open_stack(tmp_path / "a.tif") as stack, pytest.raises(UserError, match=message):
         crop_stack(stack, ranges)
 
 

@@ -5,10 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stacks.stacks import NAMES, SPACING, random_stack, save
-from utils.stacks import (
-    StackError,
-    open_stack,
-)
+from utils.errors import UserError
+from utils.stacks import open_stack
 
 FUZZED = {name for name in NAMES if "zarr" not in name} | {"lzw.tif", "pages.tif"}
 
@@ -48,7 +46,7 @@ def test_damaged_files_give_one_line(tmp_path, sound_files, name, data):
         with open_stack(path) as stack:
             if np.prod(stack.shape, dtype=float) < 1e6:
                 assert stack.read(0, min(2, stack.shape[-1])).shape[:-1] == stack.shape[:-1]
-    except StackError as error:
+    except UserError as error:
         assert "\n" not in str(error) and name in str(error)
 
 
@@ -63,7 +61,7 @@ def test_cut_files_are_never_taken_for_whole(tmp_path, sound_files, name, share)
     try:
         with open_stack(tmp_path / "cut" / name) as stack:
             got = stack.read()
-    except StackError as error:
+    except UserError as error:
         assert name in str(error)
     else:
         assert share >= 0.9

@@ -7,10 +7,8 @@ import zarr
 from numcodecs import Pickle
 
 from tests.stacks.stacks import random_stack, save
-from utils.stacks import (
-    StackError,
-    open_stack,
-)
+from utils.errors import UserError
+from utils.stacks import open_stack
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,7 @@ def test_nothing_is_unpickled(tmp_path):
     chunk = next(path for path in (tmp_path / "c.zarr").rglob(".zarray")).parent / "0.0"
     chunk.write_bytes(pickle.dumps(Bomb()))
     for name in ("a.npy", "b.npy", "c.zarr"):
-        with pytest.raises(StackError, match=name):
+        with pytest.raises(UserError, match=name):
             open_stack(tmp_path / name).read()
 
 
@@ -80,18 +78,18 @@ def test_what_cannot_be_read(tmp_path, name, message):
     np.save(tmp_path / "void.npy", np.zeros((2, 0, 2)))
     np.save(tmp_path / "line.npy", np.zeros(4))
     np.save(tmp_path / "five.npy", np.zeros((2,) * 5))
-    with pytest.raises(StackError, match=message if name != "empty.zarr" else name) as caught:
+    with pytest.raises(UserError, match=message if name != "empty.zarr" else name) as caught:
         open_stack(tmp_path / name)
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
 def test_a_channel_or_key_that_cannot_be(tmp_path):
     path = save(tmp_path / "a.npy", random_stack())
-    with pytest.raises(StackError, match="no channels to choose from"):
+    with pytest.raises(UserError, match="no channels to choose from"):
         open_stack(path, channel=1)
-    with pytest.raises(StackError, match="no time points"):
+    with pytest.raises(UserError, match="no time points"):
         open_stack(path, index=1)
-    with pytest.raises(StackError, match="--key"):
+    with pytest.raises(UserError, match="--key"):
         open_stack(path, key="data")
     with open_stack(path, channel=0) as stack:
         assert stack.channel is None

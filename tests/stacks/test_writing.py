@@ -10,13 +10,8 @@ import pytest
 import zarr
 
 from tests.stacks.stacks import NAMES, SPACING, random_stack, save
-from utils.stacks import (
-    StackError,
-    StackLayout,
-    check_output,
-    open_stack,
-    write_stack,
-)
+from utils.errors import UserError
+from utils.stacks import StackLayout, check_output, open_stack, write_stack
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,22 +70,22 @@ def test_others_libraries_find_axes_and_spacing(tmp_path):
 
 def test_outputs_that_cannot_be(tmp_path, monkeypatch):
     path = save(tmp_path / "a.tif", random_stack())
-    with pytest.raises(StackError, match="--overwrite"):
+    with pytest.raises(UserError, match="--overwrite"):
         check_output(path)
     check_output(path, overwrite=True)
-    with pytest.raises(StackError, match="unknown ending"):
+    with pytest.raises(UserError, match="unknown ending"):
         check_output(tmp_path / "a.png")
-    with pytest.raises(StackError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         check_output(tmp_path / "folder" / "a.tif")
     (tmp_path / "b.tif").mkdir()
-    with pytest.raises(StackError, match="is a folder"):
+    with pytest.raises(UserError, match="is a folder"):
         check_output(tmp_path / "b.tif", overwrite=True)
 
     def refuse(dir):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(StackError, match="cannot be written .Read-only file system"):
+    with pytest.raises(UserError, match="cannot be written .Read-only file system"):
         check_output(tmp_path / "c.tif")
 
 
@@ -103,7 +98,7 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, name):
         yield old[..., :2]
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StackError, match=f"{name}: cannot be written .No space left"):
+    with pytest.raises(UserError, match=f"{name}: cannot be written .No space left"):
         write_stack(path, failing(), StackLayout(old.shape, old.dtype))
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
     with open_stack(path) as stack:
@@ -117,7 +112,8 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, name):
 FULL_DISK = """
 import resource, signal, sys
 import numpy as np
-from utils.stacks import StackError, StackLayout, write_stack
+from utils.stacks import StackLayout, write_stack
+from utils.errors import UserError
 
 image = np.random.default_rng(0).integers(0, 60000, (64, 64, 64)).astype(np.uint16)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -125,7 +121,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 slabs = (image[..., z : z + 16] for z in range(0, 64, 16))
 try:
     write_stack(sys.argv[1], slabs, StackLayout(image.shape, image.dtype))
-except StackError as error:
+except UserError as error:
     print(error)
 """
 
@@ -146,6 +142,6 @@ def test_room_for_a_mapped_file_is_claimed_first(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(StackError, match="a.npy: cannot be written .No space left"):
+    with pytest.raises(UserError, match="a.npy: cannot be written .No space left"):
         save(tmp_path / "a.npy", random_stack())
     assert not list(tmp_path.iterdir())

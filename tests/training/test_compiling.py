@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from utils.devices import Compute
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training import compiling as module
 from utils.training.compiling import Compiling, choose_compiling, compile_network
 from utils.training.experiment import TrainingError
@@ -46,7 +46,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, device: str) -> Non
     for variable in ("CC", "CXX"):
         monkeypatch.setenv(variable, "no-such-compiler")
     assert not choose_compiling(TrainingOptions(), device).on
-    with pytest.raises(FlagError, match="^--compile on: no C.. compiler is found"):
+    with pytest.raises(UserError, match="^--compile on: no C.. compiler is found"):
         choose_compiling(TrainingOptions(compile="on"), device)
     if device == "cuda":
         assert "no C++ compiler" in choose_compiling(TrainingOptions(), device).reason

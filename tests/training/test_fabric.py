@@ -11,7 +11,7 @@ from lightning_fabric.utilities import move_data_to_device
 
 from utils import devices as device
 from utils.devices import Compute, choose_compute, memory_format, tune_gpu
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training.fabric import choose_processes, loader_processes, make_fabric
 from utils.training.options import TrainingOptions
 
@@ -121,9 +121,9 @@ def test_all_gpus_and_one_process_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_processes(TrainingOptions(), "cuda").devices == 4
     assert choose_processes(TrainingOptions(), "cpu").devices == 1
     assert choose_processes(TrainingOptions(devices=3), "cpu").devices == 3
-    with pytest.raises(FlagError, match="--devices 5: torch finds 4 CUDA devices"):
+    with pytest.raises(UserError, match="--devices 5: torch finds 4 CUDA devices"):
         choose_processes(TrainingOptions(devices=5), "cuda")
-    with pytest.raises(FlagError, match="--batch_size 2: fewer patches than the 3 devices"):
+    with pytest.raises(UserError, match="--batch_size 2: fewer patches than the 3 devices"):
         choose_processes(TrainingOptions(devices=3, batch_size=2), "cpu")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training.options import (
     TrainingOptions,
     check_parameter_count,
@@ -104,7 +104,7 @@ def test_good_options(field: str, value: object) -> None:
     ],
 )
 def test_bad_options_name_flag_value_and_remedy(field: str, value: object, right: str) -> None:
-    with pytest.raises(FlagError) as caught:
+    with pytest.raises(UserError) as caught:
         TrainingOptions(**{field: value})
     message = str(caught.value)
     assert message.startswith(f"--{field} ")
@@ -149,7 +149,7 @@ def test_network_settings_are_the_models_words() -> None:
     ],
 )
 def test_bad_network_flags(flag: str, value: object) -> None:
-    with pytest.raises(FlagError, match=f"^--{flag} "):
+    with pytest.raises(UserError, match=f"^--{flag} "):
         network_settings(network_flags(**{flag: value}), spatial_dims=3)
 
 
@@ -171,7 +171,7 @@ def test_patches_that_survive_the_poolings(patch_size: int, depth: int, batch_si
     ],
 )
 def test_patches_that_do_not(patch_size: int, depth: int, batch_size: int, message: str) -> None:
-    with pytest.raises(FlagError, match=message):
+    with pytest.raises(UserError, match=message):
         check_patch_size(patch_size, depth, batch_size)
 
 
@@ -182,25 +182,25 @@ def test_a_strided_stem_needs_larger_patches() -> None:
         (16, 1, "--batch_size 1: .* --stem_stride 2 one voxel"),
         (1, 2, "at least 16"),
     ):
-        with pytest.raises(FlagError, match=message):
+        with pytest.raises(UserError, match=message):
             check_patch_size(size, 4, batch, stem_stride=2)
 
 
 def test_patch_choice() -> None:
     check_patches(0.95, None)
     check_patches(0.0, 1)
-    with pytest.raises(FlagError, match="--background_threshold 1.2"):
+    with pytest.raises(UserError, match="--background_threshold 1.2"):
         check_patches(1.2, None)
-    with pytest.raises(FlagError, match="--background_threshold nan"):
+    with pytest.raises(UserError, match="--background_threshold nan"):
         check_patches(float("nan"), None)
-    with pytest.raises(FlagError, match="--patches_per_epoch 0"):
+    with pytest.raises(UserError, match="--patches_per_epoch 0"):
         check_patches(0.95, 0)
 
 
 def test_parameter_count_names_count_and_both_bounds() -> None:
     check_parameter_count(10, 10, 10)
     for bounds in ((11, 20), (0, 9)):
-        with pytest.raises(FlagError, match=f"10 parameters.*{bounds[0]}.*{bounds[1]}"):
+        with pytest.raises(UserError, match=f"10 parameters.*{bounds[0]}.*{bounds[1]}"):
             check_parameter_count(10, *bounds)
 
 
@@ -214,22 +214,22 @@ def test_good_titles(tmp_path: Path, title: str) -> None:
     "title", ["", " ", ".", "..", "a/b", "/a", "a\\b", " a", "a\n", "a\0", "x" * 201]
 )
 def test_bad_titles(tmp_path: Path, title: str) -> None:
-    with pytest.raises(FlagError, match="--experiment_title"):
+    with pytest.raises(UserError, match="--experiment_title"):
         experiment_directory(tmp_path, title)
 
 
 def test_an_existing_experiment_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
-    with pytest.raises(FlagError, match="exists already.*--experiment_title"):
+    with pytest.raises(UserError, match="exists already.*--experiment_title"):
         experiment_directory(tmp_path, "old")
 
 
 def test_a_log_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "logs"):
-        with pytest.raises(FlagError, match="--log_path .* is a file"):
+        with pytest.raises(UserError, match="--log_path .* is a file"):
             experiment_directory(path, "new")
-    with pytest.raises(FlagError, match="--log_path is empty"):
+    with pytest.raises(UserError, match="--log_path is empty"):
         experiment_directory("", "new")
 
 
@@ -242,7 +242,7 @@ def test_bare_names_are_in_the_data_directory_and_paths_where_they_are(tmp_path:
         tmp_path / "a.h5",
         tmp_path / "sub" / "b.h5",
     ]
-    with pytest.raises(FlagError, match=r"c\.h5 does not exist; run \./gen_data\.sh"):
+    with pytest.raises(UserError, match=r"c\.h5 does not exist; run \./gen_data\.sh"):
         resolve_files(["a.h5", "c.h5"], tmp_path, "--train_files")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training import processes
 from utils.training.processes import (
     Ending,
@@ -64,7 +64,7 @@ def test_plan(
 def test_contradictions_are_refused(
     devices: int | None, nodes: int, environment: dict, message: str
 ) -> None:
-    with pytest.raises(FlagError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         plan_processes(devices, nodes, 1, environment)
 
 

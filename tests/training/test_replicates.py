@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training.replicates import (
     describe,
     interval,
@@ -129,7 +129,7 @@ def test_a_new_replicate_has_the_flags_of_those_that_are_there(script: str, tmp_
     flags = {"mode": "other", "seed": 0, "seeds": None, "log_path": "elsewhere", "device": "cpu"}
     config.write_text(json.dumps({"script": Path(script).name, "flags": flags}))
     message = "--mode: seed_0 has other, a new one would have work. Give the flags of the first"
-    with pytest.raises(FlagError, match=message):
+    with pytest.raises(UserError, match=message):
         run(script, tmp_path, "--resume", seeds="0,1")
     assert not (config.parents[1] / "seed_1").exists()
     assert run(script, tmp_path, "--resume", seeds="0") == 0
@@ -153,17 +153,17 @@ def test_flags_that_the_script_refuses_end_at_once(
     ],
 )
 def test_conflicts(script: str, tmp_path: Path, more: list[str], message: str) -> None:
-    with pytest.raises(FlagError, match=message):
+    with pytest.raises(UserError, match=message):
         run(script, tmp_path, *more)
 
 
 def test_an_existing_experiment_is_left_alone(script: str, tmp_path: Path) -> None:
     directory = tmp_path / "logs" / "many"
     directory.mkdir(parents=True)
-    with pytest.raises(FlagError, match="exists already"):
+    with pytest.raises(UserError, match="exists already"):
         run(script, tmp_path)
     (directory / "config.json").write_text("{}")
-    with pytest.raises(FlagError, match="holds a single run"):
+    with pytest.raises(UserError, match="holds a single run"):
         run(script, tmp_path, "--resume")
 
 
@@ -171,7 +171,7 @@ def test_not_under_a_launcher(script: str, tmp_path: Path, monkeypatch: pytest.M
     for name, value in (("LOCAL_WORLD_SIZE", "2"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(FlagError, match="--seeds does not go with torchrun"):
+    with pytest.raises(UserError, match="--seeds does not go with torchrun"):
         run(script, tmp_path)
 
 

@@ -17,7 +17,7 @@ from conftest import write_fake_file
 
 import train_basic_3dunet
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, encode_row, open_writer
 from utils.training.experiment import Experiment
@@ -240,7 +240,7 @@ def test_each_reopening_is_recorded(experiment: Experiment) -> None:
 def test_flags_that_must_not_change_are_named() -> None:
     recorded = {"depth": 4, "loss_type": "dice", "epochs": 9, "num_workers": 2}
     flags = argparse.Namespace(depth=5, loss_type="dice", epochs=20, num_workers=0, ema=0.5)
-    with pytest.raises(FlagError, match=r"--depth: was 4, is 5; --ema: was 0.0, is 0.5\. "):
+    with pytest.raises(UserError, match=r"--depth: was 4, is 5; --ema: was 0.0, is 0.5\. "):
         check_unchanged(flags, recorded, {"ema": 0.0})
     flags.depth, flags.ema = 4, 0.0
     check_unchanged(flags, recorded, {"ema": 0.0})
@@ -259,19 +259,19 @@ def test_data_may_move_but_not_change() -> None:
     moved = {"train": [{"file": "b/x.h5", "seed": 1, "samples": 3}], "memory": {"file": None}}
     check_data(data, moved)
     moved["train"][0]["samples"] = 4
-    with pytest.raises(FlagError, match="--resume: the data differ"):
+    with pytest.raises(UserError, match="--resume: the data differ"):
         check_data(data, moved)
 
 
 def test_recorded_flags_need_a_run_of_the_same_script(experiment: Experiment) -> None:
     name = Path(__file__).name
     assert recorded_flags(experiment.directory, name) == {"depth": 4}
-    with pytest.raises(FlagError, match=f"was made by {name}"):
+    with pytest.raises(UserError, match=f"was made by {name}"):
         recorded_flags(experiment.directory, "train_basic_2dunet.py")
-    with pytest.raises(FlagError, match="no run to go on with"):
+    with pytest.raises(UserError, match="no run to go on with"):
         recorded_flags(experiment.directory / "absent", name)
     (experiment.directory / "config.json").write_text("{")
-    with pytest.raises(FlagError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         recorded_flags(experiment.directory, name)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from utils.checkpoints.pretrained import find_pretrained, pretrained_names, unpack_weights
+from utils.errors import UserError
 
 CHECKPOINT_FORMAT = 1
 """Stored in every checkpoint; raised when its meaning changes."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file that is no readable checkpoint of this project, named."""
 
 
@@ -25,7 +26,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     where no such path exists, the name of a pretrained network (``assets/pretrained``).
     Keys: ``model_config``, ``model_state``, ``normalizer``, ``spacing_voxels``, ``patch_size``,
     ``epoch`` (epochs completed), ``metrics`` (the record of that epoch); ``last.pth`` also holds
-    all that is needed to go on. Raises FileNotFoundError, and CheckpointError for a foreign file.
+    all that is needed to go on. Raises UserError where there is none, and CheckpointError for a
+    foreign file.
     """
     path = Path(path)
     if not path.exists():
@@ -34,11 +36,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         folder = path / "checkpoints"
         found = [folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()]
         if not found:
-            raise FileNotFoundError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
+            raise UserError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
         path = found[0]
     if not path.exists():
         names = ", ".join(pretrained_names()) or "none"
-        raise FileNotFoundError(
+        raise UserError(
             f"the checkpoint {path} does not exist (pretrained networks known by name: {names})"
         )
     state = _load_plain(path)
@@ -62,7 +64,9 @@ def _load_plain(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, MemoryError):
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read ({error.strerror})") from error
+    except MemoryError:
         raise
     except Exception as error:
         raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error

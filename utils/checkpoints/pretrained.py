@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from utils.replacing import replacing
+from utils.errors import UserError
+from utils.replacing import make_folder, replacing
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"
 """Where names are looked up."""
@@ -64,10 +65,6 @@ LIMITS = """\
   neighbours give them away."""
 
 
-class PretrainedError(ValueError):
-    """A pretrained network that cannot be made; one line that says why and what would be right."""
-
-
 @dataclass(frozen=True)
 class Records:
     """What a run left behind, plain JSON; ``evaluation`` is None as long as there is none."""
@@ -80,7 +77,7 @@ class Records:
     def read(cls, log_directory: Path, evaluation: Path | None) -> Records:
         """Read a log directory and, if given, the folder or ``summary.json`` of an evaluation.
 
-        Raises PretrainedError that names the file which is missing or damaged.
+        Raises UserError that names the file which is missing or damaged.
         """
         if evaluation is not None and evaluation.is_dir():
             evaluation = evaluation / "summary.json"
@@ -148,26 +145,26 @@ def save_pretrained(
         overwrite: replace both files if they are there.
 
     Raises:
-        PretrainedError: for a name that is none or taken, an evaluation of another network, and a
+        UserError: for a name that is none or taken, an evaluation of another network, and a
             file that would not be smaller than :data:`MOST_BYTES`; nothing is written then.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise PretrainedError(f"{name!r} is no name: letters, digits, _ and - make one")
+        raise UserError(f"{name!r} is no name: letters, digits, _ and - make one")
     weights, card = folder / f"{name}.pth", folder / f"{name}.md"
     if weights.exists() and not overwrite:
-        raise PretrainedError(f"{weights} exists already; --overwrite replaces it and its card")
+        raise UserError(f"{weights} exists already; --overwrite replaces it and its card")
     if records.evaluation is not None:
         _check_evaluation(state, records.evaluation)
     packed = io.BytesIO()
     torch.save(pack(state, records.config.get("data", {})), packed)
     size = len(packed.getvalue())
     if size >= MOST_BYTES:
-        raise PretrainedError(
+        raise UserError(
             f"{name}: {size:,} bytes in bfloat16, and less than {MOST_BYTES:,} are allowed; "
             "train a network of fewer channels"
         )
     text = describe(name, state, records, size, hardware=hardware, remark=remark)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with replacing(weights) as temporary:
         temporary.write_bytes(packed.getvalue())
     with replacing(card) as temporary:
@@ -223,20 +220,20 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise PretrainedError(f"{path} does not exist; the card is made from it") from error
+        raise UserError(f"{path} does not exist; the card is made from it") from error
     except ValueError as error:
-        raise PretrainedError(f"{path} is damaged or no JSON") from error
+        raise UserError(f"{path} is damaged or no JSON") from error
 
 
 def _check_evaluation(state: Mapping[str, Any], evaluation: Mapping[str, Any]) -> None:
-    """Raise PretrainedError unless the evaluation speaks of this network."""
+    """Raise UserError unless the evaluation speaks of this network."""
     try:
         model = {k: v for k, v in evaluation["model"].items() if k in state["model_config"]}
         epoch, _ = evaluation["epoch"], evaluation["scores"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise PretrainedError("--evaluation: no summary.json of evaluate.py") from error
+        raise UserError("--evaluation: no summary.json of evaluate.py") from error
     if model != state["model_config"] or epoch != state["epoch"]:
-        raise PretrainedError(
+        raise UserError(
             f"--evaluation: is of another network (epoch {epoch}, {model}); the checkpoint's is "
             f"of epoch {state['epoch']}, {state['model_config']}"
         )

@@ -25,6 +25,8 @@ from monai.transforms import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.errors import UserError
+
 LEVELS = ("none", "flips", "full")
 """``flips``: flips, axis permutations and turns by 90 degrees; ``full``: all there is."""
 
@@ -67,7 +69,7 @@ class Augmentation:
 
     def __init__(self, level: str) -> None:
         if level not in LEVELS:
-            raise ValueError(f"augmentation {level!r}: must be one of {', '.join(LEVELS)}")
+            raise UserError(f"augmentation {level!r}: must be one of {', '.join(LEVELS)}")
         self.level = level
 
     def __call__(self, rng: np.random.Generator, *item: Tensor) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
 from utils.simulation.image import ImageConfig, SimulatedImage, simulate_image
 from utils.simulation.volume import sample_rng
 from utils.storage.images import (
@@ -201,9 +202,9 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
             ValueError: as there, and for another type or a sigma that is not positive.
         """
         if type not in HEAT_MAPS:
-            raise ValueError(f"type {type!r}: must be one of {', '.join(HEAT_MAPS)}")
+            raise UserError(f"type {type!r}: must be one of {', '.join(HEAT_MAPS)}")
         if not np.isfinite(sigma) or sigma <= 0:
-            raise ValueError(f"sigma {sigma}: must be larger than 0")
+            raise UserError(f"sigma {sigma}: must be larger than 0")
         super().__init__(L, seed, h5path, **options)
         self.sigma = float(sigma)
         self.type = type
@@ -260,7 +261,7 @@ def _padded(centres: np.ndarray, length: int, padding: np.ndarray) -> torch.Tens
 def _check_whole(name: str, value: Any, low: int) -> None:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or not low <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+        raise UserError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
 
 def _make_config(parameters: dict[str, Any]) -> ImageConfig:

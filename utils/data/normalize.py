@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from utils.errors import UserError
+
 
 @dataclass(frozen=True)
 class PercentileNormalizer:
@@ -25,7 +27,7 @@ class PercentileNormalizer:
     def __post_init__(self) -> None:
         """Check the range."""
         if not 0 <= self.low_percent < self.high_percent <= 100:
-            raise ValueError(
+            raise UserError(
                 "percentiles must be 0 <= low_percent < high_percent <= 100, got "
                 f"{self.low_percent} and {self.high_percent}"
             )

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from utils.errors import UserError
+
 Slices = tuple[slice, ...]
 
 _READ_TRIES = 4
@@ -55,7 +57,7 @@ def choose_patch(
     if len(patch_shape) != len(shape) or any(
         not 0 < p <= s for p, s in zip(patch_shape, shape, strict=True)
     ):
-        raise ValueError(f"a patch of {patch_shape} voxels does not fit into {shape}")
+        raise UserError(f"a patch of {patch_shape} voxels does not fit into {shape}")
     enough = _least_count(patch_shape, max_background)
     corners = np.subtract(shape, patch_shape) + 1
     whole: np.ndarray | None = None

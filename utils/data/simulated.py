@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from utils.data.augmentation import Augmentation, augmentation_rng
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
+from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import stored_image
 
@@ -57,7 +58,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
         _check_numbers(config, patch_size, background_threshold)
         for name, count in (("epoch", patches_per_epoch), ("volume", patches_per_volume)):
             if count < 1:
-                raise ValueError(f"patches_per_{name} must be at least 1, got {count}")
+                raise UserError(f"patches_per_{name} must be at least 1, got {count}")
         self.config = config
         self.patch_size = patch_size
         self.background_threshold = background_threshold
@@ -145,7 +146,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
             ValueError: fewer patches in a batch or an epoch than processes.
         """
         if min(batch_size, self.patches_per_epoch) < world_size:
-            raise ValueError(
+            raise UserError(
                 f"{world_size} devices cannot share batches of {batch_size} patches, "
                 f"{self.patches_per_epoch} an epoch; lower --devices, or raise --batch_size "
                 "(and --patches_per_epoch)"
@@ -344,8 +345,8 @@ class RateMeter:
 
 def _check_numbers(config: VolumeConfig, patch_size: int, background_threshold: float) -> None:
     if not 1 <= patch_size <= min(config.shape):
-        raise ValueError(
+        raise UserError(
             f"a patch of {patch_size} voxels an edge does not fit into volumes of {config.shape}"
         )
     if not 0 <= background_threshold <= 1:
-        raise ValueError(f"background_threshold must be in 0..1, got {background_threshold}")
+        raise UserError(f"background_threshold must be in 0..1, got {background_threshold}")

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
+from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume
 from utils.storage import StorageError, VolumeFile
 
@@ -53,7 +54,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.volume_shape, self._ends = _check_files(self.files)
         _check_numbers(self.files[0].path, self.volume_shape, patch_size, background_threshold)
         if patches_per_epoch is not None and patches_per_epoch < 1:
-            raise ValueError(f"patches_per_epoch must be at least 1, got {patches_per_epoch}")
+            raise UserError(f"patches_per_epoch must be at least 1, got {patches_per_epoch}")
         self.patch_size = patch_size
         self.background_threshold = background_threshold
         self.seed = seed
@@ -131,7 +132,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 def _check_files(files: list[VolumeFile]) -> tuple[tuple[int, int, int], list[int]]:
     """Return the volumes' shape and the running number of samples; leaves the files closed."""
     if not files:
-        raise ValueError("no data file given; generate_3d_data.py makes them")
+        raise UserError("no data file given; generate_3d_data.py makes them")
     shapes, lengths = [], []
     for file in files:
         with file:
@@ -148,8 +149,8 @@ def _check_numbers(
     path: Path, shape: tuple[int, int, int], patch_size: int, background_threshold: float
 ) -> None:
     if not 1 <= patch_size <= min(shape):
-        raise ValueError(
+        raise UserError(
             f"{path}: a patch of {patch_size} voxels an edge does not fit into volumes of {shape}"
         )
     if not 0 <= background_threshold <= 1:
-        raise ValueError(f"background_threshold must be in 0..1, got {background_threshold}")
+        raise UserError(f"background_threshold must be in 0..1, got {background_threshold}")

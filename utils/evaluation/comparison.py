@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.evaluation.conditions import Conditions
 from utils.evaluation.score_table import NAME, read_csv
 from utils.evaluation.statistics import PairedDifference, compare_paired
@@ -25,10 +26,6 @@ Rows = Mapping[int, Mapping[str, float]]
 """Scores by name of each volume by index."""
 
 
-class ComparisonError(ValueError):
-    """Scores that cannot be compared; one line that says why."""
-
-
 @dataclass(frozen=True)
 class Compared:
     """What is known of A or B before their scores are."""
@@ -40,18 +37,18 @@ class Compared:
 
 
 def check_comparable(a: Compared, b: Compared) -> None:
-    """Raise ComparisonError unless A and B are about the same volumes."""
+    """Raise UserError unless A and B are about the same volumes."""
     only = sorted(set(a.volumes) ^ set(b.volumes))
     if only:
         holder = "A" if only[0] in a.volumes else "B"
-        raise ComparisonError(
+        raise UserError(
             f"--compare {a.name} {b.name}: not the same volumes ({len(a.volumes)} and "
             f"{len(b.volumes)}): only {holder} has volume {only[0]}; score both on the same ones"
         )
     if a.data and b.data:
         for name in ("seed", "shape", "config"):
             if a.data.get(name) != b.data.get(name):
-                raise ComparisonError(
+                raise UserError(
                     f"--compare {a.name} {b.name}: not the same volumes: {name} of the data "
                     "differs; score both on the same file"
                 )
@@ -66,8 +63,8 @@ def read_earlier(given: str, volumes: int | None) -> tuple[Compared, Rows] | Non
         volumes: how many, from volume 0 on.
 
     Raises:
-        TableError: the table cannot be read.
-        ComparisonError: it holds none of these volumes.
+        UserError: the table cannot be read.
+        UserError: it holds none of these volumes.
     """
     path = Path(given)
     is_table = path.suffix == ".csv"
@@ -77,7 +74,7 @@ def read_earlier(given: str, volumes: int | None) -> tuple[Compared, Rows] | Non
     if volumes is not None:
         rows = {index: row for index, row in rows.items() if index < volumes}
     if not rows:
-        raise ComparisonError(f"--volumes {volumes}: {given} holds none of them")
+        raise UserError(f"--volumes {volumes}: {given} holds none of them")
     data = _recorded_data(path.parent if is_table else path)
     return Compared(given, tuple(rows), data), rows
 

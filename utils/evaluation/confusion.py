@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from utils.errors import UserError
+
 THRESHOLD = 0.5
 
 
@@ -86,7 +88,7 @@ def count_voxels(
     found = torch.as_tensor(probabilities) >= threshold
     labelled = torch.as_tensor(mask) > 0.5
     if found.shape != labelled.shape:
-        raise ValueError(
+        raise UserError(
             f"probabilities have shape {tuple(found.shape)}, the mask {tuple(labelled.shape)}"
         )
     tp = (found & labelled).sum()

@@ -14,15 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.simulation import SimulatedVolume
-from utils.stacks import ENDINGS, StackError, open_stack
+from utils.stacks import ENDINGS, open_stack
 
 PROBABILITIES = "_probabilities"
 """How predict.py ends the name of a map that it writes beside a mask."""
-
-
-class PredictionError(ValueError):
-    """Files that are no predictions of the volumes; one line that names them and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,14 @@ def choose_predictions(
     ``paths`` and ``volumes`` as in :func:`find_predictions`; ``shape`` is that of every volume.
 
     Raises:
-        PredictionError: files that do not belong to the volumes, or lack one that is asked for.
-        StackError: a file that cannot be opened.
+        UserError: files that do not belong to the volumes, or lack one that is asked for.
+        UserError: a file that cannot be opened.
     """
     found = find_predictions(paths, volumes)
     if first is not None:
         missing = [index for index in range(first) if index not in found]
         if missing:
-            raise PredictionError(f"--volumes {first}: no prediction for volume {missing[0]}")
+            raise UserError(f"--volumes {first}: no prediction for volume {missing[0]}")
         found = {index: path for index, path in found.items() if index < first}
     checked = [check_prediction(path, shape) for path in found.values()]
     return PredictionFiles(found, tuple(warning for warning in checked if warning))
@@ -75,7 +72,7 @@ def find_predictions(paths: Sequence[str | Path], volumes: int) -> dict[int, Pat
         volumes: how many volumes there are; of a single one the file needs no number.
 
     Raises:
-        PredictionError: a path is missing or empty, a name has no number, a number names no volume
+        UserError: a path is missing or empty, a name has no number, a number names no volume
             or two files have the same.
     """
     files = [file for path in paths for file in _stacks(Path(path))]
@@ -85,11 +82,11 @@ def find_predictions(paths: Sequence[str | Path], volumes: int) -> dict[int, Pat
     for file in files:
         index = _index(file, alone=len(files) == volumes == 1)
         if index >= volumes:
-            raise PredictionError(
+            raise UserError(
                 f"{file}: its name ends in {index}, but the volumes are 0..{volumes - 1}"
             )
         if index in found:
-            raise PredictionError(f"{found[index]} and {file} are both named for volume {index}")
+            raise UserError(f"{found[index]} and {file} are both named for volume {index}")
         found[index] = file
     return dict(sorted(found.items()))
 
@@ -103,19 +100,19 @@ def read_prediction(
     probabilities.
 
     Raises:
-        PredictionError: another shape, or values that are neither.
-        StackError: the file cannot be read.
+        UserError: another shape, or values that are neither.
+        UserError: the file cannot be read.
     """
     with open_stack(path) as stack:
         if stack.shape != tuple(shape):
-            raise PredictionError(f"{path}: has shape {stack.shape} (x, y, z), the volume {shape}")
+            raise UserError(f"{path}: has shape {stack.shape} (x, y, z), the volume {shape}")
         values = stack.read()
         spacing = stack.spacing
     if values.dtype.kind in "ui":
         return (values > 0).astype(np.float32), spacing
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
-        raise PredictionError(
+        raise UserError(
             f"{path}: fractions from {low:g} to {high:g} are no probabilities, which lie in 0..1; "
             "a mask must hold whole numbers of 8 or 16 bits"
         )
@@ -125,11 +122,11 @@ def read_prediction(
 def check_prediction(path: Path, shape: tuple[int, ...]) -> str | None:
     """Return a line on what of a file may be lost, if anything.
 
-    Raises PredictionError or StackError if it cannot be opened or has another shape.
+    Raises UserError or UserError if it cannot be opened or has another shape.
     """
     with open_stack(path) as stack:
         if stack.shape != tuple(shape):
-            raise PredictionError(f"{path}: has shape {stack.shape} (x, y, z), the volume {shape}")
+            raise UserError(f"{path}: has shape {stack.shape} (x, y, z), the volume {shape}")
         return stack.warning()
 
 
@@ -137,21 +134,21 @@ def holds_predictions(path: Path) -> bool:
     """Return whether ``path`` is a stack or a folder with at least one in it."""
     try:
         return bool(_stacks(path))
-    except (PredictionError, StackError):
+    except UserError:
         return False
 
 
 def _stacks(path: Path) -> list[Path]:
     """Return ``path`` if it is a stack, else the stacks in that folder."""
     if not path.exists():
-        raise PredictionError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder")
     if _ending(path):
         return [path]
     if not path.is_dir():
-        raise PredictionError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+        raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
     found = sorted(p for p in path.iterdir() if _ending(p) and not p.name.startswith("."))
     if not found:
-        raise PredictionError(f"{path}: holds no file that ends in {', '.join(ENDINGS)}")
+        raise UserError(f"{path}: holds no file that ends in {', '.join(ENDINGS)}")
     return found
 
 
@@ -172,7 +169,7 @@ def _index(path: Path, alone: bool) -> int:
     if alone:
         return 0
     if not numbers:
-        raise PredictionError(
+        raise UserError(
             f"{path}: its name has no number that says which volume it is of, such as "
             "volume_7_mask.tif for volume 7 (from 0)"
         )

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UserError
 from utils.evaluation.column_recall import KINDS
 from utils.evaluation.comparison import Compared, Rows, paired_rows
 from utils.evaluation.score_table import NAME, as_csv, plain
@@ -28,17 +29,13 @@ SUMMARY = "summary.json"
 """What the summary is called in a folder of results."""
 
 
-class FolderError(ValueError):
-    """A folder that cannot be written; one line that names it."""
-
-
 def make_folder(folder: Path) -> Path:
     """Make the folder of the results and try whether it can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise FolderError(
+        raise UserError(
             f"--output {folder}: cannot be written ({error.strerror or error}); name another folder"
         ) from error
     return folder

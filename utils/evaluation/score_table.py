@@ -8,16 +8,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from utils.errors import UserError
+
 NAME = "metrics.csv"
 """What the table is called in a folder of results."""
 KEY = "volume"
 """The column that says which volume a row is of."""
 SCORE = "iou"
 """The column that no table lacks."""
-
-
-class TableError(ValueError):
-    """A table that cannot be read; one line that names it."""
 
 
 def as_csv(rows: Sequence[Mapping[str, float | str]]) -> str:
@@ -37,15 +35,15 @@ def plain(value: float | str) -> float | str | None:
 def read_csv(path: Path) -> dict[int, dict[str, float]]:
     """Return the scores of each volume by its index, in the table's order; empty cells are NaN.
 
-    Raises TableError if the file is missing or no such table.
+    Raises UserError if the file is missing or no such table.
     """
     try:
         with path.open(newline="") as file:
             return _parse(csv.DictReader(file, strict=True))
     except OSError as error:
-        raise TableError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise TableError(
+        raise UserError(
             f"{path}: is no table of scores as evaluate.py writes it ({error})"
         ) from error
 
@@ -55,13 +53,13 @@ def _parse(lines: Iterable[Mapping[str, str]]) -> dict[int, dict[str, float]]:
     for line in lines:
         cells = dict(line)
         if None in cells or None in cells.values():
-            raise ValueError("its rows are not equally long")
+            raise UserError("its rows are not equally long")
         volume = int(cells.pop(KEY))
         if volume in rows:
-            raise ValueError(f"volume {volume} stands there twice")
+            raise UserError(f"volume {volume} stands there twice")
         rows[volume] = {name: float(cell) if cell else math.nan for name, cell in cells.items()}
     if not rows:
-        raise ValueError("it holds no volumes")
+        raise UserError("it holds no volumes")
     if SCORE not in next(iter(rows.values())):
-        raise ValueError(f"it has no column {SCORE}")
+        raise UserError(f"it has no column {SCORE}")
     return rows

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from utils.errors import UserError
+
 LEVEL = 0.95
 """Share of the resamples that an interval holds."""
 RESAMPLES = 10_000
@@ -87,7 +89,7 @@ def compare_paired(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> Pa
         ValueError: unequal shapes.
     """
     if a.shape != b.shape:
-        raise ValueError(f"{a.shape} scores of A and {b.shape} of B are no pairs")
+        raise UserError(f"{a.shape} scores of A and {b.shape} of B are no pairs")
     known = ~np.isnan(a) & ~np.isnan(b)
     a, b = a[known].astype(np.float64), b[known].astype(np.float64)
     changed = (b - a)[b != a]

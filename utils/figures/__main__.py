@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.errors import UserError, exit_status
 from utils.figures.samples import save_column_types, save_geometry, save_samples_panel
 from utils.figures.samples_2d import save_image_samples
 from utils.figures.stacks import Overlay, save_overlays
@@ -84,7 +85,7 @@ def _draw_stack(options: argparse.Namespace) -> Path:
 
     boxes = options.crop or [((None, None),) * 3] * len(options.mask)
     if len(boxes) != len(options.mask):
-        raise ValueError(f"--crop: {len(boxes)} boxes for {len(options.mask)} masks; one each")
+        raise UserError(f"--crop: {len(boxes)} boxes for {len(options.mask)} masks; one each")
     rows = []
     with open_stack(options.input, channel=options.channel) as stack:
         for box, name in zip(boxes, options.mask, strict=True):
@@ -92,10 +93,10 @@ def _draw_stack(options: argparse.Namespace) -> Path:
             part = crop_stack(stack, box)
             with open_stack(name) as mask:
                 if mask.shape != part.shape:
-                    raise ValueError(f"{name}: {mask.shape} voxels, but its box has {part.shape}")
+                    raise UserError(f"{name}: {mask.shape} voxels, but its box has {part.shape}")
                 wrong = [z for z in options.z if not 0 <= z - start < part.shape[-1]]
                 if wrong:
-                    raise ValueError(f"--z {wrong[0]}: not in the box of {name}, {box[0]}")
+                    raise UserError(f"--z {wrong[0]}: not in the box of {name}, {box[0]}")
                 label = f"{Path(name).stem}, " if len(boxes) > 1 else ""
                 planes = [[s.read(z - start, z - start + 1)[..., 0] for s in (part, mask)]
                           for z in options.z]  # fmt: skip
@@ -159,13 +160,7 @@ def _draw_image_samples(options: argparse.Namespace) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw what the command line asks for; returns the exit status."""
     options = _parse_arguments(arguments)
-    try:
-        for path in _draw_assets(options):
-            print(path)
-    except (ValueError, OSError) as error:
-        print(f"python -m utils.figures: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status("python -m utils.figures", lambda: print(*_draw_assets(options), sep="\n"))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from utils.errors import UserError
 from utils.figures import MASK_RED, blue, scale_to_display
 from utils.figures.rendering import Camera, cast, smooth_solid
-from utils.replacing import replacing
+from utils.replacing import make_folder, replacing
 
 if TYPE_CHECKING:
     from utils.simulation import SimulatedVolume
@@ -196,14 +197,14 @@ def _to_bytes(colours: np.ndarray) -> np.ndarray:
 def _save_gif(frames: Sequence[Image.Image], path: str | Path, milliseconds: int) -> Path:
     """Write a looping GIF with as many colours as stay below 3 MB."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     for colours in COLOUR_COUNTS:
         content = _encode_gif(frames, colours, milliseconds)
         if len(content) < MOST_BYTES:
             with replacing(path) as temporary:
                 temporary.write_bytes(content)
             return path
-    raise ValueError(
+    raise UserError(
         f"{path}: {len(frames)} frames of {frames[0].width} x {frames[0].height} need "
         f"{len(content)} bytes with {COLOUR_COUNTS[-1]} colours, "
         f"{MOST_BYTES} are allowed: ask for fewer frames"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.figures import canvas
 from utils.figures.colours import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH, blue
 from utils.figures.slices import (
@@ -50,7 +51,7 @@ def save_predictions(
         ValueError: nothing to draw, or the lists or shapes do not match.
     """
     if not images or not len(images) == len(masks) == len(probabilities):
-        raise ValueError(
+        raise UserError(
             f"{len(images)} images, {len(masks)} masks and {len(probabilities)} probabilities: "
             "as many of each are needed, and at least one"
         )
@@ -72,7 +73,7 @@ def _planes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Return scaled image, mask and probability of one slice, and words that say which."""
     if not image.shape == mask.shape == probability.shape or image.ndim not in (2, 3):
-        raise ValueError(
+        raise UserError(
             f"image {image.shape}, mask {mask.shape}, probability {probability.shape}: "
             "equal shapes of two or three axes are needed"
         )

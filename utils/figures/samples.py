@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.figures import canvas
 from utils.figures.colours import TRUTH, TYPE_COLOURS, TYPE_NAMES
 from utils.figures.slices import densest_slice, draw_outline, scale_to_display, show_fluorescence
@@ -59,7 +60,7 @@ def _innermost_column(volume: SimulatedVolume, kind: int) -> int:
     """Return the column of a type whose cone stays farthest from the cube's faces."""
     of_kind = np.flatnonzero(volume.column_type == kind)
     if not len(of_kind):
-        raise ValueError(f"the sample has no column of type {TYPE_NAMES[kind]}")
+        raise UserError(f"the sample has no column of type {TYPE_NAMES[kind]}")
     ends = volume.entry_points + volume.parameters.cone_length * volume.e_r
     points = np.stack([volume.entry_points, ends])
     margin = np.minimum(points, 1.0 - points).min(axis=(0, 2))

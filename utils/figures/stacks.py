@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.figures import canvas
 from utils.figures.colours import MASK_RED, blue_map
 from utils.figures.slices import scale_to_display
@@ -56,12 +57,12 @@ def save_overlays(
             or a step below 1.
     """
     if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
-        raise ValueError("at least one plane, and as many in each row, are needed")
+        raise UserError("at least one plane, and as many in each row, are needed")
     if not step >= 1:
-        raise ValueError(f"step {step}: must be at least 1 voxel a pixel")
+        raise UserError(f"step {step}: must be at least 1 voxel a pixel")
     for overlay in (overlay for row in rows for overlay in row):
         if overlay.image.shape != overlay.mask.shape:
-            raise ValueError(
+            raise UserError(
                 f"{overlay.title}: image {overlay.image.shape} and mask {overlay.mask.shape} differ"
             )
     figure = canvas.new_figure(5.2 * len(rows[0]), 2.6 * len(rows) + 0.4)

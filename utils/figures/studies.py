@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.figures import canvas
 from utils.figures.colours import FALSE_POSITIVE, TRAIN, TRUTH, VALID
 
@@ -40,7 +41,7 @@ def save_study(
         ValueError: no trial.
     """
     if not trials:
-        raise ValueError("no trial to draw")
+        raise UserError("no trial to draw")
     flags = list(dict.fromkeys(name for trial in trials for name in trial["values"]))
     grid = _grid_of(trials, flags)
     count = 2 + len(flags) + (grid is not None)

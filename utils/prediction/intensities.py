@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
 
 BINS = 1 << 16
-
-
-class IntensityError(ValueError):
-    """Grey values that cannot be normalised."""
 
 
 def fit_slabs(
@@ -30,7 +27,7 @@ def fit_slabs(
         dtype: of the slabs: whole numbers of 8 or 16 bits, float16 or float32.
 
     Raises:
-        IntensityError: if a value is NaN or infinite.
+        UserError: if a value is NaN or infinite.
     """
     counts = _count(slabs(), lambda keys: _upper(keys, dtype), dtype)
     size = int(counts.sum())
@@ -75,7 +72,7 @@ def _count(
     counts = np.zeros(BINS, np.int64)
     for slab in slabs:
         if dtype.kind == "f" and not np.isfinite(slab).all():
-            raise IntensityError("holds values that are not finite (NaN or infinite)")
+            raise UserError("holds values that are not finite (NaN or infinite)")
         counts += np.bincount(bin_of(_keys(slab)), minlength=BINS)
     return counts
 

@@ -23,16 +23,11 @@ import psutil
 from torch import nn
 
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction.intensities import IntensityError, fit_slabs
+from utils.errors import UserError
+from utils.prediction.intensities import fit_slabs
 from utils.prediction.sliding_window import Windows, predict_slabs, window_within
 from utils.replacing import replacing
-from utils.stacks import (
-    Stack,
-    StackError,
-    StackLayout,
-    format_of,
-    write_stack,
-)
+from utils.stacks import Stack, StackLayout, format_of, write_stack
 from utils.stacks.resampling import Resampling
 from utils.stacks.stack import CHUNK_PLANES
 
@@ -57,10 +52,6 @@ READ_BYTES = 16 << 20
 """Size of the slabs in which a stack is read for its percentiles, and an output is written."""
 DTYPES = {"mask": np.dtype(np.uint8), "probabilities": np.dtype(np.float32)}
 """The outputs that there can be."""
-
-
-class MemoryLimitError(ValueError):
-    """A stack that cannot be predicted within the memory allowed."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +100,13 @@ def values_alive(channels: int, *, stem_stride: int, dims: int, stacks: int) -> 
 
 
 def check_loading(stack: Stack, present: int, limit: int) -> None:
-    """Raise MemoryLimitError if reading the file, which works only as a whole, exceeds ``limit``.
+    """Raise UserError if reading the file, which works only as a whole, exceeds ``limit``.
 
     ``present`` is what the process takes before.
     """
     needed = present + OVERHEAD + stack.loading
     if stack.loading and needed > limit:
-        raise MemoryLimitError(
+        raise UserError(
             f"{stack.path}: is of a format that is read as a whole, which needs about "
             f"{needed / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are allowed; raise --memory or save "
             "it as TIFF or OME-Zarr"
@@ -157,7 +148,7 @@ def make_plan(
         fixed_batch: leave the batch size as it is.
 
     Raises:
-        MemoryLimitError: if nothing fits; it says what the smallest plan takes.
+        UserError: if nothing fits; it says what the smallest plan takes.
     """
     resampling = None if shape == stack.shape else Resampling.between(stack.shape, shape)
     least = 0
@@ -168,7 +159,7 @@ def make_plan(
             least = present + estimate_memory(stack, shape, tried, values, outputs)
             if least <= limit:
                 return Plan(resampling, shape, tried, least)
-    raise MemoryLimitError(
+    raise UserError(
         f"{stack.path}: needs about {least / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are allowed; "
         "raise --memory, lower --window or cut the stack"
     )
@@ -237,7 +228,7 @@ def _halves(number: int) -> list[int]:
 def measure_percentiles(stack: Stack, normalizer: PercentileNormalizer) -> tuple[float, float]:
     """Return the normaliser's percentiles of the whole stack, read by slabs.
 
-    Raises StackError for values that are not finite, and for a stack that cannot be read.
+    Raises UserError for values that are not finite, and for a stack that cannot be read.
     """
     planes = _planes_at_once(stack.shape, 4)
 
@@ -247,8 +238,8 @@ def measure_percentiles(stack: Stack, normalizer: PercentileNormalizer) -> tuple
 
     try:
         return fit_slabs(normalizer, slabs, stack.dtype)
-    except IntensityError as error:
-        raise StackError(f"{stack.path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{stack.path}: {error}") from error
 
 
 def _planes_at_once(shape: tuple[int, ...], itemsize: int) -> int:
@@ -330,7 +321,7 @@ def predict_files(
         passed: told the number of windows done after each batch.
 
     Raises:
-        StackError: for a stack that cannot be read, or a disk that cannot be written.
+        UserError: for a stack that cannot be read, or a disk that cannot be written.
     """
     place = place or outputs["mask"]
     with open_staging(place, stack.shape, tuple(outputs), recipe) as staging:
@@ -400,7 +391,7 @@ def open_staging(
     """Open the folder ``output.partial`` for this process alone; remove it when all went well.
 
     Planes found there are kept if they were made by the same ``recipe`` (plain JSON), which must
-    tell everything that they depend on. Raises StackError if another process is at work there, or
+    tell everything that they depend on. Raises UserError if another process is at work there, or
     if the disk has no room or cannot be written.
     """
     folder = output.with_name(output.name + ".partial")
@@ -410,12 +401,12 @@ def open_staging(
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise StackError(f"{output}: another process is writing it") from error
+                raise UserError(f"{output}: another process is writing it") from error
             resumed = _prepare(folder, output, shape, names, dict(recipe))
             yield Staging(folder, shape, names, resumed)
             shutil.rmtree(folder)
     except OSError as error:
-        raise StackError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def _prepare(
@@ -437,7 +428,7 @@ def _prepare(
     free = shutil.disk_usage(folder).free
     if 2 * sum(sizes.values()) > free:
         shutil.rmtree(folder)
-        raise StackError(
+        raise UserError(
             f"{output}: needs up to {2 * sum(sizes.values()) / 1e9:.1f} GB of disk while it is "
             f"made, and {free / 1e9:.1f} GB are free"
         )

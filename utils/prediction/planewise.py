@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from utils.errors import UserError
+
 
 class PlaneByPlane(nn.Module):
     """Passes windows that are one plane deep through a network for images.
@@ -20,7 +22,7 @@ class PlaneByPlane(nn.Module):
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the prediction of each window's plane; of several stacks the last."""
         if windows.ndim != 5 or windows.shape[-1] != 1:
-            raise ValueError(
+            raise UserError(
                 f"windows must be one plane deep, (batch, 1, X, Y, 1), not {tuple(windows.shape)}"
             )
         logits = self.network(windows[..., 0])

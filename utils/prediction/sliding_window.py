@@ -18,6 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
 
 BLEND_SIGMA = 0.125
 """Standard deviation of the blending weights in edges of a window, as in MONAI and nnU-Net."""
@@ -45,11 +46,11 @@ class Windows:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap must be at least 0 and below 1, not {self.overlap!r}")
+            raise UserError(f"overlap must be at least 0 and below 1, not {self.overlap!r}")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {self.batch_size!r}")
+            raise UserError(f"batch_size must be at least 1, not {self.batch_size!r}")
         if self.precision not in ("32", "bf16"):
-            raise ValueError(f"precision must be 32 or bf16, not {self.precision!r}")
+            raise UserError(f"precision must be 32 or bf16, not {self.precision!r}")
 
     def starts(self, shape: tuple[int, ...]) -> list[list[int]]:
         """Return where windows begin along each axis of a volume; the last one ends with it."""
@@ -103,7 +104,7 @@ def predict_volume(
     edges = window_within(image.shape, window)
     windows = Windows(edges, overlap, batch_size, flips, precision)
     if not np.isfinite(image).all():
-        raise ValueError("the image holds values that are not finite (NaN or infinite)")
+        raise UserError("the image holds values that are not finite (NaN or infinite)")
     low, high = normalizer.fit(image)
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -170,10 +171,10 @@ def predict_slabs(
 def window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple[int, ...]:
     """Return the window's edge along each axis, no longer than the image's; ValueError if bad."""
     if len(shape) not in (2, 3) or 0 in shape:
-        raise ValueError(f"the image must have 2 or 3 axes and no empty one, not shape {shape}")
+        raise UserError(f"the image must have 2 or 3 axes and no empty one, not shape {shape}")
     edges = (window,) * len(shape) if isinstance(window, int) else tuple(window)
     if len(edges) != len(shape) or min(edges) < 1:
-        raise ValueError(
+        raise UserError(
             f"window must be one length of at least 1 voxel or one for each of the {len(shape)} "
             f"axes, not {window!r}"
         )
@@ -268,7 +269,7 @@ def _probabilities(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
     if isinstance(logits, (list, tuple)):
         logits = logits[-1]
     if logits.shape != windows.shape:
-        raise ValueError(
+        raise UserError(
             f"the network must answer windows of shape {tuple(windows.shape)} with one channel of "
             f"logits, not with shape {tuple(logits.shape)}"
         )

@@ -18,14 +18,11 @@ from torch import nn
 from utils.checkpoints.loading import load_checkpoint
 from utils.data.normalize import PercentileNormalizer
 from utils.devices import memory_format
+from utils.errors import UserError
 from utils.prediction.sliding_window import predict_volume
 from utils.simulation import SimulatedVolume
 
 Config = TypeVar("Config")
-
-
-class NetworkError(ValueError):
-    """A checkpoint from which nothing can be predicted; one line that names it."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +46,21 @@ class TrainedNetwork:
     """What a 2D network was trained for; None where the checkpoint does not say."""
 
     def parse_config(self, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
-        """Return ``from_dict(config)``; NetworkError for a configuration that it refuses."""
+        """Return ``from_dict(config)``; UserError for a configuration that it refuses."""
         try:
             return from_dict(dict(self.config))
         except (TypeError, ValueError, KeyError) as error:
-            raise NetworkError(f"{self.path}: its network cannot be built ({error})") from error
+            raise UserError(f"{self.path}: its network cannot be built ({error})") from error
 
     def restore(self, model: nn.Module, device: str, dims: int) -> nn.Module:
         """Return ``model``, of ``dims`` axes, with the weights on ``device``, to predict only.
 
-        Raises NetworkError if the weights are those of another network.
+        Raises UserError if the weights are those of another network.
         """
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
-            raise NetworkError(
+            raise UserError(
                 f"{self.path}: the stored weights do not fit the stored model configuration "
                 f"({str(error).splitlines()[0]})"
             ) from error
@@ -76,7 +73,7 @@ def read_network(path: str | Path) -> TrainedNetwork:
     Raises:
         FileNotFoundError: there is none.
         CheckpointError: it is something else, or damaged.
-        NetworkError: it lacks a part, or holds what cannot be right.
+        UserError: it lacks a part, or holds what cannot be right.
     """
     state = load_checkpoint(path)
     try:
@@ -92,14 +89,14 @@ def read_network(path: str | Path) -> TrainedNetwork:
             objective=dict(state.get("flags", {})).get("objective"),
         )
     except KeyError as error:
-        raise NetworkError(f"{path}: no whole checkpoint: it lacks {error}") from error
+        raise UserError(f"{path}: no whole checkpoint: it lacks {error}") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise NetworkError(f"{path}: no sound checkpoint ({error})") from error
+        raise UserError(f"{path}: no sound checkpoint ({error})") from error
     if network.patch_size < 1:
-        raise NetworkError(f"{path}: no sound checkpoint (patch_size is {network.patch_size})")
+        raise UserError(f"{path}: no sound checkpoint (patch_size is {network.patch_size})")
     for name, tensor in network.weights.items():
         if not torch.isfinite(tensor).all():
-            raise NetworkError(
+            raise UserError(
                 f"{path}: its weights are not finite ({name}): the training had diverged; take an "
                 "earlier checkpoint"
             )

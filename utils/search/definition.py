@@ -36,7 +36,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from utils.flags import FlagError
+from utils.errors import UserError, disk_errors
 from utils.training.options import TrainingOptions, network_settings
 
 SCRIPTS = {"train_basic_3dunet.py": 3, "train_basic_2dunet.py": 2}
@@ -51,10 +51,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ParseFlags = Callable[[Sequence[str]], argparse.Namespace]
 Value = bool | int | float | str
-
-
-class StudyFileError(ValueError):
-    """A study file that cannot be right: one line that names the key and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -126,23 +122,24 @@ class StudyDefinition:
 def read_study_file(path: str | Path) -> StudyDefinition:
     """Return the study in ``path``, checked against the flags of its script.
 
-    Raises StudyFileError (one line) or OSError.
+    Raises UserError that names the file.
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        with disk_errors(path):
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StudyFileError(f"{path} is not TOML: {error}") from error
+        raise UserError(f"{path} is not TOML: {error}") from error
     try:
         definition = _definition(path.stem, content)
         _check_flags(definition)
-    except (StudyFileError, FlagError) as error:
-        raise StudyFileError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     return definition
 
 
 def check_extra(definition: StudyDefinition, extra: Sequence[str]) -> None:
-    """Raise StudyFileError unless the flags ``extra`` of the command line suit the study.
+    """Raise UserError unless the flags ``extra`` of the command line suit the study.
 
     They follow the fixed flags and win over them; those that the study tries are refused.
     """
@@ -151,13 +148,13 @@ def check_extra(definition: StudyDefinition, extra: Sequence[str]) -> None:
         if not word.startswith("--"):
             continue
         if name in definition.search:
-            raise StudyFileError(f"--{name} after --: the study tries it; change its file instead")
+            raise UserError(f"--{name} after --: the study tries it; change its file instead")
         if name in RESERVED:
-            raise StudyFileError(f"--{name} after --: {_why_reserved(name)}")
+            raise UserError(f"--{name} after --: {_why_reserved(name)}")
     parse, defaults = script_flags(definition.script)
     problem = _problem(parse, [*fixed_arguments(definition, defaults), *extra], definition.script)
     if problem:
-        raise StudyFileError(f"flags after --: {problem}")
+        raise UserError(f"flags after --: {problem}")
 
 
 def trial_arguments(
@@ -179,12 +176,12 @@ def as_flag(name: str, value: Any, defaults: Mapping[str, Any]) -> list[str]:
     """Return ``--name=value``, a switch, or ``--name a b`` for a list.
 
     A switch that is off by default can only be turned on, one that is on only off. Raises
-    StudyFileError where a switch and another value are mixed up.
+    UserError where a switch and another value are mixed up.
     """
     switch = isinstance(defaults[name], bool)
     if switch != isinstance(value, bool):
         right = "true or false" if switch else "a number or text"
-        raise StudyFileError(f"{name} = {show(value)}: must be {right}")
+        raise UserError(f"{name} = {show(value)}: must be {right}")
     if switch:
         return [] if value == defaults[name] else [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):
@@ -217,7 +214,7 @@ def _load(path: Path) -> ModuleType:
     name = f"flags_of_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise StudyFileError(f"{path} is no Python file")
+        raise UserError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as the import system does
     spec.loader.exec_module(module)
@@ -228,18 +225,18 @@ def _definition(name: str, content: Mapping[str, Any]) -> StudyDefinition:
     """Return the study that the parsed file describes; its flags are not checked yet."""
     for key in content:
         if key not in KEYS:
-            raise StudyFileError(f"unknown key {key}{_suggestion(key, KEYS)}")
+            raise UserError(f"unknown key {key}{_suggestion(key, KEYS)}")
     sampler = _one_of(content, "sampler", SAMPLERS, "tpe")
     n_trials = content.get("n_trials")
     if n_trials is not None and (type(n_trials) is not int or n_trials < 1):
-        raise StudyFileError(f"n_trials = {show(n_trials)}: must be a whole number from 1 on")
+        raise UserError(f"n_trials = {show(n_trials)}: must be a whole number from 1 on")
     search = _table(content, "search")
     if not search:
-        raise StudyFileError("[search] is missing or empty: name flags and the values to try")
+        raise UserError("[search] is missing or empty: name flags and the values to try")
     fixed = _table(content, "fixed")
     for flag in fixed:
         if flag in search:
-            raise StudyFileError(f"{flag} stands in [fixed] and in [search]: remove one")
+            raise UserError(f"{flag} stands in [fixed] and in [search]: remove one")
     return StudyDefinition(
         name=name,
         question=str(content.get("question", "")).strip(),
@@ -255,61 +252,61 @@ def _definition(name: str, content: Mapping[str, Any]) -> StudyDefinition:
 def _table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     table = content.get(key, {})
     if not isinstance(table, dict):
-        raise StudyFileError(f"{key} = {show(table)}: must be a table, [{key}]")
+        raise UserError(f"{key} = {show(table)}: must be a table, [{key}]")
     return table
 
 
 def _one_of(content: Mapping[str, Any], key: str, choices: tuple[str, ...], default: str) -> str:
     value = content.get(key, default)
     if value not in choices:
-        raise StudyFileError(f"{key} = {show(value)}: must be one of {', '.join(choices)}")
+        raise UserError(f"{key} = {show(value)}: must be one of {', '.join(choices)}")
     return value
 
 
 def _space(flag: str, wanted: Any, sampler: str) -> Choice | Range:
-    """Return the values to try; raises StudyFileError for what is neither list nor range."""
+    """Return the values to try; raises UserError for what is neither list nor range."""
     where = f"[search] {flag} = {show(wanted)}"
     if isinstance(wanted, dict) and sampler == "grid":
-        raise StudyFileError(f'{where}: a grid needs a list; or set sampler = "tpe" or "random"')
+        raise UserError(f'{where}: a grid needs a list; or set sampler = "tpe" or "random"')
     if isinstance(wanted, dict):
         return _range(where, wanted)
     if not isinstance(wanted, list) or not wanted:
-        raise StudyFileError(
+        raise UserError(
             f"{where}: must be a list such as [3, 4], or a range {{ low = 1, high = 4 }}"
         )
     if not all(isinstance(value, Value) for value in wanted):
-        raise StudyFileError(f"{where}: must hold numbers, text, true and false only")
+        raise UserError(f"{where}: must hold numbers, text, true and false only")
     if len({(type(value), value) for value in wanted}) < len(wanted):
-        raise StudyFileError(f"{where}: a value stands twice")
+        raise UserError(f"{where}: a value stands twice")
     return Choice(tuple(wanted))
 
 
 def _range(where: str, wanted: Mapping[str, Any]) -> Range:
     for key in wanted:
         if key not in ("low", "high", "log", "step"):
-            raise StudyFileError(f"{where}: unknown {key}; a range has low, high, log and step")
+            raise UserError(f"{where}: unknown {key}; a range has low, high, log and step")
     low, high, step = (wanted.get(key) for key in ("low", "high", "step"))
     for key, number in (("low", low), ("high", high), ("step", 1 if step is None else step)):
         if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise StudyFileError(f"{where}: {key} must be a number")
+            raise UserError(f"{where}: {key} must be a number")
         if not math.isfinite(number):
-            raise StudyFileError(f"{where}: {key} must be finite")
+            raise UserError(f"{where}: {key} must be finite")
     log = wanted.get("log", False)
     if not isinstance(log, bool):
-        raise StudyFileError(f"{where}: log must be true or false")
+        raise UserError(f"{where}: log must be true or false")
     if low >= high:
-        raise StudyFileError(f"{where}: low must be smaller than high")
+        raise UserError(f"{where}: low must be smaller than high")
     if log and low <= 0:
-        raise StudyFileError(f"{where}: log = true needs low above 0")
+        raise UserError(f"{where}: log = true needs low above 0")
     if step is not None and (step <= 0 or log):
-        raise StudyFileError(f"{where}: step must be above 0, and excludes log = true")
+        raise UserError(f"{where}: step must be above 0, and excludes log = true")
     if step is not None and isinstance(low, int) and not isinstance(step, int):
-        raise StudyFileError(f"{where}: step must be whole, as low is")
+        raise UserError(f"{where}: step must be whole, as low is")
     return Range(low, high, log, step)
 
 
 def _check_flags(definition: StudyDefinition) -> None:
-    """Raise StudyFileError for a flag that the script has not, or a value that it refuses.
+    """Raise UserError for a flag that the script has not, or a value that it refuses.
 
     Fixed flags are checked together; each value to try is checked beside them, alone.
     """
@@ -318,22 +315,22 @@ def _check_flags(definition: StudyDefinition) -> None:
     named += [("search", name) for name in definition.search]
     for table, name in named:
         if name in RESERVED:
-            raise StudyFileError(f"[{table}] {name}: {_why_reserved(name)}")
+            raise UserError(f"[{table}] {name}: {_why_reserved(name)}")
         if name not in defaults:
-            raise StudyFileError(
+            raise UserError(
                 f"[{table}] {name}: {definition.script} has no flag --{name}"
                 f"{_suggestion(name, defaults)}"
             )
     fixed = _arguments_in("fixed", definition.fixed.items(), defaults)
     problem = _problem(parse, fixed, definition.script)
     if problem:
-        raise StudyFileError(f"[fixed] {problem}")
+        raise UserError(f"[fixed] {problem}")
     for name, wanted in definition.search.items():
         for value in wanted.ends():
             tried = _arguments_in("search", [(name, value)], defaults)
             problem = _problem(parse, [*fixed, *tried], definition.script)
             if problem:
-                raise StudyFileError(f"[search] {name} = {show(value)}: {problem}")
+                raise UserError(f"[search] {name} = {show(value)}: {problem}")
 
 
 def _arguments_in(
@@ -341,8 +338,8 @@ def _arguments_in(
 ) -> list[str]:
     try:
         return [word for name, value in pairs for word in as_flag(name, value, defaults)]
-    except StudyFileError as error:
-        raise StudyFileError(f"[{table}] {error}") from error
+    except UserError as error:
+        raise UserError(f"[{table}] {error}") from error
 
 
 def _problem(parse: ParseFlags, arguments: Sequence[str], script: str) -> str | None:
@@ -355,7 +352,7 @@ def _problem(parse: ParseFlags, arguments: Sequence[str], script: str) -> str | 
         network_settings(flags, SCRIPTS[script])
     except SystemExit:
         return said.getvalue().strip().partition(": ")[2].replace(" (--help lists the flags)", "")
-    except FlagError as error:
+    except UserError as error:
         return str(error)
     return None
 

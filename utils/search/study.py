@@ -29,14 +29,8 @@ import psutil
 import sqlalchemy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from utils.search.definition import (
-    Choice,
-    StudyDefinition,
-    StudyFileError,
-    Value,
-    show,
-    trial_arguments,
-)
+from utils.errors import UserError
+from utils.search.definition import Choice, StudyDefinition, Value, show, trial_arguments
 from utils.search.trial import Outcome, run_training
 
 METRIC = "valid_iou"
@@ -204,7 +198,7 @@ def open_study(
     """Return the study ``name`` of the database at ``url``, new or as it was left.
 
     The combinations of a grid are put in the queue. ``epochs`` is the longest training, for
-    Hyperband; ``seed`` makes a search by one process repeatable. Raises StudyFileError (one line)
+    Hyperband; ``seed`` makes a search by one process repeatable. Raises UserError (one line)
     when the database cannot be used, or holds another study of that name.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -221,7 +215,7 @@ def open_study(
         if known is None:
             study.set_user_attr("definition", wanted)
         elif known != wanted:
-            raise StudyFileError(f"the study {name} was begun with {_difference(known, wanted)}")
+            raise UserError(f"the study {name} was begun with {_difference(known, wanted)}")
         study.sampler = build_sampler(definition, seed, len(study.trials))
         if definition.sampler == "grid":
             for point in definition.grid():
@@ -265,7 +259,7 @@ def _lock_from_the_beginning(engine: sqlalchemy.Engine) -> None:
 
 @contextlib.contextmanager
 def database_errors(url: str) -> Iterator[None]:
-    """Turn what goes wrong with a database within the block into StudyFileError."""
+    """Turn what goes wrong with a database within the block into UserError."""
     try:
         yield
     except (
@@ -277,7 +271,7 @@ def database_errors(url: str) -> Iterator[None]:
         cause = error.__cause__ or error
         place = hide_password(url)
         said = " ".join(str(cause).split("\n")[0].split())
-        raise StudyFileError(
+        raise UserError(
             f"--storage {place}: {said}; a file is written sqlite:///study.db, a server "
             "postgresql+psycopg://user:password@host/database (its driver has to be installed)"
         ) from error

@@ -8,13 +8,12 @@ file. Files are written under a temporary name and renamed when complete.
 
 from utils.stacks.endings import ENDINGS, format_of, split_ending
 from utils.stacks.opening import open_stack
-from utils.stacks.stack import Stack, StackError, StackLayout
+from utils.stacks.stack import Stack, StackLayout
 from utils.stacks.writing import check_output, write_stack
 
 __all__ = [
     "ENDINGS",
     "Stack",
-    "StackError",
     "StackLayout",
     "check_output",
     "format_of",

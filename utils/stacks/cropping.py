@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.stacks import Stack, StackError
+from utils.errors import UserError
+from utils.stacks import Stack
 
 
 def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) -> Stack:
@@ -23,11 +24,11 @@ def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) ->
             stack's own end.
 
     Raises:
-        StackError: for a box that does not lie within the stack, or another number of ranges.
+        UserError: for a box that does not lie within the stack, or another number of ranges.
     """
     if len(ranges) != len(stack.shape):
         names = ",".join(f"{a}0:{a}1" for a in "zyx"[-len(stack.shape) :])
-        raise StackError(
+        raise UserError(
             f"{stack.path}: has {len(stack.shape)} axes, but --crop {len(ranges)} ranges; give "
             f"{names}"
         )
@@ -35,7 +36,7 @@ def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) ->
     for axis, (first, last), length in zip("xyz", reversed(ranges), stack.shape, strict=False):
         start, stop = 0 if first is None else first, length if last is None else last
         if not 0 <= start < stop <= length:
-            raise StackError(
+            raise UserError(
                 f"{stack.path}: --crop {start}:{stop} along {axis}: must lie within 0:{length}"
             )
         starts.append(start)

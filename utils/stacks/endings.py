@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
-from utils.stacks.stack import Source, StackError, StackLayout
+from utils.stacks.stack import Source, StackLayout
 
 ENDINGS = {
     ".tif": "tiff",
@@ -43,18 +44,18 @@ WRITERS: dict[str, Callable[[Path, Iterable[np.ndarray], StackLayout], None]] = 
 
 
 def format_of(path: str | Path) -> str:
-    """Return the format that the ending of ``path`` means; StackError for an unknown one."""
+    """Return the format that the ending of ``path`` means; UserError for an unknown one."""
     name = Path(path).name.lower()
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
-    raise StackError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+    raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
     """Return the file's name without its ending, and the ending as it is, ``.ome`` included.
 
-    Raises StackError for an unknown ending.
+    Raises UserError for an unknown ending.
     """
     path = Path(path)
     format_of(path)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.stacks.endings import READERS, format_of
-from utils.stacks.stack import Source, Stack, StackError, reading
+from utils.stacks.stack import Source, Stack, reading
 
 MOST_CHANNELS = 4
 """Entries up to which a last axis of unnamed axes is taken for channels, as in RGB and RGBA."""
@@ -34,14 +35,14 @@ def open_stack(
         index: which time point, or which sample of a file of simulated volumes, from 0.
 
     Raises:
-        StackError: for a file that is missing, damaged, of an unknown format or without what was
+        UserError: for a file that is missing, damaged, of an unknown format or without what was
             asked for.
     """
     path = Path(path)
     kind = format_of(path)
     _check_present(path, folder=kind == "zarr")
     if key is not None and kind not in ("hdf5", "zarr"):
-        raise StackError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
+        raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     with reading(path):
         source = READERS[kind](path, key)
         try:
@@ -53,12 +54,12 @@ def open_stack(
 
 def _check_present(path: Path, folder: bool) -> None:
     if not path.exists():
-        raise StackError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     if path.is_dir() != folder:
         what = "a file, where a folder is expected" if folder else "a folder, not a file"
-        raise StackError(f"{path}: {what}")
+        raise UserError(f"{path}: {what}")
     if not folder and not path.is_file():
-        raise StackError(f"{path}: no regular file, so it cannot be read in parts")
+        raise UserError(f"{path}: no regular file, so it cannot be read in parts")
 
 
 def _select(
@@ -72,7 +73,7 @@ def _select(
     dtype = _working_dtype(path, source.array.dtype)
     shape = tuple(int(length) for length in source.array.shape)
     if min(shape, default=0) < 1:
-        raise StackError(f"{path}: holds no voxels: its shape is {shape}")
+        raise UserError(f"{path}: holds no voxels: its shape is {shape}")
     axes = source.axes or _guess_axes(path, shape)
     chosen: dict[int, int] = {}
     asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
@@ -80,18 +81,18 @@ def _select(
         found = [k for k, letter in enumerate(axes) if letter in letters]
         many = [k for k in found if shape[k] > 1]
         if len(many) > 1:
-            raise StackError(f"{path}: its axes {axes} of lengths {shape} cannot be told apart")
+            raise UserError(f"{path}: its axes {axes} of lengths {shape} cannot be told apart")
         chosen.update(dict.fromkeys(found, 0))
         noun = "samples" if "N" in axes else what
         if many:
             chosen[many[0]] = _pick(path, wanted, shape[many[0]], flag, noun)
         elif wanted:
-            raise StackError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
+            raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
     flat = [k for k, a in enumerate(axes) if a == "Z" and shape[k] == 1]
     chosen.update(dict.fromkeys(flat, 0))
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
-        raise StackError(f"{path}: its axes {axes} of lengths {shape} are not those of a stack")
+        raise UserError(f"{path}: its axes {axes} of lengths {shape} are not those of a stack")
     order = [spatial.index(a) for a in "XYZ" if a in spatial]
     lengths = [shape[axes.index(a)] for a in "XYZ" if a in spatial]
     last = axes.index("Z" if "Z" in spatial else "Y")
@@ -136,7 +137,7 @@ def _working_dtype(path: Path, dtype: Any) -> np.dtype:
     if dtype.kind == "b":
         return np.dtype(np.uint8)
     if dtype.kind not in "uif":
-        raise StackError(f"{path}: holds {dtype}, not grey values")
+        raise UserError(f"{path}: holds {dtype}, not grey values")
     if dtype.itemsize > 2:
         return np.dtype(np.float32)
     return dtype.newbyteorder("=")
@@ -144,9 +145,9 @@ def _working_dtype(path: Path, dtype: Any) -> np.dtype:
 
 def _pick(path: Path, wanted: int | None, count: int, flag: str, what: str) -> int:
     if wanted is None:
-        raise StackError(f"{path}: holds {count} {what}; name one with --{flag} 0..{count - 1}")
+        raise UserError(f"{path}: holds {count} {what}; name one with --{flag} 0..{count - 1}")
     if not 0 <= wanted < count:
-        raise StackError(f"{path}: --{flag} {wanted}: the file's {what} are 0..{count - 1}")
+        raise UserError(f"{path}: --{flag} {wanted}: the file's {what} are 0..{count - 1}")
     return wanted
 
 
@@ -155,7 +156,7 @@ def _guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     colours = len(shape) > 2 and shape[-1] in (3, MOST_CHANNELS) and min(shape[-3:-1]) > shape[-1]
     names = {2: "YX", 3: "YXC", 4: "ZYXC"} if colours else {2: "YX", 3: "ZYX", 4: "CZYX"}
     if len(shape) not in names:
-        raise StackError(f"{path}: an array of {len(shape)} axes without names is no stack")
+        raise UserError(f"{path}: an array of {len(shape)} axes without names is no stack")
     return names[len(shape)]
 
 
@@ -173,7 +174,7 @@ def _spacing(
     letters = [a for a in "XYZ" if a in spatial]
     if voxel_size is not None:
         if len(voxel_size) != len(letters):
-            raise StackError(
+            raise UserError(
                 f"{path}: has {len(letters)} axes in space, but --voxel_size has {len(voxel_size)} "
                 f"numbers; give {','.join(reversed(letters)).lower()}"
             )

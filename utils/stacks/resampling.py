@@ -12,15 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from utils.errors import UserError
+
 PLAUSIBLE = (1e-4, 1e5)
 """Micrometres that the edge of a voxel may have: a tenth of a nanometre to ten centimetres."""
 LARGEST_FACTOR = 200.0
 """Enlargement along an axis beyond which a voxel size is a mistake: sections of 10 um whose voxels
 are 0.1 um wide, enlarged twice, are just within it."""
-
-
-class ResamplingError(ValueError):
-    """Voxels that cannot be as they are said to be; one line."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float
         scale: what all axes are enlarged by besides.
 
     Raises:
-        ResamplingError: for an enlargement of more than :data:`LARGEST_FACTOR`, and for edges that
+        UserError: for an enlargement of more than :data:`LARGEST_FACTOR`, and for edges that
             are not :data:`PLAUSIBLE`.
     """
     if spacing is None:
@@ -100,7 +98,7 @@ def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float
     if max(factors) > LARGEST_FACTOR:
         worst = "xyz"[factors.index(max(factors))]
         scaled = "" if scale == 1 else f" at a scale of {scale:.3g}"
-        raise ResamplingError(
+        raise UserError(
             f"{_voxels(spacing)} would be enlarged {max(factors):.3g} times along "
             f"{worst}{scaled}, {LARGEST_FACTOR:g} times at most are possible: give the right "
             "--voxel_size, or a smaller --scale"
@@ -110,9 +108,9 @@ def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float
 
 
 def check_spacing(spacing: tuple[float, ...]) -> None:
-    """Raise ResamplingError if edges of voxels, in micrometres, are not :data:`PLAUSIBLE`."""
+    """Raise UserError if edges of voxels, in micrometres, are not :data:`PLAUSIBLE`."""
     if not PLAUSIBLE[0] <= min(spacing) <= max(spacing) <= PLAUSIBLE[1]:
-        raise ResamplingError(
+        raise UserError(
             f"{_voxels(spacing)} are none of a microscope, whose edges lie in "
             f"{PLAUSIBLE[0]:g}..{PLAUSIBLE[1]:g} um: give the right --voxel_size"
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.storage import StorageError
 
 MICROMETRES = {
@@ -33,10 +34,6 @@ MICROMETRES = {
 CHUNK_PLANES, CHUNK_EDGE = 16, 128
 """Chunks of outputs, along z and along the other axes: few planes, so that few are held at a time.
 """
-
-
-class StackError(ValueError):
-    """A stack that cannot be read or written; one line that names the file and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,13 @@ class Stack:
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the slab ``start <= z < stop`` (y of an image) as (X, Y, stop - start).
 
-        Raises StackError where the file is cut or damaged.
+        Raises UserError where the file is cut or damaged.
         """
         stop = self.shape[-1] if stop is None else stop
         with reading(self.path):
             slab = np.asarray(self.part(start, stop))
             if slab.shape != (*self.shape[:-1], stop - start):
-                raise StackError(f"{self.path}: holds fewer voxels than its header says; it is cut")
+                raise UserError(f"{self.path}: holds fewer voxels than its header says; it is cut")
             return slab.astype(self.dtype, copy=False)
 
     def __enter__(self) -> Stack:
@@ -154,7 +151,7 @@ class Source:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a format's library raises about a broken file into one StackError.
+    """Turn whatever a format's library raises about a broken file into one UserError.
 
     The libraries parse what may be any bytes, and raise nearly every kind of exception on the way;
     what they would warn of or log is said by that error or harmless.
@@ -163,17 +160,15 @@ def reading(path: Path) -> Iterator[None]:
         with warnings.catch_warnings(), quiet("nibabel.global"), quiet("tifffile"):
             warnings.simplefilter("ignore")
             yield
-    except StackError:
+    except UserError:
         raise
     except StorageError as error:
-        raise StackError(str(error)) from error
+        raise UserError(str(error)) from error
     except PermissionError as error:
-        raise StackError(f"{path}: may not be read ({error.strerror})") from error
+        raise UserError(f"{path}: may not be read ({error.strerror})") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise StackError(
-            f"{path}: damaged, cut or not of its ending's format ({reason})"
-        ) from error
+        raise UserError(f"{path}: damaged, cut or not of its ending's format ({reason})") from error
 
 
 class _Errors(logging.Handler):
@@ -224,11 +219,11 @@ def named(path: Path, arrays: Mapping[str, Any], key: str | None) -> Any:
     shown = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:8])
     if key is not None:
         if key.strip("/") not in arrays:
-            raise StackError(f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}")
+            raise UserError(f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}")
         return arrays[key.strip("/")]
     if len(arrays) != 1:
         advice = f"several arrays; name one with --key: {shown}" if arrays else "no arrays"
-        raise StackError(f"{path}: holds {advice}")
+        raise UserError(f"{path}: holds {advice}")
     return next(iter(arrays.values()))
 
 

@@ -10,27 +10,26 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.stacks.endings import WRITERS, format_of
-from utils.stacks.stack import StackError, StackLayout
+from utils.stacks.stack import StackLayout
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
-    """Raise StackError unless ``path`` has a known ending and may be written; leaves nothing."""
+    """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
     path = Path(path)
     format_of(path)
     if path.exists() and not overwrite:
-        raise StackError(f"{path}: exists already; --overwrite replaces it")
+        raise UserError(f"{path}: exists already; --overwrite replaces it")
     if path.is_dir() and not path.name.lower().endswith(".zarr"):
-        raise StackError(f"{path}: is a folder")
+        raise UserError(f"{path}: is a folder")
     if not path.parent.is_dir():
-        raise StackError(f"{path}: the folder {path.parent} does not exist")
+        raise UserError(f"{path}: the folder {path.parent} does not exist")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         reason = error.strerror or error
-        raise StackError(
-            f"{path}: the folder {path.parent} cannot be written ({reason})"
-        ) from error
+        raise UserError(f"{path}: the folder {path.parent} cannot be written ({reason})") from error
 
 
 def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
@@ -45,7 +44,7 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         layout: shape, dtype and spacing.
 
     Raises:
-        StackError: for an unknown ending or a disk that cannot be written; nothing is left then.
+        UserError: for an unknown ending or a disk that cannot be written; nothing is left then.
     """
     path = Path(path)
     write = WRITERS[format_of(path)]
@@ -56,7 +55,7 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         _move(temporary, path)
     except OSError as error:
         reason = error.strerror or f"the disk took no more: {error}"  # numpy.ndarray.tofile
-        raise StackError(f"{path}: cannot be written ({reason})") from error
+        raise UserError(f"{path}: cannot be written ({reason})") from error
     finally:
         _remove(temporary)
 

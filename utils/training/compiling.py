@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from utils.devices import is_out_of_memory, memory_format
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training.experiment import TrainingError
 from utils.training.options import TrainingOptions
 
@@ -48,14 +48,14 @@ def choose_compiling(options: TrainingOptions, device: str) -> Compiling:
     4): 4 channels 26.3 patches a second, compiled 17.4; 8 channels 14.7 and 11.9; 32 channels 2.05
     and 2.10; 16 channels with ``stem_stride`` 2 36 and 38. Compiling takes about a minute.
 
-    Raises FlagError for ``on`` without a compiler.
+    Raises UserError for ``on`` without a compiler.
     """
     if options.compile == "off":
         return Compiling(False, False, "--compile off")
     required = options.compile == "on"
     compiler = find_compiler(device)
     if compiler is None and required:
-        raise FlagError(
+        raise UserError(
             "--compile on: no C++ compiler is found (g++, or what CXX names); install one, or use "
             "--compile auto"
         )

@@ -31,8 +31,9 @@ import torch
 
 from utils.checkpoints.loading import CHECKPOINT_FORMAT
 from utils.devices import is_out_of_memory
+from utils.errors import UserError, disk_errors
 from utils.provenance import describe_program
-from utils.replacing import replacing
+from utils.replacing import make_folder, replacing
 from utils.training.determinism import NOT_DETERMINISTIC
 from utils.training.processes import INTERRUPTED, settle
 from utils.training.watch import disband, is_lost_connection, last_words
@@ -78,13 +79,14 @@ class Experiment:
         """Make the directory with ``config.json``, an empty ``logs.json`` and a copy of ``script``.
 
         ``config`` is plain JSON; versions, machine and git revision are added to it. Raises
-        FileExistsError when the directory is there already, and leaves it untouched; any other
+        UserError when the directory is there already, and leaves it untouched; any other
         failure leaves no directory behind.
         """
         experiment = cls(Path(directory))
         content = {**config, **describe_program(script)}
-        experiment.directory.parent.mkdir(parents=True, exist_ok=True)
-        experiment.directory.mkdir()
+        make_folder(experiment.directory.parent)
+        with disk_errors(directory, "made"):
+            experiment.directory.mkdir()
         try:
             experiment.checkpoints.mkdir()
             _write_json(experiment.directory / "config.json", content)
@@ -109,7 +111,7 @@ class Experiment:
 
         ``config.json`` tells of the latest start; ``logs.json`` lists under ``resumptions`` each of
         them: ``resumption`` with date, git revision, and how the run had ended before. Raises
-        BlockingIOError, before anything is written, where another process writes there still.
+        UserError, before anything is written, where another process writes there still.
         """
         experiment = cls(Path(directory))
         experiment._occupy(script)
@@ -180,7 +182,7 @@ class Experiment:
     def _occupy(self, script: str | Path) -> None:
         """Lock the copy of the script until this process ends, however it does.
 
-        Raises BlockingIOError where another process has locked it.
+        Raises UserError where another process has locked it.
         """
         copy = self.directory / Path(script).name
         descriptor = os.open(copy, os.O_RDWR | os.O_CREAT, 0o644)
@@ -189,7 +191,7 @@ class Experiment:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
-            raise BlockingIOError(
+            raise UserError(
                 f"{self.directory} is in use: another process is training there"
             ) from error
         except OSError:  # a file system without locks
@@ -332,7 +334,7 @@ def _is_known(error: BaseException) -> bool:
     from utils.simulation.geometry import GeometryError
     from utils.storage import StorageError
 
-    expected = isinstance(error, (TrainingError, StorageError, GeometryError, OSError))
+    expected = isinstance(error, (TrainingError, UserError, StorageError, GeometryError))
     ours = is_out_of_memory(error) or _is_dead_worker(error) or is_lost_connection(error)
     return expected or ours or _is_not_deterministic(error)
 

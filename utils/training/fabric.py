@@ -17,7 +17,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy
 
 from utils.devices import Compute, tune_gpu
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.freed_memory import keep_all_freed
 from utils.training.options import TrainingOptions
 from utils.training.processes import Processes, is_started, plan_processes, start_others
@@ -30,15 +30,15 @@ ALONE = Processes()
 def choose_processes(options: TrainingOptions, device: str) -> Processes:
     """Return the processes of a training, a device each; see :func:`plan_processes`.
 
-    ``auto`` takes every GPU of this machine, and one process on a CPU. Raises FlagError for more
+    ``auto`` takes every GPU of this machine, and one process on a CPU. Raises UserError for more
     GPUs than there are, and for more devices than a batch has patches.
     """
     found = torch.cuda.device_count() if device == "cuda" else 1
     planned = plan_processes(options.devices, options.num_nodes, found)
     if device == "cuda" and planned.devices > found:
-        raise FlagError(f"--devices {planned.devices}: torch finds {found} CUDA devices here")
+        raise UserError(f"--devices {planned.devices}: torch finds {found} CUDA devices here")
     if options.batch_size < planned.total:
-        raise FlagError(
+        raise UserError(
             f"--batch_size {options.batch_size}: fewer patches than the {planned.total} devices "
             "that share a batch; raise it, or lower --devices"
         )

@@ -13,6 +13,7 @@ from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.errors import UserError
 from utils.training.options import TrainingOptions
 
 SMOOTH = 1e-5
@@ -72,7 +73,7 @@ def foreground_weight(fraction: float) -> float:
     Raises ValueError for a share outside 0..1 (both excluded).
     """
     if not 0 < fraction < 1:
-        raise ValueError(
+        raise UserError(
             f"label-balanced loss: a share of {fraction:.3g} of the training crops is foreground, "
             "which no weight can balance; check the training files and --background_threshold"
         )
@@ -101,7 +102,7 @@ def build_loss(options: TrainingOptions, foreground: float | None = None) -> nn.
     elif options.loss_type == "bce":
         loss = nn.BCEWithLogitsLoss()
     elif foreground is None:
-        raise ValueError("weighted_bce needs the foreground share of the training crops")
+        raise UserError("weighted_bce needs the foreground share of the training crops")
     else:
         loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(foreground_weight(foreground)))
     return Float32Loss(loss)

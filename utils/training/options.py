@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training.processes import INTERRUPTED, settle
 
 CHECKPOINT_POLICIES = ("last", "best", "all")
@@ -33,7 +33,7 @@ AUGMENT_LEVELS = ("none", "flips", "full")
 class TrainingOptions:
     """What governs a training run apart from network and data, in the words of the flags.
 
-    Raises FlagError for a value outside its range.
+    Raises UserError for a value outside its range.
     """
 
     epochs: int = 100
@@ -88,24 +88,24 @@ class TrainingOptions:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("compile", self.compile, COMPILE_CHOICES)
         if not 0 <= self.ema < 1:
-            raise FlagError(f"--ema {self.ema}: must lie in 0..1 (1 excluded), such as 0.999")
+            raise UserError(f"--ema {self.ema}: must lie in 0..1 (1 excluded), such as 0.999")
         minutes = self.max_minutes
         if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
-            raise FlagError(f"--max_minutes {minutes}: must be larger than 0, such as 30")
+            raise UserError(f"--max_minutes {minutes}: must be larger than 0, such as 30")
         if minutes is not None and self.deterministic:
-            raise FlagError(
+            raise UserError(
                 f"--max_minutes {minutes}: where the clock ends it, a training depends on the "
                 "machine's speed; leave it out with --deterministic, and say --epochs"
             )
         if not (math.isfinite(self.start_lr) and self.start_lr > 0):
-            raise FlagError(f"--start_lr {self.start_lr}: must be larger than 0, such as 1e-3")
+            raise UserError(f"--start_lr {self.start_lr}: must be larger than 0, such as 1e-3")
         if not 0 < self.lr_scheduler_factor < 1:
-            raise FlagError(
+            raise UserError(
                 f"--lr_scheduler_factor {self.lr_scheduler_factor}: must lie between 0 and 1 "
                 "(both excluded), such as 0.2"
             )
         if self.seed >= 2**32:
-            raise FlagError(f"--seed {self.seed}: must be below 2^32")
+            raise UserError(f"--seed {self.seed}: must be below 2^32")
 
     @classmethod
     def from_flags(cls, flags: argparse.Namespace) -> TrainingOptions:
@@ -118,19 +118,19 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
     """Return the keyword arguments of ``models.ModelConfig`` that the flags ask for.
 
     Reads arch, depth, start_channels, stem_stride, num_stacks, conv_kernel_size, resblocks,
-    MIN_PARAMS and MAX_PARAMS. Raises FlagError for sizes that no network can have.
+    MIN_PARAMS and MAX_PARAMS. Raises UserError for sizes that no network can have.
     """
     _check_choice("arch", flags.arch, ARCHITECTURES)
     for name in ("depth", "start_channels", "stem_stride", "num_stacks", "conv_kernel_size"):
         _check_at_least(name, getattr(flags, name), 1)
     if flags.conv_kernel_size % 2 == 0:
-        raise FlagError(
+        raise UserError(
             f"--conv_kernel_size {flags.conv_kernel_size}: must be odd, such as "
             f"{flags.conv_kernel_size - 1} or {flags.conv_kernel_size + 1}"
         )
     _check_at_least("MIN_PARAMS", flags.MIN_PARAMS, 0)
     if flags.MIN_PARAMS > flags.MAX_PARAMS:
-        raise FlagError(
+        raise UserError(
             f"--MIN_PARAMS {flags.MIN_PARAMS}: must not be larger than --MAX_PARAMS "
             f"{flags.MAX_PARAMS}"
         )
@@ -149,12 +149,12 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
 def exit_status(script: str, run: Callable[[], int]) -> int:
     """Return what ``run`` returns: the work of ``script`` up to the log directory, and on.
 
-    A user's mistake (ValueError, OSError) becomes one line and status 2, Ctrl-C status 130. Of
+    A user's mistake (UserError) becomes one line and status 2, Ctrl-C status 130. Of
     several processes that have met, rank 0 says the line; before, the first on each machine.
     """
     try:
         return run()
-    except (ValueError, OSError) as error:
+    except UserError as error:
         line, status = " ".join(str(error).split()), 2
     except KeyboardInterrupt:
         line, status = "interrupted before training began", INTERRUPTED
@@ -165,7 +165,7 @@ def exit_status(script: str, run: Callable[[], int]) -> int:
 
 
 def check_counts(flags: argparse.Namespace, *names: str) -> None:
-    """Raise FlagError that names the first of these flags below 1."""
+    """Raise UserError that names the first of these flags below 1."""
     for name in names:
         _check_at_least(name, getattr(flags, name), 1)
 
@@ -177,7 +177,7 @@ def check_patch_size(
     stem_stride: int = 1,
     what: str = "--patch_size",
 ) -> None:
-    """Raise FlagError unless a patch (edge in voxels) survives stem and poolings of the network.
+    """Raise UserError unless a patch (edge in voxels) survives stem and poolings of the network.
 
     With batches of one, the lowest level needs more than one voxel for its batch norm. ``what`` is
     the patch's name in the message.
@@ -188,20 +188,20 @@ def check_patch_size(
     if depth > (patch_size // stem_stride).bit_length():
         factor = f"{stem_stride} * " if stem else ""
         smallest = str(stem_stride * 2 ** (depth - 1)) if depth < 32 else f"{factor}2^{depth - 1}"
-        raise FlagError(
+        raise UserError(
             f"{what} {patch_size}: must be at least {smallest} ({rule}) with --depth {depth}{stem}"
         )
     if batch_size == 1 and patch_size == stem_stride * 2 ** (depth - 1):
-        raise FlagError(
+        raise UserError(
             f"--batch_size 1: with {what} {patch_size} and --depth {depth}{stem} one voxel is left "
             "at the lowest level, too few for batch norm; use at least 2"
         )
 
 
 def check_patches(background_threshold: float, patches_per_epoch: int | None) -> None:
-    """Raise FlagError for a share outside 0..1 or an epoch without patches."""
+    """Raise UserError for a share outside 0..1 or an epoch without patches."""
     if not 0 <= background_threshold <= 1:
-        raise FlagError(
+        raise UserError(
             f"--background_threshold {background_threshold}: must lie in 0..1, such as 0.95"
         )
     if patches_per_epoch is not None:
@@ -209,9 +209,9 @@ def check_patches(background_threshold: float, patches_per_epoch: int | None) ->
 
 
 def check_parameter_count(count: int, minimum: int, maximum: int) -> None:
-    """Raise FlagError unless ``count`` parameters lie within both bounds (included)."""
+    """Raise UserError unless ``count`` parameters lie within both bounds (included)."""
     if not minimum <= count <= maximum:
-        raise FlagError(
+        raise UserError(
             f"the network has {count} parameters, outside the bounds --MIN_PARAMS {minimum} and "
             f"--MAX_PARAMS {maximum}: training does not start"
         )
@@ -220,24 +220,24 @@ def check_parameter_count(count: int, minimum: int, maximum: int) -> None:
 def experiment_directory(log_path: str | Path, title: str, resume: bool = False) -> Path:
     """Return ``log_path/title``, where a new experiment may be made; touches nothing.
 
-    Raises FlagError for a title that is no plain name, a log path that is a file, and an experiment
+    Raises UserError for a title that is no plain name, a log path that is a file, and an experiment
     that exists already, unless the run shall ``resume`` that one.
     """
     if not str(log_path).strip():
-        raise FlagError("--log_path is empty: give a folder, such as ./logs")
+        raise UserError("--log_path is empty: give a folder, such as ./logs")
     plain = title.strip() == title and title not in ("", ".", "..") and title.isprintable()
     if not plain or set(title) & set('/\\:*?"<>|') or len(title.encode()) > 200:
-        raise FlagError(
+        raise UserError(
             f"--experiment_title {title!r}: must be a plain name of 1 to 200 characters without "
             "slashes, such as my_experiment"
         )
     folders = (Path(log_path), *Path(log_path).parents)
     blocked = [folder for folder in folders if folder.exists() and not folder.is_dir()]
     if blocked:
-        raise FlagError(f"--log_path {log_path}: {blocked[0]} is a file, not a folder")
+        raise UserError(f"--log_path {log_path}: {blocked[0]} is a file, not a folder")
     directory = Path(log_path) / title
     if directory.exists() and not resume:
-        raise FlagError(
+        raise UserError(
             f"the experiment {directory} exists already and is left as it is; choose another "
             "--experiment_title or --log_path, go on with it by --resume, or remove it"
         )
@@ -247,12 +247,12 @@ def experiment_directory(log_path: str | Path, title: str, resume: bool = False)
 def resolve_files(names: Iterable[str], data_dir: str | Path, flag: str) -> list[Path]:
     """Return the data files that ``names`` mean; a bare name is looked for in ``data_dir``.
 
-    Raises FlagError that names the first file that is not there and how to make it.
+    Raises UserError that names the first file that is not there and how to make it.
     """
     paths = [Path(name) if Path(name).name != name else Path(data_dir) / name for name in names]
     for path in paths:
         if not path.is_file():
-            raise FlagError(
+            raise UserError(
                 f"the data file {path} does not exist; run ./gen_data.sh to make the data sets, or "
                 f"name others with {flag} (or their folder with --data_dir)"
             )
@@ -286,9 +286,9 @@ def describe_training(options: TrainingOptions) -> str:
 
 def _check_at_least(name: str, value: float, minimum: float) -> None:
     if not (math.isfinite(value) and value >= minimum):
-        raise FlagError(f"--{name} {value}: must be at least {minimum}")
+        raise UserError(f"--{name} {value}: must be at least {minimum}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise FlagError(f"--{name} {value!r}: must be one of {', '.join(choices)}")
+        raise UserError(f"--{name} {value!r}: must be one of {', '.join(choices)}")

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from utils.flags import FlagError
+from utils.errors import UserError
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or a request to terminate."""
@@ -89,27 +89,27 @@ def plan_processes(
     """Return the ranks that --devices (None: auto) and --num_nodes ask for.
 
     ``auto`` is what torchrun or srun has started, else ``available`` (devices of this machine).
-    Raises FlagError where flags and launcher contradict each other, and for several machines
+    Raises UserError where flags and launcher contradict each other, and for several machines
     without a launcher.
     """
     for flag, value in (("devices", devices), ("num_nodes", nodes)):
         if value is not None and not 1 <= value <= MOST_RANKS:
-            raise FlagError(f"--{flag} {value}: must lie in 1..{MOST_RANKS}")
+            raise UserError(f"--{flag} {value}: must lie in 1..{MOST_RANKS}")
     started = find_launcher(environment)
     if started is None:
         if nodes > 1:
-            raise FlagError(
+            raise UserError(
                 f"--num_nodes {nodes}: start the script on every machine with torchrun or srun "
                 '(README, "Several devices and machines")'
             )
         return Processes(devices or available)
     if devices not in (None, started.devices):
-        raise FlagError(
+        raise UserError(
             f"--devices {devices}: {started.launcher} has started {started.devices} processes on "
             "this machine; give the same number, or leave the flag out"
         )
     if nodes not in (1, started.nodes):
-        raise FlagError(
+        raise UserError(
             f"--num_nodes {nodes}: {started.launcher} has started processes on {started.nodes} "
             "machines; give the same number, or leave the flag out"
         )
@@ -120,7 +120,7 @@ def find_launcher(environment: Mapping[str, str] = os.environ) -> Processes | No
     """Return what torchrun or srun says in the environment that it has started, None without.
 
     srun with a single task is none: the script can start its other processes itself. Raises
-    FlagError where srun does not say how many tasks run on each machine.
+    UserError where srun does not say how many tasks run on each machine.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         here, total = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
@@ -131,7 +131,7 @@ def find_launcher(environment: Mapping[str, str] = os.environ) -> Processes | No
     try:
         here = int(environment["SLURM_NTASKS_PER_NODE"])
     except (KeyError, ValueError):
-        raise FlagError(
+        raise UserError(
             f"srun has started {environment['SLURM_NTASKS']} tasks; say --ntasks-per-node to "
             "sbatch or srun (a number) instead of --ntasks"
         ) from None

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
+from utils.errors import UserError
+
 
 class Order(Sized, Protocol):
     """Indices in the order of one epoch."""
@@ -45,7 +47,7 @@ class BatchShares(Sampler[list[int]]):
 
     def __init__(self, order: Order, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
         if min(batch_size, len(order)) < ranks:
-            raise ValueError(
+            raise UserError(
                 f"{ranks} devices cannot share batches of {min(batch_size, len(order))} patches; "
                 "lower --devices, or raise --batch_size (and the patches of an epoch)"
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.training.resuming import check_unchanged, recorded_flags
 
 REFERENCE: Mapping[str, Any] = MappingProxyType(
@@ -68,7 +68,7 @@ def parse_training_flags(
         try:
             directory = Path(first.log_path) / first.experiment_title
             recorded = recorded_flags(directory, Path(script).name)
-        except FlagError as error:
+        except UserError as error:
             parser.error(str(error))
         defaults |= recorded
     _set_defaults(parser, defaults)
@@ -80,7 +80,7 @@ def parse_training_flags(
     if recorded is not None:
         try:
             check_unchanged(flags, recorded, plain)
-        except FlagError as error:
+        except UserError as error:
             parser.error(str(error))
     return flags
 

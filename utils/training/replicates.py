@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from utils.flags import FlagError
+from utils.errors import UserError
 from utils.replacing import replacing
 from utils.training.options import experiment_directory
 from utils.training.processes import INTERRUPTED, find_launcher
@@ -64,20 +64,20 @@ def train_replicates(
     ``arguments`` are the script's, which ``parse_flags`` reads. With --resume finished replicates
     are left as they are, the others go on or begin. The status is 0 where all have succeeded, 130
     after an interrupt, 2 where the script refuses the flags (the first replicate says why), else 1.
-    Raises FlagError for flags that --seeds excludes, where the directory exists, and where
+    Raises UserError for flags that --seeds excludes, where the directory exists, and where
     replicates that are there have other flags than those that are to begin.
     """
     resume = "--resume" in arguments
     common = _without_own_flags(arguments)
     flags = parse_flags([argument for argument in arguments if argument != "--resume"])
     if any(_is(argument, "--seed") for argument in arguments):
-        raise FlagError("--seed and --seeds exclude each other: name all seeds in --seeds")
+        raise UserError("--seed and --seeds exclude each other: name all seeds in --seeds")
     launcher = find_launcher()
     if launcher:
-        raise FlagError(f"--seeds does not go with {launcher.launcher}: start one run per --seed")
+        raise UserError(f"--seeds does not go with {launcher.launcher}: start one run per --seed")
     directory = experiment_directory(flags.log_path, flags.experiment_title, resume)
     if (directory / "config.json").exists():
-        raise FlagError(
+        raise UserError(
             f"{directory} holds a single run: go on with it by --resume, without --seeds"
         )
     check_alike(directory, flags, Path(script).name)
@@ -95,7 +95,7 @@ def train_replicates(
 
 
 def check_alike(directory: Path, flags: argparse.Namespace, script: str) -> None:
-    """Raise FlagError if ``flags`` would begin replicates unlike one that is in ``directory``.
+    """Raise UserError if ``flags`` would begin replicates unlike one that is in ``directory``.
 
     Replicates that go on have the flags they were begun with; new ones those of the command line.
     """
@@ -110,7 +110,7 @@ def check_alike(directory: Path, flags: argparse.Namespace, script: str) -> None
         if key not in MAY_DIFFER
     ]
     if differences:
-        raise FlagError(
+        raise UserError(
             f"--seeds: replicates must be alike; {'; '.join(differences)}. Give the flags of the "
             "first call again, with --resume"
         )

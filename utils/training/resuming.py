@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.flags import FlagError
+from utils.errors import UserError
 
 MAY_CHANGE = frozenset(
     {
@@ -49,28 +49,28 @@ class Resumption:
 def recorded_flags(directory: Path, script: str) -> dict[str, Any]:
     """Return the flags of the run in ``directory``, as its ``config.json`` has them.
 
-    Raises FlagError where there is no such run, or ``script`` (a file name) is not its script.
+    Raises UserError where there is no such run, or ``script`` (a file name) is not its script.
     """
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text())
         flags, owner = config["flags"], config["script"]
     except FileNotFoundError:
-        raise FlagError(
+        raise UserError(
             f"--resume: {path} does not exist, so there is no run to go on with; check "
             "--experiment_title and --log_path, or leave --resume out to begin one"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FlagError(f"--resume: {path} cannot be read ({error})") from error
+        raise UserError(f"--resume: {path} cannot be read ({error})") from error
     if owner != script:
-        raise FlagError(f"--resume: {directory} was made by {owner}; resume it with that script")
+        raise UserError(f"--resume: {directory} was made by {owner}; resume it with that script")
     return flags
 
 
 def check_unchanged(
     flags: argparse.Namespace, recorded: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> None:
-    """Raise FlagError that names each flag that must not differ from the ``recorded`` ones.
+    """Raise UserError that names each flag that must not differ from the ``recorded`` ones.
 
     A flag that the run did not know yet had its value of ``defaults``.
     """
@@ -80,16 +80,16 @@ def check_unchanged(
         if name not in MAY_CHANGE and value != recorded.get(name, defaults.get(name))
     ]
     if differences:
-        raise FlagError(
+        raise UserError(
             f"--resume goes on with the same network, data, loss and optimiser; "
             f"{'; '.join(differences)}. Leave these flags out, or begin a new experiment"
         )
 
 
 def check_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise FlagError unless both descriptions of the data agree but for the files' folders."""
+    """Raise UserError unless both descriptions of the data agree but for the files' folders."""
     if _without_folders(recorded) != _without_folders(found):
-        raise FlagError(
+        raise UserError(
             f"--resume: the data differ (files, seeds or samples): was {json.dumps(recorded)}, "
             f"is {json.dumps(found)}"
         )
@@ -106,12 +106,12 @@ def find_resumption(directory: Path) -> Resumption:
     paths = [directory / "checkpoints" / name for name in (LAST, LAST_BEFORE)]
     failures = []
     for path in paths:
+        if not path.exists():
+            continue
         try:
             state = load_checkpoint(path)
             note = f"goes on after epoch {state['epoch']} from {path}"
             return Resumption(state, "; ".join([*failures, note]))
-        except FileNotFoundError:
-            continue
         except CheckpointError as error:
             failures.append(str(error))
     if failures:

@@ -91,7 +91,7 @@ def begin_experiment(
 def _reopen(
     directory: Path, config: Mapping[str, Any], script: str, resumption: Resumption
 ) -> Experiment:
-    """Reopen a log directory; raises FlagError if the data are not those of the run before."""
+    """Reopen a log directory; raises UserError if the data are not those of the run before."""
     before = json.loads((directory / "config.json").read_text())
     check_data(before["data"], config["data"])
     record = {

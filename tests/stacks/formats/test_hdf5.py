@@ -6,10 +6,8 @@ import pytest
 import zarr
 
 from tests.stacks.stacks import random_stack
-from utils.stacks import (
-    StackError,
-    open_stack,
-)
+from utils.errors import UserError
+from utils.stacks import open_stack
 from utils.storage import VolumeFile
 
 
@@ -18,9 +16,9 @@ def test_samples_of_simulated_volumes(fake_file):
         assert stack.axes == "XYZ" and stack.spacing is None
         np.testing.assert_array_equal(stack.read(), file.read_image(2))
         np.testing.assert_array_equal(stack.read(3, 9), file.read_image(2)[..., 3:9])
-    with pytest.raises(StackError, match=r"4 samples; name one with --index 0\.\.3"):
+    with pytest.raises(UserError, match=r"4 samples; name one with --index 0\.\.3"):
         open_stack(fake_file)
-    with pytest.raises(StackError, match="--index 4"):
+    with pytest.raises(UserError, match="--index 4"):
         open_stack(fake_file, index=4)
 
 
@@ -39,7 +37,7 @@ def test_keys_of_hdf5_and_zarr(tmp_path):
             np.testing.assert_array_equal(stack.read(), first.T)
         with open_stack(path, key="group/channels", channel=1) as stack:
             np.testing.assert_array_equal(stack.read(), second[1].T)
-        with pytest.raises(StackError, match="several arrays; name one with --key: .*raw"):
+        with pytest.raises(UserError, match="several arrays; name one with --key: .*raw"):
             open_stack(path)
-        with pytest.raises(StackError, match="'other': not there; it holds .*raw"):
+        with pytest.raises(UserError, match="'other': not there; it holds .*raw"):
             open_stack(path, key="other")

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from tests.stacks.stacks import random_stack
-from utils.stacks import StackError, open_stack
+from utils.errors import UserError
+from utils.stacks import open_stack
 
 HUGE = b"NRRD0004\ntype: uint16\ndimension: 3\nsizes: 90000 90000 90000\nendian: little\n"
 
@@ -39,5 +40,5 @@ def test_sizes_are_known_before_voxels_are_read(tmp_path):
     with open_stack(tmp_path / "a.nrrd") as stack:
         assert stack.kept == 2 * 90000**3 and stack.loading > 2 * stack.kept
     (tmp_path / "b.nrrd").write_bytes(HUGE + b"encoding: raw\n\nfew")
-    with pytest.raises(StackError, match=r"b\.nrrd"):
+    with pytest.raises(UserError, match=r"b\.nrrd"):
         open_stack(tmp_path / "b.nrrd")

@@ -3,10 +3,8 @@ import pytest
 import tifffile
 
 from tests.stacks.stacks import SPACING, random_stack, save
-from utils.stacks import (
-    StackError,
-    open_stack,
-)
+from utils.errors import UserError
+from utils.stacks import open_stack
 
 
 def test_imagej_reads_what_tifffile_calls_imagej(tmp_path):
@@ -43,9 +41,9 @@ def test_channels_of_tiffs(tmp_path, axes, shape, options):
         assert (stack.shape, stack.channel, stack.dtype) == ((7, 6, 5), 2, dtype)
         np.testing.assert_array_equal(stack.read(), expected)
         np.testing.assert_array_equal(stack.read(3, 4), expected[..., 3:4])
-    with pytest.raises(StackError, match=r"3 channels; name one with --channel 0\.\.2"):
+    with pytest.raises(UserError, match=r"3 channels; name one with --channel 0\.\.2"):
         open_stack(path)
-    with pytest.raises(StackError, match=r"--channel 3: the file's channels are 0\.\.2"):
+    with pytest.raises(UserError, match=r"--channel 3: the file's channels are 0\.\.2"):
         open_stack(path, channel=3)
 
 
@@ -66,7 +64,7 @@ def test_spacing_of_tiffs(tmp_path):
             np.testing.assert_array_equal(stack.read(), array.T)
     with open_stack(tmp_path / "b.tif", voxel_size=(3, 2, 1)) as stack:
         assert stack.spacing == (1, 2, 3)
-    with pytest.raises(StackError, match="give z,y,x"):
+    with pytest.raises(UserError, match="give z,y,x"):
         open_stack(tmp_path / "b.tif", voxel_size=(3, 2))
 
 
@@ -75,5 +73,5 @@ def test_time_points(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": "TZYX"})
     with open_stack(tmp_path / "a.tif", index=1) as stack:
         np.testing.assert_array_equal(stack.read(), array[1].T)
-    with pytest.raises(StackError, match="2 time points; name one with --index"):
+    with pytest.raises(UserError, match="2 time points; name one with --index"):
         open_stack(tmp_path / "a.tif")

@@ -5,7 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stacks.stacks import SPACING, random_stack, save
-from utils.stacks import StackError, open_stack
+from utils.errors import UserError
+from utils.stacks import open_stack
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -15,11 +16,11 @@ def test_damaged_zarr(tmp_path, version):
     array[...] = random_stack((8, 8, 8)) + 1
     chunk = max(path for path in (tmp_path / "a.zarr").rglob("*") if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[:10])
-    with pytest.raises(StackError, match=r"a\.zarr"), open_stack(tmp_path / "a.zarr") as stack:
+    with pytest.raises(UserError, match=r"a\.zarr"), open_stack(tmp_path / "a.zarr") as stack:
         stack.read()
     for record in (tmp_path / "a.zarr").rglob("*z*.json" if version == 3 else ".z*"):
         record.write_text(record.read_text()[:20])
-    with pytest.raises(StackError, match=r"a\.zarr"):
+    with pytest.raises(UserError, match=r"a\.zarr"):
         open_stack(tmp_path / "a.zarr")
 
 
@@ -84,7 +85,7 @@ def test_damaged_folders_give_one_line(tmp_path_factory, sound_folders, name, da
         with open_stack(folder) as stack:
             if np.prod(stack.shape, dtype=float) < 1e6:
                 assert stack.read(0, min(2, stack.shape[-1])).shape[:-1] == stack.shape[:-1]
-    except StackError as error:
+    except UserError as error:
         assert "\n" not in str(error) and name in str(error)
 
 

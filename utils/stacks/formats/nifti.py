@@ -10,12 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.stacks.stack import (
-    Source,
-    StackError,
-    StackLayout,
-    whole_of,
-)
+from utils.errors import UserError
+from utils.stacks.stack import Source, StackLayout, whole_of
 
 
 def read(path: Path, key: str | None) -> Source:
@@ -26,7 +22,7 @@ def read(path: Path, key: str | None) -> Source:
     image = nibabel.Nifti1Image.from_filename(path, mmap=False, keep_file_open=packed)
     count = len(image.shape)
     if count > 5:
-        raise StackError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
+        raise UserError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
     unit = {"meter": 1e6, "mm": 1e3, "micron": 1.0}.get(image.header.get_xyzt_units()[0], math.nan)
     sizes = zip("XYZ", image.header.get_zooms(), strict=False)
     spacing = {axis: float(size) * unit for axis, size in sizes}

@@ -10,14 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.stacks.stack import (
-    Reopened,
-    Source,
-    StackError,
-    StackLayout,
-    micrometres,
-    whole_of,
-)
+from utils.errors import UserError
+from utils.stacks.stack import Reopened, Source, StackLayout, micrometres, whole_of
 
 PLACEMENT = ("space", "space dimension", "space directions", "space origin", "space units")
 """Header fields that say where the stack stands; carried to an output."""
@@ -51,7 +45,7 @@ def read(path: Path, key: str | None) -> Source:
         offset = file.tell()
     shape = tuple(int(length) for length in header["sizes"])
     if header["dimension"] != len(shape) or min(shape) < 1:
-        raise StackError(f"{path}: damaged: its header speaks of sizes {shape}")
+        raise UserError(f"{path}: damaged: its header speaks of sizes {shape}")
     dtype = _dtype(header)
     axes, spacing = _axes(header, len(shape))
     placement = {f"nrrd {name}": header[name] for name in PLACEMENT if name in header}

@@ -10,15 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.stacks.stack import (
-    Reopened,
-    Source,
-    StackError,
-    StackLayout,
-    micrometres,
-    planes_of,
-    quiet,
-)
+from utils.errors import UserError
+from utils.stacks.stack import Reopened, Source, StackLayout, micrometres, planes_of, quiet
 
 TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshape")
 """What tifffile logs where a file is cut before it goes on with the pages that are left."""
@@ -34,7 +27,7 @@ def read(path: Path, key: str | None) -> Source:
             found = list(file.series)
         damage = [text for text in messages if TIFF_DAMAGE.search(text)]
         if damage or not found:
-            raise StackError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
+            raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
         series = found[0]
         axes = _axes(series.axes)
         spacing, placement = _spacing(file), _placement(file)
@@ -57,13 +50,13 @@ def _axes(axes: str) -> str:
 
 
 def _check_segments(path: Path, series: Any) -> None:
-    """Raise StackError if a page lies beyond the file's end: it would be read as zeros."""
+    """Raise UserError if a page lies beyond the file's end: it would be read as zeros."""
     for page in series.pages:
         if page is None:
-            raise StackError(f"{path}: lacks a page, or a neighbouring file that it refers to")
+            raise UserError(f"{path}: lacks a page, or a neighbouring file that it refers to")
         ends = [a + n for a, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if max(ends, default=0) > page.parent.filehandle.size:
-            raise StackError(f"{path}: cut: its header speaks of more bytes than there are")
+            raise UserError(f"{path}: cut: its header speaks of more bytes than there are")
 
 
 def _spacing(file: Any) -> dict[str, float]:

@@ -13,15 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.stacks.stack import (
-    Source,
-    StackError,
-    StackLayout,
-    chunks_of,
-    fill_chunks,
-    micrometres,
-    named,
-)
+from utils.errors import UserError
+from utils.stacks.stack import Source, StackLayout, chunks_of, fill_chunks, micrometres, named
 
 CHUNK_NAME = re.compile(r"(c[./])?(\d+([./]\d+)*)")
 """File of a chunk below its array's folder, by either Zarr format's rules."""
@@ -48,7 +41,7 @@ def read(path: Path, key: str | None) -> Source:
 def _source(path: Path, array: Any, multiscale: Mapping[str, Any]) -> Source:
     """Take axes and spacing from OME-NGFF metadata (https://ngff.openmicroscopy.org), if any."""
     if "pickle" in json.dumps(array.metadata.to_dict(), default=str).lower():
-        raise StackError(f"{path}: is stored as pickled objects, which are never loaded")
+        raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
     axes, spacing, placement = array.attrs.get("axes"), {}, {}
     if multiscale:
         entries = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
