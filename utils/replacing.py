@@ -26,6 +26,8 @@ def replacing(path: Path) -> Iterator[Path]:
     with disk_errors(path, "written"):
         try:
             yield temporary
+            if not temporary.exists():
+                raise RuntimeError(f"nothing was written for {path}")
             sync(temporary)
             os.replace(temporary, path)
         finally:

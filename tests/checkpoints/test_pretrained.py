@@ -189,7 +189,7 @@ def test_a_name_loads_where_no_path_is(
     monkeypatch.chdir(tmp_path)
     assert load_checkpoint("columns")["epoch"] == 2
     assert log_directory("columns") == Path("logs/columns")
-    with pytest.raises(FileNotFoundError, match="coloms does not exist .*by name: columns"):
+    with pytest.raises(UserError, match="coloms does not exist .*by name: columns"):
         load_checkpoint("coloms")
     torch.save({"format": 1, "model_state": {}, "epoch": 7}, tmp_path / "columns")
     assert load_checkpoint("columns")["epoch"] == 7  # a path that exists wins

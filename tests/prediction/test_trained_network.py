@@ -69,7 +69,7 @@ def test_what_cannot_predict_is_named(checkpoint, changes, message):
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="none does not exist"):
         read_network(tmp_path / "none")
     (tmp_path / "text.pth").write_text("no checkpoint")
     with pytest.raises(CheckpointError):

@@ -13,7 +13,7 @@ from tests.stacks.stacks import NAMES, SPACING, random_stack, save
 from utils.errors import UserError
 from utils.stacks import StackLayout, check_output, open_stack, write_stack
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", NAMES)

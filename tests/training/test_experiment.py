@@ -20,6 +20,7 @@ import torch
 from torch._utils import ExceptionWrapper
 
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
+from utils.errors import UserError
 from utils.provenance import git_revision
 from utils.storage import StorageError
 from utils.training import experiment as module
@@ -45,7 +46,7 @@ def test_a_new_directory_holds_config_log_and_script(experiment: Experiment) -> 
 
 def test_an_existing_directory_is_left_untouched(experiment: Experiment) -> None:
     before = {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")}
-    with pytest.raises(FileExistsError):
+    with pytest.raises(UserError, match="cannot be made .File exists"):
         Experiment.create(experiment.directory, {}, __file__)
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
@@ -122,9 +123,9 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     for name in ("text", "other", "newer", "pickled"):
         with pytest.raises(CheckpointError, match=f"{name}.pth"):
             load_checkpoint(tmp_path / f"{name}.pth")
-    with pytest.raises(FileNotFoundError, match="absent.pth"):
+    with pytest.raises(UserError, match="absent.pth"):
         load_checkpoint(tmp_path / "absent.pth")
-    with pytest.raises(FileNotFoundError, match="holds no checkpoints"):
+    with pytest.raises(UserError, match="holds no checkpoints"):
         load_checkpoint(tmp_path)
 
 
