@@ -28,6 +28,7 @@ from utils.training.learner import build_optimizer
 from utils.training.loop import EpochSampler, as_stacks, build_loader, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
+from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,6 +52,8 @@ class OurLoop:
         """
         fabric = make_fabric(compute, options.seed)
         model = model.to(memory_format=memory_format(5))
+        if compute.device == "cpu":
+            model = speed_up_on_cpu(model)
         model, optimizer = fabric.setup(model, build_optimizer(model, options))
         loop = cls(fabric, model, build_loss(options).to(fabric.device), optimizer)
         shape = (options.batch_size, 1, edge, edge, edge)

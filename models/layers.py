@@ -16,8 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models import few_channels
-
 
 class Operators(NamedTuple):
     """The dimension-dependent torch layers."""
@@ -29,8 +27,8 @@ class Operators(NamedTuple):
 
 
 OPERATORS = {
-    2: Operators(nn.Conv2d, nn.ConvTranspose2d, few_channels.BatchNorm2d, nn.MaxPool2d),
-    3: Operators(nn.Conv3d, nn.ConvTranspose3d, few_channels.BatchNorm3d, nn.MaxPool3d),
+    2: Operators(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d),
+    3: Operators(nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.MaxPool3d),
 }
 
 
@@ -103,7 +101,7 @@ def up(spatial_dims: int, inputs: int, outputs: int) -> nn.Module:
 
 def join(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return both side by side along the channels."""
-    return torch.cat((few_channels.dense_gradient(skip), few_channels.dense_gradient(x)), dim=1)
+    return torch.cat((skip, x), dim=1)
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:

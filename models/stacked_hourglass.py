@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models import few_channels, layers
+from models import layers
 from models.unet import UNetBody
 
 
@@ -27,7 +27,7 @@ class Stack(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (batch, channels, *space) to features of that shape and out_channels score maps."""
         y = self.features(self.body(x))
-        return y, self.score(few_channels.dense_gradient(y))
+        return y, self.score(y)
 
 
 class ReEntry(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models import few_channels, layers
+from models import layers
 
 
 class UNetBody(nn.Module):
@@ -130,5 +130,5 @@ class UNet(nn.Module):
         """Map (batch, in_channels, *space) to logits (batch, out_channels, *space)."""
         padded = layers.pad_to_multiple(x, self.size_multiple)
         features = self.body(layers.space_to_depth(padded, self.stem_stride))
-        logits = self.head(few_channels.dense_gradient(features))
+        logits = self.head(features)
         return layers.crop_to(layers.depth_to_space(logits, self.stem_stride), x.shape[2:])

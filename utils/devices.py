@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from utils.errors import UserError
 
-FAST_BF16 = ("avx512_bf16", "amx_bf16")
-"""CPU instructions with which bfloat16 beats float32.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""CPU instructions without which bfloat16 is never faster than float32."""
+WORTH = 1.25
+"""How many times as fast as float32 a step in bfloat16 must be on a CPU to be taken.
 
-Measured on two cores of an AMD EPYC (Zen 5, avx512_bf16, no AMX), one training step of a depth 4
-U-Net on 64^3 in channels-last order: 4 channels, batch 8: 0.47 s in float32 and 0.30 s in bfloat16;
-8 channels, batch 4: 0.42 and 0.26 s; 16 channels, batch 4: 0.98 and 0.60 s. In contiguous order
-float32 takes 1.01, 0.72 and 1.29 s, so channels come last in either precision.
+Instructions alone do not tell: one training step of a depth 4 U-Net on 64^3 in channels-last order
+took, in float32 and bfloat16, 0.47 and 0.30 s on an AMD EPYC (Zen 5, avx512_bf16; 4 channels, batch
+8), and 1.1 to 1.5 times as long in bfloat16 as in float32 on an Intel Xeon with avx512_bf16.
 """
 
 
@@ -42,10 +46,20 @@ class Compute:
         )
 
 
-def choose_compute(device: str, precision: str) -> Compute:
+def choose_compute(
+    device: str, precision: str, step_seconds: Callable[[str], float] | None = None
+) -> Compute:
     """Turn ``auto|cpu|cuda`` and ``auto|32|bf16`` into what this machine shall do.
 
-    Raises ValueError where CUDA is asked for and absent.
+    Args:
+        device: where to compute; ``auto`` takes CUDA where there is some.
+        precision: ``auto`` takes bfloat16 on a GPU that has units for it, and on a CPU where a step
+            in it is :data:`WORTH` times as fast as in float32.
+        step_seconds: returns what a step takes in a precision, Fabric's word; called on a CPU that
+            knows bfloat16. Without it nothing is timed, and a CPU computes in float32.
+
+    Raises:
+        UserError: where CUDA is asked for and absent.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
@@ -56,13 +70,47 @@ def choose_compute(device: str, precision: str) -> Compute:
         chosen = {"32": "32-true", "bf16": "bf16-mixed"}[precision]
         return Compute(device, chosen, f"--precision {precision}", tf32)
     if device == "cuda":
-        fast = ["bfloat16 units"] if torch.cuda.is_bf16_supported(False) else []
-    else:
-        abilities = torch.cpu.get_capabilities()
-        fast = [name for name in FAST_BF16 if abilities.get(name)]
-    if fast:
-        return Compute(device, "bf16-mixed", f"auto: the {device} has {', '.join(fast)}", tf32)
-    return Compute(device, "32-true", f"auto: the {device} has no fast bfloat16", tf32)
+        if torch.cuda.is_bf16_supported(False):
+            return Compute(device, "bf16-mixed", "auto: this GPU has bfloat16 units", tf32)
+        return Compute(device, "32-true", "auto: this GPU has no bfloat16 units", tf32)
+    abilities = torch.cpu.get_capabilities()
+    if not any(abilities.get(name) for name in BF16_INSTRUCTIONS):
+        return Compute(device, "32-true", "auto: this CPU does not know bfloat16")
+    if step_seconds is None:
+        return Compute(device, "32-true", "auto: too little to do to time bfloat16")
+    times = step_seconds("32-true") / step_seconds("bf16-mixed")
+    reason = f"auto: here a step in bfloat16 is {times:.2f} times as fast as in float32"
+    return Compute(device, "bf16-mixed" if times >= WORTH else "32-true", reason)
+
+
+def time_step(model: nn.Module, shape: Sequence[int], precision: str) -> float:
+    """Return the seconds that a step of ``model`` takes on this CPU with a blank batch.
+
+    A step is the forward pass, and in training mode the backward pass too; of a model in evaluation
+    mode the forward pass alone. The quickest of three steps counts, after one that is not timed.
+    Weights and buffers stay as they are.
+
+    Args:
+        model: returns logits, or a list of them; channels last in memory.
+        shape: of the batch, (batch, channels, *space); at least two samples, since one alone leaves
+            torch's fast kernels.
+        precision: ``32-true`` or ``bf16-mixed``.
+    """
+    model = copy.deepcopy(model)
+    batch = torch.zeros(tuple(shape)).contiguous(memory_format=memory_format(len(shape)))
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        with (
+            torch.set_grad_enabled(model.training),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
+        ):
+            logits = model(batch)
+        if model.training:
+            maps = logits if isinstance(logits, list | tuple) else [logits]
+            torch.stack([one.float().square().mean() for one in maps]).sum().backward()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 def tune_gpu(compute: Compute, deterministic: bool = False) -> None:

@@ -1,59 +1,18 @@
-"""The choice of device, precision and memory format."""
+"""How many processes, and the Fabric that they share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
 from lightning_fabric.utilities import move_data_to_device
 
 from utils import devices as device
-from utils.devices import Compute, choose_compute, memory_format, tune_gpu
+from utils.devices import memory_format
 from utils.errors import UserError
 from utils.training.fabric import choose_processes, loader_processes, make_fabric
 from utils.training.options import TrainingOptions
-
-
-def set_abilities(
-    monkeypatch: pytest.MonkeyPatch, cuda: bool, cuda_bf16: bool = False, cpu: tuple = ()
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated: cuda_bf16)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(cpu, True))
-
-
-@pytest.mark.parametrize(
-    ("abilities", "asked", "expected"),
-    [
-        ((False,), ("auto", "auto"), ("cpu", "32-true")),
-        ((False, False, ("avx512_bf16",)), ("auto", "auto"), ("cpu", "bf16-mixed")),
-        ((False, False, ("amx_bf16",)), ("cpu", "auto"), ("cpu", "bf16-mixed")),
-        ((False, False, ("avx512_f",)), ("cpu", "auto"), ("cpu", "32-true")),
-        ((False, False, ("avx512_bf16",)), ("cpu", "32"), ("cpu", "32-true")),
-        ((False,), ("cpu", "bf16"), ("cpu", "bf16-mixed")),
-        ((True, True), ("auto", "auto"), ("cuda", "bf16-mixed")),
-        ((True, False, ("avx512_bf16",)), ("auto", "auto"), ("cuda", "32-true")),
-        ((True, True), ("cuda", "32"), ("cuda", "32-true")),
-        ((True, True), ("cpu", "auto"), ("cpu", "32-true")),
-    ],
-)
-def test_choice(
-    monkeypatch: pytest.MonkeyPatch, abilities: tuple, asked: tuple, expected: tuple
-) -> None:
-    set_abilities(monkeypatch, *abilities)
-    compute = choose_compute(*asked)
-    assert (compute.device, compute.precision) == expected
-    assert compute.reason.startswith("auto:" if asked[1] == "auto" else "--precision")
-    for part in (*expected, compute.reason, "3 loader"):
-        assert part in compute.describe(3)
-
-
-def test_absent_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_abilities(monkeypatch, cuda=False)
-    with pytest.raises(ValueError, match="--device cuda.*--device cpu"):
-        choose_compute("cuda", "auto")
 
 
 def test_fabric_seeds_torch() -> None:
@@ -62,48 +21,6 @@ def test_fabric_seeds_torch() -> None:
     first = torch.rand(4)
     make_fabric(compute, 3)
     assert torch.equal(torch.rand(4), first)
-
-
-@pytest.mark.parametrize(
-    ("asked", "tf32"), [(("auto", "auto"), True), (("cuda", "bf16"), True), (("cuda", "32"), False)]
-)
-def test_float32_is_cut_to_tf32_unless_it_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, asked: tuple, tf32: bool
-) -> None:
-    set_abilities(monkeypatch, cuda=True, cuda_bf16=True)
-    compute = choose_compute(*asked)
-    assert compute.tf32 is tf32
-    assert ("TF32" in compute.describe(0)) is tf32
-
-
-@pytest.fixture
-def _precision_restored() -> Iterator[None]:
-    matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    benchmark = torch.backends.cudnn.benchmark
-    yield
-    torch.set_float32_matmul_precision(matmul)
-    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = cudnn, benchmark
-
-
-@pytest.mark.usefixtures("_precision_restored")
-@pytest.mark.parametrize("tf32", [True, False])
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_cuda_is_told_how_to_multiply(tf32: bool, deterministic: bool) -> None:
-    tune_gpu(Compute("cuda", "bf16-mixed", "test", tf32), deterministic)
-    assert torch.backends.cuda.matmul.allow_tf32 is tf32
-    assert torch.backends.cudnn.allow_tf32 is tf32
-    assert torch.backends.cudnn.benchmark is not deterministic
-    # torch.compile asks in all three ways; torch refuses to answer where they are mixed up.
-    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
-    assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if tf32 else "ieee")
-
-
-@pytest.mark.usefixtures("_precision_restored")
-def test_a_cpu_is_left_as_it_is() -> None:
-    torch.backends.cudnn.benchmark = False
-    tune_gpu(Compute("cpu", "32-true", "test"))
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert not torch.backends.cudnn.benchmark
 
 
 def test_fabric_copies_to_a_gpu_without_waiting() -> None:

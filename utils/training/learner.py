@@ -23,6 +23,7 @@ from utils.training.averaging import make_average
 from utils.training.experiment import Experiment
 from utils.training.options import TrainingOptions
 from utils.training.schedules import Pace, build_scheduler
+from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
 RESUMABLE = (
     *("optimizer_state", "scheduler_state", "precision_state", "progress", "history"),
@@ -75,6 +76,8 @@ class Progress:
 def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int) -> Learner:
     """Bring a network for batches of ``ndim`` axes, and what trains it, to Fabric's device."""
     model = model.to(memory_format=memory_format(ndim))
+    if fabric.device.type == "cpu":
+        model = speed_up_on_cpu(model)
     optimizer = build_optimizer(model, options)
     scheduler = build_scheduler(optimizer, options)
     model, optimizer = fabric.setup(model, optimizer)

@@ -1,4 +1,4 @@
-"""The quick paths for few channels beside torch's own layers in float64."""
+"""Networks made quick for few channels beside torch's own layers in float64."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models import ModelConfig, build_model, few_channels
+from models import ModelConfig, build_model
+from utils.training import speed_up_on_cpu as module
+from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
 LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-QUICK = {2: few_channels.BatchNorm2d, 3: few_channels.BatchNorm3d}
 TORCH = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def quick_norm(dims: int, channels: int, **options: float) -> nn.Module:
+    """Return torch's batch normalisation, made quick."""
+    return speed_up_on_cpu(TORCH[dims](channels, **options))
+
+
+def plain_norm(dims: int, channels: int) -> nn.Module:
+    """Return torch's batch normalisation as it is."""
+    return TORCH[dims](channels)
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -25,7 +36,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
 
 def twins(dims: int, channels: int) -> tuple[nn.Module, nn.Module]:
     """Return the quick layer and torch's in float64, with the same parameters and buffers."""
-    quick, slow = QUICK[dims](channels), TORCH[dims](channels).double()
+    quick, slow = quick_norm(dims, channels), TORCH[dims](channels).double()
     nn.init.uniform_(quick.weight, 0.5, 2)
     nn.init.uniform_(quick.bias, -1, 1)
     slow.load_state_dict({name: value.double() for name, value in quick.state_dict().items()})
@@ -47,7 +58,7 @@ def largest_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 @given(
     dims=st.sampled_from([2, 3]),
     batch=st.integers(1, 3),
-    channels=st.integers(1, few_channels.FEW - 1),
+    channels=st.integers(1, module.FEW - 1),
     edges=st.tuples(st.integers(2, 9), st.integers(2, 9), st.integers(2, 9)),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 1000),
@@ -58,7 +69,7 @@ def test_normalisation_equals_torchs_in_float64(dims, batch, channels, edges, dt
     x = draw((batch, channels, *edges[:dims]), dtype, seed).requires_grad_()
     gradient = draw(tuple(x.shape), dtype, seed + 1)
     twin = x.detach().double().requires_grad_()
-    assert few_channels.is_slow_in_torch(x)
+    assert module.is_slow_in_torch(x)
     y, expected = quick(x), slow(twin)
     assert is_quick(y)
     y.backward(gradient)
@@ -79,7 +90,7 @@ def test_normalisation_equals_torchs_in_float64(dims, batch, channels, edges, dt
 
 def test_statistics_are_exact_far_from_zero():
     x = (draw((1, 4, 32, 32, 32), torch.float32, 0) + 1000).contiguous(memory_format=LAST[3])
-    quick = few_channels.BatchNorm3d(4, momentum=1.0)
+    quick = quick_norm(3, 4, momentum=1.0)
     quick(x)
     torch.testing.assert_close(
         quick.running_mean, x.double().mean((0, 2, 3, 4)).float(), rtol=1e-5, atol=0
@@ -101,7 +112,7 @@ def test_statistics_are_exact_far_from_zero():
 )
 def test_elsewhere_torchs_own_layer_answers(x, training):
     channels = x.shape[1]
-    layers = [kind[3](channels).to(x.dtype).train(training) for kind in (QUICK, TORCH)]
+    layers = [kind(3, channels).to(x.dtype).train(training) for kind in (quick_norm, plain_norm)]
     got, expected = (layer(x) for layer in layers)
     assert not is_quick(got)
     assert torch.equal(got, expected)
@@ -110,12 +121,12 @@ def test_elsewhere_torchs_own_layer_answers(x, training):
 
 def test_a_single_value_cannot_be_normalised():
     with pytest.raises(ValueError, match="more than 1 value"):
-        few_channels.BatchNorm3d(2)(torch.ones(1, 2, 1, 1, 1))
+        quick_norm(3, 2)(torch.ones(1, 2, 1, 1, 1))
 
 
 def test_in_autocast_and_without_gradients_as_with_them():
     x = draw((2, 4, 6, 6, 6), torch.bfloat16, 0)
-    layers = [few_channels.BatchNorm3d(4) for _ in range(3)]
+    layers = [quick_norm(3, 4) for _ in range(3)]
     with torch.autocast("cpu", torch.bfloat16):
         first = layers[0](x)
     with torch.no_grad():
@@ -126,7 +137,7 @@ def test_in_autocast_and_without_gradients_as_with_them():
 
 
 def test_a_copy_goes_on_as_the_original():
-    quick = few_channels.BatchNorm3d(4)
+    quick = quick_norm(3, 4)
     quick(draw((2, 4, 6, 6, 6), torch.float32, 0))
     twin, slow = copy.deepcopy(quick), nn.BatchNorm3d(4)
     slow.load_state_dict(quick.state_dict())
@@ -137,7 +148,7 @@ def test_a_copy_goes_on_as_the_original():
 
 @pytest.mark.parametrize("change", ["bfloat16", "no statistics", "wrong channels"])
 def test_unusual_layers_are_left_to_torch(change):
-    layers = [kind[3](4) for kind in (QUICK, TORCH)]
+    layers = [kind(3, 4) for kind in (quick_norm, plain_norm)]
     x = draw((2, 4, 6, 6, 6), torch.float32, 0)
     if change == "wrong channels":
         for layer in layers:
@@ -157,7 +168,7 @@ def test_unusual_layers_are_left_to_torch(change):
 
 def test_wrong_dimensions_are_named():
     with pytest.raises(ValueError, match="expected 5D input"):
-        few_channels.BatchNorm3d(4)(draw((2, 4, 8, 8), torch.float32, 0))
+        quick_norm(3, 4)(draw((2, 4, 8, 8), torch.float32, 0))
 
 
 def test_dense_gradient_of_a_slice_and_of_another_order():
@@ -165,7 +176,7 @@ def test_dense_gradient_of_a_slice_and_of_another_order():
     seen = []
     inner = x * 1
     inner.register_hook(lambda g: seen.append(g))
-    y = few_channels.dense_gradient(inner)
+    y = module.dense_gradient(inner)
     assert torch.equal(y, inner)
     weights = torch.arange(2.0 * 8 * 6**3).reshape(2, 8, 6, 6, 6)
     (torch.cat((y, y * 0), 1) * weights).sum().backward()
@@ -184,7 +195,9 @@ def test_networks_have_the_gradients_of_the_channels_first_order(dims, residual,
     first = build_model(config).double()
     last = build_model(config)
     last.load_state_dict(first.state_dict())
-    last.to(memory_format=LAST[dims])
+    names = set(last.state_dict())
+    last = speed_up_on_cpu(last.to(memory_format=LAST[dims]))
+    assert set(last.state_dict()) == names
     x = torch.randn(2, 1, *(16,) * dims)
     for model, batch in ((first, x.double()), (last, x.contiguous(memory_format=LAST[dims]))):
         logits = model(batch)
@@ -192,3 +205,49 @@ def test_networks_have_the_gradients_of_the_channels_first_order(dims, residual,
     for (name, twin), weight in zip(first.named_parameters(), last.parameters(), strict=True):
         difference = (weight.grad.double() - twin.grad).norm() / twin.grad.norm()
         assert difference < 0.03, name  # 1e-5, but for a ReLU whose sign rounding has turned
+
+
+@pytest.mark.parametrize("arch", ["unet", "stacked_unet"])
+def test_evaluation_is_torchs_own_to_the_second_derivative(arch):
+    torch.manual_seed(0)
+    plain = build_model(ModelConfig(arch=arch, spatial_dims=2, depth=2, num_stacks=2)).eval()
+    quick = speed_up_on_cpu(copy.deepcopy(plain))
+    image = torch.randn(1, 1, 8, 8).contiguous(memory_format=LAST[2])
+
+    def loss(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        logits = model(x)
+        return (logits if arch == "unet" else logits[-1]).sigmoid().square().sum()
+
+    slopes = [torch.func.grad(lambda x, m=model: loss(m, x))(image) for model in (plain, quick)]
+    assert torch.equal(*slopes)
+    for model in (plain, quick):
+        x = image.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(model, x), x, create_graph=True)
+        slope.square().sum().backward()
+        assert x.grad.isfinite().all()
+
+
+def test_once_made_quick_is_enough():
+    model = speed_up_on_cpu(build_model(ModelConfig(depth=2)))
+    kinds = [type(part) for part in model.modules()]
+    hooks = [len(part._forward_pre_hooks) for part in model.modules()]
+    speed_up_on_cpu(model)
+    assert [type(part) for part in model.modules()] == kinds
+    assert [len(part._forward_pre_hooks) for part in model.modules()] == hooks
+
+
+def test_concatenated_parts_get_dense_gradients_in_training_alone():
+    class Joined(nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return torch.cat((a, b), dim=1)
+
+    model = speed_up_on_cpu(Joined())
+    for training in (True, False):
+        model.train(training)
+        parts = [draw((1, 4, 6, 6, 6), torch.float32, k).requires_grad_() for k in (0, 1)]
+        inner = [part * 1 for part in parts]
+        seen: list[bool] = []
+        for part in inner:
+            part.register_hook(lambda g, s=seen: s.append(g.is_contiguous(memory_format=LAST[3])))
+        (model(*inner) * draw((1, 8, 6, 6, 6), torch.float32, 2)).sum().backward()
+        assert seen == [training, training]
