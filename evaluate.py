@@ -189,7 +189,7 @@ def prepare_source(
     from utils.checkpoints.loading import log_directory
     from utils.evaluation.prediction_files import choose_predictions
     from utils.prediction.trained_network import training_file
-    from utils.storage import VolumeFile
+    from utils.storage import VolumeFile, version_note
 
     if flags.data is None:
         raise UserError("--data: a file of generate_3d_data.py is needed to score against")
@@ -197,6 +197,8 @@ def prepare_source(
     if is_checkpoint:
         network = load_network(str(given), flags)
     file = VolumeFile(flags.data)
+    if note := version_note(file.path, file.program_version):
+        print(note, file=sys.stderr)
     volumes = len(file) if flags.volumes is None else flags.volumes
     if volumes > len(file):
         raise UserError(f"--volumes {volumes}: {flags.data} holds {len(file)}")

@@ -60,8 +60,8 @@ FLAGS = {
         ("--L_z", int, 128, "voxels along z, through the same unit cube"),
     ),
     "geometry": (
-        ("--lattice_low", int, 8, "least lattice intervals per icosahedron edge"),
-        ("--lattice_high", int, 15, "most lattice intervals per icosahedron edge: finer columns"),
+        ("--lattice_low", int, 8, "least n; the lattice has n + 1 intervals an icosahedron edge"),
+        ("--lattice_high", int, 15, "most n: finer columns"),
         ("--axis_scale_low", float, 0.7, "least half axis of the ellipsoid, edges of the cube"),
         ("--axis_scale_high", float, 1.5, "greatest half axis of the ellipsoid, edges of the cube"),
         ("--min_columns", int, 100, "least columns that enter in the cube, else it is redrawn"),
@@ -368,7 +368,7 @@ def usable_cores() -> int:
 
 def is_already_there(path: Path, recipe: Recipe) -> bool:
     """Return whether the file is complete and the same; RequestError if another is in the way."""
-    from utils.storage import PROGRAM_VERSION, StorageError, VolumeFile, remove_stray_journal
+    from utils.storage import StorageError, VolumeFile, remove_stray_journal, version_note
 
     if not path.exists():
         return False
@@ -383,12 +383,8 @@ def is_already_there(path: Path, recipe: Recipe) -> bool:
             f"{path} exists with other parameters: {describe(differences)}; "
             "choose another --filename, or --overwrite"
         )
-    if version != PROGRAM_VERSION:
-        print(
-            f"{path} was made by version {version}; with --overwrite this version, "
-            f"{PROGRAM_VERSION}, makes other numbers of the same parameters",
-            file=sys.stderr,
-        )
+    if note := version_note(path, version):
+        print(f"{note} (--overwrite does)", file=sys.stderr)
     remove_stray_journal(path)
     return True
 

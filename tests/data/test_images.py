@@ -159,13 +159,25 @@ def test_another_file_is_refused(file: Path, asked: dict, difference: str) -> No
         SegmentationFake2DDataset(**{"L": 6, "seed": 0, "h5path": file, **asked})
 
 
-def test_a_file_of_another_version_is_refused(file: Path, tmp_path: Path) -> None:
-    other = tmp_path / "old.h5"
-    other.write_bytes(file.read_bytes())
-    with h5py.File(other, "r+") as content:
+def test_a_file_of_another_version_is_read_with_a_note_and_not_continued(
+    file: Path, dataset: SegmentationFake2DDataset, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.h5"
+    old.write_bytes(file.read_bytes())
+    with h5py.File(old, "r+") as content:
         content.attrs["program_version"] = "0.1"
-    with pytest.raises(RecipeMismatchError, match="program_version is 0.1"):
-        SegmentationFake2DDataset(L=6, seed=0, h5path=other)
+    before = old.read_bytes()
+    with pytest.warns(UserWarning, match="old.h5 was made by version 0.1 .* is read as it is"):
+        loaded = SegmentationFake2DDataset(L=6, seed=0, h5path=old)
+    assert same(loaded, dataset, 6)
+    with pytest.raises(StorageError, match="old.h5: version 0.1 .* cannot simulate"):
+        loaded.get_image(0)
+    with (
+        pytest.warns(UserWarning, match="version 0.1"),
+        pytest.raises(RecipeMismatchError, match="L .number of samples. is 6, asked for 7"),
+    ):
+        SegmentationFake2DDataset(L=7, seed=0, h5path=old)
+    assert old.read_bytes() == before
 
 
 def broken_files(folder: Path, good: Path) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from utils.simulation import GeometryError, VolumeConfig, sample_rng, simulate_v
 SMALL = VolumeConfig(shape=(48, 48, 48), lattice_intervals=(4, 6), min_columns=15)
 
 
-EXPECTED = (32, 21150, 33.09750269493088, 9.810909828388027)
+EXPECTED = (55, 23351, 61.4828441250138, 10.474221384810267)
 
 
 def small_volume(seed_and_index):

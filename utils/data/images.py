@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.simulation.image import ImageConfig, SimulatedImage, simulate_image
 from utils.simulation.volume import sample_rng
+from utils.storage import StorageError, version_note
 from utils.storage.images import (
     ImageRecipe,
     ImageSet,
@@ -59,7 +61,8 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
                 With None the seed of an existing file is taken, or else a fresh one is drawn;
                 ``dataset.seed`` tells which.
             h5path: file to load, or to make where there is none yet (its folder must exist); it
-                may hold more samples than ``L``. None keeps the samples in memory only.
+                may hold more samples than ``L``. None keeps the samples in memory only. One of
+                another version of the program is loaded as it is, with a warning.
             progress: whether to show a progress bar while simulating (on a terminal).
             **parameters: any of the generator's parameters below, ranges as (low, high).
 
@@ -102,11 +105,12 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
         self.h5path = None if h5path is None else Path(h5path)
         self.normalizer = PercentileNormalizer()
         if self.h5path is not None and self.h5path.is_file():
-            self.seed, self._samples = _load(self.h5path, self.config, seed, L)
+            self._recipe, self._samples = _load(self.h5path, self.config, seed, L)
         else:
-            self.seed = secrets.randbits(32) if seed is None else int(seed)
-            recipe = ImageRecipe(self.config, self.seed, int(L))
-            self._samples = _simulate(recipe, self.h5path, self.normalizer, progress)
+            fresh = secrets.randbits(32) if seed is None else int(seed)
+            self._recipe = ImageRecipe(self.config, fresh, int(L))
+            self._samples = _simulate(self._recipe, self.h5path, self.normalizer, progress)
+        self.seed = self._recipe.seed
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -125,7 +129,15 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
         return self._samples.centres[self._checked(index)].copy()
 
     def get_image(self, index: int) -> SimulatedImage:
-        """Return a sample simulated once more: raw counts, instances, geometry and parameters."""
+        """Return a sample simulated once more: raw counts, instances, geometry and parameters.
+
+        Raises StorageError for one that was loaded from a file of another version.
+        """
+        if version_note(self.h5path or Path(), self._recipe.program_version):
+            raise StorageError(
+                f"{self.h5path}: version {self._recipe.program_version} of the simulation made it, "
+                "this one cannot simulate its samples again; make the file anew"
+            )
         return simulate_image(self.config, sample_rng(self.seed, self._checked(index)))
 
     def show(self, index: int = 0) -> Image:
@@ -273,12 +285,16 @@ def _make_config(parameters: dict[str, Any]) -> ImageConfig:
     return ImageConfig(**tuples)
 
 
-def _load(path: Path, config: ImageConfig, seed: int | None, count: int) -> tuple[int, ImageSet]:
-    """Return the seed and the first ``count`` samples of a file that holds what is asked for."""
+def _load(
+    path: Path, config: ImageConfig, seed: int | None, count: int
+) -> tuple[ImageRecipe, ImageSet]:
+    """Return recipe and the first ``count`` samples of a file that holds what is asked for."""
     found = read_image_recipe(path)
+    if note := version_note(path, found.program_version):
+        warnings.warn(note, stacklevel=4)
     asked = ImageRecipe(config, found.seed if seed is None else int(seed), int(count))
     found.check_serves(path, asked)
-    return found.seed, read_image_set(path, count)
+    return found, read_image_set(path, count)
 
 
 def _simulate(

@@ -7,6 +7,7 @@ processes, forked or spawned, sees the same. Each process opens the files for it
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -19,7 +20,7 @@ from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
 from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume
-from utils.storage import StorageError, VolumeFile
+from utils.storage import StorageError, VolumeFile, version_note
 
 FilePath = str | os.PathLike[str]
 _ORDER_STREAM = 1  # spawn key that keeps the draws of orders apart from those of patches
@@ -130,7 +131,10 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def _check_files(files: list[VolumeFile]) -> tuple[tuple[int, int, int], list[int]]:
-    """Return the volumes' shape and the running number of samples; leaves the files closed."""
+    """Return the volumes' shape and the running number of samples; leaves the files closed.
+
+    Warns of files of another version of the program.
+    """
     if not files:
         raise UserError("no data file given; generate_3d_data.py makes them")
     shapes, lengths = [], []
@@ -138,6 +142,9 @@ def _check_files(files: list[VolumeFile]) -> tuple[tuple[int, int, int], list[in
         with file:
             shapes.append(file.shape)
             lengths.append(len(file))
+            note = version_note(file.path, file.program_version)
+        if note:
+            warnings.warn(note, stacklevel=3)
         if shapes[-1] != shapes[0]:
             raise StorageError(
                 f"{file.path}: volumes of {shapes[-1]} voxels, but {files[0].path} has {shapes[0]}"

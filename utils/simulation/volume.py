@@ -36,7 +36,7 @@ class VolumeConfig:
     shape: tuple[int, int, int] = (128, 128, 128)
     """Voxels along x, y, z; they always sample the same unit cube."""
     lattice_intervals: tuple[int, int] = (8, 15)
-    """Intervals per icosahedron edge, inclusive: more intervals, finer columns."""
+    """n, inclusive; an icosahedron edge has n + 1 intervals: more intervals, finer columns."""
     axis_scales: tuple[float, float] = (0.7, 1.5)
     """Scale of each ellipsoid axis."""
     min_columns: int = 100
@@ -116,6 +116,7 @@ class VolumeParameters:
     """The parameters drawn for one volume: scalars (int or float) and tuples of three floats."""
 
     lattice_intervals: int
+    """n; an icosahedron edge has n + 1 intervals."""
     axis_scales: tuple[float, float, float]
     shift: tuple[float, float, float]
     angles: tuple[float, float, float]
