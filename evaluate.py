@@ -162,14 +162,15 @@ def prepare(flags: argparse.Namespace) -> Task:
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for a number outside its range."""
+    from utils.simulation.streams import check_seed
+
     for name in ("volumes", "window", "batch_size"):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     if not 0 <= flags.overlap < 1:
         raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    if flags.seed < 0:
-        raise UserError(f"--seed {flags.seed}: must be at least 0")
+    check_seed(flags.seed, "--seed")
     if not 0 <= flags.surface_tolerance < math.inf:
         raise UserError(
             f"--surface_tolerance {flags.surface_tolerance}: must be at least 0 and finite"

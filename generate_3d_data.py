@@ -55,7 +55,7 @@ FLAGS = {
         ("--directory", str, "./vol_data", "where the file goes"),
         ("--filename", str, "vol_train_set1.h5", "name of the HDF5 file"),
         ("--L", int, 512, "number of samples (volumes)"),
-        ("--random_state", int, 0, "seed, 0 or larger"),
+        ("--random_state", int, 0, "seed, at least 0 and below 2^32"),
         ("--L_xy", int, 128, "voxels along x and along y"),
         ("--L_z", int, 128, "voxels along z, through the same unit cube"),
     ),
@@ -162,8 +162,6 @@ def recipe_from_flags(args: argparse.Namespace) -> Recipe:
 
     if args.L < 1:
         raise RequestError(f"--L {args.L}: must be at least 1")
-    if not 0 <= args.random_state < 2**63:
-        raise RequestError(f"--random_state {args.random_state}: must be 0 or larger, below 2**63")
     try:
         config = VolumeConfig(
             shape=(args.L_xy, args.L_xy, args.L_z),
@@ -181,10 +179,10 @@ def recipe_from_flags(args: argparse.Namespace) -> Recipe:
             gain_range=(args.gain_low, args.gain_high),
             contrast_range=(args.contrast_low, args.contrast_high),
         )
+        return Recipe(config, args.random_state, args.L)
     except ValueError as error:
         field, _, rest = str(error).partition(" ")
         raise RequestError(f"{FIELDS_TO_FLAGS.get(field, field)} {rest}") from error
-    return Recipe(config, args.random_state, args.L)
 
 
 # --- In the workers -------------------------------------------------------------------------------

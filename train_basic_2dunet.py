@@ -330,10 +330,9 @@ def typical_spacing(data: Fake2DDataset, samples: int = 32) -> list[float]:
     """
     import numpy as np
 
-    from utils.simulation.image import simulate_image
-    from utils.simulation.volume import sample_rng
+    from utils.simulation.image import image_rng, simulate_image
 
-    rngs = [sample_rng(data.seed, i) for i in range(min(samples, len(data)))]
+    rngs = [image_rng(data.seed, i) for i in range(min(samples, len(data)))]
     scale = np.median([simulate_image(data.config, rng).parameters.scale for rng in rngs])
     return [float(scale) * data.config.column_distance] * 2
 

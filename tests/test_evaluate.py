@@ -186,6 +186,7 @@ BAD = [
     ({"--overlap": "1"}, "--overlap 1.0"),
     ({"--batch_size": "0"}, "--batch_size 0"),
     ({"--seed": "-1"}, "--seed -1"),
+    ({"--seed": "4294967296"}, "--seed 4294967296"),
     ({"--device": "tpu"}, "--device"),
     ({"--checkpoint": "{tmp}/nothing"}, "nothing"),
     ({"--checkpoint": "{tmp}"}, "checkpoints"),

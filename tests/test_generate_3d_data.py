@@ -164,7 +164,8 @@ def test_each_flag_sets_its_field(flags: str, name: str, value: object) -> None:
     ("flags", "named"),
     [
         ("--L 0", "--L 0: must be at least 1"),
-        ("--random_state -1", "--random_state -1: must be 0 or larger"),
+        ("--random_state -1", "--random_state -1: must be a whole number of at least 0"),
+        ("--random_state 4294967296", "--random_state 4294967296: must be a whole number"),
         ("--workers 0", "--workers 0: must be at least 1"),
         ("--gain_low 40", "--gain_low, --gain_high"),
         ("--L_xy 0", "--L_xy, --L_z"),

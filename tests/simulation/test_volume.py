@@ -14,7 +14,7 @@ from utils.simulation import GeometryError, VolumeConfig, sample_rng, simulate_v
 SMALL = VolumeConfig(shape=(48, 48, 48), lattice_intervals=(4, 6), min_columns=15)
 
 
-EXPECTED = (55, 23351, 61.4828441250138, 10.474221384810267)
+EXPECTED = (56, 24789, 77.9773481846787, 4.446826396563936)
 
 
 def small_volume(seed_and_index):

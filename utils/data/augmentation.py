@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.errors import UserError
+from utils.simulation.streams import Purpose, check_seed, make_rng
 
 LEVELS = ("none", "flips", "full")
 """``flips``: flips, axis permutations and turns by 90 degrees; ``full``: all there is."""
@@ -47,8 +48,6 @@ GAMMA = (0.7, 1.5)
 SCALE = 0.2
 """Largest relative change."""
 SHIFT = 0.05
-
-_AUGMENTATION_STREAM = 3  # spawn key that keeps these draws apart from those of other purposes
 
 
 class Augmentation:
@@ -97,7 +96,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
     def __init__(self, dataset: Dataset, level: str, seed: int = 0) -> None:
         self.dataset = dataset
         self.augmentation = Augmentation(level)
-        self.seed = seed
+        self.seed = check_seed(seed)
         # In shared memory, so that workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -119,8 +118,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
 
 def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the generator that changes item ``index`` of an epoch."""
-    key = np.random.SeedSequence((seed, epoch, index), spawn_key=(_AUGMENTATION_STREAM,))
-    return np.random.default_rng(key)
+    return make_rng(Purpose.AUGMENTATION, seed, epoch, index)
 
 
 def draw_symmetry(

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.simulation.image import ImageConfig, SimulatedImage, simulate_image
-from utils.simulation.volume import sample_rng
+from utils.simulation.image import ImageConfig, SimulatedImage, image_rng, simulate_image
+from utils.simulation.streams import check_seed
 from utils.storage import StorageError, version_note
 from utils.storage.images import (
     ImageRecipe,
@@ -57,8 +57,8 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
 
         Args:
             L: number of samples, at least 1.
-            seed: sample i of a seed is the same to the bit for any ``L``; 0 is a seed like others.
-                With None the seed of an existing file is taken, or else a fresh one is drawn;
+            seed: sample i of a seed (0 <= seed < 2^32) is the same to the bit for any ``L``. With
+                None the seed of an existing file is taken, or else a fresh one is drawn;
                 ``dataset.seed`` tells which.
             h5path: file to load, or to make where there is none yet (its folder must exist); it
                 may hold more samples than ``L``. None keeps the samples in memory only. One of
@@ -98,16 +98,15 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
                 another seed; the message names the file and the difference.
             GeometryError: no placement is labelled enough within ``max_tries``.
         """
-        _check_whole("L", L, 1)
-        if seed is not None:
-            _check_whole("seed", seed, 0)
+        _check_length(L)
+        seed = None if seed is None else check_seed(seed)
         self.config = _make_config(parameters)
         self.h5path = None if h5path is None else Path(h5path)
         self.normalizer = PercentileNormalizer()
         if self.h5path is not None and self.h5path.is_file():
             self._recipe, self._samples = _load(self.h5path, self.config, seed, L)
         else:
-            fresh = secrets.randbits(32) if seed is None else int(seed)
+            fresh = secrets.randbits(32) if seed is None else seed
             self._recipe = ImageRecipe(self.config, fresh, int(L))
             self._samples = _simulate(self._recipe, self.h5path, self.normalizer, progress)
         self.seed = self._recipe.seed
@@ -138,7 +137,7 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
                 f"{self.h5path}: version {self._recipe.program_version} of the simulation made it, "
                 "this one cannot simulate its samples again; make the file anew"
             )
-        return simulate_image(self.config, sample_rng(self.seed, self._checked(index)))
+        return simulate_image(self.config, image_rng(self.seed, self._checked(index)))
 
     def show(self, index: int = 0) -> Image:
         """Draw a sample: image, mask, and centres on the image.
@@ -270,10 +269,10 @@ def _padded(centres: np.ndarray, length: int, padding: np.ndarray) -> torch.Tens
     return torch.from_numpy(rows)
 
 
-def _check_whole(name: str, value: Any, low: int) -> None:
+def _check_length(value: Any) -> None:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not low <= value < 2**63:
-        raise UserError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    if not whole or not 1 <= value < 2**32:
+        raise UserError(f"L must be a whole number of at least 1, got {value!r}")
 
 
 def _make_config(parameters: dict[str, Any]) -> ImageConfig:
@@ -292,7 +291,7 @@ def _load(
     found = read_image_recipe(path)
     if note := version_note(path, found.program_version):
         warnings.warn(note, stacklevel=4)
-    asked = ImageRecipe(config, found.seed if seed is None else int(seed), int(count))
+    asked = ImageRecipe(config, found.seed if seed is None else seed, int(count))
     found.check_serves(path, asked)
     return found, read_image_set(path, count)
 
@@ -311,7 +310,7 @@ def _simulate(
             disable=None if progress else True,
         )
         for i in bar:
-            sample = simulate_image(recipe.config, sample_rng(recipe.seed, i))
+            sample = simulate_image(recipe.config, image_rng(recipe.seed, i))
             samples.images[i] = normalizer.apply(sample.image, *normalizer.fit(sample.image))
             samples.masks[i] = sample.mask
             samples.centres[i] = sample.centres

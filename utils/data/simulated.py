@@ -20,13 +20,13 @@ from utils.data.augmentation import Augmentation, augmentation_rng
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
 from utils.errors import UserError
+from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import stored_image
 
 BUFFERED_VOLUMES = 8
 """Volumes whose patches wait in the training process to be mixed into batches."""
 
-_VOLUME_STREAM, _MIXING_STREAM = 4, 5  # spawn keys that keep these draws apart from all others
 _TINY = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
 
 
@@ -62,7 +62,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
         self.config = config
         self.patch_size = patch_size
         self.background_threshold = background_threshold
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.patches_per_epoch = patches_per_epoch
         self.patches_per_volume = patches_per_volume
         self.augmentation = Augmentation(augment)
@@ -172,8 +172,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
         return self.meter.record()
 
     def _rng(self, index: int) -> np.random.Generator:
-        key = (self.seed, self.epoch, index)
-        return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(_VOLUME_STREAM,)))
+        return make_rng(Purpose.LIVE_VOLUME, self.seed, self.epoch, index)
 
     def _augmentation_rng(self, item: int) -> np.random.Generator:
         return augmentation_rng(self.seed, self.epoch, item)
@@ -268,8 +267,8 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
         return number - lonely
 
     def _rng(self) -> np.random.Generator:
-        key = (self.source.seed, self.source.epoch, self.share.rank)
-        return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(_MIXING_STREAM,)))
+        source = self.source
+        return make_rng(Purpose.MIXING, source.seed, source.epoch, self.share.rank)
 
 
 class PatchBuffer:

@@ -19,11 +19,11 @@ from torch.utils.data import Dataset
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
 from utils.errors import UserError
+from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import SimulatedVolume
 from utils.storage import StorageError, VolumeFile, version_note
 
 FilePath = str | os.PathLike[str]
-_ORDER_STREAM = 1  # spawn key that keeps the draws of orders apart from those of patches
 
 
 class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -58,7 +58,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise UserError(f"patches_per_epoch must be at least 1, got {patches_per_epoch}")
         self.patch_size = patch_size
         self.background_threshold = background_threshold
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.patches_per_epoch = patches_per_epoch
         self.fixed = fixed
         self.normalizer = normalizer or PercentileNormalizer()
@@ -91,7 +91,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             self.volume_shape,
             (self.patch_size,) * 3,
             self.background_threshold,
-            np.random.default_rng((self.seed, epoch, item)),
+            make_rng(Purpose.PATCH, self.seed, epoch, item),
         )
         image = self.normalizer.apply(file.read_image(row, slices), *self._percentiles(sample))
         return torch.from_numpy(image)[None], torch.from_numpy(mask.astype(np.float32))[None]
@@ -111,8 +111,8 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if len(self) == self.num_samples:
             return item
         order, place = divmod(epoch * len(self) + item, self.num_samples)
-        stream = np.random.SeedSequence((self.seed, order), spawn_key=(_ORDER_STREAM,))
-        return int(np.random.default_rng(stream).permutation(self.num_samples)[place])
+        rng = make_rng(Purpose.SAMPLE_ORDER, self.seed, order)
+        return int(rng.permutation(self.num_samples)[place])
 
     def _locate(self, index: int) -> tuple[VolumeFile, int]:
         if not 0 <= index < self.num_samples:

@@ -26,6 +26,7 @@ from utils.simulation.geometry import GeometryError
 from utils.simulation.labels import paint_disks
 from utils.simulation.lattice import planar_lattice
 from utils.simulation.random_bits import draw_key
+from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.voxels import inside, to_voxels
 
 CLOUD_REACH = 4.0
@@ -172,12 +173,17 @@ class SimulatedImage:
         return self.all_centres[inside(self.all_centres, self.image.shape)]
 
 
+def image_rng(seed: int, index: int) -> np.random.Generator:
+    """Return the generator of image ``index`` of a seed, which is at least 0 and below 2^32."""
+    return make_rng(Purpose.IMAGE, seed, index)
+
+
 def simulate_image(config: ImageConfig, rng: np.random.Generator) -> SimulatedImage:
     """Simulate one image: place the columns, render the labels, the fluorescence, the image.
 
     Args:
         config: what to draw from.
-        rng: source of all chance, best made by :func:`sample_rng`; equal generators give equal
+        rng: source of all chance, best made by :func:`image_rng`; equal generators give equal
             images to the bit.
 
     Raises:

@@ -23,6 +23,7 @@ from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_d
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
+from utils.simulation.streams import Purpose, make_rng
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ class SimulatedVolume:
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
-    """Return the generator of sample ``index`` of ``seed``, both >= 0; 0 is a seed like others."""
-    return np.random.default_rng((seed, index))
+    """Return the generator of volume ``index`` of a seed, which is at least 0 and below 2^32."""
+    return make_rng(Purpose.VOLUME, seed, index)
 
 
 def simulate_volume(config: VolumeConfig, rng: np.random.Generator) -> SimulatedVolume:

@@ -1,7 +1,7 @@
 """The HDF5 file of simulated images: its layout, how it is written in one go, and how it is read.
 
 Plain h5py opens the file without plugins. Axis order
-is (x, y). Images are kept scaled to 0..1, as data sets give them; ``sample_rng(seed, i)`` and the
+is (x, y). Images are kept scaled to 0..1, as data sets give them; ``image_rng(seed, i)`` and the
 configuration among the attributes make sample i again with its raw counts and all parameters.
 """
 
@@ -38,7 +38,7 @@ _ATTRIBUTES = ("format_version", "program_version", "configuration", "seed", "nu
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """All that decides a file's contents: sample i is simulated with ``sample_rng(seed, i)``."""
+    """All that decides a file's contents: sample i is simulated with ``image_rng(seed, i)``."""
 
     config: ImageConfig
     seed: int
