@@ -123,6 +123,7 @@ def test_the_same_cube_with_other_voxels():
 def test_statistics_land_on_the_reference_s_medians():
     """Twelve default volumes; the spread of such a median is 0.1 to 0.2, tolerances three times.
 
+    So it sees gross changes only: test_reference.py holds each number in closed form, and
     benchmarks/bench_statistics.py compares 200 volumes with the tolerances asked for.
     """
     rows = []
