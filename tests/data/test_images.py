@@ -60,7 +60,7 @@ def test_items(dataset: SegmentationFake2DDataset) -> None:
         assert image.dtype == mask.dtype == torch.float32
         assert image.min() == 0.0 and image.max() == 1.0
         assert set(mask.unique().tolist()) == {0.0, 1.0} and mask.mean() >= 0.30
-    with pytest.raises(IndexError, match="sample 6 is outside 0..5"):
+    with pytest.raises(IndexError, match="sample 6 is outside -6..5"):
         dataset[6]
     assert torch.equal(dataset[-1][0], dataset[5][0])
 

@@ -25,6 +25,7 @@ from monai.transforms import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.data.indexing import item_index
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
 
@@ -112,6 +113,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         """Return the changed image and targets of one item."""
+        index = item_index(index, len(self))
         rng = augmentation_rng(self.seed, int(self._epoch), index)
         return self.augmentation(rng, *self.dataset[index])
 

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.simulation.image import ImageConfig, SimulatedImage, image_rng, simulate_image
@@ -159,9 +160,7 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
 
     def _checked(self, index: int) -> int:
         """Return ``index`` counted from 0; negative ones count from the end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} is outside 0..{len(self) - 1}")
-        return int(index) % len(self)
+        return item_index(index, len(self), name="sample", from_end=True)
 
 
 class SegmentationFake2DDataset(Fake2DDataset):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from utils.data.augmentation import Augmentation, augmentation_rng
+from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
 from utils.errors import UserError
@@ -87,9 +88,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         """Return image and mask, (1, p, p, p) float32, of one patch."""
-        if not 0 <= item < len(self):
-            raise IndexError(f"item {item} is outside 0..{len(self) - 1}")
-        volume, place = divmod(item, self.patches_per_volume)
+        volume, place = divmod(item_index(item, len(self)), self.patches_per_volume)
         if self._last is None or self._last[0] != (self.epoch, volume):
             self._last = (self.epoch, volume), self.cut_patches(volume, self.patches_per_volume)
         images, masks = self._last[1]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
 from utils.errors import UserError
@@ -81,8 +82,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image and mask, (1, p, p, p) float32, of one patch."""
-        if not 0 <= item < len(self):
-            raise IndexError(f"item {item} is outside 0..{len(self) - 1}")
+        item = item_index(item, len(self))
         epoch = 0 if self.fixed else int(self._epoch)
         sample = self._sample(epoch, item)
         file, row = self._locate(sample)
@@ -115,8 +115,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return int(rng.permutation(self.num_samples)[place])
 
     def _locate(self, index: int) -> tuple[VolumeFile, int]:
-        if not 0 <= index < self.num_samples:
-            raise IndexError(f"sample {index} is outside 0..{self.num_samples - 1}")
+        index = item_index(index, self.num_samples, name="sample")
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.files[number], index - (self._ends[number - 1] if number else 0)
 
