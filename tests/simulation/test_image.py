@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from scipy.spatial import cKDTree
 
+from utils.errors import UserError
 from utils.simulation import GeometryError
 from utils.simulation.image import (
     ImageConfig,
@@ -170,6 +171,11 @@ def test_rings_are_dark_in_the_middle_and_clouds_are_not(ring: bool) -> None:
         middle.append(values[distance < 1.5 * scale].mean())
         rim.append(values[distance > 2.8 * scale].mean())
     assert (np.mean(middle) < np.mean(rim)) == ring
+
+
+def test_a_gain_that_cuts_the_image_off_is_refused() -> None:
+    with pytest.raises(UserError, match="more than 60000 photons"):
+        simulate_image(ImageConfig(gain=1e6), image_rng(0, 0))
 
 
 def test_noise_is_that_of_photons_and_reading() -> None:

@@ -64,7 +64,7 @@ class Augmentation:
     Items are changed one by one where they are loaded: on batches noise and grey values take as
     long per item (``benchmarks/bench_loader.py``), and would take it from the network's process.
 
-    Raises ValueError for another level.
+    Raises UserError for another level.
     """
 
     def __init__(self, level: str) -> None:
@@ -91,7 +91,7 @@ class Augmentation:
 class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
     """The items of ``dataset``, each changed as its seed, epoch and index say.
 
-    Raises ValueError for a level that is none of :data:`LEVELS`.
+    Raises UserError for a level that is none of :data:`LEVELS`.
     """
 
     def __init__(self, dataset: Dataset, level: str, seed: int = 0) -> None:

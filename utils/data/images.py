@@ -93,7 +93,7 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
             max_tries 2000: placements drawn before giving up
 
         Raises:
-            ValueError: a number out of range.
+            UserError: a number out of range.
             TypeError: a parameter that the generator does not have.
             StorageError: a file that cannot be made or loaded, or that holds other parameters or
                 another seed; the message names the file and the difference.
@@ -209,7 +209,7 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
             **options: ``progress`` and the generator's parameters.
 
         Raises:
-            ValueError: as there, and for another type or a sigma that is not positive.
+            UserError: as there, and for another type or a sigma that is not positive.
         """
         if type not in HEAT_MAPS:
             raise UserError(f"type {type!r}: must be one of {', '.join(HEAT_MAPS)}")

@@ -40,7 +40,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
     Items stand in the order of their volumes; training takes them mixed, from :meth:`make_loader`,
     for which a volume is simulated once. Item by item only the last volume is remembered.
 
-    Raises ValueError if the patch is larger than the volumes or a number is out of range, and
+    Raises UserError if the patch is larger than the volumes or a number is out of range, and
     GeometryError, at an item, if ``config`` admits no volume.
     """
 
@@ -142,7 +142,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
             world_size: see there.
 
         Raises:
-            ValueError: fewer patches in a batch or an epoch than processes.
+            UserError: fewer patches in a batch or an epoch than processes.
         """
         if min(batch_size, self.patches_per_epoch) < world_size:
             raise UserError(

@@ -37,7 +37,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     across epochs, so that all are used evenly. ``fixed`` gives the patches of epoch 0 always.
 
     Raises StorageError, naming the file, if one is missing, broken, or of other voxel numbers than
-    the first, and ValueError if the patch is larger than the volumes or a number is out of range.
+    the first, and UserError if the patch is larger than the volumes or a number is out of range.
     """
 
     def __init__(

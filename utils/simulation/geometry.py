@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from utils.errors import UserError
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z, spherical_frames
 from utils.simulation.lattice import SphericalLattice, neighbours_among, spherical_lattice
 
@@ -21,7 +22,7 @@ MAX_SHIFT = 0.5
 """The anchor is shifted by up to this much per axis from the cube's centre."""
 
 
-class GeometryError(ValueError):
+class GeometryError(UserError):
     """No geometry with the requested number of columns was found."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.simulation import fluorescence, imaging
 from utils.simulation.configuration import (
     check_each,
@@ -30,7 +31,7 @@ from utils.simulation.streams import Purpose, make_rng
 class VolumeConfig:
     """All that governs a random volume; ranges are (low, high) of uniform draws.
 
-    Defaults are those of the reference generator. Raises ValueError, naming the field, for a value
+    Defaults are those of the reference generator. Raises UserError, naming the field, for a value
     outside its range.
     """
 
@@ -81,10 +82,10 @@ class VolumeConfig:
 
 
 def _check(config: VolumeConfig) -> None:
-    """Raise ValueError that names the first field outside its range."""
+    """Raise UserError that names the first field outside its range."""
     check_each(config, {"shape": 2})
     if len(config.shape) != 3:
-        raise ValueError(f"shape {config.shape}: must be three numbers of voxels")
+        raise UserError(f"shape {config.shape}: must be three numbers of voxels")
     check_ranges(
         config,
         {
@@ -110,6 +111,11 @@ def _check(config: VolumeConfig) -> None:
             "background_sigma": 0.0,
         },
     )
+    most = imaging.MOST_PHOTONS // imaging.BRIGHT
+    if config.gain_range[1] > most:
+        raise UserError(
+            f"gain_range {config.gain_range}: at most {most}, else bright voxels would be cut off"
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,7 @@ def simulate_volume(config: VolumeConfig, rng: np.random.Generator) -> Simulated
 
     Raises:
         GeometryError: no geometry with ``config.min_columns`` columns within ``config.max_tries``.
+        UserError: more than a thousandth of the voxels would be too bright.
     """
     lobe = draw_optic_lobe(
         rng,
@@ -329,6 +336,9 @@ def _take_image(
     across, box = imaging.box_sum(canvas, config.cube_kernel_size)
     light = imaging.background(across, config.background_sigma)
     image = imaging.compose(box, light, parameters.background_weight)
+    imaging.check_exposure(image, parameters.gain)
     counts = imaging.shot_noise(image, parameters.gain, draw_key(rng))
     sd = imaging.read_noise_sd(counts)
-    return imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))
+    taken = imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))
+    imaging.check_brightness(taken)
+    return taken
