@@ -39,6 +39,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import UserError
 from utils.flags import FlagParser
 from utils.freed_memory import keep_freed_volumes
 
@@ -180,7 +181,7 @@ def recipe_from_flags(args: argparse.Namespace) -> Recipe:
             contrast_range=(args.contrast_low, args.contrast_high),
         )
         return Recipe(config, args.random_state, args.L)
-    except ValueError as error:
+    except UserError as error:
         field, _, rest = str(error).partition(" ")
         raise RequestError(f"{FIELDS_TO_FLAGS.get(field, field)} {rest}") from error
 
