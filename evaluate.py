@@ -162,14 +162,15 @@ def prepare(flags: argparse.Namespace) -> Task:
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for a number outside its range."""
+    from utils.simulation.streams import check_seed
+
     for name in ("volumes", "window", "batch_size"):
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
     if not 0 <= flags.overlap < 1:
         raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    if flags.seed < 0:
-        raise UserError(f"--seed {flags.seed}: must be at least 0")
+    check_seed(flags.seed, "--seed")
     if not 0 <= flags.surface_tolerance < math.inf:
         raise UserError(
             f"--surface_tolerance {flags.surface_tolerance}: must be at least 0 and finite"
@@ -189,7 +190,7 @@ def prepare_source(
     from utils.checkpoints.loading import log_directory
     from utils.evaluation.prediction_files import choose_predictions
     from utils.prediction.trained_network import training_file
-    from utils.storage import VolumeFile
+    from utils.storage import VolumeFile, version_note
 
     if flags.data is None:
         raise UserError("--data: a file of generate_3d_data.py is needed to score against")
@@ -197,6 +198,8 @@ def prepare_source(
     if is_checkpoint:
         network = load_network(str(given), flags)
     file = VolumeFile(flags.data)
+    if note := version_note(file.path, file.program_version):
+        print(note, file=sys.stderr)
     volumes = len(file) if flags.volumes is None else flags.volumes
     if volumes > len(file):
         raise UserError(f"--volumes {volumes}: {flags.data} holds {len(file)}")

@@ -39,6 +39,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import UserError
 from utils.flags import FlagParser
 from utils.freed_memory import keep_freed_volumes
 
@@ -55,13 +56,13 @@ FLAGS = {
         ("--directory", str, "./vol_data", "where the file goes"),
         ("--filename", str, "vol_train_set1.h5", "name of the HDF5 file"),
         ("--L", int, 512, "number of samples (volumes)"),
-        ("--random_state", int, 0, "seed, 0 or larger"),
+        ("--random_state", int, 0, "seed, at least 0 and below 2^32"),
         ("--L_xy", int, 128, "voxels along x and along y"),
         ("--L_z", int, 128, "voxels along z, through the same unit cube"),
     ),
     "geometry": (
-        ("--lattice_low", int, 8, "least lattice intervals per icosahedron edge"),
-        ("--lattice_high", int, 15, "most lattice intervals per icosahedron edge: finer columns"),
+        ("--lattice_low", int, 8, "least n; the lattice has n + 1 intervals an icosahedron edge"),
+        ("--lattice_high", int, 15, "most n: finer columns"),
         ("--axis_scale_low", float, 0.7, "least half axis of the ellipsoid, edges of the cube"),
         ("--axis_scale_high", float, 1.5, "greatest half axis of the ellipsoid, edges of the cube"),
         ("--min_columns", int, 100, "least columns that enter in the cube, else it is redrawn"),
@@ -162,8 +163,6 @@ def recipe_from_flags(args: argparse.Namespace) -> Recipe:
 
     if args.L < 1:
         raise RequestError(f"--L {args.L}: must be at least 1")
-    if not 0 <= args.random_state < 2**63:
-        raise RequestError(f"--random_state {args.random_state}: must be 0 or larger, below 2**63")
     try:
         config = VolumeConfig(
             shape=(args.L_xy, args.L_xy, args.L_z),
@@ -181,10 +180,10 @@ def recipe_from_flags(args: argparse.Namespace) -> Recipe:
             gain_range=(args.gain_low, args.gain_high),
             contrast_range=(args.contrast_low, args.contrast_high),
         )
-    except ValueError as error:
+        return Recipe(config, args.random_state, args.L)
+    except UserError as error:
         field, _, rest = str(error).partition(" ")
         raise RequestError(f"{FIELDS_TO_FLAGS.get(field, field)} {rest}") from error
-    return Recipe(config, args.random_state, args.L)
 
 
 # --- In the workers -------------------------------------------------------------------------------
@@ -368,7 +367,7 @@ def usable_cores() -> int:
 
 def is_already_there(path: Path, recipe: Recipe) -> bool:
     """Return whether the file is complete and the same; RequestError if another is in the way."""
-    from utils.storage import PROGRAM_VERSION, StorageError, VolumeFile, remove_stray_journal
+    from utils.storage import StorageError, VolumeFile, remove_stray_journal, version_note
 
     if not path.exists():
         return False
@@ -383,12 +382,8 @@ def is_already_there(path: Path, recipe: Recipe) -> bool:
             f"{path} exists with other parameters: {describe(differences)}; "
             "choose another --filename, or --overwrite"
         )
-    if version != PROGRAM_VERSION:
-        print(
-            f"{path} was made by version {version}; with --overwrite this version, "
-            f"{PROGRAM_VERSION}, makes other numbers of the same parameters",
-            file=sys.stderr,
-        )
+    if note := version_note(path, version):
+        print(f"{note} (--overwrite does)", file=sys.stderr)
     remove_stray_journal(path)
     return True
 

@@ -138,13 +138,13 @@ def check_flags(
     flags: argparse.Namespace, definition: StudyDefinition, n_trials: int | None
 ) -> None:
     """Raise UserError for numbers that make no sense, and for a search without an end."""
-    for name, value, least in (
-        ("--n_trials", flags.n_trials, 1),
-        ("--jobs", flags.jobs, 1),
-        ("--seed", flags.seed, 0),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{name} {value}: must be at least {least}")
+    from utils.simulation.streams import check_seed
+
+    for name, value in (("--n_trials", flags.n_trials), ("--jobs", flags.jobs)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1")
+    if flags.seed is not None:
+        check_seed(flags.seed, "--seed")
     minutes = flags.timeout_minutes
     if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(f"--timeout_minutes {minutes}: must be larger than 0, such as 480")

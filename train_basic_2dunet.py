@@ -324,11 +324,16 @@ def describe_set(data: Fake2DDataset) -> dict[str, Any]:
 
 
 def typical_spacing(data: Fake2DDataset, samples: int = 32) -> list[float]:
-    """Return the columns' distance in pixels along x and y: the median over the first samples."""
+    """Return the columns' distance in pixels along x and y: the median over the first samples.
+
+    They are simulated again; a file of another version holds others of the same distribution.
+    """
     import numpy as np
 
-    chosen = range(min(samples, len(data)))
-    scale = np.median([data.get_image(i).parameters.scale for i in chosen])
+    from utils.simulation.image import image_rng, simulate_image
+
+    rngs = [image_rng(data.seed, i) for i in range(min(samples, len(data)))]
+    scale = np.median([simulate_image(data.config, rng).parameters.scale for rng in rngs])
     return [float(scale) * data.config.column_distance] * 2
 
 

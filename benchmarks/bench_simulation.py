@@ -29,8 +29,6 @@ from utils.simulation import (
     volume,
 )
 
-REFERENCE_SECONDS = 4.8
-"""One core, one volume of 128^3 by the reference generator, as measured for this project."""
 STAGES = (
     (volume, "draw_optic_lobe", "geometry, all tries"),
     (volume, "draw_control_points", "neurite control points"),
@@ -107,7 +105,6 @@ def main() -> None:
     print("\n| measure | value |\n| --- | --- |")
     print(f"| volumes per second, one core | {1 / one:.1f} |")
     print(f"| volumes per second, {cores} cores | {rate:.1f} |")
-    print(f"| reference's {REFERENCE_SECONDS} s / ours, one core | {REFERENCE_SECONDS / one:.0f} |")
     print(f"| peak memory, one process | {peak:.0f} MiB |")
 
 

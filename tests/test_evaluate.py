@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -90,6 +91,18 @@ def iou(found, truth):
     return (found & truth).sum() / (found | truth).sum()
 
 
+def test_data_of_another_version_are_scored_with_a_note(data, log, tmp_path, capsys):
+    old = tmp_path / "old.h5"
+    old.write_bytes(data.read_bytes())
+    with h5py.File(old, "r+") as file:
+        file.attrs["program_version"] = "0.1"
+    flags = ["--checkpoint", str(log), "--volumes", "1"]
+    assert evaluate.main([*flags, "--data", str(old)]) == 0
+    assert "old.h5 was made by version 0.1" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--data", str(data), "--output", str(tmp_path / "new")]) == 0
+    assert "version" not in capsys.readouterr().err
+
+
 def test_scores_are_those_of_a_known_network(data, log, capsys):
     assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 0
     rows = read_csv(log / "evaluation" / "metrics.csv")
@@ -173,6 +186,7 @@ BAD = [
     ({"--overlap": "1"}, "--overlap 1.0"),
     ({"--batch_size": "0"}, "--batch_size 0"),
     ({"--seed": "-1"}, "--seed -1"),
+    ({"--seed": "4294967296"}, "--seed 4294967296"),
     ({"--device": "tpu"}, "--device"),
     ({"--checkpoint": "{tmp}/nothing"}, "nothing"),
     ({"--checkpoint": "{tmp}"}, "checkpoints"),

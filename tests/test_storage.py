@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
 from utils.storage import (
     LAYOUT,
@@ -388,6 +389,20 @@ def test_wrong_keys_are_named(tmp_path: Path, fake_file: Path) -> None:
     expected = "keys.h5: .*lacks vol_labels, parameters/spacing, attribute seed"
     with pytest.raises(StorageError, match=expected):
         VolumeFile(path).read_image(0)
+
+
+def test_seeds_from_2_to_the_32_are_refused_but_their_old_files_are_read(
+    tmp_path: Path, fake_file: Path, tiny_config: VolumeConfig
+) -> None:
+    with pytest.raises(UserError, match="seed 4294967296: must be a whole number"):
+        Recipe(tiny_config, 2**32, 1)
+    path = Path(shutil.copy(fake_file, tmp_path / "old.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["seed"] = 2**32
+    with VolumeFile(path) as file:
+        assert file.seed == 2**32 and file.read_image(0).any()
+        with pytest.raises(StorageError, match="old.h5: seed 4294967296"):
+            _ = file.recipe
 
 
 def test_another_format_version_is_named(tmp_path: Path, fake_file: Path) -> None:

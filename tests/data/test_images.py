@@ -26,11 +26,12 @@ from utils.data import (
     SegmentationFake2DDataset,
 )
 from utils.data.images import Fake2DDataset, heat_map
+from utils.errors import UserError
 from utils.simulation import GeometryError
 from utils.simulation.image import ImageConfig
 from utils.storage import RecipeMismatchError, StorageError
 
-EXPECTED_HASH = "5a0139fb84446bea"
+EXPECTED_HASH = "7653f0e1d811fb22"
 """Of the first two items of seed 111, with the pinned versions."""
 
 
@@ -59,7 +60,7 @@ def test_items(dataset: SegmentationFake2DDataset) -> None:
         assert image.dtype == mask.dtype == torch.float32
         assert image.min() == 0.0 and image.max() == 1.0
         assert set(mask.unique().tolist()) == {0.0, 1.0} and mask.mean() >= 0.30
-    with pytest.raises(IndexError, match="sample 6 is outside 0..5"):
+    with pytest.raises(IndexError, match="sample 6 is outside -6..5"):
         dataset[6]
     assert torch.equal(dataset[-1][0], dataset[5][0])
 
@@ -159,13 +160,25 @@ def test_another_file_is_refused(file: Path, asked: dict, difference: str) -> No
         SegmentationFake2DDataset(**{"L": 6, "seed": 0, "h5path": file, **asked})
 
 
-def test_a_file_of_another_version_is_refused(file: Path, tmp_path: Path) -> None:
-    other = tmp_path / "old.h5"
-    other.write_bytes(file.read_bytes())
-    with h5py.File(other, "r+") as content:
+def test_a_file_of_another_version_is_read_with_a_note_and_not_continued(
+    file: Path, dataset: SegmentationFake2DDataset, tmp_path: Path
+) -> None:
+    old = tmp_path / "old.h5"
+    old.write_bytes(file.read_bytes())
+    with h5py.File(old, "r+") as content:
         content.attrs["program_version"] = "0.1"
-    with pytest.raises(RecipeMismatchError, match="program_version is 0.1"):
-        SegmentationFake2DDataset(L=6, seed=0, h5path=other)
+    before = old.read_bytes()
+    with pytest.warns(UserWarning, match="old.h5 was made by version 0.1 .* is read as it is"):
+        loaded = SegmentationFake2DDataset(L=6, seed=0, h5path=old)
+    assert same(loaded, dataset, 6)
+    with pytest.raises(StorageError, match="old.h5: version 0.1 .* cannot simulate"):
+        loaded.get_image(0)
+    with (
+        pytest.warns(UserWarning, match="version 0.1"),
+        pytest.raises(RecipeMismatchError, match="L .number of samples. is 6, asked for 7"),
+    ):
+        SegmentationFake2DDataset(L=7, seed=0, h5path=old)
+    assert old.read_bytes() == before
 
 
 def broken_files(folder: Path, good: Path) -> dict[str, Path]:
@@ -241,9 +254,9 @@ def test_bad_lengths(count: object) -> None:
         SegmentationFake2DDataset(L=count, seed=0)
 
 
-@pytest.mark.parametrize("seed", [-1, 0.5, "a"])
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5, "a"])
 def test_bad_seeds(seed: object) -> None:
-    with pytest.raises(ValueError, match="seed must be a whole number of at least 0"):
+    with pytest.raises(UserError, match="seed .*: must be a whole number of at least 0 and below"):
         SegmentationFake2DDataset(L=1, seed=seed)
 
 

@@ -68,6 +68,19 @@ def test_samples_are_found_in_their_files(fake_files: list[Path]) -> None:
             dataset[index]
 
 
+def test_a_file_of_another_version_is_read_with_a_note(fake_file: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.h5"
+    old.write_bytes(fake_file.read_bytes())
+    with h5py.File(old, "r+") as content:
+        content.attrs["program_version"] = "0.1"
+    with pytest.warns(UserWarning, match="old.h5 was made by version 0.1 .* is read as it is"):
+        dataset = SegmentationFake3DDataset([fake_file, old], patch_size=16)
+    both = SegmentationFake3DDataset([fake_file, fake_file], patch_size=16)
+    assert len(dataset) == 8
+    for ours, theirs in zip(dataset[5], both[5], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_patches_follow_from_seed_and_epoch(fake_file: Path) -> None:
     def patches(seed: int, epoch: int) -> list[np.ndarray]:
         dataset = SegmentationFake3DDataset(fake_file, patch_size=12, seed=seed)

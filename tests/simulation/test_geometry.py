@@ -54,13 +54,27 @@ def test_kept_points_stay_in_the_margin_and_on_the_positive_side(lobes):
 
 def test_neighbours_and_coordinates_are_the_lattice_s(lobes):
     for lobe in lobes[:10]:
-        lattice = spherical_lattice(lobe.lattice_intervals)
+        lattice = spherical_lattice(lobe.lattice_intervals + 1)
         index = {tuple(c): k for k, c in enumerate(lattice.coordinates.tolist())}
         sites = np.array([index[tuple(c)] for c in lobe.lattice_coordinates.tolist()])
         pairs = {tuple(p) for p in lattice.neighbours.tolist()}
         kept = {tuple(sorted(sites[p])) for p in lobe.lattice_neighbours}
         assert kept <= pairs
         assert len(kept) == sum(a in set(sites) and b in set(sites) for a, b in pairs)
+
+
+@pytest.mark.parametrize("n", [8, 15])
+def test_an_edge_of_the_icosahedron_has_one_interval_more_than_was_drawn(n):
+    """On the sphere its arc of arctan 2 is cut into n + 1 equal parts."""
+    sphere = DEFAULTS | {"axis_scales": (1, 1), "lattice_intervals": (n, n), "min_columns": 30}
+    lobe = draw_optic_lobe(np.random.default_rng(3), **sphere)
+    assert lobe.lattice_intervals == n
+    face, i, j = lobe.lattice_coordinates[lobe.lattice_neighbours].T
+    on_edge = (face[0] == face[1]) & (j == 0).all(axis=0)
+    assert on_edge.any()
+    first, second = lobe.entry_points[lobe.lattice_neighbours[on_edge]].swapaxes(0, 1)
+    chord = 2 * np.sin(np.arctan(2) / (n + 1) / 2)
+    assert_allclose(np.linalg.norm(first - second, axis=1), chord, rtol=1e-4)
 
 
 def test_draws_spread_over_their_ranges(lobes):

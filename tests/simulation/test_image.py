@@ -8,14 +8,21 @@ import pytest
 from numpy.testing import assert_array_equal
 from scipy.spatial import cKDTree
 
-from utils.simulation import GeometryError, sample_rng
-from utils.simulation.image import ImageConfig, SimulatedImage, gaussian_blur, simulate_image
+from utils.errors import UserError
+from utils.simulation import GeometryError
+from utils.simulation.image import (
+    ImageConfig,
+    SimulatedImage,
+    gaussian_blur,
+    image_rng,
+    simulate_image,
+)
 from utils.simulation.labels import paint_disks
 
 CONFIG = ImageConfig()
 EXPECTED_HASHES = {
-    (0, 0): "e635206ec9b4f020",
-    (111, 17): "11b55321eaf64a41",
+    (0, 0): "4e17efa47de1d5b7",
+    (111, 17): "eb836504acc08ef0",
 }
 """Of the counts and the labels, with the pinned versions."""
 
@@ -28,12 +35,12 @@ def digest(sample: SimulatedImage) -> str:
 
 @pytest.fixture(scope="module")
 def samples() -> list[SimulatedImage]:
-    return [simulate_image(CONFIG, sample_rng(7, i)) for i in range(200)]
+    return [simulate_image(CONFIG, image_rng(7, i)) for i in range(200)]
 
 
 def test_shapes_and_dtypes() -> None:
     config = ImageConfig(shape=(96, 120), max_centres=200)
-    sample = simulate_image(config, sample_rng(0, 0))
+    sample = simulate_image(config, image_rng(0, 0))
     n = len(sample.all_centres)
     assert sample.image.shape == sample.instances.shape == sample.mask.shape == (96, 120)
     assert sample.image.dtype == np.float32 and sample.instances.dtype == np.uint16
@@ -45,7 +52,7 @@ def test_shapes_and_dtypes() -> None:
 
 def test_same_seed_same_bits_and_others_differ() -> None:
     first, again, other, seed = (
-        simulate_image(CONFIG, sample_rng(*s)) for s in ((0, 5), (0, 5), (0, 6), (1, 5))
+        simulate_image(CONFIG, image_rng(*s)) for s in ((0, 5), (0, 5), (0, 6), (1, 5))
     )
     for field in ("image", "instances", "all_centres", "is_ring"):
         assert_array_equal(getattr(first, field), getattr(again, field))
@@ -54,7 +61,7 @@ def test_same_seed_same_bits_and_others_differ() -> None:
 
 
 def test_samples_are_those_of_earlier_runs() -> None:
-    found = {key: digest(simulate_image(CONFIG, sample_rng(*key))) for key in EXPECTED_HASHES}
+    found = {key: digest(simulate_image(CONFIG, image_rng(*key))) for key in EXPECTED_HASHES}
     assert found == EXPECTED_HASHES
 
 
@@ -156,7 +163,7 @@ def test_rings_are_dark_in_the_middle_and_clouds_are_not(ring: bool) -> None:
     config = ImageConfig(ring_share_range=(float(ring),) * 2, blur_sizes=(5,), points_per_column=60)
     middle, rim = [], []
     for i in range(20):
-        sample = simulate_image(config, sample_rng(0, i))
+        sample = simulate_image(config, image_rng(0, i))
         assert np.all(sample.is_ring == ring)
         centres, scale = sample.centres, sample.parameters.scale
         distance, _ = cKDTree(centres).query(np.argwhere(sample.mask == 1) + 0.5)
@@ -166,17 +173,22 @@ def test_rings_are_dark_in_the_middle_and_clouds_are_not(ring: bool) -> None:
     assert (np.mean(middle) < np.mean(rim)) == ring
 
 
+def test_a_gain_that_cuts_the_image_off_is_refused() -> None:
+    with pytest.raises(UserError, match="more than 60000 photons"):
+        simulate_image(ImageConfig(gain=1e6), image_rng(0, 0))
+
+
 def test_noise_is_that_of_photons_and_reading() -> None:
     """Beside the same image in a hundred times the light, the residual has Poisson's variance."""
     noisy, bright = (
-        simulate_image(ImageConfig(gain=gain, read_noise_share=0.0), sample_rng(4, 2)).image
+        simulate_image(ImageConfig(gain=gain, read_noise_share=0.0), image_rng(4, 2)).image
         for gain in (1.0, 100.0)
     )
     expected = bright / 100.0
     residual = (noisy - expected) / np.sqrt(expected)
     assert residual.mean() == pytest.approx(0.0, abs=0.03)
     assert residual.std() == pytest.approx(1.0, abs=0.03)
-    with_reading = simulate_image(ImageConfig(read_noise_share=0.1), sample_rng(4, 2)).image
+    with_reading = simulate_image(ImageConfig(read_noise_share=0.1), image_rng(4, 2)).image
     added = (with_reading - noisy).std() / noisy.std()
     assert added == pytest.approx(0.1, abs=0.005)
 
@@ -196,7 +208,7 @@ def test_an_impossible_threshold_says_what_was_tried() -> None:
     with pytest.raises(
         GeometryError, match=r"min_labelled 0\.9 .* none of 50 placements"
     ) as caught:
-        simulate_image(config, sample_rng(0, 0))
+        simulate_image(config, image_rng(0, 0))
     assert "min_labelled 0.9" in str(caught.value) and "0.4" in str(caught.value)
 
 

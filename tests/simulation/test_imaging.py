@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.ndimage import gaussian_filter1d, uniform_filter
 from scipy.stats import chisquare, poisson
 
+from utils.errors import UserError
 from utils.simulation import imaging
 
 
@@ -91,6 +92,21 @@ def test_shot_noise_depends_on_key_and_place_only():
 def test_shot_noise_saturates_instead_of_wrapping():
     counts = imaging.shot_noise(np.full(10, 1e6, dtype=np.float32), 1.0, np.uint64(0))
     assert counts.min() > 59_000
+
+
+def test_a_thousandth_of_an_image_may_be_cut_off_and_no_more():
+    image = np.ones((10, 10, 100), dtype=np.float32)
+    image[:, 0, 0] = 3_001.0
+    imaging.check_exposure(image, 20.0)  # 3000 are the most
+    image[0, 1, 0] = 3_001.0
+    imaging.check_exposure(image, 19.0)
+    with pytest.raises(UserError, match="0.1% of an image would count more than 60000 photons"):
+        imaging.check_exposure(image, 20.0)
+    image[image > 1] = 65_504.0
+    imaging.check_brightness(image)
+    image *= 2
+    with pytest.raises(UserError, match="0.1% of an image would be brighter than 65504"):
+        imaging.check_brightness(image)
 
 
 def test_read_noise_sd_follows_its_formula():

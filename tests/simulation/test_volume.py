@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from utils.errors import UserError
 from utils.simulation import GeometryError, VolumeConfig, sample_rng, simulate_volume
 
 SMALL = VolumeConfig(shape=(48, 48, 48), lattice_intervals=(4, 6), min_columns=15)
 
 
-EXPECTED = (32, 21150, 33.09750269493088, 9.810909828388027)
+EXPECTED = (56, 24789, 77.9773481846787, 4.446826396563936)
 
 
 def small_volume(seed_and_index):
@@ -123,6 +124,7 @@ def test_the_same_cube_with_other_voxels():
 def test_statistics_land_on_the_reference_s_medians():
     """Twelve default volumes; the spread of such a median is 0.1 to 0.2, tolerances three times.
 
+    So it sees gross changes only: test_reference.py holds each number in closed form, and
     benchmarks/bench_statistics.py compares 200 volumes with the tolerances asked for.
     """
     rows = []
@@ -154,6 +156,7 @@ def test_configurations_survive_json():
         ({"axis_scales": (0.0, 1.0)}, "axis_scales"),
         ({"std_intensity_range": (0.5, 0.4)}, "std_intensity_range"),
         ({"gain_range": (0, 4)}, "gain_range"),
+        ({"gain_range": (10, 1_000_000)}, "gain_range .*: at most 15000, else bright voxels"),
         ({"contrast_range": (0.0, 1.0)}, "contrast_range"),
         ({"background_range": (-0.1, 1.0)}, "background_range"),
         ({"min_columns": 0}, "min_columns"),
@@ -166,8 +169,29 @@ def test_configurations_survive_json():
     ],
 )
 def test_bad_configurations_name_the_field(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(VolumeConfig(), **change)
+
+
+def test_the_largest_gain_leaves_the_contrast():
+    bright = dataclasses.replace(SMALL, gain_range=(15_000, 15_000), contrast_range=(1.0, 1.0))
+    many = simulate_volume(bright, sample_rng(0, 1)).image
+    few = small_volume((0, 1)).image
+    assert np.mean(many > 59_000) < 0.001
+    assert np.percentile(many, 99) / np.median(many) > 0.5 * np.percentile(few, 99) / np.median(few)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline_intensity": 1e6}, "count more than 60000 photons .* lower the gain"),
+        ({"background_range": (9.0, 9.0)}, "count more than 60000 photons"),
+        ({"contrast_range": (9.0, 9.0)}, "brighter than 65504 .* or the contrast"),
+    ],
+)
+def test_images_that_would_be_cut_off_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        simulate_volume(dataclasses.replace(SMALL, **change), sample_rng(0, 0))
 
 
 def test_an_impossible_number_of_columns_stops_with_what_was_tried():

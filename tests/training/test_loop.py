@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from utils.checkpoints.loading import load_checkpoint
 from utils.devices import Compute
 from utils.evaluation.confusion import confusion
+from utils.simulation.streams import Purpose, make_rng
 from utils.training.experiment import Experiment, record_exit
 from utils.training.fabric import make_fabric
 from utils.training.learner import Progress, build_optimizer
@@ -325,7 +326,7 @@ def test_batches_do_not_depend_on_workers_and_change_with_the_epoch(
     orders = []
     for epoch in (1, 2):
         set_epoch(data, sampler, epoch)
-        order = np.random.default_rng((3, epoch)).permutation(5)
+        order = make_rng(Purpose.BATCH_ORDER, 3, epoch).permutation(5)
         # A last batch of one is left out.
         expected = torch.stack([data[int(k)][0] for k in order[:4]])
         assert torch.equal(torch.cat([images for images, _ in loader]), expected)

@@ -25,7 +25,9 @@ from monai.transforms import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from utils.data.indexing import item_index
 from utils.errors import UserError
+from utils.simulation.streams import Purpose, check_seed, make_rng
 
 LEVELS = ("none", "flips", "full")
 """``flips``: flips, axis permutations and turns by 90 degrees; ``full``: all there is."""
@@ -48,8 +50,6 @@ SCALE = 0.2
 """Largest relative change."""
 SHIFT = 0.05
 
-_AUGMENTATION_STREAM = 3  # spawn key that keeps these draws apart from those of other purposes
-
 
 class Augmentation:
     """Changes items at random, at one of :data:`LEVELS`.
@@ -64,7 +64,7 @@ class Augmentation:
     Items are changed one by one where they are loaded: on batches noise and grey values take as
     long per item (``benchmarks/bench_loader.py``), and would take it from the network's process.
 
-    Raises ValueError for another level.
+    Raises UserError for another level.
     """
 
     def __init__(self, level: str) -> None:
@@ -91,13 +91,13 @@ class Augmentation:
 class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
     """The items of ``dataset``, each changed as its seed, epoch and index say.
 
-    Raises ValueError for a level that is none of :data:`LEVELS`.
+    Raises UserError for a level that is none of :data:`LEVELS`.
     """
 
     def __init__(self, dataset: Dataset, level: str, seed: int = 0) -> None:
         self.dataset = dataset
         self.augmentation = Augmentation(level)
-        self.seed = seed
+        self.seed = check_seed(seed)
         # In shared memory, so that workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -113,14 +113,14 @@ class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         """Return the changed image and targets of one item."""
+        index = item_index(index, len(self))
         rng = augmentation_rng(self.seed, int(self._epoch), index)
         return self.augmentation(rng, *self.dataset[index])
 
 
 def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the generator that changes item ``index`` of an epoch."""
-    key = np.random.SeedSequence((seed, epoch, index), spawn_key=(_AUGMENTATION_STREAM,))
-    return np.random.default_rng(key)
+    return make_rng(Purpose.AUGMENTATION, seed, epoch, index)
 
 
 def draw_symmetry(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,12 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.simulation.image import ImageConfig, SimulatedImage, simulate_image
-from utils.simulation.volume import sample_rng
+from utils.simulation.image import ImageConfig, SimulatedImage, image_rng, simulate_image
+from utils.simulation.streams import check_seed
+from utils.storage import StorageError, version_note
 from utils.storage.images import (
     ImageRecipe,
     ImageSet,
@@ -55,11 +58,12 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
 
         Args:
             L: number of samples, at least 1.
-            seed: sample i of a seed is the same to the bit for any ``L``; 0 is a seed like others.
-                With None the seed of an existing file is taken, or else a fresh one is drawn;
+            seed: sample i of a seed (0 <= seed < 2^32) is the same to the bit for any ``L``. With
+                None the seed of an existing file is taken, or else a fresh one is drawn;
                 ``dataset.seed`` tells which.
             h5path: file to load, or to make where there is none yet (its folder must exist); it
-                may hold more samples than ``L``. None keeps the samples in memory only.
+                may hold more samples than ``L``. None keeps the samples in memory only. One of
+                another version of the program is loaded as it is, with a warning.
             progress: whether to show a progress bar while simulating (on a terminal).
             **parameters: any of the generator's parameters below, ranges as (low, high).
 
@@ -89,24 +93,24 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
             max_tries 2000: placements drawn before giving up
 
         Raises:
-            ValueError: a number out of range.
+            UserError: a number out of range.
             TypeError: a parameter that the generator does not have.
             StorageError: a file that cannot be made or loaded, or that holds other parameters or
                 another seed; the message names the file and the difference.
             GeometryError: no placement is labelled enough within ``max_tries``.
         """
-        _check_whole("L", L, 1)
-        if seed is not None:
-            _check_whole("seed", seed, 0)
+        _check_length(L)
+        seed = None if seed is None else check_seed(seed)
         self.config = _make_config(parameters)
         self.h5path = None if h5path is None else Path(h5path)
         self.normalizer = PercentileNormalizer()
         if self.h5path is not None and self.h5path.is_file():
-            self.seed, self._samples = _load(self.h5path, self.config, seed, L)
+            self._recipe, self._samples = _load(self.h5path, self.config, seed, L)
         else:
-            self.seed = secrets.randbits(32) if seed is None else int(seed)
-            recipe = ImageRecipe(self.config, self.seed, int(L))
-            self._samples = _simulate(recipe, self.h5path, self.normalizer, progress)
+            fresh = secrets.randbits(32) if seed is None else seed
+            self._recipe = ImageRecipe(self.config, fresh, int(L))
+            self._samples = _simulate(self._recipe, self.h5path, self.normalizer, progress)
+        self.seed = self._recipe.seed
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -125,8 +129,16 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
         return self._samples.centres[self._checked(index)].copy()
 
     def get_image(self, index: int) -> SimulatedImage:
-        """Return a sample simulated once more: raw counts, instances, geometry and parameters."""
-        return simulate_image(self.config, sample_rng(self.seed, self._checked(index)))
+        """Return a sample simulated once more: raw counts, instances, geometry and parameters.
+
+        Raises StorageError for one that was loaded from a file of another version.
+        """
+        if version_note(self.h5path or Path(), self._recipe.program_version):
+            raise StorageError(
+                f"{self.h5path}: version {self._recipe.program_version} of the simulation made it, "
+                "this one cannot simulate its samples again; make the file anew"
+            )
+        return simulate_image(self.config, image_rng(self.seed, self._checked(index)))
 
     def show(self, index: int = 0) -> Image:
         """Draw a sample: image, mask, and centres on the image.
@@ -148,9 +160,7 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
 
     def _checked(self, index: int) -> int:
         """Return ``index`` counted from 0; negative ones count from the end."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"sample {index} is outside 0..{len(self) - 1}")
-        return int(index) % len(self)
+        return item_index(index, len(self), name="sample", from_end=True)
 
 
 class SegmentationFake2DDataset(Fake2DDataset):
@@ -199,7 +209,7 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
             **options: ``progress`` and the generator's parameters.
 
         Raises:
-            ValueError: as there, and for another type or a sigma that is not positive.
+            UserError: as there, and for another type or a sigma that is not positive.
         """
         if type not in HEAT_MAPS:
             raise UserError(f"type {type!r}: must be one of {', '.join(HEAT_MAPS)}")
@@ -258,10 +268,10 @@ def _padded(centres: np.ndarray, length: int, padding: np.ndarray) -> torch.Tens
     return torch.from_numpy(rows)
 
 
-def _check_whole(name: str, value: Any, low: int) -> None:
+def _check_length(value: Any) -> None:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not low <= value < 2**63:
-        raise UserError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    if not whole or not 1 <= value < 2**32:
+        raise UserError(f"L must be a whole number of at least 1, got {value!r}")
 
 
 def _make_config(parameters: dict[str, Any]) -> ImageConfig:
@@ -273,12 +283,16 @@ def _make_config(parameters: dict[str, Any]) -> ImageConfig:
     return ImageConfig(**tuples)
 
 
-def _load(path: Path, config: ImageConfig, seed: int | None, count: int) -> tuple[int, ImageSet]:
-    """Return the seed and the first ``count`` samples of a file that holds what is asked for."""
+def _load(
+    path: Path, config: ImageConfig, seed: int | None, count: int
+) -> tuple[ImageRecipe, ImageSet]:
+    """Return recipe and the first ``count`` samples of a file that holds what is asked for."""
     found = read_image_recipe(path)
-    asked = ImageRecipe(config, found.seed if seed is None else int(seed), int(count))
+    if note := version_note(path, found.program_version):
+        warnings.warn(note, stacklevel=4)
+    asked = ImageRecipe(config, found.seed if seed is None else seed, int(count))
     found.check_serves(path, asked)
-    return found.seed, read_image_set(path, count)
+    return found, read_image_set(path, count)
 
 
 def _simulate(
@@ -295,7 +309,7 @@ def _simulate(
             disable=None if progress else True,
         )
         for i in bar:
-            sample = simulate_image(recipe.config, sample_rng(recipe.seed, i))
+            sample = simulate_image(recipe.config, image_rng(recipe.seed, i))
             samples.images[i] = normalizer.apply(sample.image, *normalizer.fit(sample.image))
             samples.masks[i] = sample.mask
             samples.centres[i] = sample.centres

@@ -18,7 +18,7 @@ from utils.errors import UserError
 class PercentileNormalizer:
     """Maps the percentiles ``low_percent`` and ``high_percent`` of a volume to 0 and 1.
 
-    Raises ValueError unless 0 <= low_percent < high_percent <= 100.
+    Raises UserError unless 0 <= low_percent < high_percent <= 100.
     """
 
     low_percent: float = 1.0

@@ -17,16 +17,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from utils.data.augmentation import Augmentation, augmentation_rng
+from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
 from utils.errors import UserError
+from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import stored_image
 
 BUFFERED_VOLUMES = 8
 """Volumes whose patches wait in the training process to be mixed into batches."""
 
-_VOLUME_STREAM, _MIXING_STREAM = 4, 5  # spawn keys that keep these draws apart from all others
 _TINY = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
 
 
@@ -39,7 +40,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
     Items stand in the order of their volumes; training takes them mixed, from :meth:`make_loader`,
     for which a volume is simulated once. Item by item only the last volume is remembered.
 
-    Raises ValueError if the patch is larger than the volumes or a number is out of range, and
+    Raises UserError if the patch is larger than the volumes or a number is out of range, and
     GeometryError, at an item, if ``config`` admits no volume.
     """
 
@@ -62,7 +63,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
         self.config = config
         self.patch_size = patch_size
         self.background_threshold = background_threshold
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.patches_per_epoch = patches_per_epoch
         self.patches_per_volume = patches_per_volume
         self.augmentation = Augmentation(augment)
@@ -87,9 +88,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         """Return image and mask, (1, p, p, p) float32, of one patch."""
-        if not 0 <= item < len(self):
-            raise IndexError(f"item {item} is outside 0..{len(self) - 1}")
-        volume, place = divmod(item, self.patches_per_volume)
+        volume, place = divmod(item_index(item, len(self)), self.patches_per_volume)
         if self._last is None or self._last[0] != (self.epoch, volume):
             self._last = (self.epoch, volume), self.cut_patches(volume, self.patches_per_volume)
         images, masks = self._last[1]
@@ -143,7 +142,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
             world_size: see there.
 
         Raises:
-            ValueError: fewer patches in a batch or an epoch than processes.
+            UserError: fewer patches in a batch or an epoch than processes.
         """
         if min(batch_size, self.patches_per_epoch) < world_size:
             raise UserError(
@@ -172,8 +171,7 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
         return self.meter.record()
 
     def _rng(self, index: int) -> np.random.Generator:
-        key = (self.seed, self.epoch, index)
-        return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(_VOLUME_STREAM,)))
+        return make_rng(Purpose.LIVE_VOLUME, self.seed, self.epoch, index)
 
     def _augmentation_rng(self, item: int) -> np.random.Generator:
         return augmentation_rng(self.seed, self.epoch, item)
@@ -268,8 +266,8 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
         return number - lonely
 
     def _rng(self) -> np.random.Generator:
-        key = (self.source.seed, self.source.epoch, self.share.rank)
-        return np.random.default_rng(np.random.SeedSequence(key, spawn_key=(_MIXING_STREAM,)))
+        source = self.source
+        return make_rng(Purpose.MIXING, source.seed, source.epoch, self.share.rank)
 
 
 class PatchBuffer:

@@ -7,6 +7,7 @@ processes, forked or spawned, sees the same. Each process opens the files for it
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -15,14 +16,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
 from utils.errors import UserError
+from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import SimulatedVolume
-from utils.storage import StorageError, VolumeFile
+from utils.storage import StorageError, VolumeFile, version_note
 
 FilePath = str | os.PathLike[str]
-_ORDER_STREAM = 1  # spawn key that keeps the draws of orders apart from those of patches
 
 
 class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -35,7 +37,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     across epochs, so that all are used evenly. ``fixed`` gives the patches of epoch 0 always.
 
     Raises StorageError, naming the file, if one is missing, broken, or of other voxel numbers than
-    the first, and ValueError if the patch is larger than the volumes or a number is out of range.
+    the first, and UserError if the patch is larger than the volumes or a number is out of range.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             raise UserError(f"patches_per_epoch must be at least 1, got {patches_per_epoch}")
         self.patch_size = patch_size
         self.background_threshold = background_threshold
-        self.seed = seed
+        self.seed = check_seed(seed)
         self.patches_per_epoch = patches_per_epoch
         self.fixed = fixed
         self.normalizer = normalizer or PercentileNormalizer()
@@ -80,8 +82,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image and mask, (1, p, p, p) float32, of one patch."""
-        if not 0 <= item < len(self):
-            raise IndexError(f"item {item} is outside 0..{len(self) - 1}")
+        item = item_index(item, len(self))
         epoch = 0 if self.fixed else int(self._epoch)
         sample = self._sample(epoch, item)
         file, row = self._locate(sample)
@@ -90,7 +91,7 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             self.volume_shape,
             (self.patch_size,) * 3,
             self.background_threshold,
-            np.random.default_rng((self.seed, epoch, item)),
+            make_rng(Purpose.PATCH, self.seed, epoch, item),
         )
         image = self.normalizer.apply(file.read_image(row, slices), *self._percentiles(sample))
         return torch.from_numpy(image)[None], torch.from_numpy(mask.astype(np.float32))[None]
@@ -110,12 +111,11 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         if len(self) == self.num_samples:
             return item
         order, place = divmod(epoch * len(self) + item, self.num_samples)
-        stream = np.random.SeedSequence((self.seed, order), spawn_key=(_ORDER_STREAM,))
-        return int(np.random.default_rng(stream).permutation(self.num_samples)[place])
+        rng = make_rng(Purpose.SAMPLE_ORDER, self.seed, order)
+        return int(rng.permutation(self.num_samples)[place])
 
     def _locate(self, index: int) -> tuple[VolumeFile, int]:
-        if not 0 <= index < self.num_samples:
-            raise IndexError(f"sample {index} is outside 0..{self.num_samples - 1}")
+        index = item_index(index, self.num_samples, name="sample")
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.files[number], index - (self._ends[number - 1] if number else 0)
 
@@ -130,7 +130,10 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def _check_files(files: list[VolumeFile]) -> tuple[tuple[int, int, int], list[int]]:
-    """Return the volumes' shape and the running number of samples; leaves the files closed."""
+    """Return the volumes' shape and the running number of samples; leaves the files closed.
+
+    Warns of files of another version of the program.
+    """
     if not files:
         raise UserError("no data file given; generate_3d_data.py makes them")
     shapes, lengths = [], []
@@ -138,6 +141,9 @@ def _check_files(files: list[VolumeFile]) -> tuple[tuple[int, int, int], list[in
         with file:
             shapes.append(file.shape)
             lengths.append(len(file))
+            note = version_note(file.path, file.program_version)
+        if note:
+            warnings.warn(note, stacklevel=3)
         if shapes[-1] != shapes[0]:
             raise StorageError(
                 f"{file.path}: volumes of {shapes[-1]} voxels, but {files[0].path} has {shapes[0]}"

@@ -145,11 +145,10 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
 
 def _draw_image_samples(options: argparse.Namespace) -> Path:
     from utils.data.normalize import PercentileNormalizer
-    from utils.simulation import sample_rng
-    from utils.simulation.image import ImageConfig, simulate_image
+    from utils.simulation.image import ImageConfig, image_rng, simulate_image
 
     samples = [
-        simulate_image(ImageConfig(), sample_rng(options.seed, i)) for i in range(options.count)
+        simulate_image(ImageConfig(), image_rng(options.seed, i)) for i in range(options.count)
     ]
     scale = PercentileNormalizer()
     images = [scale.apply(s.image, *scale.fit(s.image)) for s in samples]

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from utils.errors import UserError
+
 Config = TypeVar("Config")
 
 
@@ -27,25 +29,25 @@ def from_plain(cls: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def check_each(config: Any, minima: Mapping[str, float]) -> None:
-    """Raise ValueError, naming the field, for a tuple field with a value below its minimum."""
+    """Raise UserError, naming the field, for a tuple field with a value below its minimum."""
     for name, low in minima.items():
         values = getattr(config, name)
         if not values or any(not np.isfinite(v) or v < low for v in values):
-            raise ValueError(f"{name} {values}: every value must be at least {low}")
+            raise UserError(f"{name} {values}: every value must be at least {low}")
 
 
 def check_ranges(config: Any, minima: Mapping[str, float]) -> None:
-    """Raise ValueError, naming the field, unless minimum <= low <= high."""
+    """Raise UserError, naming the field, unless minimum <= low <= high."""
     check_each(config, minima)
     for name in minima:
         values = getattr(config, name)
         if len(values) != 2 or values[0] > values[1]:
-            raise ValueError(f"{name} {values}: must be (low, high) with low <= high")
+            raise UserError(f"{name} {values}: must be (low, high) with low <= high")
 
 
 def check_minima(config: Any, minima: Mapping[str, float]) -> None:
-    """Raise ValueError, naming the field, for a number below its minimum or not finite."""
+    """Raise UserError, naming the field, for a number below its minimum or not finite."""
     for name, low in minima.items():
         value = getattr(config, name)
         if not np.isfinite(value) or value < low:
-            raise ValueError(f"{name} {value}: must be at least {low}")
+            raise UserError(f"{name} {value}: must be at least {low}")

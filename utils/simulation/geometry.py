@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from utils.errors import UserError
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z, spherical_frames
-from utils.simulation.lattice import neighbours_among, spherical_lattice
+from utils.simulation.lattice import SphericalLattice, neighbours_among, spherical_lattice
 
 KEPT_MARGIN = 0.2
 """Entry points up to this far outside the unit cube are kept."""
@@ -21,7 +22,7 @@ MAX_SHIFT = 0.5
 """The anchor is shifted by up to this much per axis from the cube's centre."""
 
 
-class GeometryError(ValueError):
+class GeometryError(UserError):
     """No geometry with the requested number of columns was found."""
 
 
@@ -44,6 +45,7 @@ class OpticLobe:
     spacing: float
     """Mean nearest-neighbour distance of the entry points."""
     lattice_intervals: int
+    """n as drawn; an icosahedron edge has n + 1 intervals."""
     axis_scales: tuple[float, float, float]
     shift: tuple[float, float, float]
     angles: tuple[float, float, float]
@@ -57,7 +59,7 @@ class OpticLobe:
 class _Placement:
     """Drawn placement of an ellipsoid: site x becomes matrix (axis_scales * x) + centre."""
 
-    intervals: int
+    lattice_intervals: int
     axis_scales: np.ndarray
     shift: np.ndarray
     angles: np.ndarray
@@ -77,7 +79,7 @@ def draw_optic_lobe(
 
     Args:
         rng: source of all draws.
-        lattice_intervals: (low, high), inclusive, of the intervals per icosahedron edge.
+        lattice_intervals: (low, high) of n, inclusive; an icosahedron edge has n + 1 intervals.
         axis_scales: (low, high) of the scale of each ellipsoid axis.
         min_columns: least number of entry points inside the cube.
         max_tries: geometries drawn before giving up.
@@ -88,7 +90,7 @@ def draw_optic_lobe(
     most = 0
     for tries in range(1, max_tries + 1):
         placement = _draw_placement(rng, lattice_intervals, axis_scales)
-        sites = spherical_lattice(placement.intervals).sites
+        sites = _lattice(placement.lattice_intervals).sites
         points = rotate(placement.matrix, placement.axis_scales * sites) + placement.centre
         kept = np.flatnonzero(
             np.all((points >= -KEPT_MARGIN) & (points <= 1 + KEPT_MARGIN), axis=1)
@@ -118,7 +120,7 @@ def _draw_placement(
     """Draw an ellipsoid, bring a random site to the cube's centre, shift it, turn it."""
     n = int(rng.integers(intervals[0], intervals[1] + 1))
     axis_scales = rng.uniform(*scales, size=3)
-    sites = spherical_lattice(n).sites
+    sites = _lattice(n).sites
     anchor = axis_scales * sites[rng.integers(len(sites))]
     shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=3)
     angles = rng.uniform(0.0, 2.0 * np.pi, size=3)
@@ -129,6 +131,11 @@ def _draw_placement(
         turn = rotate(axis_rotation(axis, angle), turn.T).T
     matrix = rotate(turn, upright.T).T
     return _Placement(n, axis_scales, shift, angles, matrix, rotate(turn, centre[None])[0])
+
+
+def _lattice(n: int) -> SphericalLattice:
+    """Return the lattice of a drawn n: as in the reference, n + 1 intervals an icosahedron edge."""
+    return spherical_lattice(n + 1)
 
 
 def _scaled_frames(sites: np.ndarray, placement: _Placement) -> list[np.ndarray]:
@@ -158,7 +165,7 @@ def _optic_lobe(
     cutoff_normal: np.ndarray,
     tries: int,
 ) -> OpticLobe:
-    lattice = spherical_lattice(placement.intervals)
+    lattice = _lattice(placement.lattice_intervals)
     entry_points = points[kept].astype(np.float32)
     e_r, e_theta, e_phi = (f.astype(np.float32) for f in frames)
     return OpticLobe(
@@ -169,7 +176,7 @@ def _optic_lobe(
         lattice_coordinates=lattice.coordinates[kept],
         lattice_neighbours=neighbours_among(kept, lattice.neighbours),
         spacing=mean_nearest_distance(entry_points),
-        lattice_intervals=placement.intervals,
+        lattice_intervals=placement.lattice_intervals,
         axis_scales=_triple(placement.axis_scales),
         shift=_triple(placement.shift),
         angles=_triple(placement.angles),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import correlate1d
 
+from utils.errors import UserError
 from utils.simulation import imaging
 from utils.simulation.configuration import (
     check_each,
@@ -26,6 +27,7 @@ from utils.simulation.geometry import GeometryError
 from utils.simulation.labels import paint_disks
 from utils.simulation.lattice import planar_lattice
 from utils.simulation.random_bits import draw_key
+from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.voxels import inside, to_voxels
 
 CLOUD_REACH = 4.0
@@ -36,7 +38,7 @@ CLOUD_REACH = 4.0
 class ImageConfig:
     """All that governs a random image; ranges are (low, high) of uniform draws.
 
-    Defaults are those of the reference generator. Raises ValueError, naming the field, for a value
+    Defaults are those of the reference generator. Raises UserError, naming the field, for a value
     outside its range.
     """
 
@@ -98,15 +100,15 @@ class ImageConfig:
 
 
 def _check(config: ImageConfig) -> None:
-    """Raise ValueError that names the first field outside its range."""
+    """Raise UserError that names the first field outside its range."""
     check_each(config, {"shape": 8, "blur_sizes": 3})
     if len(config.shape) != 2:
-        raise ValueError(f"shape {config.shape}: must be two numbers of pixels")
+        raise UserError(f"shape {config.shape}: must be two numbers of pixels")
     check_ranges(config, {"scale_range": 0.01, "lattice_angle_range": 10.0, "ring_share_range": 0})
     if config.lattice_angle_range[1] > 170.0:
-        raise ValueError(f"lattice_angle_range {config.lattice_angle_range}: at most 170 degrees")
+        raise UserError(f"lattice_angle_range {config.lattice_angle_range}: at most 170 degrees")
     if config.ring_share_range[1] > 1.0:
-        raise ValueError(f"ring_share_range {config.ring_share_range}: at most 1")
+        raise UserError(f"ring_share_range {config.ring_share_range}: at most 1")
     positive = ("column_distance", "label_radius", "baseline_intensity", "gain")
     spreads = ("std_intensity", "v_std", "points_per_column", "cloud_sd", "ring_radius", "ring_sd")
     check_minima(config, dict.fromkeys(positive, 1e-3) | dict.fromkeys(spreads, 0.0))
@@ -114,11 +116,11 @@ def _check(config: ImageConfig) -> None:
     check_minima(config, {"min_labelled": 0.0, "max_centres": 2, "max_tries": 1})
     for size in (*config.blur_sizes, config.background_size):
         if size % 2 != 1:
-            raise ValueError(f"blur_sizes, background_size: {size} must be an odd whole number")
+            raise UserError(f"blur_sizes, background_size: {size} must be an odd whole number")
     if config.min_labelled > 1.0:
-        raise ValueError(f"min_labelled {config.min_labelled}: a share, at most 1")
+        raise UserError(f"min_labelled {config.min_labelled}: a share, at most 1")
     if config.scale_range[0] * config.column_distance < 2.0:
-        raise ValueError("scale_range x column_distance: columns must be at least 2 pixels apart")
+        raise UserError("scale_range x column_distance: columns must be at least 2 pixels apart")
 
 
 @dataclass(frozen=True)
@@ -172,16 +174,22 @@ class SimulatedImage:
         return self.all_centres[inside(self.all_centres, self.image.shape)]
 
 
+def image_rng(seed: int, index: int) -> np.random.Generator:
+    """Return the generator of image ``index`` of a seed, which is at least 0 and below 2^32."""
+    return make_rng(Purpose.IMAGE, seed, index)
+
+
 def simulate_image(config: ImageConfig, rng: np.random.Generator) -> SimulatedImage:
     """Simulate one image: place the columns, render the labels, the fluorescence, the image.
 
     Args:
         config: what to draw from.
-        rng: source of all chance, best made by :func:`sample_rng`; equal generators give equal
+        rng: source of all chance, best made by :func:`image_rng`; equal generators give equal
             images to the bit.
 
     Raises:
         GeometryError: no placement within ``config.max_tries`` is labelled enough.
+        UserError: more than a thousandth of the pixels would be too bright.
     """
     parameters, centres, instances = _place_columns(config, rng)
     is_ring = rng.random(len(centres)) < parameters.ring_share
@@ -332,6 +340,7 @@ def _take_image(
     window = tuple(slice(margin, margin + edge) for edge in config.shape)
     image = sharp[window] + wide[window] + sharp[window].mean()
     image = np.ascontiguousarray(np.maximum(image, np.float32(0.0)))
+    imaging.check_exposure(image, config.gain)
     counts = imaging.shot_noise(image, config.gain, draw_key(rng))
     sd = config.read_noise_share * float(counts.std())
     return imaging.read_noise_and_contrast(counts, sd, 1.0, draw_key(rng))

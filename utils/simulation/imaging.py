@@ -12,6 +12,7 @@ from functools import lru_cache
 import numba
 import numpy as np
 
+from utils.errors import UserError
 from utils.simulation.random_bits import NORMALS, random_word
 
 PERCENTILE = 99.0
@@ -23,6 +24,14 @@ KERNEL_REACH = 6.0
 READ_NOISE_SHARE = 0.1
 """Read noise sd as a share of the sd of log(counts + LOG_COUNT_OFFSET)."""
 LOG_COUNT_OFFSET, LOG_OFFSET = 1e-5, 1e-7
+MOST_PHOTONS = 60_000
+"""Means of photon counts are cut off here: counts are 16-bit."""
+MOST_STORED = 65_504
+"""Files hold no brighter voxel: float16."""
+CUT_OFF = 0.001
+"""Largest share of an image that may lie above either."""
+BRIGHT = 4
+"""At most that share of a default volume is brighter, before the gain (4.0 in one of 40)."""
 
 
 def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -232,6 +241,30 @@ def _compose(box_image, background_image, inverse, weight):  # type: ignore[no-u
     for i in range(flat.size):
         flat[i] = max(box[i] * inverse + light[i] * weight + offset, np.float32(0.0))
     return out
+
+
+def check_exposure(image: np.ndarray, gain: float) -> None:
+    """Raise UserError if more than a thousandth of n-D ``image`` x ``gain`` would be cut off."""
+    share = _share_above(image, MOST_PHOTONS / gain)
+    if share > CUT_OFF:
+        raise UserError(
+            f"{share:.1%} of an image would count more than {MOST_PHOTONS} photons and be cut off: "
+            "lower the gain, the background or baseline_intensity"
+        )
+
+
+def check_brightness(image: np.ndarray) -> None:
+    """Raise UserError if more than a thousandth of an n-D image is too bright for a file."""
+    share = _share_above(image, MOST_STORED)
+    if share > CUT_OFF:
+        raise UserError(
+            f"{share:.1%} of an image would be brighter than {MOST_STORED} and be cut off: lower "
+            "the gain or the contrast"
+        )
+
+
+def _share_above(image: np.ndarray, limit: float) -> float:
+    return np.count_nonzero(image > limit) / image.size if image.max() > limit else 0.0
 
 
 GRID = 16

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from utils.errors import UserError
 from utils.simulation.voxels import voxel_centres
 
 
@@ -58,7 +59,7 @@ def paint_cones(
         taper: outer radius / radius at the entry point.
 
     Raises:
-        ValueError: more than 65535 cones.
+        UserError: more than 65535 cones.
     """
     _check_count(len(entry_points), "cones")
     e_r, e_theta, e_phi = frames
@@ -73,7 +74,7 @@ def paint_cones(
 
 def _check_count(count: int, what: str) -> None:
     if count > np.iinfo(np.uint16).max:
-        raise ValueError(f"{count} {what} do not fit 16-bit instance ids (at most 65535)")
+        raise UserError(f"{count} {what} do not fit 16-bit instance ids (at most 65535)")
 
 
 def _bounding_boxes(
@@ -142,7 +143,7 @@ def paint_disks(shape: tuple[int, int], centres: np.ndarray, radius: float) -> n
         radius: in pixels.
 
     Raises:
-        ValueError: more than 65535 disks.
+        UserError: more than 65535 disks.
     """
     _check_count(len(centres), "disks")
     instances = np.zeros(shape, dtype=np.uint16)

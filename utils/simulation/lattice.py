@@ -17,14 +17,14 @@ MERGE_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class SphericalLattice:
-    """Geodesic lattice of 10 n^2 + 2 sites on the unit sphere."""
+    """Geodesic lattice of 10 m^2 + 2 sites on the unit sphere, m intervals an icosahedron edge."""
 
     sites: np.ndarray
     """(M, 3) float64, unit vectors."""
     coordinates: np.ndarray
     """(M, 3) int32: the first face (0..19) that holds the site, and its grid coordinates (i, j)."""
     neighbours: np.ndarray
-    """(30 n^2, 2) int32 pairs of adjacent sites, the smaller index first, sorted."""
+    """(30 m^2, 2) int32 pairs of adjacent sites, the smaller index first, sorted."""
 
 
 def icosahedron() -> tuple[np.ndarray, np.ndarray]:
@@ -77,10 +77,8 @@ def _triangle_grid(intervals: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def spherical_lattice(intervals: int) -> SphericalLattice:
     """Return the lattice with ``intervals`` >= 1 intervals per icosahedron edge.
 
-    Each face carries a triangular grid: row i runs between the points at i / n of the two edges
-    from the face's first corner, all interpolated on great circles. (The reference speaks of
-    n + 1 intervals; with n of them the numbers of columns match its volumes better: quantiles
-    5/50/95 % of 192/257/450 against 190/280/464, the reference's 192/256/403.)
+    Each face carries a triangular grid: row i runs between the points at i / intervals of the two
+    edges from the face's first corner, all interpolated on great circles.
     """
     corners, faces = icosahedron()
     i, j, edges = _triangle_grid(intervals)

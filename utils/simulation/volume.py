@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.errors import UserError
 from utils.simulation import fluorescence, imaging
 from utils.simulation.configuration import (
     check_each,
@@ -23,20 +24,21 @@ from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_d
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
+from utils.simulation.streams import Purpose, make_rng
 
 
 @dataclass(frozen=True)
 class VolumeConfig:
     """All that governs a random volume; ranges are (low, high) of uniform draws.
 
-    Defaults are those of the reference generator. Raises ValueError, naming the field, for a value
+    Defaults are those of the reference generator. Raises UserError, naming the field, for a value
     outside its range.
     """
 
     shape: tuple[int, int, int] = (128, 128, 128)
     """Voxels along x, y, z; they always sample the same unit cube."""
     lattice_intervals: tuple[int, int] = (8, 15)
-    """Intervals per icosahedron edge, inclusive: more intervals, finer columns."""
+    """n, inclusive; an icosahedron edge has n + 1 intervals: more intervals, finer columns."""
     axis_scales: tuple[float, float] = (0.7, 1.5)
     """Scale of each ellipsoid axis."""
     min_columns: int = 100
@@ -80,10 +82,10 @@ class VolumeConfig:
 
 
 def _check(config: VolumeConfig) -> None:
-    """Raise ValueError that names the first field outside its range."""
+    """Raise UserError that names the first field outside its range."""
     check_each(config, {"shape": 2})
     if len(config.shape) != 3:
-        raise ValueError(f"shape {config.shape}: must be three numbers of voxels")
+        raise UserError(f"shape {config.shape}: must be three numbers of voxels")
     check_ranges(
         config,
         {
@@ -109,6 +111,11 @@ def _check(config: VolumeConfig) -> None:
             "background_sigma": 0.0,
         },
     )
+    most = imaging.MOST_PHOTONS // imaging.BRIGHT
+    if config.gain_range[1] > most:
+        raise UserError(
+            f"gain_range {config.gain_range}: at most {most}, else bright voxels would be cut off"
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ class VolumeParameters:
     """The parameters drawn for one volume: scalars (int or float) and tuples of three floats."""
 
     lattice_intervals: int
+    """n; an icosahedron edge has n + 1 intervals."""
     axis_scales: tuple[float, float, float]
     shift: tuple[float, float, float]
     angles: tuple[float, float, float]
@@ -201,8 +209,8 @@ class SimulatedVolume:
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
-    """Return the generator of sample ``index`` of ``seed``, both >= 0; 0 is a seed like others."""
-    return np.random.default_rng((seed, index))
+    """Return the generator of volume ``index`` of a seed, which is at least 0 and below 2^32."""
+    return make_rng(Purpose.VOLUME, seed, index)
 
 
 def simulate_volume(config: VolumeConfig, rng: np.random.Generator) -> SimulatedVolume:
@@ -215,6 +223,7 @@ def simulate_volume(config: VolumeConfig, rng: np.random.Generator) -> Simulated
 
     Raises:
         GeometryError: no geometry with ``config.min_columns`` columns within ``config.max_tries``.
+        UserError: more than a thousandth of the voxels would be too bright.
     """
     lobe = draw_optic_lobe(
         rng,
@@ -327,6 +336,9 @@ def _take_image(
     across, box = imaging.box_sum(canvas, config.cube_kernel_size)
     light = imaging.background(across, config.background_sigma)
     image = imaging.compose(box, light, parameters.background_weight)
+    imaging.check_exposure(image, parameters.gain)
     counts = imaging.shot_noise(image, parameters.gain, draw_key(rng))
     sd = imaging.read_noise_sd(counts)
-    return imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))
+    taken = imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))
+    imaging.check_brightness(taken)
+    return taken

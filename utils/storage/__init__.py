@@ -20,7 +20,14 @@ from __future__ import annotations
 
 from utils.storage.errors import RecipeMismatchError, StorageError
 from utils.storage.journal import partial_path
-from utils.storage.layout import CHUNK_EDGE, FORMAT_VERSION, GZIP_LEVEL, LAYOUT, PROGRAM_VERSION
+from utils.storage.layout import (
+    CHUNK_EDGE,
+    FORMAT_VERSION,
+    GZIP_LEVEL,
+    LAYOUT,
+    PROGRAM_VERSION,
+    version_note,
+)
 from utils.storage.reading import VolumeFile
 from utils.storage.recipe import Recipe, disk_space
 from utils.storage.rows import EncodedRow, encode_row, stored_image
@@ -44,4 +51,5 @@ __all__ = [
     "partial_path",
     "remove_stray_journal",
     "stored_image",
+    "version_note",
 ]

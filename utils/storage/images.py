@@ -1,7 +1,7 @@
 """The HDF5 file of simulated images: its layout, how it is written in one go, and how it is read.
 
 Plain h5py opens the file without plugins. Axis order
-is (x, y). Images are kept scaled to 0..1, as data sets give them; ``sample_rng(seed, i)`` and the
+is (x, y). Images are kept scaled to 0..1, as data sets give them; ``image_rng(seed, i)`` and the
 configuration among the attributes make sample i again with its raw counts and all parameters.
 """
 
@@ -38,7 +38,7 @@ _ATTRIBUTES = ("format_version", "program_version", "configuration", "seed", "nu
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """All that decides a file's contents: sample i is simulated with ``sample_rng(seed, i)``."""
+    """All that decides a file's contents: sample i is simulated with ``image_rng(seed, i)``."""
 
     config: ImageConfig
     seed: int
@@ -48,7 +48,8 @@ class ImageRecipe:
     def check_serves(self, path: Path, asked: ImageRecipe) -> None:
         """Raise RecipeMismatchError unless a file of this recipe holds all samples ``asked`` for.
 
-        It may hold more: sample i does not depend on how many there are.
+        It may hold more: sample i does not depend on how many there are. A file of another version
+        serves too: it holds other samples of the same parameters, and is never added to.
         """
         differences = differing(self._identity(), asked._identity())
         if self.num_samples < asked.num_samples:
@@ -57,9 +58,8 @@ class ImageRecipe:
             raise RecipeMismatchError(path, differences)
 
     def _identity(self) -> dict[str, Any]:
-        """Return all that decides what sample i is."""
-        rest = {"seed": self.seed, "program_version": self.program_version}
-        return {**self.config.to_dict(), **rest}
+        """Return all that decides what sample i is, but for the program's version."""
+        return {**self.config.to_dict(), "seed": self.seed}
 
 
 @dataclass(frozen=True)

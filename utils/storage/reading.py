@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, VolumeParameters
 from utils.storage.errors import StorageError, reason
 from utils.storage.layout import (
@@ -72,7 +73,10 @@ class VolumeFile:
     @property
     def recipe(self) -> Recipe:
         """All that is needed to make this file again."""
-        return Recipe(self.config, self.seed, len(self))
+        try:
+            return Recipe(self.config, self.seed, len(self))
+        except UserError as error:
+            raise StorageError(f"{self.path}: {error}") from error
 
     @property
     def complete(self) -> bool:

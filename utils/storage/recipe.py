@@ -5,17 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from utils.simulation.streams import check_seed
 from utils.simulation.volume import VolumeConfig
 from utils.storage.layout import row_bytes
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a file's contents: sample i is simulated with ``sample_rng(seed, i)``."""
+    """All that decides a file's contents: sample i is simulated with ``sample_rng(seed, i)``.
+
+    Raises UserError for a seed that is none.
+    """
 
     config: VolumeConfig
     seed: int
     num_samples: int
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all parameters by name in plain JSON types."""

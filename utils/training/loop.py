@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from utils.devices import memory_format
 from utils.evaluation.confusion import Confusion, count_voxels
+from utils.simulation.streams import Purpose, make_rng
 from utils.training.averaging import averaged_weights
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.experiment import Examples, Experiment, TrainingError
@@ -91,7 +92,7 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if not self.shuffle:
             return iter(range(self.length))
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng = make_rng(Purpose.BATCH_ORDER, self.seed, self.epoch)
         return iter(rng.permutation(self.length).tolist())
 
 

@@ -74,9 +74,11 @@ class TrainingOptions:
     """Loader processes; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
+        from utils.simulation.streams import check_seed
+
         for name in ("epochs", "batch_size", "early_stopping_patience", "boundary_thickness"):
             _check_at_least(name, getattr(self, name), 1)
-        for name in ("lr_scheduler_patience", "num_workers", "seed"):
+        for name in ("lr_scheduler_patience", "num_workers"):
             _check_at_least(name, getattr(self, name), 0)
         for name in ("weight_decay", "boundary_weight"):
             _check_at_least(name, getattr(self, name), 0.0)
@@ -104,8 +106,7 @@ class TrainingOptions:
                 f"--lr_scheduler_factor {self.lr_scheduler_factor}: must lie between 0 and 1 "
                 "(both excluded), such as 0.2"
             )
-        if self.seed >= 2**32:
-            raise UserError(f"--seed {self.seed}: must be below 2^32")
+        check_seed(self.seed, "--seed")
 
     @classmethod
     def from_flags(cls, flags: argparse.Namespace) -> TrainingOptions:

@@ -1,0 +1,24 @@
+"""What data sets say to an index: one check, so that all say the same."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+
+def item_index(index: Any, length: int, *, name: str = "item", from_end: bool = False) -> int:
+    """Return an index as an int of 0..length - 1; ``from_end`` lets -1 be the last one.
+
+    Raises IndexError, naming it, for another number, and TypeError for what is no whole number.
+    """
+    try:
+        number = operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"data sets take whole numbers, not {index!r}; "
+            "torch.utils.data.Subset(dataset, range(2)) is a data set of the first two"
+        ) from None
+    least = -length if from_end else 0
+    if not least <= number < length:
+        raise IndexError(f"{name} {number} is outside {least}..{length - 1}")
+    return number % length
