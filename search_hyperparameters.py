@@ -3,13 +3,15 @@
     python search_hyperparameters.py experiments/depth_channels.toml
     python search_hyperparameters.py experiments/search.toml --n_trials 60 --jobs 2
     python search_hyperparameters.py experiments/stacks.toml -- --data_dir /data/volumes --epochs 50
+    python search_hyperparameters.py experiments/seeds.toml --study wide -- --start_channels 16
 
 The study file names the script, the flags that are fixed, and those that are tried; whatever
 follows -- goes to every training. Each trial is an experiment of its own,
 <log_path>/<study>/trial_0007. The same command goes on where it stopped: trials that were cut are
-repeated. With --storage on a database server, any number of machines work on one study (start one
-before the others: it fills the queue); each writes its trials' directories to its own --log_path.
-At the end, or with --report_only at any time, come trials.csv, summary.json, study.png and a table.
+repeated, on another machine too. With --storage on a database server, any number of machines work
+on one study; each writes its trials' directories to its own --log_path. At the end, or with
+--report_only at any time, come tables (trials.csv; seeds.csv, the means and 95 % intervals over
+seeds) and pictures (history.png, curves.png, flags.png).
 
 All flags stand in parse_flags, right below. Exit status: 0 when the study is complete or its time
 is up, 1 when trials fail for the same reason again and again, 2 for a mistake in the flags or the
@@ -26,24 +28,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import UserError, exit_status
+from utils.errors import INTERRUPTED, UserError, exit_status
 from utils.flags import FlagParser
-from utils.replacing import make_folder
-from utils.search.definition import (
-    SCRIPTS,
-    StudyDefinition,
-    check_extra,
-    fixed_arguments,
-    read_study_file,
-    script_flags,
-)
+from utils.replacing import make_folder, replacing
+from utils.search.definition import SCRIPTS, StudyDefinition, check_extra, read_study_file
 from utils.training.options import experiment_directory
 
 if TYPE_CHECKING:
     from utils.search.study import Search
 
 DEFAULT_STUDY = Path(__file__).resolve().parent / "experiments" / "search.toml"
-INTERRUPTED = 130
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -102,53 +96,54 @@ def run(flags: argparse.Namespace) -> int:
     """Search as ``flags`` say; raises UserError for mistakes of the user."""
     definition = read_study_file(flags.study_file or DEFAULT_STUDY)
     check_extra(definition, flags.extra)
-    n_trials = flags.n_trials if flags.n_trials is not None else definition.n_trials
+    n_trials = flags.n_trials or definition.n_trials or math.inf
     check_flags(flags, definition, n_trials)
     name = flags.study or definition.name
     folder = study_folder(flags.log_path, name).resolve()
-    url = flags.storage or f"sqlite:///{folder / 'study.db'}"
-    parse, defaults = script_flags(definition.script)
-    epochs = parse([*fixed_arguments(definition, defaults), *flags.extra]).epochs
 
-    from utils.search.study import Search, database_errors, open_study, retry_failed
+    from utils.search.study import Search, hide_password, open_study, retry_failed
 
     make_folder(folder)
-    with database_errors(url):
-        study = open_study(url, name, definition, extra=flags.extra, epochs=epochs, seed=flags.seed)
-        search = Search(
-            definition,
-            study,
-            folder,
-            extra=flags.extra,
-            n_trials=n_trials,
-            jobs=flags.jobs,
-            gpus=flags.gpus or (),
-            say=lambda line: print(line, flush=True),
+    url = flags.storage or f"sqlite:///{folder / 'study.db'}"
+    search = Search(
+        definition,
+        open_study(url, name, definition, extra=flags.extra, seed=flags.seed),
+        folder,
+        extra=flags.extra,
+        n_trials=n_trials,
+        jobs=flags.jobs,
+        gpus=flags.gpus or (),
+        say=lambda line: print(line, flush=True),
+    )
+    status = 0
+    if not flags.report_only:
+        repeated = retry_failed(search.study) if flags.retry_failed else 0
+        todo = search.remaining()
+        search.say(f"{name}: {definition.question}".rstrip(": "))
+        search.say(
+            f"to do: {'as many as time allows' if todo == math.inf else todo} trials"
+            + f", {repeated} failed ones among them" * bool(repeated)
         )
-        status = 0
-        if not flags.report_only:
-            repeated = retry_failed(study) if flags.retry_failed else 0
-            announce(search, url, repeated)
-            status = run_until_told(search, flags.timeout_minutes)
-        report(search)
+        search.say(f"in {folder}, recorded by {hide_password(url)}")
+        status = run_until_told(search, 60 * (flags.timeout_minutes or math.inf))
+    report(search)
     return status
 
 
-def check_flags(
-    flags: argparse.Namespace, definition: StudyDefinition, n_trials: int | None
-) -> None:
+def check_flags(flags: argparse.Namespace, definition: StudyDefinition, n_trials: float) -> None:
     """Raise UserError for numbers that make no sense, and for a search without an end."""
     from utils.simulation.streams import check_seed
 
-    for name, value in (("--n_trials", flags.n_trials), ("--jobs", flags.jobs)):
+    for name in ("n_trials", "jobs"):
+        value = getattr(flags, name)
         if value is not None and value < 1:
-            raise UserError(f"{name} {value}: must be at least 1")
+            raise UserError(f"--{name} {value}: must be at least 1")
     if flags.seed is not None:
         check_seed(flags.seed, "--seed")
     minutes = flags.timeout_minutes
     if minutes is not None and not 0 < minutes < math.inf:
         raise UserError(f"--timeout_minutes {minutes}: must be larger than 0, such as 480")
-    if n_trials is None and minutes is None and definition.sampler != "grid":
+    if minutes is None and min(n_trials, definition.size()) == math.inf:
         raise UserError(
             f"the study {definition.name} has no end of its own (sampler {definition.sampler}, no "
             "n_trials): give --n_trials or --timeout_minutes"
@@ -157,38 +152,13 @@ def check_flags(
 
 def study_folder(log_path: str, name: str) -> Path:
     """Return the folder of a study, there or not; raises UserError where none can be."""
-    folder = Path(log_path) / name
-    if folder.is_dir() and Path(name).name == name:
-        return folder
     try:
-        return experiment_directory(log_path, name)
+        return experiment_directory(log_path, name, resume=True)
     except UserError as error:
         raise UserError(str(error).replace("--experiment_title", "--study")) from error
 
 
-def announce(search: Search, url: str, repeated: int) -> None:
-    """Print what is about to be done."""
-    from utils.search.study import counted_trials, describe, hide_password
-
-    definition = search.definition
-    known = [trial.state.is_finished() for trial in counted_trials(search.study)]
-    done = f"{sum(known)} trials" + f", {repeated} failed ones are repeated" * bool(repeated)
-    remaining = search.remaining()
-    tries = f"{', '.join(definition.search)} ({definition.sampler}, pruner {definition.pruner})"
-    for topic, text in (
-        ("study", f"{search.study.study_name}: {definition.question}".rstrip(": ")),
-        ("script", definition.script),
-        ("tries", tries),
-        ("fixed", f"{describe(definition.fixed)} {' '.join(search.extra)}".strip()),
-        ("done", done),
-        ("to do", "as many as time allows" if remaining == math.inf else f"{remaining} trials"),
-        ("log", str(search.folder)),
-        ("storage", hide_password(url)),
-    ):
-        search.say(f"{topic:<8} {text}")
-
-
-def run_until_told(search: Search, minutes: float | None) -> int:
+def run_until_told(search: Search, seconds: float) -> int:
     """Run ``search`` to its end, or until SIGINT or SIGTERM; return the exit status."""
     told: list[str] = []
 
@@ -196,10 +166,9 @@ def run_until_told(search: Search, minutes: float | None) -> int:
         told.append(signal.Signals(number).name)
         search.stop.set()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, cut) for number in numbers}
+    before = {n: signal.signal(n, cut) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        search.run(None if minutes is None else 60 * minutes)
+        search.run(seconds)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -219,32 +188,30 @@ def run_until_told(search: Search, minutes: float | None) -> int:
 def report(search: Search) -> None:
     """Write and print what the study has found so far."""
     from utils.figures import WHOLE_SHEET_IOU, save_study
-    from utils.search.report import (
-        format_replicates,
-        format_trials,
-        replicates,
-        trial_rows,
-        write_csv,
-        write_summary,
-    )
+    from utils.search.report import format_table, format_trials, means_over_seeds, trials_table
 
-    rows = trial_rows(search.study)
-    if not rows:
+    trials = trials_table(search.study)
+    if trials.empty:
         search.say("no trial yet")
         return
-    means = replicates(rows)
-    baseline = WHOLE_SHEET_IOU if SCRIPTS[search.definition.script] == 3 else None
-    files = [
-        write_csv(rows, search.folder / "trials.csv"),
-        write_summary(search.definition, rows, means, search.folder / "summary.json"),
-        save_study(
-            rows, search.folder / "study.png", title=search.definition.question, baseline=baseline
-        ),
-    ]
-    search.say(f"\n{format_trials(rows)}")
-    if means:
-        search.say(f"\n{format_replicates(means)}")
-    search.say(f"\n{', '.join(path.name for path in files)} in {search.folder}")
+    search.say(f"\n{format_trials(trials)}")
+    tables = {"trials.csv": trials}
+    means = means_over_seeds(trials)
+    if not means.empty:
+        search.say(f"\nmean IoU over seeds, with its 95 % interval\n{format_table(means)}")
+        tables["seeds.csv"] = means
+    for name, table in tables.items():
+        with replacing(search.folder / name) as temporary:
+            table.to_csv(temporary, index=False)
+    in_3d = SCRIPTS[search.definition.script] == 3
+    pictures = save_study(
+        search.study,
+        search.folder,
+        title=search.definition.question,
+        baseline=WHOLE_SHEET_IOU if in_3d else None,
+    )
+    names = [*tables, *(path.name for path in pictures)]
+    search.say(f"\n{', '.join(names)} in {search.folder}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ from utils.training.options import (
 )
 from utils.training.processes import devices_number, let_waiting_threads_sleep
 from utils.training.recipes import RECIPES, parse_training_flags
-from utils.training.replicates import seed_list, train_replicates, wants_replicates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,9 +76,6 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="write curves, slices and hyperparameters for TensorBoard into the log directory")
     add("--seed", default=0, type=int, metavar="INT",
         help="of the weights and the order of images; to the same bits with --deterministic")
-    add("--seeds", default=None, type=seed_list, metavar="INT,INT,...",
-        help="train once with each of these seeds, one after the other, into directories seed_INT "
-        "below the experiment's; report mean and 95 %% interval")
 
     add = parser.add_argument_group("data").add_argument
     add("--L_train", default=128, type=int, metavar="INT",
@@ -182,10 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, prepare, train, test; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     let_waiting_threads_sleep()
-    if wants_replicates(arguments):
-        return exit_status(
-            "train_basic_2dunet.py", lambda: train_replicates(__file__, arguments, parse_flags)
-        )
     flags = parse_flags(arguments)
     return exit_status("train_basic_2dunet.py", lambda: run(flags, [__file__, *arguments]))
 

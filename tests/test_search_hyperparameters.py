@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import run_and_time
 from PIL import Image
@@ -80,26 +81,29 @@ def test_mistakes_load_neither_optuna_nor_torch(tmp_path: Path) -> None:
 def test_two_trainings_and_a_second_call(
     study: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study.write_text(STUDY.replace("depth = [2, 4]", "depth = [1, 2]"))
+    study.write_text(STUDY.replace("depth = [2, 4]", "depth = [1, 2]\nseed = [3]"))
     command = [str(study), "--log_path", str(tmp_path / "logs"), "--", "--data_dir", str(data)]
     assert main(command) == 0
     output = capsys.readouterr().out
-    for part in ("Is deeper better?", "2 trials", "trial_0001 complete: IoU", "trials.csv"):
+    for part in ("Is deeper better?", "2 trials", "trial_0001 complete: IoU", "95 % interval"):
         assert part in output
     folder = tmp_path / "logs" / "deeper"
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for number, row in enumerate(rows):
-        log = json.loads((folder / f"trial_000{number}" / "logs.json").read_text())
-        config = json.loads((folder / f"trial_000{number}" / "config.json").read_text())
-        assert (row["state"], row["depth"]) == ("complete", str(number + 1))
+    assert {row["depth"] for row in rows} == {"1", "2"}
+    for row in rows:
+        trial = folder / f"trial_000{row['trial']}"
+        log = json.loads((trial / "logs.json").read_text())
+        config = json.loads((trial / "config.json").read_text())
+        assert row["state"] == "complete"
         assert float(row["iou"]) == log["epochs"][0]["valid_iou"]
         assert int(row["parameters"]) == config["parameters"]
-        assert config["flags"]["depth"] == number + 1
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["best"]["iou"] == max(float(row["iou"]) for row in rows)
-    with Image.open(folder / "study.png") as picture:
-        assert picture.width > 800
+        assert config["flags"]["depth"] == int(row["depth"])
+    means = pd.read_csv(folder / "seeds.csv")
+    assert sorted(means["mean"]) == sorted(float(row["iou"]) for row in rows)
+    for name in ("history.png", "curves.png", "flags.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 500
     before = sorted(path.name for path in folder.iterdir())
     assert main(command) == 0
     assert "0 trials" in capsys.readouterr().out
@@ -161,6 +165,7 @@ def test_a_report_of_nothing(
 def test_ctrl_c_ends_the_training_and_says_how_to_go_on(
     study: Path, data: Path, tmp_path: Path
 ) -> None:
+    study.write_text(STUDY.replace("[2, 4]", "[2]"))
     flags = ["--log_path", str(tmp_path / "logs"), "--", "--data_dir", str(data)]
     command = [sys.executable, str(SCRIPT), str(study), *flags, "--epochs", "100000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -176,5 +181,5 @@ def test_ctrl_c_ends_the_training_and_says_how_to_go_on(
         output, error = process.communicate(timeout=200)
     assert process.returncode == 130
     assert error == ("search_hyperparameters.py: interrupted by SIGINT; the same command goes on\n")
-    assert "trial_0000 cut, to be repeated" in output
+    assert "trial_0000 failed: cut, to be repeated" in output
     assert json.loads(log.read_text())["exit"]["reason"] == "interrupted by SIGTERM"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import textwrap
 import threading
@@ -12,28 +11,24 @@ import warnings
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import TrialState
 
 from utils.errors import UserError
 from utils.search import definition as definition_module
 from utils.search import study as study_module
 from utils.search import trial as trial_module
-from utils.search.definition import Choice, Range, StudyDefinition
-from utils.search.report import trial_rows
+from utils.search.definition import StudyDefinition
+from utils.search.report import trials_table
 from utils.search.study import (
     SAME_FAILURES,
     Search,
     build_pruner,
     build_sampler,
     hide_password,
-    machine,
     open_study,
-    owner,
-    requeue_unless_hopeless,
     retry_failed,
-    trial_title,
 )
 from utils.search.trial import Outcome
 
@@ -87,6 +82,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     path.write_text(textwrap.dedent(STUB))
     monkeypatch.setattr(definition_module, "ROOT", path.parent)
+    monkeypatch.setattr(study_module, "ROOT", path.parent)
     monkeypatch.setattr(definition_module, "SCRIPTS", {path.name: 3})
     monkeypatch.setattr(trial_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(sys, "path", [*sys.path])  # the stub adds to it when it is imported
@@ -102,7 +98,7 @@ def make_definition(sampler: str = "grid", pruner: str = "none", **search) -> St
         pruner=pruner,
         n_trials=None,
         fixed={"epochs": 2, "start_channels": 1},
-        search=search or {"depth": Choice((2, 3)), "seed": Choice((0, 1))},
+        search=search or {"depth": [2, 3], "seed": [0, 1]},
     )
 
 
@@ -127,25 +123,32 @@ def ask(search: Search) -> optuna.Trial:
         return search.study.ask()
 
 
+def rows(search: Search) -> list[dict]:
+    return trials_table(search.study).to_dict("records")
+
+
 def states(search: Search) -> list[str]:
-    return [row["state"] for row in trial_rows(search.study)]
+    return [row["state"] for row in rows(search)]
 
 
-def test_a_grid_is_run_in_order_and_once(begin) -> None:
+def test_a_grid_is_run_once(begin) -> None:
     search = begin(make_definition())
     assert search.remaining() == 4
     search.run()
-    rows = trial_rows(search.study)
-    assert [row["values"] for row in rows] == list(search.definition.grid())
-    assert [row["iou"] for row in rows] == pytest.approx([0.22, 0.221, 0.32, 0.321])
-    assert rows[3]["curve"] == pytest.approx([0.311, 0.321])
-    assert rows[3] | {"curve": 0, "iou": 0, "values": 0} == {
-        **{"trial": 3, "state": "complete", "iou": 0, "curve": 0, "values": 0},
-        **{"epoch": 2, "epochs": 2, "minutes": 0.2, "parameters": 300, "reason": "completed"},
-        "directory": str(search.folder / "trial_0003"),
+    found = sorted(rows(search), key=lambda row: (row["depth"], row["seed"]))
+    assert [(row["depth"], row["seed"]) for row in found] == [(2, 0), (2, 1), (3, 0), (3, 1)]
+    assert [row["iou"] for row in found] == pytest.approx([0.22, 0.221, 0.32, 0.321])
+    last = found[3]
+    curve = search.study.trials[last["trial"]].intermediate_values
+    assert curve == pytest.approx({1: 0.311, 2: 0.321})
+    title = f"trial_{last['trial']:04d}"
+    assert last | {"trial": 0, "iou": 0} == {
+        **{"trial": 0, "state": "complete", "iou": 0, "epoch": 2, "epochs_trained": 2},
+        **{"minutes": 0.2, "parameters": 300, "depth": 3, "seed": 1, "reason": "completed"},
+        "directory": str(search.folder / title),
     }
     said = search.say.__self__  # the list that collects it
-    ending = "trial_0003 complete: IoU 0.321 in epoch 2 of 2"
+    ending = f"{title} complete: IoU 0.321 in epoch 2 of 2"
     assert sum(line.startswith(ending) for line in said) == 1
     again = begin(make_definition())
     assert again.remaining() == 0
@@ -160,7 +163,7 @@ def test_several_jobs_leave_nothing_out(begin) -> None:
 
 
 def test_workers_of_a_database_file_wait_for_each_other(begin) -> None:
-    first, second = begin(make_definition()), begin(make_definition())
+    first, second = begin(make_definition("tpe")), begin(make_definition("tpe"))
     taken: list[int] = []
     with first.study._storage._backend.engine.begin():
         worker = threading.Thread(target=lambda: taken.append(ask(second).number))
@@ -188,17 +191,19 @@ def test_jobs_share_cores_and_gpus(begin, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_ranges_stop_at_the_number_of_trials(begin) -> None:
-    space = {"depth": Range(2, 5), "start_lr": Range(1e-4, 1e-2, log=True)}
+    space = {
+        "depth": {"low": 2, "high": 5},
+        "start_lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    }
     search = begin(make_definition("random", **space), n_trials=3)
     search.run()
-    rows = trial_rows(search.study)
-    assert [row["state"] for row in rows] == ["complete"] * 3
-    assert all(row["values"]["depth"] in (2, 3, 4, 5) for row in rows)
-    assert all(1e-4 <= row["values"]["start_lr"] <= 1e-2 for row in rows)
+    assert states(search) == ["complete"] * 3
+    assert all(row["depth"] in (2, 3, 4, 5) for row in rows(search))
+    assert all(1e-4 <= row["start_lr"] <= 1e-2 for row in rows(search))
     more = begin(make_definition("random", **space), n_trials=4)
     assert more.remaining() == 1
     more.run()
-    assert len({row["values"]["start_lr"] for row in trial_rows(more.study)}) == 4
+    assert len({row["start_lr"] for row in rows(more)}) == 4
 
 
 def test_time_that_is_up_starts_nothing(begin) -> None:
@@ -208,24 +213,27 @@ def test_time_that_is_up_starts_nothing(begin) -> None:
 
 
 def test_failures_are_recorded_with_their_line_and_not_fatal(begin) -> None:
-    definition = make_definition(depth=Choice((7, 2, 6)))
+    definition = make_definition(depth=[7, 2, 6])
     search = begin(definition)
     search.run()
-    rows = trial_rows(search.study)
-    assert [row["state"] for row in rows] == ["failed", "complete", "failed"]
-    assert rows[0]["reason"] == "stub.py: the network has 77 parameters, outside the bounds"
-    assert rows[2]["reason"] == "the loss is nan" and rows[2]["epochs"] == 2
+    found = {row["depth"]: row for row in rows(search)}
+    assert {depth: row["state"] for depth, row in found.items()} == {
+        **{7: "failed", 2: "complete", 6: "failed"}
+    }
+    assert found[7]["reason"] == "stub.py: the network has 77 parameters, outside the bounds"
+    assert found[6]["reason"] == "the loss is nan" and found[6]["epochs_trained"] == 2
     assert not search.failure and begin(definition).remaining() == 0
     assert retry_failed(search.study) == 2
     again = begin(definition)
     assert again.remaining() == 2
     again.run()
-    assert len(trial_rows(again.study)) == 3  # the first attempts are left out
+    assert again.remaining() == 0
+    assert sorted(row["depth"] for row in rows(again)) == [2, 6, 7]  # first attempts are left out
     assert len(again.study.trials) == 5
 
 
 def test_failures_that_are_all_alike_end_the_search(begin) -> None:
-    search = begin(make_definition(depth=Choice((7,)), seed=Choice(tuple(range(9)))))
+    search = begin(make_definition(depth=[7], seed=list(range(9))))
     search.run()
     assert search.failure == "stub.py: the network has 77 parameters, outside the bounds"
     assert states(search) == ["failed"] * SAME_FAILURES
@@ -234,8 +242,10 @@ def test_failures_that_are_all_alike_end_the_search(begin) -> None:
 def test_a_pruned_trial_is_told_to_end(begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_module, "PATIENCE_TRIALS", 1)
     monkeypatch.setattr(study_module, "PATIENCE_EPOCHS", 0)
-    definition = make_definition(pruner="median", depth=Choice((4, 2)))
-    search = begin(definition)
+    search = begin(make_definition(pruner="median", depth=[4, 2]))
+    search.study.enqueue_trial({"depth": 4})
+    search.study.sampler = optuna.samplers.RandomSampler()
+    search.study.enqueue_trial({"depth": 2})
     train = search._train
 
     def slowly(trial: optuna.Trial, title: str, values: dict) -> Outcome:
@@ -245,13 +255,12 @@ def test_a_pruned_trial_is_told_to_end(begin, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(search, "_train", slowly)
     search.run()
-    rows = trial_rows(search.study)
-    assert [row["state"] for row in rows] == ["complete", "pruned"]
-    assert rows[1]["curve"] == pytest.approx([0.21])
+    assert states(search) == ["complete", "pruned"]
+    assert search.study.trials[1].intermediate_values == pytest.approx({1: 0.21})
 
 
 def test_an_interrupted_trial_is_repeated(begin) -> None:
-    definition = make_definition(depth=Choice((2, 3)))
+    definition = make_definition(depth=[2, 3])
     search = begin(definition, extra=["--start_channels=1000"])
     runner = threading.Thread(target=search.run)
     runner.start()
@@ -264,76 +273,58 @@ def test_an_interrupted_trial_is_repeated(begin) -> None:
     assert states(search) == [] and search.remaining() == 2
     again = begin(definition)
     again.run()
-    rows = trial_rows(again.study)
-    assert sorted(row["values"]["depth"] for row in rows) == [2, 3]
-    assert {row["state"] for row in rows} == {"complete"}
+    assert sorted(row["depth"] for row in rows(again)) == [2, 3]
+    assert states(again) == ["complete"] * 2
 
 
-def test_a_killed_search_is_taken_up(begin, stub: Path, tmp_path: Path) -> None:
-    definition = make_definition(depth=Choice((2, 3)))
-    search = begin(definition)
-    ask(search)
-    trial = ask(search)
-    trial.suggest_categorical("depth", (2, 3))
-    with (
-        subprocess.Popen([sys.executable, "-c", "pass"]) as dead,
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as training,
-    ):
-        gone = {**owner(training.pid), "search": [dead.pid, 1.0]}
-        trial.set_user_attr("owner", gone)
-        again = begin(definition)
-        training.wait(60)  # it was ended: nobody would have followed it
-    assert again.study.trials[1].state == TrialState.FAIL
-    assert again.study.trials[2].user_attrs["repeats"] == 1
-    # The other one may run on a machine that is not this one.
-    assert again.study.trials[0].state == TrialState.RUNNING and again.remaining() == 1
-
-
-def test_a_trial_of_a_living_search_is_left_alone(begin) -> None:
-    definition = make_definition(depth=Choice((2,)))
-    trial = ask(begin(definition))
-    trial.set_user_attr("owner", owner(os.getpid()))
-    assert begin(definition).study.trials[0].state == TrialState.RUNNING
-    other = {**owner(os.getpid()), "machine": "elsewhere", "search": [1, 0.0]}
-    trial.set_user_attr("owner", other)
-    assert begin(definition).study.trials[0].state == TrialState.RUNNING
-
-
-def test_a_trial_that_kills_machines_is_given_up(begin) -> None:
-    search = begin(make_definition(depth=Choice((2,))))
-    for _ in range(10):
-        if not search.remaining():
-            break
-        trial = ask(search)
-        search.study.tell(trial, state=TrialState.FAIL)
-        requeue_unless_hopeless(search.study, search.study.trials[trial.number])
-    assert len(search.study.trials) == 1 + study_module.MOST_REPEATS
-
-
-def test_a_machine_that_went_away_is_noticed_by_its_heartbeat(
-    begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_a_killed_search_is_taken_up(begin, monkeypatch: pytest.MonkeyPatch, sampler: str) -> None:
     monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
-    definition = make_definition(depth=Choice((2,)))
-    search = begin(definition)
+    monkeypatch.setattr(study_module, "DEAD_SECONDS", 2)
+    definition = make_definition(sampler, depth=[2, 3])
+    search = begin(definition, n_trials=2)
     trial = ask(search)
+    study_module.suggest(trial, "depth", [2, 3])
     search.study._storage.record_heartbeat(trial._trial_id)
-    time.sleep(3.5)
-    search = begin(definition)
-    assert search.study.trials[1].user_attrs["repeats"] == 0
-    search.run()
-    assert states(search) == ["complete"]
+    again = begin(definition, n_trials=2)
+    assert again.remaining() == 1  # it may run elsewhere
+    again.run()
+    assert states(again) == ["complete"] * 2
+    history = [t.system_attrs.get("retry_history", []) for t in again.study.trials]
+    assert sorted(history) == [[], [], [0]]
+
+
+def test_a_trial_of_a_living_search_is_left_alone(begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(study_module, "DEAD_SECONDS", 2)
+    search = begin(make_definition(depth=[2]))
+    trial = ask(search)
+    with get_heartbeat_thread(trial._trial_id, search.study._storage):
+        begin(make_definition(depth=[2])).run()
+    assert states(search) == ["running"]
+
+
+def test_a_trial_that_kills_machines_is_given_up(begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "DEAD_SECONDS", 1)
+    monkeypatch.setattr(study_module, "MOST_REPEATS", 1)
+    search = begin(make_definition(depth=[2]))
+    for _ in range(2):
+        search.study._storage.record_heartbeat(ask(search)._trial_id)
+        time.sleep(2.1)
+        search.run(seconds=0.0)
+    assert states(search) == ["failed"] and not search.remaining()
+    assert len(search.study.trials) == 2
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"depth": Choice((2, 4))}, "[search] depth = "),
-        ({"depth": Choice((2, 3)), "seed": Choice((0,))}, "[search] seed = "),
+        ({"depth": [2, 4]}, 'search: {"depth": [2, 3]}'),
+        ({"depth": [2, 3], "seed": [0]}, 'search: {"depth": [2, 3]}'),
     ],
 )
 def test_another_study_of_the_same_name_is_refused(begin, change, said: str) -> None:
-    begin(make_definition(depth=Choice((2, 3))))
+    begin(make_definition(depth=[2, 3]))
     with pytest.raises(UserError, match="the study tiny was begun with") as caught:
         begin(make_definition(**change))
     assert said in str(caught.value) and "choose another --study" in str(caught.value)
@@ -352,7 +343,11 @@ def test_a_database_that_cannot_be_used(stub: Path, url: str) -> None:
 
 def test_samplers_and_pruners() -> None:
     assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
-    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    kinds = {
+        "tpe": optuna.samplers.TPESampler,
+        "random": optuna.samplers.RandomSampler,
+        "grid": optuna.samplers.GridSampler,
+    }
     for name, kind in kinds.items():
         assert isinstance(build_sampler(make_definition(name), None, 0), kind)
     pruners = {
@@ -361,10 +356,7 @@ def test_samplers_and_pruners() -> None:
         "hyperband": optuna.pruners.HyperbandPruner,
     }
     for name, kind in pruners.items():
-        assert isinstance(build_pruner(make_definition(pruner=name), 20), kind)
-    assert machine() == machine() and trial_title(7) == "trial_0007"
-    known = owner(os.getpid())["search"]
-    assert known == [os.getpid(), psutil.Process().create_time()]
+        assert isinstance(build_pruner(make_definition(pruner=name)), kind)
 
 
 def wait_for(condition, seconds: float = 120.0) -> None:

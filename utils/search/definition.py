@@ -15,7 +15,7 @@ A file is TOML, so a person can read and change it:
     depth = [3, 4, 5]                                   # one of these
     start_lr = { low = 1e-4, high = 1e-2, log = true }  # a range: tpe and random only
 
-Every name in both tables is a flag of the script. Imports nothing heavy.
+Every name in both tables is a flag of the script. Imports nothing heavy, but for ranges.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ import argparse
 import contextlib
 import difflib
 import functools
-import importlib.util
 import io
-import itertools
+import json
 import math
-import sys
+import runpy
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from utils.errors import UserError, disk_errors
@@ -43,45 +41,17 @@ SCRIPTS = {"train_basic_3dunet.py": 3, "train_basic_2dunet.py": 2}
 """Scripts that a study can run, and the dimensions of their networks."""
 SAMPLERS = ("grid", "tpe", "random")
 PRUNERS = ("none", "median", "hyperband")
-RESERVED = ("log_path", "experiment_title", "resume", "seeds")
-"""Flags that the search sets itself, or that make no sense in it."""
+RESERVED = {
+    "log_path": "the search names the trials itself; see --log_path and --study",
+    "experiment_title": "the search names the trials itself; see --log_path and --study",
+    "resume": "a trial begins anew; the search itself goes on where it stopped",
+}
+"""Flags that no study may have, and why."""
 KEYS = ("question", "script", "sampler", "pruner", "n_trials", "fixed", "search")
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout, where the scripts stand."""
 
 ParseFlags = Callable[[Sequence[str]], argparse.Namespace]
-Value = bool | int | float | str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values."""
-
-    values: tuple[Value, ...]
-
-    def ends(self) -> tuple[Value, ...]:
-        """Return the values that have to be checked: all."""
-        return self.values
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers between two bounds, both included; whole ones when both bounds are."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Even in the logarithm."""
-    step: float | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether only whole numbers are meant."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    def ends(self) -> tuple[Value, ...]:
-        """Return the values that have to be checked: the bounds."""
-        return (self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -96,42 +66,33 @@ class StudyDefinition:
     pruner: str
     n_trials: int | None
     fixed: Mapping[str, Any]
-    search: Mapping[str, Choice | Range]
+    search: Mapping[str, list[Any] | dict[str, Any]]
+    """By flag: a list of values, or a range: ``low`` and ``high``, perhaps ``log`` or ``step``."""
 
-    @property
-    def script_path(self) -> Path:
-        """Where the script stands."""
-        return ROOT / self.script
-
-    def grid(self) -> Iterator[dict[str, Value]]:
-        """Yield every combination; the flag named last changes fastest."""
-        names = list(self.search)
-        for values in itertools.product(*(self.search[name].ends() for name in names)):
-            yield dict(zip(names, values, strict=True))
+    def size(self) -> float:
+        """Return the number of combinations of a grid; infinite for other samplers."""
+        return math.prod(map(len, self.search.values())) if self.sampler == "grid" else math.inf
 
     def plain(self) -> dict[str, Any]:
-        """Return what makes trials comparable, as JSON: script, fixed flags and search space."""
-        space = {name: list(vars(wanted).items()) for name, wanted in self.search.items()}
-        plain_space = {
-            name: {key: list(v) if isinstance(v, tuple) else v for key, v in items}
-            for name, items in space.items()
-        }
-        return {"script": self.script, "fixed": dict(self.fixed), "search": plain_space}
+        """Return what makes trials comparable, as JSON."""
+        names = ("script", "sampler", "fixed", "search")
+        return {name: getattr(self, name) for name in names}
 
 
 def read_study_file(path: str | Path) -> StudyDefinition:
     """Return the study in ``path``, checked against the flags of its script.
 
-    Raises UserError that names the file.
+    Raises UserError that names the file and what is wrong in it.
     """
     path = Path(path)
+    with disk_errors(path):
+        content = path.read_bytes()
     try:
-        with disk_errors(path):
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        parsed = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     try:
-        definition = _definition(path.stem, content)
+        definition = _definition(path.stem, parsed)
         _check_flags(definition)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -150,26 +111,20 @@ def check_extra(definition: StudyDefinition, extra: Sequence[str]) -> None:
         if name in definition.search:
             raise UserError(f"--{name} after --: the study tries it; change its file instead")
         if name in RESERVED:
-            raise UserError(f"--{name} after --: {_why_reserved(name)}")
-    parse, defaults = script_flags(definition.script)
-    problem = _problem(parse, [*fixed_arguments(definition, defaults), *extra], definition.script)
+            raise UserError(f"--{name} after --: {RESERVED[name]}")
+    problem = _problem(definition.script, trial_arguments(definition, {}, extra))
     if problem:
         raise UserError(f"flags after --: {problem}")
 
 
 def trial_arguments(
-    definition: StudyDefinition, values: Mapping[str, Value], extra: Sequence[str] = ()
+    definition: StudyDefinition, values: Mapping[str, Any], extra: Sequence[str] = ()
 ) -> list[str]:
     """Return the script's arguments for a trial with these values of the searched flags."""
-    _, defaults = script_flags(definition.script)
-    tried = [word for name, value in values.items() for word in as_flag(name, value, defaults)]
-    return [*fixed_arguments(definition, defaults), *extra, *tried]
-
-
-def fixed_arguments(definition: StudyDefinition, defaults: Mapping[str, Any]) -> list[str]:
-    """Return the arguments of the fixed flags."""
-    pairs = definition.fixed.items()
-    return [word for name, value in pairs for word in as_flag(name, value, defaults)]
+    defaults = script_defaults(definition.script)
+    fixed = [word for pair in definition.fixed.items() for word in as_flag(*pair, defaults)]
+    tried = [word for pair in values.items() for word in as_flag(*pair, defaults)]
+    return [*fixed, *extra, *tried]
 
 
 def as_flag(name: str, value: Any, defaults: Mapping[str, Any]) -> list[str]:
@@ -189,36 +144,20 @@ def as_flag(name: str, value: Any, defaults: Mapping[str, Any]) -> list[str]:
     return [f"--{name}={value}"]
 
 
-def script_flags(script: str) -> tuple[ParseFlags, dict[str, Any]]:
-    """Return the flag parser of ``script`` and the defaults of its flags."""
-    parse = _load(ROOT / script).parse_flags
-    return parse, vars(parse([]))
+@functools.cache
+def script_parser(script: str) -> ParseFlags:
+    """Return ``parse_flags`` of the script; its ``main`` is not called."""
+    return runpy.run_path(str(ROOT / script))["parse_flags"]
+
+
+def script_defaults(script: str) -> dict[str, Any]:
+    """Return the defaults of the script's flags."""
+    return vars(script_parser(script)([]))
 
 
 def show(value: Any) -> str:
-    """Return ``value`` as TOML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(show, value))}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {show(v)}' for key, v in value.items())} }}"
-    return str(value)
-
-
-@functools.cache
-def _load(path: Path) -> ModuleType:
-    """Return the script at ``path`` as a module; its ``main`` is not called."""
-    name = f"flags_of_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # as the import system does
-    spec.loader.exec_module(module)
-    return module
+    """Return ``value`` nearly as TOML writes it."""
+    return json.dumps(value, default=str)
 
 
 def _definition(name: str, content: Mapping[str, Any]) -> StudyDefinition:
@@ -226,17 +165,15 @@ def _definition(name: str, content: Mapping[str, Any]) -> StudyDefinition:
     for key in content:
         if key not in KEYS:
             raise UserError(f"unknown key {key}{_suggestion(key, KEYS)}")
+    for key in ("fixed", "search"):
+        if not isinstance(content.get(key, {}), dict):
+            raise UserError(f"{key} = {show(content[key])}: must be a table, [{key}]")
+    if not content.get("search"):
+        raise UserError("[search] is missing or empty: name flags and the values to try")
     sampler = _one_of(content, "sampler", SAMPLERS, "tpe")
     n_trials = content.get("n_trials")
     if n_trials is not None and (type(n_trials) is not int or n_trials < 1):
         raise UserError(f"n_trials = {show(n_trials)}: must be a whole number from 1 on")
-    search = _table(content, "search")
-    if not search:
-        raise UserError("[search] is missing or empty: name flags and the values to try")
-    fixed = _table(content, "fixed")
-    for flag in fixed:
-        if flag in search:
-            raise UserError(f"{flag} stands in [fixed] and in [search]: remove one")
     return StudyDefinition(
         name=name,
         question=str(content.get("question", "")).strip(),
@@ -244,16 +181,9 @@ def _definition(name: str, content: Mapping[str, Any]) -> StudyDefinition:
         sampler=sampler,
         pruner=_one_of(content, "pruner", PRUNERS, "none" if sampler == "grid" else "median"),
         n_trials=n_trials,
-        fixed=fixed,
-        search={flag: _space(flag, wanted, sampler) for flag, wanted in search.items()},
+        fixed=content.get("fixed", {}),
+        search=content["search"],
     )
-
-
-def _table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    table = content.get(key, {})
-    if not isinstance(table, dict):
-        raise UserError(f"{key} = {show(table)}: must be a table, [{key}]")
-    return table
 
 
 def _one_of(content: Mapping[str, Any], key: str, choices: tuple[str, ...], default: str) -> str:
@@ -263,91 +193,47 @@ def _one_of(content: Mapping[str, Any], key: str, choices: tuple[str, ...], defa
     return value
 
 
-def _space(flag: str, wanted: Any, sampler: str) -> Choice | Range:
-    """Return the values to try; raises UserError for what is neither list nor range."""
-    where = f"[search] {flag} = {show(wanted)}"
-    if isinstance(wanted, dict) and sampler == "grid":
-        raise UserError(f'{where}: a grid needs a list; or set sampler = "tpe" or "random"')
-    if isinstance(wanted, dict):
-        return _range(where, wanted)
-    if not isinstance(wanted, list) or not wanted:
-        raise UserError(
-            f"{where}: must be a list such as [3, 4], or a range {{ low = 1, high = 4 }}"
-        )
-    if not all(isinstance(value, Value) for value in wanted):
-        raise UserError(f"{where}: must hold numbers, text, true and false only")
-    if len({(type(value), value) for value in wanted}) < len(wanted):
-        raise UserError(f"{where}: a value stands twice")
-    return Choice(tuple(wanted))
-
-
-def _range(where: str, wanted: Mapping[str, Any]) -> Range:
-    for key in wanted:
-        if key not in ("low", "high", "log", "step"):
-            raise UserError(f"{where}: unknown {key}; a range has low, high, log and step")
-    low, high, step = (wanted.get(key) for key in ("low", "high", "step"))
-    for key, number in (("low", low), ("high", high), ("step", 1 if step is None else step)):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise UserError(f"{where}: {key} must be a number")
-        if not math.isfinite(number):
-            raise UserError(f"{where}: {key} must be finite")
-    log = wanted.get("log", False)
-    if not isinstance(log, bool):
-        raise UserError(f"{where}: log must be true or false")
-    if low >= high:
-        raise UserError(f"{where}: low must be smaller than high")
-    if log and low <= 0:
-        raise UserError(f"{where}: log = true needs low above 0")
-    if step is not None and (step <= 0 or log):
-        raise UserError(f"{where}: step must be above 0, and excludes log = true")
-    if step is not None and isinstance(low, int) and not isinstance(step, int):
-        raise UserError(f"{where}: step must be whole, as low is")
-    return Range(low, high, log, step)
-
-
 def _check_flags(definition: StudyDefinition) -> None:
     """Raise UserError for a flag that the script has not, or a value that it refuses.
 
     Fixed flags are checked together; each value to try is checked beside them, alone.
     """
-    parse, defaults = script_flags(definition.script)
-    named = [*(("fixed", name) for name in definition.fixed)]
-    named += [("search", name) for name in definition.search]
-    for table, name in named:
-        if name in RESERVED:
-            raise UserError(f"[{table}] {name}: {_why_reserved(name)}")
-        if name not in defaults:
-            raise UserError(
-                f"[{table}] {name}: {definition.script} has no flag --{name}"
-                f"{_suggestion(name, defaults)}"
-            )
-    fixed = _arguments_in("fixed", definition.fixed.items(), defaults)
-    problem = _problem(parse, fixed, definition.script)
-    if problem:
-        raise UserError(f"[fixed] {problem}")
+    defaults = script_defaults(definition.script)
+    for table in ("fixed", "search"):
+        for name in getattr(definition, table):
+            if name in RESERVED:
+                raise UserError(f"[{table}] {name}: {RESERVED[name]}")
+            if name not in defaults:
+                raise UserError(
+                    f"[{table}] {name}: {definition.script} has no flag --{name}"
+                    f"{_suggestion(name, defaults)}"
+                )
+    for name in definition.fixed:
+        if name in definition.search:
+            raise UserError(f"{name} stands in [fixed] and in [search]: remove one")
+    _check_arguments(definition, {}, "[fixed]")
     for name, wanted in definition.search.items():
-        for value in wanted.ends():
-            tried = _arguments_in("search", [(name, value)], defaults)
-            problem = _problem(parse, [*fixed, *tried], definition.script)
-            if problem:
-                raise UserError(f"[search] {name} = {show(value)}: {problem}")
+        where = f"[search] {name} = {show(wanted)}"
+        for value in _values_to_check(where, wanted, definition.sampler):
+            _check_arguments(definition, {name: value}, f"[search] {name} = {show(value)}:")
 
 
-def _arguments_in(
-    table: str, pairs: Iterable[tuple[str, Any]], defaults: Mapping[str, Any]
-) -> list[str]:
+def _check_arguments(definition: StudyDefinition, values: Mapping[str, Any], where: str) -> None:
+    """Raise UserError that begins with ``where`` unless the script takes a trial's arguments."""
     try:
-        return [word for name, value in pairs for word in as_flag(name, value, defaults)]
-    except UserError as error:
-        raise UserError(f"[{table}] {error}") from error
+        problem = _problem(definition.script, trial_arguments(definition, values))
+    except UserError as error:  # of as_flag
+        problem = str(error)
+    if problem:
+        raise UserError(f"{where} {problem}")
 
 
-def _problem(parse: ParseFlags, arguments: Sequence[str], script: str) -> str | None:
+def _problem(script: str, arguments: Sequence[str]) -> str | None:
     """Return what the script would say against ``arguments`` before it looks at any data."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            flags = parse(arguments)
+            flags = script_parser(script)(arguments)
         TrainingOptions.from_flags(flags)
         network_settings(flags, SCRIPTS[script])
     except SystemExit:
@@ -357,14 +243,48 @@ def _problem(parse: ParseFlags, arguments: Sequence[str], script: str) -> str | 
     return None
 
 
+def _values_to_check(where: str, wanted: Any, sampler: str) -> list[Any]:
+    """Return all values of a list, or the ends of a range; raises UserError for anything else."""
+    if isinstance(wanted, dict):
+        if sampler == "grid":
+            raise UserError(f'{where}: a grid needs a list; or set sampler = "tpe" or "random"')
+        _check_range(where, wanted)
+        return [wanted["low"], wanted["high"]]
+    if not isinstance(wanted, list) or not wanted:
+        raise UserError(
+            f"{where}: must be a list such as [3, 4], or a range {{ low = 1, high = 4 }}"
+        )
+    if not all(isinstance(value, bool | int | float | str) for value in wanted):
+        raise UserError(f"{where}: must hold numbers, text, true and false only")
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"{where}: a value stands twice")
+    return wanted
+
+
+def _check_range(where: str, wanted: Mapping[str, Any]) -> None:
+    """Raise UserError unless Optuna can draw from the range."""
+    if not {"low", "high"} <= set(wanted) <= {"low", "high", "log", "step"}:
+        raise UserError(f"{where}: a range has low and high, and may have log = true or a step")
+    for key in set(wanted) - {"log"}:
+        if type(wanted[key]) not in (int, float):
+            raise UserError(f"{where}: {key} must be a number")
+    if is_whole(wanted) and not isinstance(wanted.get("step", 1), int):
+        raise UserError(f"{where}: step must be whole, as low and high are")
+    import optuna
+
+    distributions = optuna.distributions
+    kind = distributions.IntDistribution if is_whole(wanted) else distributions.FloatDistribution
+    try:
+        kind(**wanted)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def is_whole(wanted: Mapping[str, Any]) -> bool:
+    """Return whether a range means whole numbers only: both of its ends are."""
+    return isinstance(wanted["low"], int) and isinstance(wanted["high"], int)
+
+
 def _suggestion(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _why_reserved(name: str) -> str:
-    if name == "resume":
-        return "a trial begins anew; the search itself goes on where it stopped"
-    if name == "seeds":
-        return "a trial is one training; try seed = [0, 1, 2] in [search] instead"
-    return "the search names the trials itself; see --log_path and --study"

@@ -1,8 +1,8 @@
-"""A study in an Optuna database: asks for trials, runs them, prunes, repeats those that were cut.
+"""A study in an Optuna database: its trials are run, pruned, and repeated where they were cut.
 
 A trial that a pruner ended is settled, as is one whose training failed by itself (too many
-parameters, say). One that was cut - Ctrl-C, a killed process, a machine that went away - is
-repeated: a copy waits in the database, marked ``repeats``, and the old one no longer counts.
+parameters, say). One that was cut - Ctrl-C, a killed process, a machine that went away - waits in
+the database to be run again, as Optuna's retry callback puts it there.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import contextlib
 import math
 import os
 import queue
-import socket
 import sqlite3
 import sys
 import threading
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,36 +23,30 @@ from typing import Any
 
 import numpy as np
 import optuna
-import psutil
 import sqlalchemy
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from utils.errors import UserError
-from utils.search.definition import Choice, StudyDefinition, Value, show, trial_arguments
+from utils.search.definition import ROOT, StudyDefinition, is_whole, show, trial_arguments
 from utils.search.trial import Outcome, run_training
 
 METRIC = "valid_iou"
 """What the study makes as large as it can: its best value over the epochs of a trial."""
-HEARTBEAT_SECONDS = 60
-"""A trial of another machine without a sign of life for twice as long is repeated."""
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+}
+HEARTBEAT_SECONDS, DEAD_SECONDS = 15, 60
+"""Between two signs of life of a trial; without one for so long it is repeated."""
 MOST_REPEATS = 3
-"""Of a trial whose machine went away; it may be the trial that kills it."""
+"""Of a trial that went silent; it may be the trial that kills its machine."""
 SAME_FAILURES = 3
 """As many trials in a row that fail for the same reason end the search."""
 PATIENCE_TRIALS, PATIENCE_EPOCHS = 5, 3
 """The median pruner spares the first trials, and the first epochs of each."""
-
-
-class TrainingFailedError(Exception):
-    """A trial's training ended by itself with a non-zero status."""
-
-
-class InterruptedTrialError(Exception):
-    """A trial was cut by the end of the search."""
-
-
-class SurplusTrialError(Exception):
-    """A trial that was asked for when nothing was left to do."""
 
 
 @dataclass
@@ -67,7 +59,7 @@ class Search:
     """Of the trials' log directories."""
     extra: Sequence[str] = ()
     """Flags for every trial, after the fixed ones."""
-    n_trials: int | None = None
+    n_trials: float = math.inf
     """Most trials of the whole study."""
     jobs: int = 1
     """Trials at a time."""
@@ -79,106 +71,106 @@ class Search:
     failure: str | None = None
     """Why trials fail again and again, once they do."""
 
-    def run(self, seconds: float | None = None) -> None:
+    def run(self, seconds: float = math.inf) -> None:
         """Run trials until the study is complete; start none after ``seconds``."""
         began = time.monotonic()
-        self._free_slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._lock, self._failures = threading.Lock(), []
-        for slot in range(self.jobs):
-            self._free_slots.put(slot)
+        self._jobs: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for job in range(self.jobs):
+            self._jobs.put(job)
         while not self.stop.is_set() and not self.failure:
-            left = None if seconds is None else seconds - (time.monotonic() - began)
-            todo = self.remaining()
-            if todo <= 0 or (left is not None and left <= 0):
+            with _quiet():  # those of searches that were killed
+                optuna.storages.fail_stale_trials(self.study)
+            passed, todo = time.monotonic() - began, self.remaining()
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if passed >= seconds:
                 return
-            self.study.optimize(
-                self._objective,
-                n_trials=None if todo == math.inf else int(todo),
-                timeout=left,
-                n_jobs=int(min(self.jobs, todo)),
-                catch=(TrainingFailedError, InterruptedTrialError, SurplusTrialError),
-                callbacks=[self._after_trial],
-            )
+            if todo > 0:
+                self.study.optimize(
+                    self._objective,
+                    n_trials=None if math.isinf(todo) else int(todo),
+                    timeout=None if math.isinf(seconds) else seconds - passed,
+                    n_jobs=int(min(self.jobs, todo)),
+                    callbacks=[self._after_trial],
+                )
+            elif running and passed < 2 * DEAD_SECONDS:
+                self.stop.wait(1)  # until it is known which of them are dead
+            else:
+                return
 
     def remaining(self) -> float:
         """Return how many trials are still to be started, on whatever machine; may be infinite."""
-        states = [trial.state for trial in counted_trials(self.study)]
-        waiting = states.count(TrialState.WAITING)
-        begun = len(states) - waiting
-        room = math.inf if self.n_trials is None else max(0, self.n_trials - begun)
-        return min(waiting, room) if self.definition.sampler == "grid" else room
+        begun = {  # two machines may have begun the same point of a grid in the same moment
+            trial.system_attrs.get("grid_id", trial.number)
+            for trial in counted_trials(self.study)
+            if trial.state != TrialState.WAITING
+        }
+        return max(0, min(self.n_trials, self.definition.size()) - len(begun))
 
     def _objective(self, trial: Trial) -> float:
-        if self.definition.sampler == "grid" and not trial.user_attrs.get("queued"):
-            raise SurplusTrialError  # another machine took the last combination
-        values = suggest(trial, self.definition)
+        """Train once; return the best IoU, or NaN for a trial that Optuna shall call failed."""
+        values = {name: suggest(trial, name, w) for name, w in self.definition.search.items()}
         title = trial_title(trial.number)
-        self.say(f"{title} begins: {describe(values)}")
+        tried = ", ".join(f"{name} {show(value)}" for name, value in values.items())
+        self.say(f"{title} begins: {tried}")
         outcome = self._train(trial, title, values)
-        for name, fact in facts(outcome).items():
-            trial.set_user_attr(name, fact)
         if outcome.stopped:
-            requeue(self.study, self.study.trials[trial.number])
-            raise InterruptedTrialError
+            trial.set_user_attr("reason", "cut, to be repeated")
+            repeat(self.study, self.study.trials[trial.number])
+            return math.nan
+        for name, value in summary(outcome).items():
+            trial.set_user_attr(name, value)
         if outcome.pruned:
             raise optuna.TrialPruned
         if outcome.status or not outcome.epochs:
-            trial.set_user_attr("failed", True)
-            raise TrainingFailedError
+            return math.nan
         return max(record[METRIC] for record in outcome.epochs)
 
-    def _train(self, trial: Trial, title: str, values: Mapping[str, Value]) -> Outcome:
-        """Run the script for ``trial``; its directory, owner and process go into the database."""
-        trial.set_user_attr("directory", str(self.folder / title))
+    def _train(self, trial: Trial, title: str, values: Mapping[str, Any]) -> Outcome:
+        """Run the script for ``trial``, with a job's share of the cores and its GPU."""
+        directory = self.folder / title
+        trial.set_user_attr("directory", str(directory))
         command = [
-            *(sys.executable, str(self.definition.script_path)),
+            *(sys.executable, str(ROOT / self.definition.script)),
             *trial_arguments(self.definition, values, self.extra),
             *(f"--log_path={self.folder}", f"--experiment_title={title}"),
         ]
 
-        def report(record: Mapping[str, Any]) -> bool:
+        def is_behind(record: Mapping[str, Any]) -> bool:
             trial.report(record[METRIC], record["epoch"])
             return trial.should_prune()
 
-        with self._slot() as environment:
+        job = self._jobs.get()
+        environment = {}
+        if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
+            threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+            environment["OMP_NUM_THREADS"] = str(threads)
+        if self.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[job % len(self.gpus)]
+        try:
             return run_training(
                 command,
-                self.folder / title,
+                directory,
                 self.folder / f"{title}.txt",
-                on_start=lambda process: trial.set_user_attr("owner", owner(process)),
-                on_epoch=report,
+                on_epoch=is_behind,
                 stop=self.stop,
                 environment=environment,
             )
-
-    @contextlib.contextmanager
-    def _slot(self) -> Iterator[dict[str, str]]:
-        """Yield the variables of a job: its share of the cores, and its GPU."""
-        slot = self._free_slots.get()
-        try:
-            environment = {}
-            if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-                threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-                environment["OMP_NUM_THREADS"] = str(threads)
-            if self.gpus:
-                environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-            yield environment
         finally:
-            self._free_slots.put(slot)
+            self._jobs.put(job)
 
     def _after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Say how a trial ended, and end the search when it is complete or in vain."""
-        if "directory" in trial.user_attrs:
-            self.say(f"{trial_title(trial.number)} {verdict(trial, study)}")
-        with self._lock:
-            if trial.user_attrs.get("failed"):
-                title = trial_title(trial.number)
-                self._failures.append(trial.user_attrs["reason"].replace(title, "TRIAL"))
-            elif trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                self._failures.clear()
-            latest = self._failures[-SAME_FAILURES:]
-            if len(latest) == SAME_FAILURES and len(set(latest)) == 1:
-                self.failure = trial.user_attrs.get("reason", latest[0])
+        known = trial.user_attrs
+        how = known["reason"]
+        if trial.state != TrialState.FAIL:
+            how = f"IoU {known['iou']:.3f} in epoch {known['epoch']} of {known['epochs_trained']}"
+        self.say(f"{trial_title(trial.number)} {STATES[trial.state]}: {how}")
+        ended = [other for other in counted_trials(study) if other.state.is_finished()]
+        latest = ended[-SAME_FAILURES:]
+        reasons = {other.user_attrs.get("reason") for other in latest}
+        failed = [other for other in latest if other.state == TrialState.FAIL]
+        if len(failed) == SAME_FAILURES and len(reasons) == 1:
+            self.failure = reasons.pop()
         if self.stop.is_set() or self.failure or self.remaining() <= 0:
             study.stop()
 
@@ -192,48 +184,56 @@ def open_study(
     definition: StudyDefinition,
     *,
     extra: Sequence[str] = (),
-    epochs: int | None = None,
     seed: int | None = None,
 ) -> optuna.Study:
     """Return the study ``name`` of the database at ``url``, new or as it was left.
 
-    The combinations of a grid are put in the queue. ``epochs`` is the longest training, for
-    Hyperband; ``seed`` makes a search by one process repeatable. Raises UserError (one line)
-    when the database cannot be used, or holds another study of that name.
+    ``seed`` makes a search by one process repeatable. Raises UserError when the database cannot be
+    used, or holds another study of that name.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    wanted = {**definition.plain(), "extra": list(extra)}
-    with database_errors(url):
-        study = optuna.create_study(
-            study_name=name,
-            storage=_storage(url),
-            direction="maximize",
-            load_if_exists=True,
-            pruner=build_pruner(definition, epochs),
+    study = optuna.create_study(
+        study_name=name,
+        storage=_storage(url),
+        direction="maximize",
+        load_if_exists=True,
+        pruner=build_pruner(definition),
+    )
+    study.sampler = build_sampler(definition, seed, len(study.get_trials(deepcopy=False)))
+    wanted = {**definition.plain(), "flags after --": list(extra)}
+    known = study.user_attrs.get("definition", {})
+    if not known:
+        study.set_user_attr("definition", wanted)
+    other = [key for key in wanted if known and known.get(key) != wanted[key]]
+    if other:
+        was = "; ".join(f"{key}: {show(known.get(key))}" for key in other)
+        raise UserError(
+            f"the study {name} was begun with other values ({was}); choose another --study, or go "
+            "on with what it was begun with"
         )
-        known = study.user_attrs.get("definition")
-        if known is None:
-            study.set_user_attr("definition", wanted)
-        elif known != wanted:
-            raise UserError(f"the study {name} was begun with {_difference(known, wanted)}")
-        study.sampler = build_sampler(definition, seed, len(study.trials))
-        if definition.sampler == "grid":
-            for point in definition.grid():
-                study.enqueue_trial(point, user_attrs={"queued": True}, skip_if_exists=True)
-        take_back_dead_trials(study)
     return study
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
+    """Open the database, new or as it was left; raises UserError where that cannot be."""
     is_file = url.startswith("sqlite")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {},
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            heartbeat_stale_trial_callback=requeue_unless_hopeless,
-        )
+    try:
+        with _quiet():
+            storage = optuna.storages.RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {},
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=DEAD_SECONDS,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MOST_REPEATS),
+            )
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        # The last two: no driver, and tables of another version of Optuna.
+        said = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"--storage {hide_password(url)}: {said}; a file is written sqlite:///study.db, a "
+            "server postgresql+psycopg://user:password@host/database (its driver has to be "
+            "installed)"
+        ) from error
     if is_file:
         _lock_from_the_beginning(storage.engine)
     return storage
@@ -242,7 +242,7 @@ def _storage(url: str) -> optuna.storages.RDBStorage:
 def _lock_from_the_beginning(engine: sqlalchemy.Engine) -> None:
     """Let transactions of SQLite exclude each other from their first word.
 
-    Otherwise two workers read that a trial waits, and both take it: SQLite has no SELECT ... FOR
+    Otherwise two jobs read that a trial waits, and both take it: SQLite has no SELECT ... FOR
     UPDATE. The recipe is that of SQLAlchemy's documentation (SQLite, pysqlite dialect).
     """
 
@@ -257,47 +257,20 @@ def _lock_from_the_beginning(engine: sqlalchemy.Engine) -> None:
     engine.dispose()  # connections made before know nothing of this
 
 
-@contextlib.contextmanager
-def database_errors(url: str) -> Iterator[None]:
-    """Turn what goes wrong with a database within the block into UserError."""
-    try:
-        yield
-    except (
-        sqlalchemy.exc.SQLAlchemyError,
-        optuna.exceptions.StorageInternalError,
-        ImportError,
-        RuntimeError,
-    ) as error:
-        cause = error.__cause__ or error
-        place = hide_password(url)
-        said = " ".join(str(cause).split("\n")[0].split())
-        raise UserError(
-            f"--storage {place}: {said}; a file is written sqlite:///study.db, a server "
-            "postgresql+psycopg://user:password@host/database (its driver has to be installed)"
-        ) from error
-
-
 def hide_password(url: str) -> str:
     """Return ``url`` without its password."""
     try:
         return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
+    except sqlalchemy.exc.ArgumentError:
         return url
 
 
-def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return where two definitions differ, and what helps."""
-    advice = "choose another --study, or go on with what it was begun with"
-    for key in ("script", "extra"):
-        if known[key] != wanted[key]:
-            words = "flags after --" if key == "extra" else key
-            return f"{words} {show(known[key])}, not {show(wanted[key])}; {advice}"
-    for table in ("fixed", "search"):
-        for name in sorted({*known[table], *wanted[table]}):
-            old, new = (side[table].get(name, "nothing") for side in (known, wanted))
-            if old != new:
-                return f"[{table}] {name} = {show(old)}, not {show(new)}; {advice}"
-    return f"its tables in another order; {advice}"
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the warning that Optuna's heartbeat is an experimental feature."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
 
 
 def build_sampler(
@@ -305,8 +278,10 @@ def build_sampler(
 ) -> optuna.samplers.BaseSampler:
     """Return what draws the values; ``trials`` done before shift the seed, so nothing comes twice.
 
-    A grid's values come from the queue, whatever the sampler.
+    The order of a grid is shuffled, and the same on all machines.
     """
+    if definition.sampler == "grid":
+        return optuna.samplers.GridSampler(definition.search, seed=0)
     if seed is not None:
         seed = int(np.random.SeedSequence((seed, trials)).generate_state(1)[0])
     if definition.sampler == "tpe":
@@ -314,32 +289,21 @@ def build_sampler(
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def build_pruner(definition: StudyDefinition, epochs: int | None) -> optuna.pruners.BasePruner:
+def build_pruner(definition: StudyDefinition) -> optuna.pruners.BasePruner:
     """Return what ends trials that fall behind."""
     if definition.pruner == "median":
         return optuna.pruners.MedianPruner(PATIENCE_TRIALS, PATIENCE_EPOCHS)
     if definition.pruner == "hyperband":
-        longest = epochs if epochs is not None else "auto"
-        return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=longest)
+        return optuna.pruners.HyperbandPruner()
     return optuna.pruners.NopPruner()
 
 
-def suggest(trial: Trial, definition: StudyDefinition) -> dict[str, Value]:
-    """Return a value for every searched flag."""
-    values: dict[str, Value] = {}
-    for name, wanted in definition.search.items():
-        if isinstance(wanted, Choice):
-            values[name] = trial.suggest_categorical(name, wanted.values)
-        elif wanted.whole:
-            step = int(wanted.step or 1)
-            values[name] = trial.suggest_int(
-                name, int(wanted.low), int(wanted.high), step=step, log=wanted.log
-            )
-        else:
-            values[name] = trial.suggest_float(
-                name, wanted.low, wanted.high, step=wanted.step, log=wanted.log
-            )
-    return values
+def suggest(trial: Trial, name: str, wanted: list[Any] | dict[str, Any]) -> Any:
+    """Return a value for the searched flag ``name``."""
+    if isinstance(wanted, list):
+        return trial.suggest_categorical(name, wanted)
+    draw = trial.suggest_int if is_whole(wanted) else trial.suggest_float
+    return draw(name, **wanted)
 
 
 # Trials -------------------------------------------------------------------------------------------
@@ -351,131 +315,34 @@ def trial_title(number: int) -> str:
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials without those that were cut or came to nothing; repeats stand for them."""
+    """Return the trials without those that were repeated."""
     trials = study.get_trials(deepcopy=False)
-    repeated = {trial.user_attrs.get("repeats") for trial in trials}
-    return [
-        trial
-        for trial in trials
-        if trial.number not in repeated
-        and (trial.state != TrialState.FAIL or trial.user_attrs.get("failed"))
-    ]
+    repeated = {number for t in trials for number in t.system_attrs.get("retry_history", ())}
+    return [trial for trial in trials if trial.number not in repeated]
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Let the values of ``trial`` wait to be tried again, once."""
-    values = trial.system_attrs.get("fixed_params", trial.params)
-    trials = study.get_trials(deepcopy=False)
-    if values and not any(other.user_attrs.get("repeats") == trial.number for other in trials):
-        study.enqueue_trial(values, user_attrs={"queued": True, "repeats": trial.number})
-
-
-def requeue_unless_hopeless(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Repeat ``trial``, whose machine went away, unless that has happened several times."""
-    trials = study.get_trials(deepcopy=False)
-    before, number = 0, trial.user_attrs.get("repeats")
-    while number is not None:
-        before, number = before + 1, trials[number].user_attrs.get("repeats")
-    if before < MOST_REPEATS:
-        requeue(study, trial)
+def repeat(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Let the values of ``trial`` wait to be tried again."""
+    with _quiet():
+        RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def retry_failed(study: optuna.Study) -> int:
     """Repeat every trial whose training failed; return how many."""
     failed = [trial for trial in counted_trials(study) if trial.state == TrialState.FAIL]
     for trial in failed:
-        requeue(study, trial)
+        repeat(study, trial)
     return len(failed)
 
 
-def take_back_dead_trials(study: optuna.Study) -> None:
-    """Repeat the trials whose search was killed on this machine; end trainings they left behind.
-
-    Those of other machines are repeated when their heartbeat has stopped.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        known = trial.user_attrs.get("owner")
-        if known and known["machine"] == machine() and not _is_alive(known["search"]):
-            _end_left_behind(known["training"])
-            study.tell(trial.number, state=TrialState.FAIL)
-            requeue_unless_hopeless(study, trial)
-
-
-def owner(training: int) -> dict[str, Any]:
-    """Return who runs a trial: machine, this process and the training's."""
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """Return what the database keeps of a trial beside its values and its curve."""
+    best = max(outcome.epochs, key=lambda record: record[METRIC], default={})
     return {
-        "machine": machine(),
-        "search": _identity(os.getpid()),
-        "training": _identity(training),
-    }
-
-
-def machine() -> str:
-    """Return a name of this machine."""
-    return f"{socket.gethostname()}-{uuid.getnode():012x}"
-
-
-def _identity(process: int) -> list[float]:
-    """Return the id and the time of start of a process: an id alone is given out again."""
-    try:
-        return [process, psutil.Process(process).create_time()]
-    except psutil.Error:  # it has ended already
-        return [process, 0.0]
-
-
-def _is_alive(identity: Sequence[float]) -> bool:
-    now = _identity(int(identity[0]))
-    return now[1] > 0 and abs(now[1] - identity[1]) < 1.0
-
-
-def _end_left_behind(identity: Sequence[float]) -> None:
-    if _is_alive(identity):
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(int(identity[0]))
-            process.terminate()
-            process.wait(30)
-
-
-# Words --------------------------------------------------------------------------------------------
-
-
-def facts(outcome: Outcome) -> dict[str, Any]:
-    """Return what the database keeps of a trial beside its values."""
-    epochs = outcome.epochs
-    best = max(epochs, key=lambda record: record[METRIC], default=None)
-    return {
-        "epochs": len(epochs),
-        "best_iou": best and best[METRIC],
-        "best_epoch": best and best["epoch"],
-        "seconds": sum(record["seconds"] for record in epochs),
+        "iou": best.get(METRIC),
+        "epoch": best.get("epoch"),
+        "epochs_trained": len(outcome.epochs),
+        "minutes": sum(record["seconds"] for record in outcome.epochs) / 60,
         "parameters": outcome.parameters,
-        "reason": outcome.reason,
-        "curve": [record[METRIC] for record in epochs],
+        "reason": "fell behind" if outcome.pruned else outcome.reason,
     }
-
-
-def describe(values: Mapping[str, Any]) -> str:
-    """Return the values of flags in a line."""
-    return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {show(value)}"
-        for name, value in values.items()
-    )
-
-
-def verdict(trial: FrozenTrial, study: optuna.Study) -> str:
-    """Return a line on how a trial ended."""
-    known = trial.user_attrs
-    if trial.state == TrialState.FAIL:
-        how = "failed" if known.get("failed") else "cut, to be repeated"
-        return f"{how}: {known['reason']}" if known.get("reason") else how
-    how = "complete" if trial.state == TrialState.COMPLETE else "pruned"
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    best = max(complete, key=lambda other: other.value, default=None)
-    beside = f"; best so far {best.value:.3f} ({trial_title(best.number)})" if best else ""
-    return (
-        f"{how}: IoU {known['best_iou']:.3f} in epoch {known['best_epoch']} of {known['epochs']}, "
-        f"{known['seconds'] / 60:.1f} min{beside}"
-    )

@@ -26,7 +26,7 @@ class Outcome:
     """Exit status of the process; negative: the signal that ended it."""
     reason: str
     """One line."""
-    epochs: tuple[Mapping[str, Any], ...]
+    epochs: Sequence[Mapping[str, Any]]
     """The records of ``logs.json``, one an epoch."""
     parameters: int | None
     """Of the network; None when training never began."""
@@ -41,10 +41,9 @@ def run_training(
     directory: Path,
     output: Path,
     *,
-    on_start: Callable[[int], None],
     on_epoch: Callable[[Mapping[str, Any]], bool],
     stop: threading.Event,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str],
 ) -> Outcome:
     """Run ``command`` to its end and return how it ended.
 
@@ -52,7 +51,6 @@ def run_training(
         command: program and arguments.
         directory: the log directory that the program will make.
         output: file for what the program prints.
-        on_start: called with the process id.
         on_epoch: called once with each record of ``logs.json``; returns whether training is to end
             now. A training that is to end gets SIGTERM, and :data:`GRACE_SECONDS` later SIGKILL.
         stop: ends the training once it is set.
@@ -64,13 +62,11 @@ def run_training(
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C in the terminal is for the search, which ends it
         )
-    told, pruned = 0, False
+    told, pruned, ended = 0, False, False
     try:
-        on_start(process.pid)
-        ended = False
         while not ended and not pruned and not stop.is_set():
             ended = process.poll() is not None  # first, so that its last record is read below
             for record in read_log(directory)[0][told:]:
@@ -82,11 +78,12 @@ def run_training(
         stopped = not pruned and process.poll() is None
         end(process)
     epochs, reason = read_log(directory)
+    config = directory / "config.json"
     return Outcome(
         status=process.returncode,
         reason=reason or last_line(output) or f"exit status {process.returncode}",
-        epochs=tuple(epochs),
-        parameters=_parameters(directory),
+        epochs=epochs,
+        parameters=json.loads(config.read_text())["parameters"] if config.exists() else None,
         pruned=pruned,
         stopped=stopped,
     )
@@ -106,10 +103,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def read_log(directory: Path) -> tuple[list[dict[str, Any]], str | None]:
     """Return the epochs in a log directory's ``logs.json`` and why training ended, if it has."""
-    try:
-        content = json.loads((directory / "logs.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    path = directory / "logs.json"
+    if not path.exists():
         return [], None
+    content = json.loads(path.read_text())
     ended = content["exit"]["status"] is not None
     return content["epochs"], content["exit"]["reason"] if ended else None
 
@@ -118,10 +115,3 @@ def last_line(output: Path) -> str | None:
     """Return the last line that a program printed, of at most 500 characters."""
     lines = output.read_text(errors="replace").strip().splitlines()
     return lines[-1].strip()[:500] if lines else None
-
-
-def _parameters(directory: Path) -> int | None:
-    try:
-        return json.loads((directory / "config.json").read_text())["parameters"]
-    except FileNotFoundError:
-        return None

@@ -4,7 +4,6 @@
 - ``utils.training.recipes``: bundles of flags; ``utils.training.resuming``: which flags may change.
 - ``utils.training.fabric``, ``processes``, ``ranks``, ``watch``: several devices: who starts their
   processes, how these share batches and sums, how they end together.
-- ``utils.training.replicates``: the same training once a seed, mean and interval.
 - ``utils.training.losses``: what is minimised.
 - ``utils.training.schedules``, ``averaging``, ``compiling``, ``determinism``: what a step may have.
 - ``utils.training.learner``: network, optimiser, schedule and average, to a checkpoint and back.
