@@ -12,6 +12,7 @@ from scipy import ndimage
 import evaluate
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
 from utils.figures import canvas
 from utils.simulation import sample_rng, simulate_volume
 from utils.stacks import StackLayout, write_stack
@@ -235,13 +236,11 @@ def test_mistakes_end_in_one_line_and_status_2(data, log, bad_inputs, capsys, ch
 
 
 def test_a_scored_volume_that_cannot_be_read_leaves_no_results(data, log, monkeypatch, capsys):
-    from utils.storage import StorageError
-
     def broken(self, index):
-        raise StorageError(f"{self.path}: image of sample {index} cannot be read")
+        raise UserError(f"{self.path}: image of sample {index} cannot be read")
 
     monkeypatch.setattr(VolumeFile, "read_volume", broken)
-    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 1
+    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert list((log / "evaluation").iterdir()) == []
 
