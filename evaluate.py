@@ -20,26 +20,22 @@ A prediction file belongs to the volume whose index, from 0, is the last number 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
 from utils.flags import FlagParser, voxel_size
 from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
-    from utils.evaluation.comparison import Compared, Rows
-    from utils.evaluation.prediction_files import PredictionFiles
-    from utils.evaluation.scored_volumes import ScoredVolume
-    from utils.evaluation.statistics import PairedDifference
+    import pandas as pd
+
+    from utils.evaluation.comparison import EarlierScores
+    from utils.evaluation.scoring import ScoredVolume, ToScore
     from utils.prediction.trained_network import NetworkPredictions
-    from utils.storage import VolumeFile
 
 OVERLAP = 0.25  # of a window's edge
 BATCH_SIZE = 4  # windows
@@ -47,26 +43,6 @@ SURFACE_TOLERANCE = 1.0  # voxels up to which two surfaces agree
 SEED = 0  # of the bootstrap
 LESS_MEMORY = "lower --batch_size or --window"
 COMPARISON = "comparison"  # folder for the results of --compare
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be scored, checked and ready."""
-
-    source: NetworkPredictions | PredictionFiles
-    file: VolumeFile
-    indices: tuple[int, ...]
-    output: Path
-
-
-@dataclass(frozen=True)
-class Side:
-    """A or B of a comparison: scores of an earlier evaluation, or what is to be scored."""
-
-    about: Compared
-    rows: Rows
-    """Scores by volume; empty for a task that has not been scored."""
-    task: Task | None = None
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -124,40 +100,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-# One set of predictions ---------------------------------------------------------------------------
-
-
-def evaluate(flags: argparse.Namespace) -> int:
-    """Score, write and print; raises UserError for what a user can mend."""
-    task = prepare(flags)
-    from utils.devices import memory_advice
-    from utils.evaluation.results_folder import write_results
-    from utils.evaluation.score_report import score_lines
-    from utils.evaluation.scored_volumes import average
-    from utils.figures.evaluated import save_evaluation
-
-    with memory_advice(LESS_MEMORY):
-        results = score_volumes(task, flags)
-    means = average([result.scores for result in results], flags.seed)
-    paths = write_results(task.output, results, means, about(task, flags))
-    paths += save_evaluation(results, means, task.output)
-    lines = score_lines({result.index: result.scores for result in results}, means)
-    print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
-    print("".join(f"note: {note}\n" for note in notes(task)), end="")
-    return 0
-
-
-def prepare(flags: argparse.Namespace) -> Task:
-    """Check the flags, read data file and checkpoint or predictions, make the output folder.
-
-    Raises UserError for anything that a user would have to put right.
-    """
-    from utils.evaluation.results_folder import make_folder
+def evaluate(flags: argparse.Namespace) -> None:
+    """Score one set of predictions, write and print the results."""
+    from utils.evaluation.report import score_lines
+    from utils.evaluation.tables import make_folder
 
     check_flags(flags)
-    given = flags.checkpoint or flags.predictions
-    task = prepare_source(flags, given, is_checkpoint=flags.checkpoint is not None)
-    return dataclasses.replace(task, output=make_folder(default_output(flags)))
+    work = prepare(flags, checkpoint=flags.checkpoint, predictions=flags.predictions)
+    folder = make_folder(default_output(flags))
+    scores, means, paths = score_and_write(work, folder, flags)
+    lines = [*score_lines(scores, means), *(f"wrote {path}" for path in paths)]
+    print("\n".join([*lines, *(f"note: {note}" for note in work.notes)]))
+
+
+def compare(flags: argparse.Namespace) -> None:
+    """Score what is not scored yet, write and print the paired differences."""
+    from utils.evaluation.comparison import EarlierScores, check_same_volumes
+    from utils.evaluation.report import compared_scores, comparison_lines
+    from utils.evaluation.statistics import paired_differences
+    from utils.evaluation.tables import common_scores, make_folder, write_comparison
+    from utils.figures import save_comparison
+    from utils.provenance import describe_program
+
+    check_flags(flags)
+    sides = [prepare_side(flags, given) for given in flags.compare]
+    data = [side.data for side in sides]
+    check_same_volumes(flags.compare, [side.volumes for side in sides], data)
+    output = make_folder(default_output(flags))
+    tables, paths, notes = [], [], []
+    for side, letter in zip(sides, "AB", strict=True):
+        if isinstance(side, EarlierScores):
+            tables.append(side.scores)
+            continue
+        folder = make_folder(output / letter)
+        scores, _, written = score_and_write(side, folder, flags, f"volumes by {letter}")
+        tables.append(scores)
+        paths += written
+        notes += [f"note on {letter}: {note}" for note in side.notes]
+    names = common_scores(*tables)
+    a, b = (table[names] for table in tables)
+    differences = paired_differences(a, b, flags.seed)
+    about = {
+        "a": flags.compare[0],
+        "b": flags.compare[1],
+        "data": data[0] or data[1],
+        "bootstrap_seed": flags.seed,
+        "program": describe_program(__file__),
+    }
+    paths += write_comparison(output, a, b, differences, about)
+    shown = compared_scores(differences)
+    picture = output / "comparison.png"
+    paths.append(save_comparison(a["iou"], b["iou"], shown, picture, flags.compare))
+    lines = comparison_lines(flags.compare, shown)
+    print("\n".join([*lines, *(f"wrote {path}" for path in paths), *notes]))
+
+
+# What is scored -----------------------------------------------------------------------------------
 
 
 def check_flags(flags: argparse.Namespace) -> None:
@@ -168,57 +166,70 @@ def check_flags(flags: argparse.Namespace) -> None:
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
+    check_seed(flags.seed, "--seed")
     if not 0 <= flags.overlap < 1:
         raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    check_seed(flags.seed, "--seed")
     if not 0 <= flags.surface_tolerance < math.inf:
         raise UserError(
             f"--surface_tolerance {flags.surface_tolerance}: must be at least 0 and finite"
         )
-    if flags.voxel_size is not None and len(flags.voxel_size) != 3:
-        raise UserError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
     if flags.voxel_size is not None:
         from utils.stacks.resampling import check_spacing
 
+        if len(flags.voxel_size) != 3:
+            raise UserError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
         check_spacing(flags.voxel_size[::-1])
 
 
-def prepare_source(
-    flags: argparse.Namespace, given: str | Sequence[str], *, is_checkpoint: bool
-) -> Task:
-    """Return what a checkpoint, or prediction files, take to be scored; writes nothing."""
-    from utils.checkpoints.loading import log_directory
-    from utils.evaluation.prediction_files import choose_predictions
-    from utils.prediction.trained_network import training_file
+def prepare(
+    flags: argparse.Namespace,
+    *,
+    checkpoint: str | None = None,
+    predictions: Sequence[str] | None = None,
+) -> ToScore:
+    """Open the data file and a checkpoint, or prediction files; writes nothing."""
+    from utils.evaluation.prediction_files import open_predictions
+    from utils.evaluation.scoring import ToScore
     from utils.storage import VolumeFile, version_note
 
     if flags.data is None:
         raise UserError("--data: a file of generate_3d_data.py is needed to score against")
-    source: NetworkPredictions | PredictionFiles
-    if is_checkpoint:
-        network = load_network(str(given), flags)
     file = VolumeFile(flags.data)
     if note := version_note(file.path, file.program_version):
         print(note, file=sys.stderr)
-    volumes = len(file) if flags.volumes is None else flags.volumes
-    if volumes > len(file):
-        raise UserError(f"--volumes {volumes}: {flags.data} holds {len(file)}")
-    if is_checkpoint:
-        trained_on = training_file(log_directory(network.checkpoint), file.seed)
-        source = dataclasses.replace(network, trained_on=trained_on)
-        indices = tuple(range(volumes))
-    else:
-        paths = [given] if isinstance(given, str) else given
-        source = choose_predictions(paths, file.shape, len(file), flags.volumes)
-        indices = tuple(source.paths)
-    return Task(source, file, indices, Path())
+    count = len(file) if flags.volumes is None else flags.volumes
+    if count > len(file):
+        raise UserError(f"--volumes {count}: {flags.data} holds {len(file)}")
+    if checkpoint is not None:
+        return ToScore(open_network(checkpoint, file.seed, flags), file, tuple(range(count)))
+    source = open_predictions(predictions or (), file.shape, len(file), flags.volumes)
+    return ToScore(source, file, tuple(source.paths))
 
 
-def load_network(checkpoint: str, flags: argparse.Namespace) -> NetworkPredictions:
-    """Return a checkpoint's network on the device asked for; ValueError if it cannot serve."""
+def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScores:
+    """Return A or B: a metrics.csv, else prediction files, else a checkpoint."""
+    from utils.evaluation.comparison import read_earlier
+    from utils.evaluation.prediction_files import stacks_at
+
+    earlier = read_earlier(given, flags.volumes)
+    if earlier is not None:
+        return earlier
+    if flags.data is None:
+        raise UserError(
+            f"--compare {given}: no metrics.csv of an earlier evaluation is there; to score a "
+            "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
+        )
+    if stacks_at(Path(given)):
+        return prepare(flags, predictions=[given])
+    return prepare(flags, checkpoint=given)
+
+
+def open_network(checkpoint: str, seed: int, flags: argparse.Namespace) -> NetworkPredictions:
+    """Return a checkpoint's network on the device asked for; UserError if it cannot serve."""
     from models import ModelConfig, build_model, count_parameters
+    from utils.checkpoints.loading import log_directory
     from utils.devices import choose_compute
-    from utils.prediction.trained_network import NetworkPredictions, read_network
+    from utils.prediction.trained_network import NetworkPredictions, read_network, training_file
 
     network = read_network(checkpoint)
     compute = choose_compute(flags.device, "32")
@@ -238,7 +249,7 @@ def load_network(checkpoint: str, flags: argparse.Namespace) -> NetworkPredictio
         window=flags.window or network.patch_size,
         overlap=flags.overlap,
         batch_size=flags.batch_size,
-        trained_on=None,
+        trained_on=training_file(log_directory(checkpoint), seed),
     )
 
 
@@ -257,158 +268,43 @@ def default_output(flags: argparse.Namespace) -> Path:
     return (first.parent if is_stack else first) / "evaluation"
 
 
-def score_volumes(
-    task: Task, flags: argparse.Namespace, what: str = "volumes"
-) -> list[ScoredVolume]:
-    """Predict and score the volumes one after the other, with a progress bar."""
+# Scoring ------------------------------------------------------------------------------------------
+
+
+def score_and_write(
+    work: ToScore, folder: Path, flags: argparse.Namespace, what: str = "volumes"
+) -> tuple[pd.DataFrame, pd.DataFrame, list[Path]]:
+    """Score all volumes, write tables and pictures; return scores, their means and the paths."""
     from tqdm import tqdm
 
-    with task.file, tqdm(task.indices, what, unit="volume") as bar:
-        results = []
-        for index in bar:
-            results.append(score_one(task, index, flags))
-            mean = sum(result.scores["iou"] for result in results) / len(results)
-            bar.set_postfix_str(f"mean IoU {mean:.3f}")
-    return results
-
-
-def score_one(task: Task, index: int, flags: argparse.Namespace) -> ScoredVolume:
-    """Predict and score one volume."""
-    from utils.evaluation.scored_volumes import score_prediction
-
-    volume = task.file.read_volume(index)
-    start = time.perf_counter()
-    probabilities, spacing = task.source.predict(index, volume)
-    return score_prediction(
-        index,
-        volume,
-        probabilities,
-        seconds=time.perf_counter() - start,
-        tolerance=None if flags.no_surface else flags.surface_tolerance,
-        spacing=spacing if flags.voxel_size is None else flags.voxel_size[::-1],
-    )
-
-
-def about(task: Task, flags: argparse.Namespace) -> dict[str, Any]:
-    """Return what was scored and how, as plain JSON."""
-    from utils.evaluation.results_folder import describe_data
+    from utils.devices import memory_advice
+    from utils.evaluation.scoring import score_volumes
+    from utils.evaluation.statistics import means_over_volumes
+    from utils.evaluation.tables import only_scores, table_of, write_results
+    from utils.figures import save_evaluation
     from utils.provenance import describe_program
 
-    return {
+    tolerance = None if flags.no_surface else flags.surface_tolerance
+    spacing = None if flags.voxel_size is None else flags.voxel_size[::-1]
+    scored = score_volumes(work, tolerance=tolerance, spacing=spacing)
+    results: list[ScoredVolume] = []
+    with memory_advice(LESS_MEMORY), tqdm(scored, what, len(work.volumes), unit="volume") as bar:
+        for result in bar:
+            results.append(result)
+            mean = sum(other.row["iou"] for other in results) / len(results)
+            bar.set_postfix_str(f"mean IoU {mean:.3f}")
+    table = table_of(results)
+    means = means_over_volumes(only_scores(table), flags.seed)
+    about = {
         "bootstrap_seed": flags.seed,
-        "surface_tolerance_voxels": None if flags.no_surface else flags.surface_tolerance,
+        "surface_tolerance_voxels": tolerance,
         "voxel_size_zyx_um": flags.voxel_size,
-        **task.source.describe(),
-        "data": describe_data(task.file, task.indices, task.source.trained_on),
+        **work.source.describe(),
+        "data": work.data,
         "program": describe_program(__file__),
     }
-
-
-def notes(task: Task) -> list[str]:
-    """Return what a reader of the scores should know."""
-    from utils.evaluation.prediction_files import PredictionFiles
-
-    found = []
-    if task.source.trained_on:
-        found.append(
-            f"{task.source.trained_on}, which the network was trained on, has the seed of this file"
-        )
-    if isinstance(task.source, PredictionFiles):
-        found.extend(task.source.warnings)
-        if len(task.indices) < len(task.file):
-            count = len(task.indices)
-            found.append(f"predictions were given for {count} of the {len(task.file)} volumes")
-    return found
-
-
-# Two sets of predictions --------------------------------------------------------------------------
-
-
-def compare(flags: argparse.Namespace) -> int:
-    """Score what is not scored yet, write and print the paired differences; return the status."""
-    from utils.devices import memory_advice
-    from utils.evaluation.comparison import check_comparable, subtract
-    from utils.evaluation.results_folder import make_folder, write_comparison, write_results
-    from utils.evaluation.score_report import comparison_lines
-    from utils.evaluation.scored_volumes import average
-    from utils.figures.evaluated import save_evaluation
-    from utils.provenance import describe_program
-
-    check_flags(flags)
-    sides = [prepare_side(flags, given) for given in flags.compare]
-    a, b = (side.about for side in sides)
-    check_comparable(a, b)
-    output = make_folder(default_output(flags))
-    with memory_advice(LESS_MEMORY):
-        scored = [score_side(s, flags, x) for s, x in zip(sides, "AB", strict=True)]
-    paths: list[Path] = []
-    for (_, results), side, letter in zip(scored, sides, "AB", strict=True):
-        if side.task is not None:
-            means = average([result.scores for result in results], flags.seed)
-            folder = make_folder(output / letter)
-            paths += write_results(folder, results, means, about(side.task, flags))
-            paths += save_evaluation(results, means, folder)
-    rows = scored[0][0], scored[1][0]
-    differences = subtract(*rows, flags.seed)
-    how = {"bootstrap_seed": flags.seed, "program": describe_program(__file__)}
-    paths += write_comparison(output, (a, b), rows, differences, how)
-    paths.append(draw_comparison(output, (a.name, b.name), rows, differences))
-    lines = comparison_lines([a.name, b.name], differences)
-    print("\n".join([*lines, *(f"wrote {path}" for path in paths)]))
-    for side, letter in zip(sides, "AB", strict=True):
-        for note in notes(side.task) if side.task else ():
-            print(f"note on {letter}: {note}")
-    return 0
-
-
-def draw_comparison(
-    output: Path,
-    names: tuple[str, str],
-    rows: tuple[Rows, Rows],
-    differences: Mapping[str, PairedDifference],
-) -> Path:
-    """Draw the volumes' IoU of A beside that of B, and the mean differences."""
-    from utils.evaluation.score_report import COMPARED
-    from utils.figures import save_comparison
-
-    a, b = rows
-    return save_comparison(
-        [a[index]["iou"] for index in a],
-        [b[index]["iou"] for index in a],
-        {name: differences[name].difference for name in COMPARED if name in differences},
-        output / "comparison.png",
-        names=names,
-    )
-
-
-def prepare_side(flags: argparse.Namespace, given: str) -> Side:
-    """Return A or B: a metrics.csv, else prediction files, else a checkpoint."""
-    from utils.evaluation.comparison import Compared, read_earlier
-    from utils.evaluation.prediction_files import holds_predictions
-    from utils.evaluation.results_folder import describe_data
-    from utils.evaluation.score_table import NAME
-
-    earlier = read_earlier(given, flags.volumes)
-    if earlier:
-        return Side(*earlier)
-    if flags.data is None:
-        raise UserError(
-            f"--compare {given}: no {NAME} of an earlier evaluation is there; to score a "
-            "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
-        )
-    task = prepare_source(flags, given, is_checkpoint=not holds_predictions(Path(given)))
-    data = describe_data(task.file, task.indices, task.source.trained_on)
-    return Side(Compared(given, task.indices, data), {}, task)
-
-
-def score_side(
-    side: Side, flags: argparse.Namespace, letter: str
-) -> tuple[Rows, list[ScoredVolume]]:
-    """Return the rows of A or B by volume, and the results behind them if they were made now."""
-    if side.task is None:
-        return side.rows, []
-    results = score_volumes(side.task, flags, f"volumes by {letter}")
-    return {result.index: result.row for result in results}, results
+    paths = write_results(folder, table, means, about)
+    return table, means, paths + save_evaluation(results, table, means, folder)
 
 
 if __name__ == "__main__":

@@ -286,8 +286,8 @@ def score_checkpoint(
     from utils.checkpoints.loading import load_checkpoint
     from utils.data.normalize import PercentileNormalizer
     from utils.devices import choose_compute, memory_format
-    from utils.evaluation.scores import score_volume
     from utils.evaluation.statistics import bootstrap_mean
+    from utils.evaluation.voxels import score_voxels
     from utils.prediction.sliding_window import predict_volume
     from utils.storage import VolumeFile
 
@@ -308,7 +308,7 @@ def score_checkpoint(
                 batch_size=4,
                 precision="bf16" if compute.precision == "bf16-mixed" else "32",
             )
-            scores.append(score_volume(probabilities, volume.mask, volume.sheet))
+            scores.append(score_voxels(probabilities, volume.mask, volume.sheet))
     iou = bootstrap_mean(np.array([score.iou for score in scores]), np.random.default_rng(0))
     means = {
         name: float(np.nanmean([getattr(score, name) for score in scores]))

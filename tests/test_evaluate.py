@@ -13,6 +13,7 @@ from scipy import ndimage
 import evaluate
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
 from utils.figures import canvas
 from utils.simulation import sample_rng, simulate_volume
 from utils.stacks import StackLayout, write_stack
@@ -208,7 +209,7 @@ BAD = [
     ({"--checkpoint": None}, "--checkpoint --predictions --compare is required"),
     ({"--data": None}, "--data: a file of generate_3d_data.py"),
     ({"--checkpoint": None, "--predictions": "{tmp}/nothing"}, "nothing: no such file"),
-    ({"--checkpoint": None, "--predictions": "{tmp}/text.pth"}, "text.pth: unknown ending"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/text.pth"}, "text.pth: neither a stack nor"),
     ({"--checkpoint": None, "--predictions": "{tmp}/cut_0.tif"}, "cut_0.tif: cut or damaged"),
     ({"--checkpoint": None, "--predictions": "{tmp}/small_0.npy"}, "small_0.npy: has shape"),
     ({"--checkpoint": None, "--predictions": "{tmp}/small_7.npy"}, "volumes are 0..2"),
@@ -249,20 +250,18 @@ def test_mistakes_end_in_one_line_and_status_2(data, log, bad_inputs, capsys, ch
 
 
 def test_a_scored_volume_that_cannot_be_read_leaves_no_results(data, log, monkeypatch, capsys):
-    from utils.storage import StorageError
-
     def broken(self, index):
-        raise StorageError(f"{self.path}: image of sample {index} cannot be read")
+        raise UserError(f"{self.path}: image of sample {index} cannot be read")
 
     monkeypatch.setattr(VolumeFile, "read_volume", broken)
-    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 1
+    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert list((log / "evaluation").iterdir()) == []
 
 
-@pytest.mark.parametrize("interrupted", ["prepare", "score_volumes"])
+@pytest.mark.parametrize("interrupted", ["prepare", "score_and_write"])
 def test_ctrl_c_is_one_line_at_any_moment(data, log, monkeypatch, capsys, interrupted):
-    def stop(*_):
+    def stop(*_, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, interrupted, stop)
@@ -274,11 +273,11 @@ def test_ctrl_c_is_one_line_at_any_moment(data, log, monkeypatch, capsys, interr
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
 )
 def test_too_little_memory_is_one_line_with_a_remedy(data, log, monkeypatch, capsys, error):
-    def fail(*_):
+    def fail(*_, **options):
         raise error
 
-    monkeypatch.setattr(evaluate, "score_one", fail)
-    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 1
+    monkeypatch.setattr("utils.evaluation.scoring.score_volume", fail)
+    assert evaluate.main(["--checkpoint", str(log), "--data", str(data)]) == 2
     line = [part for part in capsys.readouterr().err.splitlines() if "evaluate.py" in part]
     assert len(line) == 1 and "out of memory: lower --batch_size or --window" in line[0]
 
@@ -444,6 +443,7 @@ def test_a_comparison_says_what_to_beware_of(data, masks, tmp_path, capsys):
     flags = ["--compare", str(trained), str(masks[0]), "--data", str(data), "--no_surface"]
     assert evaluate.main([*flags, "--volumes", "2", "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
+    assert "wrote" in printed.split("note on A")[0] and "wrote" not in printed.split("note on A")[1]
     assert "note on A: train.h5, which the network was trained on" in printed
     assert "note on B: predictions were given for 2 of the 3 volumes" in printed
     only = tmp_path / "third"
@@ -494,7 +494,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         "import sys, evaluate\n"
         "try: evaluate.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'h5py', 'monai', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'h5py', 'monai', 'matplotlib', 'pandas'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

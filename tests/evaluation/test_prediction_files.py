@@ -3,11 +3,10 @@ import pytest
 
 from utils.errors import UserError
 from utils.evaluation.prediction_files import (
-    check_prediction,
-    choose_predictions,
     find_predictions,
-    holds_predictions,
+    open_predictions,
     read_prediction,
+    stacks_at,
 )
 from utils.stacks import StackLayout, write_stack
 
@@ -63,7 +62,7 @@ def test_the_prediction_of_a_single_volume_needs_no_number(tmp_path):
         (["a.tif", "b1.tif"], "a.tif: its name has no number"),
         (["a2.tif", "b_2.nrrd"], "both named for volume 2"),
         (["a9.tif"], "volumes are 0..3"),
-        (["notes.txt"], "holds no file that ends in"),
+        (["notes.txt"], "nor a folder with one; they end in .tif"),
     ],
 )
 def test_names_that_do_not_say_the_volume_are_refused(tmp_path, names, message):
@@ -74,13 +73,13 @@ def test_names_that_do_not_say_the_volume_are_refused(tmp_path, names, message):
 
 def test_paths_that_are_no_predictions(tmp_path):
     (tmp_path / "notes1.txt").touch()
-    for path, message in ((tmp_path / "nothing", "no such"), (tmp_path / "notes1.txt", "ending")):
+    for path, message in ((tmp_path / "nothing", "no such"), (tmp_path / "notes1.txt", "neither")):
         with pytest.raises(UserError, match=message):
             find_predictions([path], 4)
-        assert not holds_predictions(path)
-    assert not holds_predictions(tmp_path)
+        assert stacks_at(path) == []
+    assert stacks_at(tmp_path) == []
     (tmp_path / "1.tif").touch()
-    assert holds_predictions(tmp_path) and holds_predictions(tmp_path / "1.tif")
+    assert stacks_at(tmp_path) == stacks_at(tmp_path / "1.tif") == [tmp_path / "1.tif"]
 
 
 @pytest.mark.parametrize("name", ["m.tif", "m.h5", "m.nrrd", "m.nii.gz", "m.zarr", "m.npy"])
@@ -110,23 +109,21 @@ def test_fractions_outside_0_to_1_are_refused(tmp_path, mask, value):
 
 def test_other_shapes_and_damaged_files_are_refused(tmp_path, mask):
     path = write(tmp_path / "p.tif", mask)
-    check_prediction(path, SHAPE)
-    for look in (check_prediction, read_prediction):
-        with pytest.raises(UserError, match="shape"):
-            look(path, SHAPE[::-1])
+    with pytest.raises(UserError, match="shape"):
+        read_prediction(path, SHAPE[::-1])
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(UserError):
-        check_prediction(path, SHAPE)
+    with pytest.raises(UserError, match="p.tif: damaged, cut"):
+        read_prediction(path, SHAPE)
 
 
 def test_the_first_volumes_are_chosen_and_looked_at(tmp_path, mask):
     for index in (0, 1, 2):
         write(tmp_path / f"v_{index}.ome.zarr", mask)
     next(file for file in (tmp_path / "v_1.ome.zarr" / "0").rglob("0") if file.is_file()).unlink()
-    chosen = choose_predictions([tmp_path], SHAPE, 5, 2)
+    chosen = open_predictions([tmp_path], SHAPE, 5, 2)
     assert list(chosen.paths) == [0, 1] and list(chosen.describe()["predictions"]) == ["0", "1"]
     assert len(chosen.warnings) == 1 and "v_1.ome.zarr: 1 of the 1 chunks" in chosen.warnings[0]
     with pytest.raises(UserError, match="--volumes 4: no prediction for volume 3"):
-        choose_predictions([tmp_path], SHAPE, 5, 4)
+        open_predictions([tmp_path], SHAPE, 5, 4)
     with pytest.raises(UserError, match="has shape"):
-        choose_predictions([tmp_path], (5, 6, 8), 5, None)
+        open_predictions([tmp_path], (5, 6, 8), 5, None)

@@ -2,9 +2,16 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
-from utils.evaluation.statistics import bootstrap_mean, compare_paired, rank_correlation
+from utils.evaluation.statistics import (
+    bootstrap_mean,
+    means_over_volumes,
+    paired_differences,
+    rank_correlations,
+)
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says():
@@ -43,37 +50,64 @@ def exact_signed_rank_p(differences):
     return np.mean([abs(total - middle) >= seen for total in sums])
 
 
+def test_means_leave_out_what_has_no_meaning_and_draw_the_same_volumes():
+    scores = pd.DataFrame({"a": [1.0, 3.0], "b": [1.0, 3.0], "c": [math.nan, 5.0]})
+    means = means_over_volumes(scores, seed=0)
+    assert means["mean"].to_dict() == {"a": 2, "b": 2, "c": 5}
+    assert means["volumes"].to_dict() == {"a": 2, "b": 2, "c": 1}
+    assert means.loc["a"].equals(means.loc["b"])
+
+
+def compare_paired(a, b):
+    """The paired differences of one score."""
+    frames = (pd.DataFrame({"score": values}, dtype=float) for values in (a, b))
+    return paired_differences(*frames, seed=0).loc["score"]
+
+
 def test_paired_differences_are_of_pairs():
     rng = np.random.default_rng(3)
     a = rng.random(10)
     gains = np.array([0.01, 0.02, 0.03, -0.005, 0.04, 0.05, 0.06, 0.07, -0.015, 0.08])
-    found = compare_paired(a, a + gains, np.random.default_rng(0))
-    assert found.difference.mean == pytest.approx(gains.mean())
-    assert found.b - found.a == pytest.approx(gains.mean())
-    assert 0 < found.difference.low < found.difference.high < 0.08  # the spread of a drops out
-    assert (found.b_higher, found.a_higher) == (8, 2)
-    assert found.p_value == pytest.approx(exact_signed_rank_p(gains))
+    found = compare_paired(a, a + gains)
+    assert found["mean"] == pytest.approx(gains.mean())
+    assert found["b"] - found["a"] == pytest.approx(gains.mean())
+    assert 0 < found["low"] < found["high"] < 0.08  # the spread of a drops out
+    assert (found["b_higher"], found["a_higher"]) == (8, 2)
+    assert found["p_value"] == pytest.approx(exact_signed_rank_p(gains))
 
 
 def test_pairs_with_a_gap_are_left_out():
-    a, b = np.array([0.1, np.nan, 0.3, 0.4]), np.array([0.2, 0.5, np.nan, 0.3])
-    found = compare_paired(a, b, np.random.default_rng(0))
-    assert found.difference.volumes == 2
-    assert found.a == pytest.approx(0.25) and found.b == pytest.approx(0.25)
+    found = compare_paired([0.1, np.nan, 0.3, 0.4], [0.2, 0.5, np.nan, 0.3])
+    assert found["volumes"] == 2
+    assert found["a"] == pytest.approx(0.25) and found["b"] == pytest.approx(0.25)
 
 
 def test_equal_scores_have_no_test():
-    same = np.array([0.3, 0.5])
-    found = compare_paired(same, same, np.random.default_rng(0))
-    assert (found.difference.low, found.difference.high) == (0, 0)
-    assert math.isnan(found.p_value) and found.a_higher == found.b_higher == 0
-    with pytest.raises(ValueError, match="no pairs"):
-        compare_paired(same, np.zeros(3), np.random.default_rng(0))
+    found = compare_paired([0.3, 0.5], [0.3, 0.5])
+    assert (found["low"], found["high"]) == (0, 0)
+    assert math.isnan(found["p_value"]) and found["a_higher"] == found["b_higher"] == 0
+
+
+def test_volumes_are_paired_by_their_index():
+    a = pd.DataFrame({"iou": [0.5, 0.25], "hd95": [math.nan, 3.0]}, index=[4, 2])
+    b = pd.DataFrame({"iou": [0.75, 0.5], "hd95": [2.0, 9.0]}, index=[2, 4])
+    found = paired_differences(a, b, seed=0)
+    assert found["mean"].to_dict() == {"iou": 0.25, "hd95": -1}
+    assert found.loc["iou", "b_higher"] == 1 and found.loc["iou", "a_higher"] == 0
+    assert found["volumes"].to_dict() == {"iou": 2, "hd95": 1}
 
 
 def test_rank_correlation_sees_order_only():
     x = np.array([1.0, 2.0, np.nan, 5.0, 9.0])
-    assert rank_correlation(x, x**3) == pytest.approx(1)
-    assert rank_correlation(x, -x) == pytest.approx(-1)
-    assert math.isnan(rank_correlation(x, np.ones(5)))
-    assert math.isnan(rank_correlation(x[:2], x[:2]))
+    table = pd.DataFrame({"x": x, "up": x**3, "down": -x, "flat": np.ones(5)})
+    found = rank_correlations(table, "x", ["up", "down", "flat"])
+    assert found["up"] == pytest.approx(1) and found["down"] == pytest.approx(-1)
+    assert math.isnan(found["flat"])
+    assert rank_correlations(table[:2], "x", ["up", "down"]).isna().all()
+
+
+def test_rank_correlation_is_scipy_s():
+    values = np.random.default_rng(0).integers(0, 5, (2, 20)).astype(float)  # with ties
+    table = pd.DataFrame({"x": values[0], "y": values[1]})
+    expected = stats.spearmanr(*values).statistic
+    assert rank_correlations(table, "x", ["y"])["y"] == pytest.approx(expected)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.errors import UserError
 from utils.figures import canvas
 
 
@@ -16,7 +17,7 @@ def test_a_failure_leaves_the_old_picture(tmp_path: Path) -> None:
             temporary.write_text("half")
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="p.png: cannot be written .disk full"):
         canvas.save_figure(Failing(), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

@@ -4,24 +4,28 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from utils.evaluation.statistics import Interval
+from utils.evaluation.columns import KINDS
+from utils.evaluation.scoring import ScoredVolume, score_volume
+from utils.evaluation.statistics import means_over_volumes
+from utils.evaluation.tables import only_scores, table_of
 from utils.figures import canvas, evaluation
+from utils.simulation import SimulatedVolume
 
 
-def interval(mean: float, half: float = 0.1) -> Interval:
-    return Interval(mean, mean - half, mean + half, 5)
-
-
-def test_recall_of_columns_is_drawn_with_and_without_intervals(tmp_path: Path) -> None:
-    nan = math.nan
-    recalls = {
-        "left_out": (interval(0.4), Interval(nan, nan, nan, 0), 0),
-        "A": (Interval(0.5, nan, nan, 1), interval(0.9), 12),
-    }
-    path = evaluation.save_column_recall(recalls, nan, tmp_path / "columns.png")
+@pytest.mark.parametrize("volumes", [1, 2])
+def test_recall_of_columns_is_drawn_with_and_without_intervals(
+    volumes: int, tmp_path: Path
+) -> None:
+    row = {f"{what}_{kind}": 0.5 for what in ("recall", "covered") for kind in KINDS}
+    row |= {"covered_left_out": math.nan, "sheet_false_positive_rate": math.nan}
+    row |= {f"columns_{kind}": 3 for kind in KINDS}
+    scores = pd.DataFrame([row] * volumes)
+    means = means_over_volumes(scores, seed=0)
+    path = evaluation.save_column_recall(scores, means, tmp_path / "columns.png")
     with Image.open(path) as picture:
         assert picture.width > 600
 
@@ -29,13 +33,51 @@ def test_recall_of_columns_is_drawn_with_and_without_intervals(tmp_path: Path) -
 @pytest.mark.parametrize("count", [1, 16])
 def test_scores_are_drawn_over_every_condition(count: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    conditions = {name: rng.random(count) for name in ("gain", "spacing_voxels", "foreground")}
-    conditions["of_another_kind"] = np.ones(count)
-    path = evaluation.save_scores_by_condition(
-        rng.random(count), rng.random(count), conditions, tmp_path / "c.png"
-    )
+    names = ["iou", "baseline_iou", *evaluation.CONDITION_WORDS]
+    scores = pd.DataFrame({name: rng.random(count) for name in names})
+    scores["contrast"] = 1.0
+    path = evaluation.save_scores_by_condition(scores, tmp_path / "c.png")
     with Image.open(path) as picture:
         assert picture.height > 600  # two rows
+
+
+def test_an_evaluation_is_drawn_in_three_pictures(
+    tmp_path: Path, small_volume: SimulatedVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canvas, "save_figure", lambda figure, path: path)
+    truth = small_volume.mask.astype(np.float32)
+    results = [score_volume(4, small_volume, truth, seconds=1.0, tolerance=None, spacing=None)]
+    scores = table_of(results)
+    means = means_over_volumes(only_scores(scores), seed=0)
+    paths = evaluation.save_evaluation(results, scores, means, tmp_path)
+    assert [path.name for path in paths] == ["predictions.png", "columns.png", "conditions.png"]
+
+
+@pytest.mark.parametrize(
+    ("ious", "words"),
+    [
+        ([0.5], ["only"]),
+        ([0.2, 0.9], ["best", "worst"]),
+        ([0.3, 0.1, 0.2, 0.5], ["best", "median", "worst"]),
+        ([0.4] * 5, ["best", "second best", "median", "second worst", "worst"]),
+        (
+            [0.3, 0.1, 0.2, 0.5, 0.4, 0.6],
+            ["best", "second best", "median", "second worst", "worst"],
+        ),
+    ],
+)
+def test_shown_volumes_are_the_extremes(ious: list[float], words: list[str]) -> None:
+    empty = np.zeros((2, 2))
+    results = [
+        ScoredVolume({"volume": index, "iou": iou}, (empty, empty, empty), 0)
+        for index, iou in enumerate(ious)
+    ]
+    shown = evaluation.pick_shown(results)
+    assert [word for word, _ in shown] == words
+    values = [result.row["iou"] for _, result in shown]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == max(ious) and values[-1] == min(ious)
+    assert len({result.row["volume"] for _, result in shown}) == len(shown)
 
 
 def test_a_comparison_shows_both_sides_and_no_distances(tmp_path: Path) -> None:
@@ -49,12 +91,16 @@ def test_a_comparison_shows_both_sides_and_no_distances(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canvas, "save_figure", keep)
         evaluation.save_comparison(
-            [0.5, 0.6],
-            [0.55, 0.5],
-            {"iou": interval(-0.02), "hd95": interval(3.0), "recall": interval(0.1)},
+            pd.Series([0.5, 0.6]),
+            pd.Series([0.5, 0.55], index=[1, 0]),
+            pd.DataFrame(
+                {"mean": [-0.02, 3.0, 0.1], "low": [-0.1, 2.0, 0.0], "high": [0.1, 4.0, 0.2]},
+                index=["iou", "hd95", "recall"],
+            ),
             tmp_path / "c.png",
             names=("logs/first", "x" * 100),
         )
     paired, gaps = drawn[0].axes
+    assert paired.lines[1].get_xydata().tolist() == [[0.5, 0.55], [0.6, 0.5]]
     assert [text.get_text() for text in gaps.get_yticklabels()] == ["IoU", "recall"]
     assert paired.get_xlabel() == "IoU of A: logs/first" and len(paired.get_ylabel()) < 60

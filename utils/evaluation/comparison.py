@@ -1,60 +1,36 @@
-"""Two sets of scores of the same volumes, volume by volume: B - A."""
+"""Two sets of scores: those of an earlier evaluation read again, both of the same volumes or not.
+
+What the differences are is said in ``utils.evaluation.statistics``.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
-from utils.errors import UserError
-from utils.evaluation.conditions import Conditions
-from utils.evaluation.score_table import NAME, read_csv
-from utils.evaluation.statistics import PairedDifference, compare_paired
-
-ABOUT_THE_VOLUME = frozenset(
-    {"volume", "seconds", "foreground", "baseline_iou", "sheet_baseline_iou"}
-    | {field.name for field in dataclasses.fields(Conditions)}
-)
-"""Columns of a table of scores that no prediction can change; nor can it ``columns_``..."""
-
-Rows = Mapping[int, Mapping[str, float]]
-"""Scores by name of each volume by index."""
+from utils.errors import UserError, disk_errors
+from utils.evaluation.tables import METRICS, SUMMARY, read_scores
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What is known of A or B before their scores are."""
+class EarlierScores:
+    """The scores of an earlier evaluation; made by :func:`read_earlier`."""
 
-    name: str
-    volumes: tuple[int, ...]
+    scores: pd.DataFrame
     data: Mapping[str, Any] | None
-    """What the scores belong to, if it is known: seed, shape and config of the volumes."""
+
+    @property
+    def volumes(self) -> Sequence[int]:
+        """Indices of the volumes."""
+        return tuple(self.scores.index)
 
 
-def check_comparable(a: Compared, b: Compared) -> None:
-    """Raise UserError unless A and B are about the same volumes."""
-    only = sorted(set(a.volumes) ^ set(b.volumes))
-    if only:
-        holder = "A" if only[0] in a.volumes else "B"
-        raise UserError(
-            f"--compare {a.name} {b.name}: not the same volumes ({len(a.volumes)} and "
-            f"{len(b.volumes)}): only {holder} has volume {only[0]}; score both on the same ones"
-        )
-    if a.data and b.data:
-        for name in ("seed", "shape", "config"):
-            if a.data.get(name) != b.data.get(name):
-                raise UserError(
-                    f"--compare {a.name} {b.name}: not the same volumes: {name} of the data "
-                    "differs; score both on the same file"
-                )
-
-
-def read_earlier(given: str, volumes: int | None) -> tuple[Compared, Rows] | None:
+def read_earlier(given: str, volumes: int | None) -> EarlierScores | None:
     """Return the scores of an earlier evaluation, of the first ``volumes`` only if given.
 
     Args:
@@ -63,63 +39,54 @@ def read_earlier(given: str, volumes: int | None) -> tuple[Compared, Rows] | Non
         volumes: how many, from volume 0 on.
 
     Raises:
-        UserError: the table cannot be read.
-        UserError: it holds none of these volumes.
+        UserError: table or summary cannot be read, or it holds none of these volumes.
     """
     path = Path(given)
-    is_table = path.suffix == ".csv"
-    if not is_table and not (path / NAME).is_file():
-        return None
-    rows = read_csv(path if is_table else path / NAME)
+    if path.suffix != ".csv":
+        path = path / METRICS
+        if not path.is_file():
+            return None
+    scores = read_scores(path)
     if volumes is not None:
-        rows = {index: row for index, row in rows.items() if index < volumes}
-    if not rows:
+        scores = scores[scores.index < volumes]
+    if scores.empty:
         raise UserError(f"--volumes {volumes}: {given} holds none of them")
-    data = _recorded_data(path.parent if is_table else path)
-    return Compared(given, tuple(rows), data), rows
+    return EarlierScores(scores, _recorded_data(path.with_name(SUMMARY)))
 
 
-def _recorded_data(folder: Path) -> dict[str, Any] | None:
-    """Return what an earlier evaluation was scored on, if its summary says so."""
-    try:
-        return json.loads((folder / "summary.json").read_text())["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+def _recorded_data(summary: Path) -> dict[str, Any] | None:
+    """Return what an earlier evaluation was scored on, if its summary is there and says so."""
+    if not summary.is_file():
         return None
+    try:
+        with disk_errors(summary):
+            return json.loads(summary.read_text()).get("data")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{summary}: is no summary as evaluate.py writes it ({error})") from error
 
 
-def subtract(a: Rows, b: Rows, seed: int) -> dict[str, PairedDifference]:
-    """Return B - A of every score that both have.
+def check_same_volumes(
+    names: Sequence[str],
+    volumes: Sequence[Sequence[int]],
+    data: Sequence[Mapping[str, Any] | None],
+) -> None:
+    """Raise UserError unless A and B are about the same volumes.
 
     Args:
-        a: scores of A.
-        b: scores of B on the same volumes.
-        seed: of the bootstrap; every score sees the same volumes drawn.
+        names: of A and B.
+        volumes: indices of the volumes of A and of B.
+        data: seed, shape and config of the volumes of A and of B, as far as they are known.
     """
-    first, second = next(iter(a.values())), next(iter(b.values()))
-    names = [name for name in first if name in second and _is_score(name)]
-    pairs = {name: [np.array([rows[i][name] for i in a]) for rows in (a, b)] for name in names}
-    return {
-        name: compare_paired(*pair, np.random.default_rng(seed)) for name, pair in pairs.items()
-    }
-
-
-def paired_rows(a: Rows, b: Rows, names: Iterable[str]) -> list[dict[str, float]]:
-    """Return a row a volume with both scores and their difference, for each of ``names``."""
-    names = list(names)
-    return [
-        {"volume": index}
-        | {
-            f"{name}_{which}": value
-            for name in names
-            for which, value in (
-                ("a", a[index][name]),
-                ("b", b[index][name]),
-                ("difference", b[index][name] - a[index][name]),
-            )
-        }
-        for index in a
-    ]
-
-
-def _is_score(name: str) -> bool:
-    return name not in ABOUT_THE_VOLUME and not name.startswith("columns_")
+    unlike = f"--compare {names[0]} {names[1]}: not the same volumes"
+    a, b = volumes
+    only = sorted(set(a) ^ set(b))
+    if only:
+        holder = "A" if only[0] in a else "B"
+        raise UserError(
+            f"{unlike} ({len(a)} and {len(b)}): only {holder} has volume {only[0]}; score both on "
+            "the same ones"
+        )
+    of_a, of_b = data
+    for name in ("seed", "shape", "config"):
+        if of_a and of_b and of_a.get(name) != of_b.get(name):
+            raise UserError(f"{unlike}: {name} of the data differs; score both on the same file")

@@ -16,7 +16,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.simulation import SimulatedVolume
-from utils.stacks import ENDINGS, open_stack
+from utils.stacks import ENDINGS, Stack, open_stack, split_ending
 
 PROBABILITIES = "_probabilities"
 """How predict.py ends the name of a map that it writes beside a mask."""
@@ -42,7 +42,7 @@ class PredictionFiles:
         return {"predictions": {str(index): str(path) for index, path in self.paths.items()}}
 
 
-def choose_predictions(
+def open_predictions(
     paths: Sequence[str | Path], shape: tuple[int, ...], volumes: int, first: int | None
 ) -> PredictionFiles:
     """Return a file for each volume, or for each of the ``first`` ones, all opened once.
@@ -55,19 +55,23 @@ def choose_predictions(
     """
     found = find_predictions(paths, volumes)
     if first is not None:
-        missing = [index for index in range(first) if index not in found]
+        missing = sorted(set(range(first)) - set(found))
         if missing:
             raise UserError(f"--volumes {first}: no prediction for volume {missing[0]}")
-        found = {index: path for index, path in found.items() if index < first}
-    checked = [check_prediction(path, shape) for path in found.values()]
-    return PredictionFiles(found, tuple(warning for warning in checked if warning))
+        found = {index: found[index] for index in range(first)}
+    warnings = []
+    for path in found.values():
+        with open_stack(path) as stack:
+            _check_shape(stack, shape)
+            warnings.append(stack.warning())
+    return PredictionFiles(found, tuple(warning for warning in warnings if warning))
 
 
 def find_predictions(paths: Sequence[str | Path], volumes: int) -> dict[int, Path]:
     """Return the file of each volume by its index, rising.
 
     Args:
-        paths: stacks in any format of ``microscope_files``, and folders that hold such files. Where
+        paths: stacks in any format of ``utils.stacks``, and folders that hold such files. Where
             ``NAME`` and ``NAME_probabilities`` stand side by side, the probabilities are taken.
         volumes: how many volumes there are; of a single one the file needs no number.
 
@@ -75,12 +79,20 @@ def find_predictions(paths: Sequence[str | Path], volumes: int) -> dict[int, Pat
         UserError: a path is missing or empty, a name has no number, a number names no volume
             or two files have the same.
     """
-    files = [file for path in paths for file in _stacks(Path(path))]
-    names = {str(_stem(file)) for file in files}
-    files = [file for file in files if f"{_stem(file)}{PROBABILITIES}" not in names]
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        stacks = stacks_at(path)
+        if not stacks:
+            known = ", ".join(ENDINGS)
+            raise UserError(f"{path}: neither a stack nor a folder with one; they end in {known}")
+        files += stacks
+    names = {(file.parent, split_ending(file)[0]) for file in files}
+    files = [f for f in files if (f.parent, split_ending(f)[0] + PROBABILITIES) not in names]
     found: dict[int, Path] = {}
     for file in files:
-        index = _index(file, alone=len(files) == volumes == 1)
+        index = 0 if len(files) == volumes == 1 else _index_in_name(file)
         if index >= volumes:
             raise UserError(
                 f"{file}: its name ends in {index}, but the volumes are 0..{volumes - 1}"
@@ -89,6 +101,15 @@ def find_predictions(paths: Sequence[str | Path], volumes: int) -> dict[int, Pat
             raise UserError(f"{found[index]} and {file} are both named for volume {index}")
         found[index] = file
     return dict(sorted(found.items()))
+
+
+def stacks_at(path: Path) -> list[Path]:
+    """Return ``path`` if it ends as stacks do, else the stacks in that folder, if there are any."""
+    endings = tuple(ENDINGS)
+    if path.name.lower().endswith(endings):
+        return [path]
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    return [p for p in inside if p.name.lower().endswith(endings) and not p.name.startswith(".")]
 
 
 def read_prediction(
@@ -104,8 +125,7 @@ def read_prediction(
         UserError: the file cannot be read.
     """
     with open_stack(path) as stack:
-        if stack.shape != tuple(shape):
-            raise UserError(f"{path}: has shape {stack.shape} (x, y, z), the volume {shape}")
+        _check_shape(stack, shape)
         values = stack.read()
         spacing = stack.spacing
     if values.dtype.kind in "ui":
@@ -119,55 +139,13 @@ def read_prediction(
     return values.astype(np.float32), spacing
 
 
-def check_prediction(path: Path, shape: tuple[int, ...]) -> str | None:
-    """Return a line on what of a file may be lost, if anything.
-
-    Raises UserError or UserError if it cannot be opened or has another shape.
-    """
-    with open_stack(path) as stack:
-        if stack.shape != tuple(shape):
-            raise UserError(f"{path}: has shape {stack.shape} (x, y, z), the volume {shape}")
-        return stack.warning()
+def _check_shape(stack: Stack, shape: tuple[int, ...]) -> None:
+    if stack.shape != tuple(shape):
+        raise UserError(f"{stack.path}: has shape {stack.shape} (x, y, z), the volume {shape}")
 
 
-def holds_predictions(path: Path) -> bool:
-    """Return whether ``path`` is a stack or a folder with at least one in it."""
-    try:
-        return bool(_stacks(path))
-    except UserError:
-        return False
-
-
-def _stacks(path: Path) -> list[Path]:
-    """Return ``path`` if it is a stack, else the stacks in that folder."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if _ending(path):
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
-    found = sorted(p for p in path.iterdir() if _ending(p) and not p.name.startswith("."))
-    if not found:
-        raise UserError(f"{path}: holds no file that ends in {', '.join(ENDINGS)}")
-    return found
-
-
-def _ending(path: Path) -> str:
-    """Return the longest known ending of a name; empty if it has none."""
-    endings = [ending for ending in ENDINGS if path.name.lower().endswith(ending)]
-    return max(endings, key=len, default="")
-
-
-def _stem(path: Path) -> Path:
-    """Return the path without its ending."""
-    name = path.name[: -len(_ending(path))]
-    return path.with_name(re.sub(r"\.ome$", "", name, flags=re.IGNORECASE) or name)
-
-
-def _index(path: Path, alone: bool) -> int:
-    numbers = re.findall(r"\d+", _stem(path).name)
-    if alone:
-        return 0
+def _index_in_name(path: Path) -> int:
+    numbers = re.findall(r"\d+", split_ending(path)[0])
     if not numbers:
         raise UserError(
             f"{path}: its name has no number that says which volume it is of, such as "

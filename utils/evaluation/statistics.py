@@ -1,27 +1,25 @@
-"""Means over volumes with bootstrap intervals, and paired differences between two sets of scores.
+"""Means over volumes with bootstrap intervals, paired differences and rank correlations.
 
-Volumes are what is drawn: they are independent of each other, the voxels of one are not. A score
-that means nothing in a volume is NaN there; such volumes are left out, and the results say how many
-were counted.
+Tables of scores have a row a volume and a column a score. Volumes are what is drawn: they are
+independent of each other, the voxels of one are not. A score that means nothing in a volume is NaN
+there; such volumes are left out, and the results say how many were counted.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
-
-from utils.errors import UserError
 
 LEVEL = 0.95
 """Share of the resamples that an interval holds."""
 RESAMPLES = 10_000
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean over volumes and its bootstrap interval."""
 
     mean: float
@@ -29,22 +27,6 @@ class Interval:
     high: float
     volumes: int
     """Volumes in which the score has a meaning; from a single one no interval follows."""
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """How far B's scores lie above A's on the same volumes."""
-
-    a: float
-    """Mean of A over the volumes in which both have a meaning."""
-    b: float
-    difference: Interval
-    """Of B - A."""
-    b_higher: int
-    """Volumes in which B's score is the higher one."""
-    a_higher: int
-    p_value: float
-    """Wilcoxon's signed-rank test, two-sided; NaN if no volume differs."""
 
 
 def bootstrap_mean(
@@ -63,8 +45,8 @@ def bootstrap_mean(
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]
     if known.size < 2:
-        mean = float(known[0]) if known.size else float("nan")
-        return Interval(mean, float("nan"), float("nan"), known.size)
+        mean = float(known[0]) if known.size else math.nan
+        return Interval(mean, math.nan, math.nan, known.size)
     drawn = stats.bootstrap(
         (known,),
         np.mean,
@@ -77,39 +59,49 @@ def bootstrap_mean(
     return Interval(float(known.mean()), float(low), float(high), known.size)
 
 
-def compare_paired(a: np.ndarray, b: np.ndarray, rng: np.random.Generator) -> PairedDifference:
-    """Return B - A with its bootstrap interval over volumes, and Wilcoxon's test beside it.
+def means_over_volumes(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return a row a score: the fields of :class:`Interval`.
+
+    Each score's resamples come from a generator of the same seed, so that all of them see the same
+    volumes drawn.
+    """
+    intervals = [bootstrap_mean(scores[name], np.random.default_rng(seed)) for name in scores]
+    return pd.DataFrame(intervals, index=scores.columns, columns=Interval._fields)
+
+
+def paired_differences(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return how far B's scores lie above A's on the same volumes.
 
     Args:
-        a: scores (n,), one a volume.
-        b: those of the same volumes in the same order. Pairs with a NaN are left out.
-        rng: of the bootstrap.
+        a: scores of A.
+        b: scores of B, with the same columns and the same volumes, in any order.
+        seed: of the bootstrap.
 
-    Raises:
-        ValueError: unequal shapes.
+    Returns:
+        A row a score: the fields of :class:`Interval` of B - A over the volumes in which both have
+        a meaning; the means ``a`` and ``b`` over these; in how many of them B's or A's score is the
+        higher one (``b_higher``, ``a_higher``); and ``p_value`` of Wilcoxon's two-sided signed-rank
+        test (NaN if no volume differs).
     """
-    if a.shape != b.shape:
-        raise UserError(f"{a.shape} scores of A and {b.shape} of B are no pairs")
-    known = ~np.isnan(a) & ~np.isnan(b)
-    a, b = a[known].astype(np.float64), b[known].astype(np.float64)
-    changed = (b - a)[b != a]
-    return PairedDifference(
-        a=float(a.mean()) if a.size else math.nan,
-        b=float(b.mean()) if b.size else math.nan,
-        difference=bootstrap_mean(b - a, rng),
-        b_higher=int((changed > 0).sum()),
-        a_higher=int((changed < 0).sum()),
-        p_value=float(stats.wilcoxon(changed).pvalue) if changed.size else math.nan,
+    b = b.loc[a.index]
+    gaps = b - a
+    return means_over_volumes(gaps, seed).assign(
+        a=a.where(gaps.notna()).mean(),
+        b=b.where(gaps.notna()).mean(),
+        b_higher=(gaps > 0).sum(),
+        a_higher=(gaps < 0).sum(),
+        p_value=gaps.apply(_signed_rank_p),
     )
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Return Spearman's rank correlation of two (n,) arrays, -1..1.
+def rank_correlations(scores: pd.DataFrame, score: str, others: list[str]) -> pd.Series:
+    """Return Spearman's rank correlation, -1..1, of the column ``score`` with each of ``others``.
 
     Pairs with a NaN are left out; NaN for fewer than three, or where one of them does not vary.
     """
-    known = ~np.isnan(x) & ~np.isnan(y)
-    x, y = x[known], y[known]
-    if x.size < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(stats.spearmanr(x, y).statistic)
+    return scores[[score, *others]].corr("spearman", min_periods=3).loc[others, score]
+
+
+def _signed_rank_p(gaps: pd.Series) -> float:
+    changed = gaps[gaps.notna() & (gaps != 0)]
+    return float(stats.wilcoxon(changed).pvalue) if len(changed) else math.nan

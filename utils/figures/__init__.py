@@ -1,10 +1,10 @@
 """Every picture; the only room that imports matplotlib.
 
 - ``learning``, ``predictions``: of a training; ``studies``: of many trainings.
-- ``evaluation``: scores over volumes; ``stacks``: planes of a microscope's stack and their masks.
+- ``evaluation``: of an evaluation or comparison.
+- ``stacks``: planes of a microscope's stack and their masks.
 - ``samples``, ``samples_2d``: simulated samples in 3D and in 2D.
 - ``animations``: the GIFs, on the turning views of ``rendering`` (numpy and numba).
-- ``evaluated``: the pictures of an evaluation, in one call.
 - ``colours``, ``canvas``, ``slices``: what they share.
 - ``__main__``: the command line, ``python -m utils.figures``.
 
@@ -14,7 +14,7 @@ package and ``python -m utils.figures --help`` cost nothing.
 """
 
 from utils.figures.colours import MASK_RED, blue
-from utils.figures.evaluation import save_column_recall, save_comparison, save_scores_by_condition
+from utils.figures.evaluation import save_comparison, save_evaluation
 from utils.figures.learning import (
     WHOLE_SHEET_IOU,
     save_learning_comparison,
@@ -35,9 +35,9 @@ __all__ = [
     "comparison_strip",
     "densest_slice",
     "draw_image_sample",
-    "save_column_recall",
     "save_column_types",
     "save_comparison",
+    "save_evaluation",
     "save_geometry",
     "save_image_samples",
     "save_learning_comparison",
@@ -45,7 +45,6 @@ __all__ = [
     "save_overlays",
     "save_predictions",
     "save_samples_panel",
-    "save_scores_by_condition",
     "save_study",
     "scale_to_display",
 ]

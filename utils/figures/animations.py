@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from utils.errors import UserError
-from utils.figures import MASK_RED, blue, scale_to_display
+from utils.figures.colours import MASK_RED, blue
 from utils.figures.rendering import Camera, cast, smooth_solid
+from utils.figures.slices import scale_to_display
 from utils.replacing import make_folder, replacing
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ MOST_BYTES = 3_000_000
 """Animations stay below this size."""
 COLOUR_COUNTS = (128, 64, 32, 16, 8)
 """Sizes of the palette, tried in this order until the file is small enough."""
+AXIS_YELLOW = (255, 214, 10)
 
 
 def save_slice_gif(
@@ -70,7 +72,7 @@ def _slice_frame(
         )
         _write(draw, (left + width / 2, top / 2), words, anchor="mm")
         draw.rectangle((left, top, left + width - 1, top + height - 1), outline=(70, 70, 70))
-    _write(draw, (2, top / 2), title, anchor="lm", grey=150)
+    _write(draw, (2, top / 2), title, anchor="lm", colour=(150, 150, 150))
     foot = top + height + bottom / 2
     _write(draw, (width + gap + 2, foot), f"z = {z:3d} / {depth}", anchor="lm")
     start, end = width + gap + 100, 2 * width + gap - 8
@@ -138,7 +140,7 @@ def _turned_frame(camera: Camera, glow: np.ndarray, solid: np.ndarray, title: st
         _draw_cube(ImageDraw.Draw(panel), camera)
         frame.paste(panel, (k * columns, top))
     draw = ImageDraw.Draw(frame)
-    _write(draw, (8, top / 2), title, anchor="lm", grey=150)
+    _write(draw, (8, top / 2), title, anchor="lm", colour=(150, 150, 150))
     for k, words in enumerate(("fluorescence", "fluorescence and mask")):
         _write(draw, ((k + 0.5) * columns, top / 2), words, anchor="mm")
     _draw_scale(draw, (8, rows + top + bottom / 2), max(1, camera.shape[0] // 4), camera.zoom)
@@ -158,14 +160,9 @@ def _draw_cube(draw: ImageDraw.ImageDraw, camera: Camera) -> None:
     origin = seen[0, :2]
     for name, corner in (("z", 1), ("y", 2), ("x", 4)):
         tip = origin + 0.22 * (seen[corner, :2] - origin)
-        draw.line((*origin, *tip), fill=(255, 214, 10), width=2)
-        _write(
-            draw,
-            tuple(origin + 0.30 * (seen[corner, :2] - origin)),
-            name,
-            "mm",
-            colour=(255, 214, 10),
-        )
+        beyond = origin + 0.30 * (seen[corner, :2] - origin)
+        draw.line((*origin, *tip), fill=AXIS_YELLOW, width=2)
+        _write(draw, tuple(beyond), name, "mm", AXIS_YELLOW)
 
 
 def _draw_scale(
@@ -179,14 +176,12 @@ def _draw_scale(
 
 def _write(
     draw: ImageDraw.ImageDraw,
-    at: tuple[float, ...],
+    at: tuple[float, float],
     words: str,
     anchor: str,
-    grey: int = 230,
-    colour: tuple[int, int, int] | None = None,
+    colour: tuple[int, int, int] = (230, 230, 230),
 ) -> None:
-    draw.text((at[0], at[1]), words, fill=colour or (grey, grey, grey), anchor=anchor,
-              font=ImageFont.load_default(size=13))  # fmt: skip
+    draw.text(at, words, fill=colour, anchor=anchor, font=ImageFont.load_default(size=13))
 
 
 def _to_bytes(colours: np.ndarray) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""Scores over volumes: by column type, over conditions, and of two predictions compared.
+"""The pictures of an evaluation, and of two of them compared.
 
-Scores and shares are 0..1; intervals are those of means over volumes.
+Scores and shares are 0..1; intervals are those of means over volumes. Tables of scores have a row a
+volume, tables of means and differences a row a score (``utils.evaluation.statistics``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ import numpy as np
 
 from utils.figures import canvas
 from utils.figures.colours import TRAIN, TYPE_NAMES, VALID
+from utils.figures.predictions import save_predictions
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
-    from utils.evaluation.statistics import Interval
+    from utils.evaluation.scoring import ScoredVolume
 
 CONDITION_WORDS = {
     "gain": "gain (photons per unit; fewer: noisier)",
@@ -27,7 +30,7 @@ CONDITION_WORDS = {
     "curvature": "curvature of the sheet (1 / edge)",
     "foreground": "labelled share of the volume",
 }
-"""What axes say of ``Conditions``; of others their own name."""
+"""What a score is set against, and what axes say of it."""
 SCORE_WORDS = {
     "iou": "IoU",
     "dice": "Dice",
@@ -41,32 +44,63 @@ SCORE_WORDS = {
 """What axes say of scores; others under their own name."""
 
 
-def save_column_recall(
-    recalls: Mapping[str, tuple[Interval, Interval, int]],
-    gaps: float,
-    path: str | Path,
-) -> Path:
+def save_evaluation(
+    results: Sequence[ScoredVolume], scores: pd.DataFrame, means: pd.DataFrame, folder: Path
+) -> list[Path]:
+    """Draw the best and worst volumes, recall by column type and the score by conditions.
+
+    Returns the paths of the pictures in ``folder``.
+    """
+    shown = pick_shown(results)
+    images, masks, probabilities = zip(*(result.slices for _, result in shown), strict=True)
+    titles = [
+        f"{word}: volume {result.row['volume']}, IoU {result.row['iou']:.2f}, "
+        f"z\u00a0=\u00a0{result.z}"
+        for word, result in shown
+    ]
+    return [
+        save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles),
+        save_column_recall(scores, means, folder / "columns.png"),
+        save_scores_by_condition(scores, folder / "conditions.png"),
+    ]
+
+
+def pick_shown(results: Sequence[ScoredVolume]) -> list[tuple[str, ScoredVolume]]:
+    """Return the volumes with the best, the median and the worst IoU, each once, and what it is."""
+    ranked = sorted(results, key=lambda result: -result.row["iou"])
+    median = ranked[len(ranked) // 2]
+    if len(ranked) >= 5:
+        words = ("best", "second best", "median", "second worst", "worst")
+        return list(zip(words, [*ranked[:2], median, *ranked[-2:]], strict=True))
+    if len(ranked) >= 3:
+        return [("best", ranked[0]), ("median", median), ("worst", ranked[-1])]
+    return list(zip(("best", "worst") if len(ranked) == 2 else ("only",), ranked, strict=True))
+
+
+def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Path) -> Path:
     """Draw how much of each type of column was found, with intervals over volumes.
 
+    The share of the gaps' voxels that was called column is drawn as the yardstick.
+
     Args:
-        recalls: recall of the voxels, share of columns at least half covered, and number of
-            columns, by kind (a key of ``column_recall.KINDS``).
-        gaps: share of the gaps' voxels that was called column, drawn as the yardstick; or NaN.
+        scores: a row a volume, for the numbers of columns.
+        means: of the scores.
         path: picture to write (format by its suffix).
     """
+    from utils.evaluation.columns import KINDS
+
     words = dict(zip(("left_out", "A", "B", "C"), TYPE_NAMES, strict=True))
     figure = canvas.new_figure(6.6, 3.8)
     axes = figure.subplots()
-    for place, label, colour in (
-        (0, "share of the voxels found (recall)", TRAIN),
-        (1, "share of the columns at least half covered", VALID),
+    for shift, name, label, colour in (
+        (-0.1, "recall", "share of the voxels found (recall)", TRAIN),
+        (0.1, "covered", "share of the columns at least half covered", VALID),
     ):
-        shares = [recall[place] for recall in recalls.values()]
-        at = np.arange(len(shares)) + 0.2 * place - 0.1
-        _draw_intervals(axes, at, shares, colour, label)
-    axes.axhline(gaps, **canvas.REFERENCE_LINE,
+        shares = means.loc[[f"{name}_{kind}" for kind in KINDS]]
+        _draw_intervals(axes, np.arange(len(shares)) + shift, shares, colour, label)
+    axes.axhline(means.loc["sheet_false_positive_rate", "mean"], **canvas.REFERENCE_LINE,
                  label="share of the gaps between columns called column")  # fmt: skip
-    ticks = [f"{words.get(k, k)}\n{recall[2]} columns" for k, recall in recalls.items()]
+    ticks = [f"{words.get(k, k)}\n{scores[f'columns_{k}'].sum():.0f} columns" for k in KINDS]
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_ylim(0.0, 1.02)
@@ -79,57 +113,48 @@ def save_column_recall(
 def _draw_intervals(
     axes: Axes,
     at: np.ndarray,
-    found: Sequence[Interval],
+    found: pd.DataFrame,
     colour: str,
     label: str | None = None,
     *,
     lying: bool = False,
 ) -> None:
     """Draw means as dots over ``at`` (beside, if ``lying``), and their intervals if any as bars."""
-    means = np.array([interval.mean for interval in found])
-    ends = np.array([(interval.low, interval.high) for interval in found]).reshape(-1, 2).T
+    means = found["mean"].to_numpy()
+    ends = np.abs(found[["low", "high"]].to_numpy().T - means)
     places = (means, at) if lying else (at, means)
-    bars = {"xerr" if lying else "yerr": np.abs(ends - means)}
-    axes.errorbar(*places, **bars, fmt="o", color=colour, markersize=4, capsize=3, linewidth=1.2,
-                  label=label)  # fmt: skip
+    axes.errorbar(*places, **{"xerr" if lying else "yerr": ends}, fmt="o", color=colour,
+                  markersize=4, capsize=3, linewidth=1.2, label=label)  # fmt: skip
 
 
-def save_scores_by_condition(
-    scores: Sequence[float],
-    baseline: Sequence[float],
-    conditions: Mapping[str, Sequence[float]],
-    path: str | Path,
-    *,
-    name: str = "IoU",
-) -> Path:
-    """Draw a dot a volume: its score over each condition, three panels a row.
+def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
+    """Draw a dot a volume: its IoU, and that of the whole sheet, over each condition.
 
-    A line joins the means of quarters of the volumes, where there are at least 12; titles give
-    Spearman's rank correlation.
+    Three panels a row. A line joins the means of quarters of the volumes, where there are at least
+    12; titles give Spearman's rank correlation.
 
     Args:
-        scores: (n,) of the prediction.
-        baseline: (n,) of a mask of the whole sheet.
-        conditions: (n,) values by name.
+        scores: a row a volume, with the keys of :data:`CONDITION_WORDS`.
         path: picture to write (format by its suffix).
-        name: what the score is called.
     """
-    rows = -(-len(conditions) // 3)
-    figure = canvas.new_figure(11.0, 3.1 * rows + 0.4)
-    panels = figure.subplots(rows, 3, squeeze=False, sharey=True).ravel()
-    for axes in panels[len(conditions) :]:
-        axes.set_axis_off()
-    for axes, (condition, values) in zip(panels, conditions.items(), strict=False):
-        x = np.asarray(values, dtype=float)
-        _draw_scores(axes, x, np.asarray(baseline, dtype=float), "#9a9a9a", "whole sheet")
-        _draw_scores(axes, x, np.asarray(scores, dtype=float), TRAIN, "prediction")
-        axes.set_xlabel(CONDITION_WORDS.get(condition, condition.replace("_", " ")), fontsize=9)
-        axes.set_title(_correlation_words(x, np.asarray(scores, dtype=float)), fontsize=9)
+    from utils.evaluation.statistics import rank_correlations
+
+    correlations = rank_correlations(scores, "iou", list(CONDITION_WORDS))
+    figure = canvas.new_figure(11.0, 6.6)
+    panels = figure.subplots(2, 3, sharey=True)
+    for axes, (condition, words) in zip(panels.flat, CONDITION_WORDS.items(), strict=True):
+        x = scores[condition].to_numpy(float)
+        _draw_scores(axes, x, scores["baseline_iou"].to_numpy(), "#9a9a9a", "whole sheet")
+        _draw_scores(axes, x, scores["iou"].to_numpy(), TRAIN, "prediction")
+        axes.set_xlabel(words, fontsize=9)
+        correlation = correlations[condition]
+        known = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
+        axes.set_title(known, fontsize=9)
         axes.set_ylim(0.0, 1.0)
         canvas.style(axes)
-    for axes in panels[::3]:
-        axes.set_ylabel(f"{name} of a volume", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
+    for axes in panels[:, 0]:
+        axes.set_ylabel("IoU of a volume", fontsize=9)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
     canvas.add_legend_below(figure, handles=handles, labels=labels, ncols=2)
     return canvas.save_figure(figure, path)
 
@@ -143,35 +168,23 @@ def _draw_scores(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: s
                   color=colour, linewidth=1.2)  # fmt: skip
 
 
-def _correlation_words(x: np.ndarray, y: np.ndarray) -> str:
-    from utils.evaluation.statistics import rank_correlation
-
-    correlation = rank_correlation(x, y)
-    return "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
-
-
 def save_comparison(
-    a: Sequence[float],
-    b: Sequence[float],
-    differences: Mapping[str, Interval],
-    path: str | Path,
-    *,
-    names: Sequence[str] = ("A", "B"),
+    a: pd.Series, b: pd.Series, differences: pd.DataFrame, path: str | Path, names: Sequence[str]
 ) -> Path:
     """Draw two sets of scores of the same volumes: B over A, and the paired differences.
 
     Args:
-        a: (n,) IoU of A, one a volume.
-        b: (n,) IoU of B.
-        differences: B - A by score; those of distances (``hd95``) are left out, as they are no
-            shares.
+        a: IoU of A by volume.
+        b: IoU of B, of the same volumes.
+        differences: B - A, a row a score; those of distances (``hd95``) are left out, as they are
+            no shares.
         path: picture to write (format by its suffix).
         names: what A and B are.
     """
     figure = canvas.new_figure(10.6, 4.4)
     paired, gaps = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
     paired.plot([0, 1], [0, 1], **canvas.REFERENCE_LINE)
-    paired.plot(a, b, "o", color=TRAIN, markersize=4, alpha=0.75)
+    paired.plot(a, b.loc[a.index], "o", color=TRAIN, markersize=4, alpha=0.75)
     low, high = min(*a, *b), max(*a, *b)
     margin = 0.05 + 0.05 * (high - low)
     span = (max(0.0, low - margin), min(1.0, high + margin))
@@ -180,11 +193,11 @@ def save_comparison(
         short = name if len(name) <= 46 else f"...{name[-43:]}"
         put(f"IoU of {letter}: {short}", fontsize=9)
     paired.set_title(f"{len(a)} volumes; above the line B is better", fontsize=10)
-    shown = {name: gap for name, gap in differences.items() if not name.startswith("hd95")}
+    shown = differences[~differences.index.str.startswith("hd95")]
     at = np.arange(len(shown))[::-1]
-    _draw_intervals(gaps, at, list(shown.values()), VALID, lying=True)
+    _draw_intervals(gaps, at, shown, VALID, lying=True)
     gaps.axvline(0.0, **canvas.REFERENCE_LINE)
-    gaps.set_yticks(at, [SCORE_WORDS.get(name, name.replace("_", " ")) for name in shown])
+    gaps.set_yticks(at, [SCORE_WORDS.get(name, name.replace("_", " ")) for name in shown.index])
     gaps.set_title("B - A, mean over volumes with its 95 % interval", fontsize=10)
     for axes in (paired, gaps):
         canvas.style(axes)

@@ -34,8 +34,6 @@ def save_predictions(
     probabilities: Sequence[np.ndarray],
     path: str | Path,
     titles: Sequence[str] | None = None,
-    *,
-    slices: Sequence[int] | None = None,
 ) -> Path:
     """Draw a row a sample: image, truth on the image, probability, and where the two differ.
 
@@ -44,8 +42,8 @@ def save_predictions(
         masks: truth of the same shapes, 0/1.
         probabilities: of the same shapes, 0..1; the overlay cuts them at 0.5.
         path: picture to write (format by its suffix).
-        titles: a name for each row.
-        slices: z of each row; by default that with most labelled voxels. The row says it.
+        titles: a name for each row; of volumes the slice with most labelled voxels is shown, and
+            the row says which it is.
 
     Raises:
         ValueError: nothing to draw, or the lists or shapes do not match.
@@ -60,16 +58,15 @@ def save_predictions(
     grid = figure.subplots(count, 4, squeeze=False)
     for row in range(count):
         title = titles[row] if titles else f"sample {row + 1}"
-        z = slices[row] if slices is not None else None
-        planes = _planes(images[row], masks[row], probabilities[row], z)
-        shown = _draw_prediction_row(grid[row], planes[:3], f"{title}{planes[3]}")
+        *planes, which = _planes(images[row], masks[row], probabilities[row])
+        shown = _draw_prediction_row(grid[row], planes, f"{title}{which}")
         canvas.add_colour_bar(figure, shown, grid[row, 2], 0.8)
     _add_overlay_legend(figure)
     return canvas.save_figure(figure, path)
 
 
 def _planes(
-    image: np.ndarray, mask: np.ndarray, probability: np.ndarray, z: int | None
+    image: np.ndarray, mask: np.ndarray, probability: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Return scaled image, mask and probability of one slice, and words that say which."""
     if not image.shape == mask.shape == probability.shape or image.ndim not in (2, 3):
@@ -80,13 +77,11 @@ def _planes(
     image = scale_to_display(image)
     if image.ndim == 2:
         return image, mask, probability, ""
-    z = densest_slice(mask) if z is None else z
+    z = densest_slice(mask)
     return image[..., z], mask[..., z], probability[..., z], f", z = {z} of {image.shape[2]}"
 
 
-def _draw_prediction_row(
-    row: Sequence[Axes], planes: tuple[np.ndarray, np.ndarray, np.ndarray], title: str
-) -> Any:
+def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], title: str) -> Any:
     """Draw the four panels of a sample; returns the probability's mappable for its colour bar."""
     image, mask, probability = planes
     picture, truth, chance, overlay = row
@@ -135,7 +130,7 @@ def comparison_strip(image: np.ndarray, mask: np.ndarray, probability: np.ndarra
         (Y, 4 X + gaps, 3) uint8, x to the right and y upwards; of a volume the slice with most
         labelled voxels.
     """
-    image, mask, probability, _ = _planes(image, mask, probability, None)
+    image, mask, probability, _ = _planes(image, mask, probability)
     grey = [np.repeat(plane[..., None], 3, axis=2) for plane in (mask, probability)]
     panels = [blue(image), *grey, _compare(image, mask, probability)]
     gap = np.ones((max(1, image.shape[0] // 32), image.shape[1], 3))

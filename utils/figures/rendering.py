@@ -99,9 +99,9 @@ class View:
     """How much of the pixel the surface covers: 1 inside, in between at its rim."""
 
 
-def smooth_solid(mask: np.ndarray, smoothing: float = 0.7) -> np.ndarray:
-    """Return ``mask`` (X, Y, Z) blurred by a Gaussian of ``smoothing`` voxels, float32 in 0..1."""
-    return ndimage.gaussian_filter(mask.astype(np.float32), smoothing, mode="constant")
+def smooth_solid(mask: np.ndarray) -> np.ndarray:
+    """Return ``mask`` (X, Y, Z) blurred by a Gaussian of 0.7 voxels, float32 in 0..1."""
+    return ndimage.gaussian_filter(mask.astype(np.float32), 0.7, mode="constant")
 
 
 def cast(camera: Camera, fluorescence: np.ndarray, solid: np.ndarray) -> View:

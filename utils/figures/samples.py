@@ -24,23 +24,20 @@ if TYPE_CHECKING:
 LATTICE_GREY, NEURITE_VIOLET = "#777777", "#9a7fd1"
 
 
-def save_column_types(
-    volume: SimulatedVolume, path: str | Path, *, columns: Sequence[int] | None = None
-) -> Path:
+def save_column_types(volume: SimulatedVolume, path: str | Path) -> Path:
     """Draw a column of each type, left-out one included: cut along its axis and across its middle.
+
+    Of each type the column is taken that lies deepest inside the cube.
 
     Args:
         volume: sample that holds all four types; a fine one (256 voxels an edge) shows most.
         path: picture to write (format by its suffix).
-        columns: index of a column for A, B, C and left out; by default those that lie deepest
-            inside the cube.
 
     Raises:
         ValueError: the sample lacks a type.
     """
     order = (1, 2, 3, 0)
-    if columns is None:
-        columns = [_innermost_column(volume, kind) for kind in order]
+    columns = [_innermost_column(volume, kind) for kind in order]
     image = scale_to_display(volume.image, 1.0, 99.7)
     figure = canvas.new_figure(9.6, 6.4)
     grid = figure.subplots(2, len(order), height_ratios=(1.45, 1.0))

@@ -18,7 +18,7 @@ from utils.evaluation.confusion import Confusion, confusion
 
 
 @dataclass(frozen=True)
-class VolumeScores:
+class VoxelScores:
     """How well one volume was segmented, beside a mask of the whole sheet (the baseline); all 0..1.
 
     ``sheet_`` scores look at the voxels inside the sheet only, where finding the sheet earns
@@ -47,7 +47,7 @@ class VolumeScores:
     """Share of the sheet's unlabelled voxels, the gaps between columns, that was called column."""
 
 
-def score_volume(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray) -> VolumeScores:
+def score_voxels(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray) -> VoxelScores:
     """Compare a prediction with the truth, and with what the whole sheet would score.
 
     Args:
@@ -58,7 +58,7 @@ def score_volume(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray)
     within = sheet > 0
     whole = confusion(probabilities, mask)
     inside = confusion(probabilities[within], mask[within])
-    return VolumeScores(
+    return VoxelScores(
         foreground=(whole.tp + whole.fn) / mask.size,
         found=(whole.tp + whole.fp) / mask.size,
         iou=whole.iou,

@@ -1,9 +1,15 @@
 import math
 
-import numpy as np
+import pandas as pd
 
-from utils.evaluation.score_report import COMPARED, MOST_ROWS, comparison_lines, score_lines
-from utils.evaluation.statistics import bootstrap_mean, compare_paired
+from utils.evaluation.report import (
+    COMPARED,
+    MOST_ROWS,
+    compared_scores,
+    comparison_lines,
+    score_lines,
+)
+from utils.evaluation.statistics import means_over_volumes, paired_differences
 
 NAMES = (
     "iou",
@@ -22,12 +28,10 @@ NAMES = (
 
 
 def scored(volumes, **changes):
-    """Rows and means of volumes whose every score is a half, unless ``changes`` say otherwise."""
+    """Table and means of volumes whose every score is a half, unless ``changes`` say otherwise."""
     row = dict.fromkeys(NAMES, 0.5) | {"columns_rendered": 9, "columns_left_out": 2} | changes
-    rows = {index: row for index in range(volumes)}
-    values = {name: np.full(volumes, row[name], float) for name in row}
-    rng = np.random.default_rng(0)
-    return rows, {name: bootstrap_mean(value, rng) for name, value in values.items()}
+    table = pd.DataFrame([row] * volumes)
+    return table, means_over_volumes(table, seed=0)
 
 
 def test_volumes_beyond_the_first_are_only_counted():
@@ -52,9 +56,13 @@ def test_surfaces_are_told_in_the_units_that_are_known():
 
 
 def test_less_is_better_for_errors_and_distances():
-    a, b = np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.5, 2.0])
-    difference = compare_paired(a, b, np.random.default_rng(0))
-    lines = comparison_lines(("x", "y"), dict.fromkeys(("hd95", "iou", "columns_A"), difference))
+    names = ["hd95", "iou", "columns_A"]
+    a, b = (
+        pd.DataFrame({name: values for name in names})
+        for values in ([1.0, 2.0, 3.0], [0.5, 2.5, 2.0])
+    )
+    shown = compared_scores(paired_differences(a, b, seed=0))
+    lines = comparison_lines(("x", "y"), shown)
     assert lines[:2] == ["A = x", "B = y"]
     rows = {line[:18].strip(): line for line in lines[3:]}
     assert list(rows) == [name for name in COMPARED if name in ("iou", "hd95")]

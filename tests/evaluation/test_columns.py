@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import fake_volume
-from utils.evaluation.column_recall import cone_voxels, flatten, recall_by_kind
+from utils.evaluation.columns import cone_voxels, score_columns
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 
 
@@ -32,21 +32,19 @@ def by_hand(found, volume):
 
 def test_recall_is_counted_type_by_type(volume):
     found = np.random.default_rng(0).random(volume.instances.shape) < 0.5
-    recalls, expected = recall_by_kind(found, volume), by_hand(found, volume)
+    scores, expected = score_columns(found, volume), by_hand(found, volume)
     for name, kind in (("left_out", 0), ("A", 1), ("B", 2), ("C", 3)):
-        got = recalls[name]
-        assert (got.recall, got.columns) == pytest.approx(expected[kind][:2])
-        assert got.covered == pytest.approx(expected[kind][2], nan_ok=True)
-    whole = recalls["rendered"]
-    assert whole.columns == sum(expected[kind][1] for kind in (1, 2, 3)) > 0
+        got = [scores[f"{what}_{name}"] for what in ("recall", "columns", "covered")]
+        assert got == pytest.approx(expected[kind], nan_ok=True)
+    assert scores["columns_rendered"] == sum(expected[kind][1] for kind in (1, 2, 3)) > 0
     rendered = (volume.instances > 0) & (np.append(0, volume.column_type)[volume.instances] > 0)
-    assert whole.recall == pytest.approx(found[rendered].mean())
+    assert scores["recall_rendered"] == pytest.approx(found[rendered].mean())
 
 
 def test_what_shows_only_rendered_columns_misses_all_left_out_ones(volume):
     left_out = np.flatnonzero(volume.column_type == 0) + 1
     found = (volume.instances > 0) & ~np.isin(volume.instances, left_out)
-    row = flatten(recall_by_kind(found, volume))
+    row = score_columns(found, volume)
     assert row["recall_left_out"] == 0 and row["recall_rendered"] == 1
     assert row["covered_rendered"] == row["recall_A"] == row["recall_B"] == row["recall_C"] == 1
 
@@ -69,6 +67,6 @@ def test_a_whole_cone_holds_the_voxels_that_its_volume_says():
 def test_types_that_are_not_there_have_no_recall():
     volume = fake_volume(sample_rng(0, 0))
     volume = replace(volume, column_type=np.ones_like(volume.column_type))
-    recall = recall_by_kind(volume.instances > 0, volume)
-    assert math.isnan(recall["left_out"].recall) and math.isnan(recall["left_out"].covered)
-    assert recall["left_out"].columns == 0 and recall["A"].recall == 1
+    scores = score_columns(volume.instances > 0, volume)
+    assert math.isnan(scores["recall_left_out"]) and math.isnan(scores["covered_left_out"])
+    assert scores["columns_left_out"] == 0 and scores["recall_A"] == 1

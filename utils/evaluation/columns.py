@@ -1,0 +1,60 @@
+"""How much of the columns was found, type by type: left-out ones apart from rendered ones.
+
+Recall says nothing of false voxels: a mask of the whole sheet has a recall of 1. Its yardstick is
+``VoxelScores.sheet_false_positive_rate``, the share of the gaps between columns that was called
+column as well: left-out columns that are found no more often than gaps are not found at all.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from utils.simulation import SimulatedVolume
+from utils.simulation.labels import cone_volume
+
+KINDS = {"left_out": (0,), "rendered": (1, 2, 3), "A": (1,), "B": (2,), "C": (3,)}
+"""Groups of columns and the values of ``column_type`` in them."""
+HALF = 0.5
+"""Share of a column that must be covered for it to count as found, and of its cone that must lie
+inside the volume for it to be asked for at all."""
+
+
+def score_columns(found: np.ndarray, volume: SimulatedVolume) -> dict[str, float]:
+    """Return how much of each group of :data:`KINDS` was found.
+
+    Args:
+        found: (X, Y, Z) bool, the prediction.
+        volume: the truth.
+
+    Returns:
+        For each kind ``recall_KIND``, the share of the group's voxels that was found (NaN if the
+        volume shows none); ``columns_KIND``, the number of columns with at least half of their cone
+        inside the volume; and ``covered_KIND``, the share of these of which at least half the
+        voxels were found (NaN if there are none).
+    """
+    count = len(volume.column_type)
+    seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
+    hit = np.bincount(volume.instances[found], minlength=count + 1)[1:]
+    asked = (seen > 0) & (seen >= HALF * cone_voxels(volume))
+    covered = hit >= HALF * seen
+    scores: dict[str, float] = {}
+    for kind, types in KINDS.items():
+        group = np.isin(volume.column_type, types)
+        counted = group & asked
+        scores[f"recall_{kind}"] = _share(hit[group].sum(), seen[group].sum())
+        scores[f"columns_{kind}"] = int(counted.sum())
+        scores[f"covered_{kind}"] = _share(covered[counted].sum(), counted.sum())
+    return scores
+
+
+def cone_voxels(volume: SimulatedVolume) -> np.ndarray:
+    """Return the voxels (N,) float that each whole cone would fill, outside the volume too."""
+    parameters = volume.parameters
+    size = (parameters.cone_radius, parameters.cone_length, parameters.cone_taper)
+    frames = np.stack([volume.e_theta, volume.e_phi, volume.e_r], axis=2).astype(np.float64)
+    cubes = np.array([cone_volume(*size, frame) for frame in frames])
+    return cubes * volume.instances.size
+
+
+def _share(part: int, whole: int) -> float:
+    return float(part / whole) if whole else float("nan")

@@ -1,0 +1,157 @@
+"""Scores of all volumes as one table, and the files that an evaluation or comparison leaves.
+
+A table of scores is a data frame with a row a volume, whose index is the volume's: its scores by
+name, the conditions under which it was taken and the ``seconds`` of its prediction. What has no
+meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError, disk_errors
+from utils.evaluation.columns import KINDS
+from utils.evaluation.conditions import Conditions
+from utils.evaluation.scoring import ScoredVolume
+from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
+from utils.replacing import replacing
+
+METRICS, SUMMARY = "metrics.csv", "summary.json"
+"""Table and summary in the folder of an evaluation."""
+CONDITIONS = [field.name for field in dataclasses.fields(Conditions)]
+BASELINES = ("foreground", "baseline_iou", "sheet_baseline_iou")
+"""Scores that no prediction can change; neither can it ``columns_``..."""
+
+
+def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:
+    """Return the table of all numbers of the volumes."""
+    return pd.DataFrame([result.row for result in results]).set_index("volume")
+
+
+def only_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table without conditions and seconds."""
+    return table.drop(columns=[*CONDITIONS, "seconds"], errors="ignore")
+
+
+def common_scores(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
+    """Return the scores that both tables hold and that predictions can change."""
+    names = only_scores(a).columns.intersection(b.columns, sort=False)
+    return [name for name in names if name not in BASELINES and not name.startswith("columns_")]
+
+
+def make_folder(folder: Path) -> Path:
+    """Make the folder of the results and try, before all work, whether it can be written."""
+    with disk_errors(f"--output {folder}", "written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    return folder
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """Return the table of scores of a CSV file.
+
+    Raises UserError if the file is missing or no such table.
+    """
+    with disk_errors(path):
+        content = io.BytesIO(path.read_bytes())
+    try:
+        table = pd.read_csv(content, dtype={"volume": np.int64})
+        table = table.set_index("volume").astype(np.float64)
+        sound = len(table) > 0 and table.index.is_unique and table["iou"].notna().all()
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: is no table of scores as evaluate.py writes it ({error})"
+        ) from error
+    if not sound:
+        raise UserError(f"{path}: is no table of scores: one row a volume, each with its iou")
+    return table
+
+
+def write_results(
+    folder: Path, table: pd.DataFrame, means: pd.DataFrame, about: Mapping[str, Any]
+) -> list[Path]:
+    """Write metrics.csv and summary.json; return their paths.
+
+    Args:
+        folder: from :func:`make_folder`.
+        table: of all numbers of the volumes.
+        means: of the scores over the volumes.
+        about: what was scored, how and by which program, plain JSON.
+    """
+    correlations = rank_correlations(table, "iou", [*CONDITIONS, "foreground"])
+    summary = {
+        "scores": _plain_rows(means),
+        "interval": {"level": LEVEL, "method": "percentile bootstrap over volumes"},
+        "empty": {
+            "truths": int((table["foreground"] == 0).sum()),
+            "predictions": int((table["found"] == 0).sum()),
+        },
+        "columns": {kind: int(table[f"columns_{kind}"].sum()) for kind in KINDS},
+        "rank_correlation_of_iou": _plain_rows(correlations.to_frame().T)["iou"],
+        **about,
+        "prediction_seconds": round(float(table["seconds"].sum()), 3),
+    }
+    return [_write_csv(folder / METRICS, table), _write_json(folder / SUMMARY, summary)]
+
+
+def write_comparison(
+    folder: Path,
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    differences: pd.DataFrame,
+    about: Mapping[str, Any],
+) -> list[Path]:
+    """Write comparison.csv and comparison.json; return their paths.
+
+    Args:
+        folder: from :func:`make_folder`.
+        a: table of A.
+        b: table of B, of the same volumes.
+        differences: of :func:`~utils.evaluation.statistics.paired_differences`.
+        about: what was compared and how, plain JSON.
+    """
+    parts = {"a": a, "b": b, "difference": b - a}
+    pairs = {
+        f"{name}_{which}": part[name] for name in differences.index for which, part in parts.items()
+    }
+    rows = _plain_rows(differences)
+    for row in rows.values():
+        row["difference"] = {name: row.pop(name) for name in Interval._fields}
+    summary = {
+        "volumes": a.index.tolist(),
+        "differences": rows,
+        "interval": {"level": LEVEL, "method": "percentile bootstrap over volumes, of B - A"},
+        "test": "Wilcoxon signed-rank, two-sided, not corrected for the number of scores",
+        **about,
+    }
+    table = pd.DataFrame(pairs).loc[a.index]
+    return [
+        _write_csv(folder / "comparison.csv", table),
+        _write_json(folder / "comparison.json", summary),
+    ]
+
+
+def _plain_rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Return the rows by their label as plain JSON: null for NaN."""
+    return table.astype(object).where(table.notna(), None).to_dict("index")
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> Path:
+    with replacing(path) as temporary:
+        table.to_csv(temporary, lineterminator="\n")
+    return path
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return path
