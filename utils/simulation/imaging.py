@@ -410,7 +410,7 @@ def _log_noisy(counts, sd, key, normals, logs):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, error_model="numpy")  # a check for division by zero does not vectorise
 def _logarithm(x):  # type: ignore[no-untyped-def]
     """Natural logarithm in place, normal positive float32, relative error about 1e-7.
 
