@@ -348,16 +348,16 @@ def _add_whole_tables(steps, key, start, table, counts):  # type: ignore[no-unty
 
 def read_noise_sd(counts: np.ndarray) -> float:
     """Return a tenth of the sd of log(counts + 1e-5) over all voxels, from their histogram."""
-    histogram = _histogram(counts.reshape(-1))
+    histogram = _histogram(counts.reshape(-1), int(counts.max()) + 1)
     logs = np.log(np.arange(len(histogram)) + LOG_COUNT_OFFSET)
     mean = np.sum(histogram * logs) / counts.size
     return READ_NOISE_SHARE * float(np.sqrt(np.sum(histogram * (logs - mean) ** 2) / counts.size))
 
 
 @numba.njit(cache=True)
-def _histogram(counts):  # type: ignore[no-untyped-def]
-    """Count each uint16 value; four lanes, so that equal neighbours do not wait."""
-    lanes = np.zeros((4, 65536), dtype=np.int64)
+def _histogram(counts, size):  # type: ignore[no-untyped-def]
+    """Count each value below ``size``; four lanes, so that equal neighbours do not wait."""
+    lanes = np.zeros((4, size), dtype=np.int64)
     for i in range(counts.size):
         lanes[i & 3, counts[i]] += 1
     return lanes.sum(axis=0)
