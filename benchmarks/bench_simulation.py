@@ -1,13 +1,19 @@
 """Measure the simulation: ms per stage, volumes per second on one core and on all, peak memory.
 
     python benchmarks/bench_simulation.py --volumes 40
+    python benchmarks/bench_simulation.py --volumes 100 --beside ../another-checkout
 
 Prints Markdown tables for benchmarks/README.md. Stages are timed by wrapping the functions that
 ``simulate_volume`` calls; the total is timed without wrappers. Nothing else should be running.
+
+With ``--beside`` it prints the CPU time of a volume in this checkout and in another one instead:
+each has a process of its own, and they take turns, so that a busy machine disturbs both alike.
 """
 
 import argparse
 import os
+import statistics
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -16,7 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+CHECKOUT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(CHECKOUT))
 
 from machine import describe_machine, peak_memory_mib
 
@@ -74,10 +81,52 @@ def simulate(index: int) -> int:
     return index
 
 
+TURNS = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+for index in map(int, sys.stdin):
+    start = time.process_time()
+    simulate_volume(VolumeConfig(), sample_rng(1, index))
+    print(time.process_time() - start, flush=True)
+"""
+"""A checkout's process: reads a volume's number per line, answers with its seconds of CPU time."""
+
+
+def compare(other: Path, volumes: int) -> None:
+    """Print the CPU time of a volume here and in the checkout ``other``, and their ratio."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", TURNS, str(checkout)], **pipes)
+        for checkout in (CHECKOUT, other.resolve(strict=True))
+    ]
+    seconds = []
+    for turn in range(-1, volumes):  # the first turn compiles
+        answers = {}
+        for who in (0, 1) if turn % 2 else (1, 0):
+            print(max(turn, 0), file=workers[who].stdin)
+            answers[who] = float(workers[who].stdout.readline())
+        seconds.append((answers[0], answers[1]))
+    for worker in workers:
+        worker.communicate()
+    here, there = zip(*seconds[1:], strict=True)
+    ratio = statistics.median(a / b for a, b in seconds[1:])
+    print(describe_machine())
+    print(f"\n{volumes} volumes of 128^3 in each checkout by turns; medians\n")
+    print("| checkout | CPU ms a volume |\n| --- | --- |")
+    print(f"| this one | {1e3 * statistics.median(here):.1f} |")
+    print(f"| the other | {1e3 * statistics.median(there):.1f} |")
+    print(f"| this one / the other, pair by pair | {ratio:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--volumes", type=int, default=40, help="volumes per measurement")
+    parser.add_argument("--beside", type=Path, help="another checkout to compare with")
     args = parser.parse_args()
+    if args.beside is not None:
+        compare(args.beside, args.volumes)
+        return
     start = time.perf_counter()
     simulate(0)
     first = time.perf_counter() - start

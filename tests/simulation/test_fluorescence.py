@@ -28,9 +28,10 @@ def plain_clouds(shape, clouds, mid_points, frames, v_std, key):
         basis = np.stack([e_theta, e_phi, e_r])[:, clouds.column[m]]
         centre = mid_points[clouds.column[m]] + clouds.offsets[m] @ basis
         sd = np.array([clouds.across[m], clouds.across[m], clouds.along[m]])
-        for n in range(fl.POINTS_PER_CLOUD):
-            word = plain_splitmix64(int(key), m * fl.POINTS_PER_CLOUD + n)
-            g = NORMALS[[(word >> s) & 0xFFFF for s in (0, 16, 32, 48)]]
+        first = m * fl.POINTS_PER_CLOUD
+        words = [plain_splitmix64(int(key), first + n) for n in range(fl.POINTS_PER_CLOUD)]
+        quarters = [(word >> s) & 0xFFFF for word in words for s in (0, 16, 32, 48)]
+        for g in NORMALS[quarters].reshape(4, -1).T:
             voxel = np.floor((centre + (g[:3] * sd) @ basis) * np.array(shape)).astype(int)
             if np.all((voxel >= 0) & (voxel < shape)):
                 canvas[tuple(voxel)] = clouds.intensity[m] + v_std * g[3]

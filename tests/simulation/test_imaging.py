@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.ndimage import gaussian_filter1d, uniform_filter
 from scipy.stats import chisquare, poisson
 
+from tests.simulation.test_random_bits import plain_splitmix64
 from utils.errors import UserError
 from utils.simulation import imaging
 
@@ -149,23 +150,39 @@ def test_exponential_matches_numpy(values):
     assert_allclose(y, expected, rtol=1e-6)
 
 
-def key_whose_first_word_is(word: int) -> np.uint64:
-    """Invert SplitMix64's output function, so that counter 0 gives ``word``."""
-    mask = 2**64 - 1
-
-    def unshift(value: int, by: int) -> int:
-        result = value
-        for _ in range(64 // by + 1):
-            result = value ^ (result >> by)
-        return result
-
-    z = unshift(word, 31)
-    z = unshift(z * pow(0x94D049BB133111EB, -1, 2**64) & mask, 27)
-    return np.uint64(unshift(z * pow(0xBF58476D1CE4E5B9, -1, 2**64) & mask, 30))
+def chances_of(table):
+    """The probabilities (128,) that an alias table stands for."""
+    kept = (table >> 7) / 2.0**25
+    chances = kept / 128
+    np.add.at(chances, table & 127, (1 - kept) / 128)
+    return chances
 
 
-@pytest.mark.parametrize("mean", [0.5, 3.0, 20.0])
-def test_the_largest_random_word_ends_in_the_tail_and_not_at_the_table_s_end(mean):
-    key = key_whose_first_word_is(0xFFFFFFFF_00000000)
-    counts = imaging.shot_noise(np.full(1, mean, dtype=np.float32), 1.0, key)
-    assert poisson.isf(1e-6, mean) < counts[0] <= poisson.isf(2.0**-33, mean) + 1
+def test_alias_tables_hold_poisson_probabilities_to_the_last_bits():
+    for steps, table in enumerate(imaging._poisson_tables()):
+        expected = poisson.pmf(np.arange(128), steps / 16)
+        assert_allclose(chances_of(table), expected, rtol=0, atol=4 * 2.0**-32)
+
+
+def test_shot_noise_matches_the_plain_twin():
+    """More than a block of voxels, dark ones and ones that take several tables."""
+    image = np.random.default_rng(3).exponential(2.0, size=1500).astype(np.float32)
+    image[:10], image[10:20] = 0.0, np.linspace(3.1, 30.0, 10)
+    counts = imaging.shot_noise(image, 10.0, np.uint64(7))
+    assert counts.tolist() == [plain_count(7, i, image[i] * np.float32(10)) for i in range(1500)]
+
+
+def plain_count(key, i, mean):
+    block, place = divmod(i, imaging.BLOCK)
+    halves = [block * imaging.BLOCK + (place + k * imaging.BLOCK) // 2 for k in (0, 1)]
+    table_word, rest_word = (plain_splitmix64(key, c) >> 32 * (place % 2) for c in halves)
+    whole, rest = divmod(float(mean), 1 / 16)
+    u = (rest_word & 0xFFFFFFFF) / 2**32
+    count = sum(u < poisson.sf(np.arange(10), rest))
+    words = [(int(whole) % 512, table_word & 0xFFFFFFFF)]
+    for part in range(1, int(whole) // 512 + 1):
+        words.append((512, plain_splitmix64(key + part, 2**64 - 1 - i) >> 32))
+    for row, word in words:
+        entry = int(imaging._poisson_tables()[row, word & 127])
+        count += (word if word >> 7 < entry >> 7 else entry) & 127
+    return count

@@ -12,7 +12,13 @@ import numba
 import numpy as np
 
 from utils.simulation.neurites import evaluate_curves
-from utils.simulation.random_bits import NORMAL_REACH, NORMALS, random_word
+from utils.simulation.random_bits import (
+    NORMAL_REACH,
+    NORMALS,
+    normals_of,
+    random_word,
+    random_words,
+)
 
 EMPTY, DENSE, CLUMPED, RING = 0, 1, 2, 3
 """Column types: left out of the rendering, A (dense), B (clumped) and C (ring)."""
@@ -145,21 +151,14 @@ def paint_clouds(
     """
     e_r, e_theta, e_phi = frames
     scale = np.array(canvas.shape, dtype=np.float32)
-    basis = np.stack([e_theta, e_phi, e_r], axis=1) * scale
-    basis = basis[clouds.column]
-    centres = (mid_points * scale)[clouds.column]
-    centres = centres + np.einsum("mk,mkd->md", clouds.offsets, basis)
-    widths = np.stack([clouds.across, clouds.across, clouds.along], axis=1)[:, :, None] * basis
-    reach = NORMAL_REACH * np.abs(widths).sum(axis=1)
-    reachable = np.all((centres + reach > 0) & (centres - reach < scale), axis=1)
-    whole = np.all((centres - reach > 0) & (centres + reach < scale - 1), axis=1)
     _paint_clouds(
         canvas,
-        np.flatnonzero(reachable),
-        whole,
-        centres.astype(np.float32),
-        widths.astype(np.float32),
+        clouds.column,
+        clouds.offsets,
+        np.stack([clouds.across, clouds.across, clouds.along], axis=1),
         clouds.intensity,
+        mid_points * scale,
+        np.stack([e_theta, e_phi, e_r], axis=1) * scale,
         np.float32(v_std),
         key,
         NORMALS,
@@ -167,24 +166,57 @@ def paint_clouds(
 
 
 @numba.njit(cache=True)
-def _paint_clouds(canvas, order, whole, centres, widths, intensity, v_std, key, normals):  # type: ignore[no-untyped-def]
-    nx, ny, nz = canvas.shape
-    low = np.uint64(0xFFFF)
-    for m in order:
-        cx, cy, cz = centres[m, 0], centres[m, 1], centres[m, 2]
-        w = widths[m]
-        first = np.uint64(m * POINTS_PER_CLOUD)
+def _paint_clouds(canvas, column, offsets, sds, intensity, mid_points, frames, v_std, key, table):  # type: ignore[no-untyped-def]
+    """Per cloud: all points' random numbers, then all voxels, then the painting, one by one.
+
+    The first two loops vectorise, at half the time of one loop over points that does all three.
+    Clouds without a point on the canvas are left out.
+    """
+    size = np.array(canvas.shape, dtype=np.float32)
+    nx, ny, nz = size
+    zero, outside = np.float32(0.0), np.int32(-1)
+    centre, widths = np.empty(3, dtype=np.float32), np.empty((3, 3), dtype=np.float32)
+    words = np.empty(POINTS_PER_CLOUD, dtype=np.uint64)
+    normals = np.empty((4, POINTS_PER_CLOUD), dtype=np.float32)
+    a, b, c, d = normals
+    i, j, k = np.empty((3, POINTS_PER_CLOUD), dtype=np.int32)
+    for m in range(column.size):
+        n = column[m]
+        if not _place_cloud(mid_points[n], frames[n], offsets[m], sds[m], size, centre, widths):
+            continue
+        random_words(key, np.uint64(m * POINTS_PER_CLOUD), words)
+        normals_of(words, table, normals.reshape(-1))
+        x0, y0, z0 = centre
+        ax, ay, az = widths[0]
+        bx, by, bz = widths[1]
+        cx, cy, cz = widths[2]
         for n in range(POINTS_PER_CLOUD):
-            bits = random_word(key, first + np.uint64(n))
-            g0 = normals[bits & low]
-            g1 = normals[(bits >> np.uint64(16)) & low]
-            g2 = normals[(bits >> np.uint64(32)) & low]
-            x = cx + g0 * w[0, 0] + g1 * w[1, 0] + g2 * w[2, 0]
-            y = cy + g0 * w[0, 1] + g1 * w[1, 1] + g2 * w[2, 1]
-            z = cz + g0 * w[0, 2] + g1 * w[1, 2] + g2 * w[2, 2]
-            if whole[m] or (0 <= x < nx and 0 <= y < ny and 0 <= z < nz):
-                g3 = normals[bits >> np.uint64(48)]
-                canvas[int(x), int(y), int(z)] = intensity[m] + v_std * g3
+            x = x0 + a[n] * ax + b[n] * bx + c[n] * cx
+            y = y0 + a[n] * ay + b[n] * by + c[n] * cy
+            z = z0 + a[n] * az + b[n] * bz + c[n] * cz
+            inside = (x >= zero) & (x < nx) & (y >= zero) & (y < ny) & (z >= zero) & (z < nz)
+            i[n] = np.int32(x) if inside else outside
+            j[n] = np.int32(y)
+            k[n] = np.int32(z)
+        mean = intensity[m]
+        for n in range(POINTS_PER_CLOUD):
+            if i[n] >= 0:
+                canvas[i[n], j[n], k[n]] = mean + v_std * d[n]
+
+
+@numba.njit
+def _place_cloud(mid_point, frame, offset, sd, size, centre, widths):  # type: ignore[no-untyped-def]
+    """Write a cloud's centre and widths in voxels; return whether it may reach the canvas."""
+    reaches = True
+    for axis in range(3):
+        centre[axis] = mid_point[axis]
+        reach = np.float32(0.0)
+        for k in range(3):
+            centre[axis] += offset[k] * frame[k, axis]
+            widths[k, axis] = sd[k] * frame[k, axis]
+            reach += np.float32(NORMAL_REACH) * abs(widths[k, axis])
+        reaches &= centre[axis] + reach > 0 and centre[axis] - reach < size[axis]
+    return reaches
 
 
 def draw_neurite_intensities(

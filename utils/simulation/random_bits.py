@@ -4,7 +4,7 @@ A kernel's draw depends on its key and on the counter alone, so culling, order a
 threads cannot change it. Keys are drawn from the sample's Generator. Normals come from a table of
 quantiles: four 16-bit look-ups of one 64-bit word.
 
-``random_word`` is compiled into the kernels of other files, whose cache numba renews only when
+These functions are compiled into the kernels of other files, whose cache numba renews only when
 those files change: touch fluorescence.py, imaging.py and image.py after a change here.
 """
 
@@ -41,3 +41,24 @@ def random_word(key: np.uint64, counter: np.uint64) -> np.uint64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+@numba.njit
+def random_words(key: np.uint64, first: np.uint64, words: np.ndarray) -> None:
+    """Fill ``words`` (n,) uint64 with the random words of the counters first .. first + n - 1."""
+    for i in range(words.size):
+        words[i] = random_word(key, first + np.uint64(i))
+
+
+@numba.njit
+def normals_of(words: np.ndarray, table: np.ndarray, normals: np.ndarray) -> None:
+    """Fill ``normals`` (4 n,) float32 from (n,) words, four each, lowest bits first.
+
+    Args:
+        words: random bits.
+        table: ``NORMALS``, an argument because kernels would store a copy of a global table.
+        normals: to be filled.
+    """
+    quarters = words.view(np.uint16)
+    for i in range(normals.size):
+        normals[i] = table[quarters[i]]

@@ -335,7 +335,9 @@ def _take_image(
     """Return the microscope's image (X, Y, Z) float32 of the canvas."""
     across, box = imaging.box_sum(canvas, config.cube_kernel_size)
     light = imaging.background(across, config.background_sigma)
+    del across  # here and below: the next arrays take its memory, which spares page faults
     image = imaging.compose(box, light, parameters.background_weight)
+    del box, light
     imaging.check_exposure(image, parameters.gain)
     counts = imaging.shot_noise(image, parameters.gain, draw_key(rng))
     sd = imaging.read_noise_sd(counts)
