@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make the training set (4 x 512 volumes) and the validation set (64 volumes) in vol_data/.
 #
-#   ./gen_data.sh                 all five files; complete ones are left alone, broken-off ones go on
+#   ./gen_data.sh                 all five files; complete ones are left alone, a cut one is made anew
 #   ./gen_data.sh --workers 4     arguments go on to each call of generate_3d_data.py
 #
 # Uses the active environment, else .venv. Stops at the first failure with its exit status.

@@ -4,51 +4,44 @@
     python generate_3d_data.py --filename vol_val_set.h5 --L 64 --random_state 9999
     python generate_3d_data.py --dask-scheduler tcp://node1:8786  # past one machine
 
-Sample i of seed s is the same to the bit however many workers make it. A file that was interrupted
-is picked up by the same command, a complete one is left alone; --overwrite makes it anew.
+Sample i of seed s is the same to the bit however many workers make it. A complete file is left
+alone, --overwrite makes it anew. One that was cut is made anew from its first volume by the same
+command, so make a large set as several files, each with its own seed, as gen_data.sh does.
 
-Exit status: 0 the file is complete; 1 a worker died; 2 a wrong request, a full disk or a file that
-is in the way, in one line on standard error; 130 stopped by Ctrl-C or SIGTERM.
+Exit status: 0 the file is complete; 2 a wrong request, a full disk, a worker that was killed or a
+file that is in the way, in one line on standard error; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import mmap
 import os
-import shutil
+import pickle
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError
+from utils.errors import UserError, exit_status
 from utils.flags import FlagParser
 from utils.freed_memory import keep_freed_volumes
+from utils.replacing import make_folder
 
 if TYPE_CHECKING:
-    from utils.storage import EncodedRow, Recipe, VolumeWriter
+    import numpy as np
+
+    from utils.storage import EncodedRow, VolumeSet
 
 CHECKOUT = Path(__file__).resolve().parent
 DASK_TIMEOUT = "10s"
-KEPT = "what is written is kept, the same command picks up there"
 
 FLAGS = {
     # (flag, type, default, help with unit); the defaults are those of the reference generator
@@ -92,29 +85,22 @@ FLAGS = {
     ),
 }
 
-FIELDS_TO_FLAGS = {
-    # the flags that set a field of a Recipe or VolumeConfig, for messages
-    "num_samples": "--L",
-    "seed": "--random_state",
-    "shape": "--L_xy, --L_z",
-    "lattice_intervals": "--lattice_low, --lattice_high",
-    "axis_scales": "--axis_scale_low, --axis_scale_high",
-    "background_sigma": "--NF_size",
-    "background_range": "--background_low, --background_high",
-    "gain_range": "--gain_low, --gain_high",
-    "contrast_range": "--contrast_low, --contrast_high",
-    "std_intensity_range": "--std_intensity_range_low, --std_intensity_range_high",
-    **{
-        name: f"--{name}"
-        for name in (
-            "min_columns",
-            "max_tries",
-            "simplify_factor",
-            "baseline_intensity",
-            "v_std",
-            "cube_kernel_size",
-        )
-    },
+CONFIG_FLAGS = {
+    # a field of VolumeConfig: the flags that set it
+    "shape": ("L_xy", "L_xy", "L_z"),
+    "lattice_intervals": ("lattice_low", "lattice_high"),
+    "axis_scales": ("axis_scale_low", "axis_scale_high"),
+    "min_columns": ("min_columns",),
+    "max_tries": ("max_tries",),
+    "simplify_factor": ("simplify_factor",),
+    "baseline_intensity": ("baseline_intensity",),
+    "v_std": ("v_std",),
+    "std_intensity_range": ("std_intensity_range_low", "std_intensity_range_high"),
+    "cube_kernel_size": ("cube_kernel_size",),
+    "background_sigma": ("NF_size",),
+    "background_range": ("background_low", "background_high"),
+    "gain_range": ("gain_low", "gain_high"),
+    "contrast_range": ("contrast_low", "contrast_high"),
 }
 
 
@@ -139,51 +125,29 @@ def make_parser() -> FlagParser:
     return parser
 
 
-class RequestError(ValueError):
-    """The user asked for something wrong or impossible; the message is one line."""
-
-
-class ImpossibleSampleError(RequestError):
-    """A sample can never be simulated with these parameters."""
-
-
-class WorkerError(RuntimeError):
-    """A worker is gone, or lacks this program; the message is one line."""
-
-    def __init__(
-        self, reason: str = "a worker died (killed, or out of memory: fewer --workers need less)"
-    ) -> None:
-        super().__init__(f"{reason}; {KEPT}")
-
-
-def recipe_from_flags(args: argparse.Namespace) -> Recipe:
-    """Return configuration, seed and number of samples; RequestError names a bad flag."""
+def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
+    """Return configuration, seed and number of samples; UserError names a bad flag."""
     from utils.simulation import VolumeConfig
-    from utils.storage import Recipe
+    from utils.storage import VolumeSet
 
     if args.L < 1:
-        raise RequestError(f"--L {args.L}: must be at least 1")
+        raise UserError(f"--L {args.L}: must be at least 1")
+    fields = {}
+    for field, flags in CONFIG_FLAGS.items():
+        values = tuple(getattr(args, flag) for flag in flags)
+        fields[field] = values if len(values) > 1 else values[0]
     try:
-        config = VolumeConfig(
-            shape=(args.L_xy, args.L_xy, args.L_z),
-            lattice_intervals=(args.lattice_low, args.lattice_high),
-            axis_scales=(args.axis_scale_low, args.axis_scale_high),
-            min_columns=args.min_columns,
-            max_tries=args.max_tries,
-            simplify_factor=args.simplify_factor,
-            baseline_intensity=args.baseline_intensity,
-            v_std=args.v_std,
-            std_intensity_range=(args.std_intensity_range_low, args.std_intensity_range_high),
-            cube_kernel_size=args.cube_kernel_size,
-            background_sigma=args.NF_size,
-            background_range=(args.background_low, args.background_high),
-            gain_range=(args.gain_low, args.gain_high),
-            contrast_range=(args.contrast_low, args.contrast_high),
-        )
-        return Recipe(config, args.random_state, args.L)
+        return VolumeSet(VolumeConfig(**fields), args.random_state, args.L)
     except UserError as error:
         field, _, rest = str(error).partition(" ")
-        raise RequestError(f"{FIELDS_TO_FLAGS.get(field, field)} {rest}") from error
+        raise UserError(f"{flags_of(field)} {rest}") from error
+
+
+def flags_of(field: str) -> str:
+    """Return the flags, in words, that set a field of a VolumeSet or VolumeConfig."""
+    others = {"num_samples": ("L",), "seed": ("random_state",)}
+    flags = {**CONFIG_FLAGS, **others}.get(field)
+    return ", ".join(f"--{flag}" for flag in dict.fromkeys(flags)) if flags else field
 
 
 # --- In the workers -------------------------------------------------------------------------------
@@ -199,30 +163,23 @@ def simulate_row(checkout: str, config: dict[str, Any], seed: int, index: int) -
     return encode_row(simulate_volume(VolumeConfig.from_dict(config), sample_rng(seed, index)))
 
 
-_shared: mmap.mmap | None = None
-"""In a forked worker: memory shared with the parent, one part for each sample under way."""
+_places: np.ndarray | None = None
+"""In a worker process: (places, bytes) shared with the parent, one place a sample under way."""
 
 
-def simulate_into_shared(start: int, size: int, *task: Any) -> tuple[int, int] | EncodedRow:
-    """Put a row into the shared memory at ``start``; return the sizes of its two parts.
-
-    A row that needs more than ``size`` bytes is returned as it is.
-    """
-    row = simulate_row(*task)
-    split, end = len(row.image), len(row.image) + len(row.record)
-    if _shared is None or end > size:
-        return row
-    _shared[start : start + split] = row.image
-    _shared[start + split : start + end] = row.record
-    return split, end - split
+def simulate_into(place: int, *task: Any) -> int:
+    """Leave a pickled row in shared memory; return its size."""
+    row = pickle.dumps(simulate_row(*task), pickle.HIGHEST_PROTOCOL)
+    memoryview(_places[place])[: len(row)] = row
+    return len(row)
 
 
-def _prepare_worker(parent: int, shared: mmap.mmap | None) -> None:
+def _prepare_worker(parent: int, shared: Any, places: int) -> None:
     """Leave Ctrl-C to the parent, and leave with it if it is killed."""
-    global _shared
+    global _places
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _shared = shared
+    _places = in_places(shared, places)
     keep_freed_volumes()
     threading.Thread(target=_exit_without, args=(parent,), daemon=True).start()
 
@@ -233,126 +190,134 @@ def _exit_without(parent: int) -> None:
     os._exit(1)
 
 
-# --- Pools ----------------------------------------------------------------------------------------
+def in_places(shared: Any, places: int) -> np.ndarray:
+    """Return shared memory as (places, bytes) uint8."""
+    import numpy as np
+
+    return np.frombuffer(shared, np.uint8).reshape(places, -1)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Workers with places for samples under way: twice as many as are simulated at a time.
+# --- Rows from the workers ------------------------------------------------------------------------
 
-    So no worker waits and memory is bounded. Forked workers leave their rows in memory that they
-    share with the parent and send two numbers: megabytes through a pipe would cost time on both
-    ends, and a worker killed in the middle of them would leave the parent waiting for the rest.
+
+def rows_in_order(
+    volume_set: VolumeSet,
+    places: int,
+    submit: Callable[[int], Future[Any]],
+    unpack: Callable[[int, Any], EncodedRow] = lambda index, row: row,
+) -> Iterator[EncodedRow]:
+    """Yield all rows in order.
+
+    ``submit`` has sample ``index`` simulated, ``unpack`` makes a row of what its future gave. At
+    most ``places`` samples are under way, so that memory is bounded; the place ``index % places``
+    is free again when the next row is asked for.
     """
-
-    executor: Executor
-    at_a_time: int
-    shared: mmap.mmap | None = None
-    place_size: int = 0
-
-    @property
-    def places(self) -> int:
-        """Number of samples that may be under way."""
-        return 2 * self.at_a_time
-
-    def submit(self, recipe: Recipe, index: int, place: int) -> Future[Any]:
-        """Have sample ``index`` simulated into a place; WorkerError if a worker is gone."""
-        task = (str(CHECKOUT), recipe.config.to_dict(), recipe.seed, index)
-        start = place * self.place_size
-        try:
-            if self.shared is None:
-                return self.executor.submit(simulate_row, *task)
-            return self.executor.submit(simulate_into_shared, start, self.place_size, *task)
-        except BrokenExecutor as error:
-            raise WorkerError from error
-
-    def row(self, future: Future[Any], place: int) -> EncodedRow:
-        """Return what a future made; valid until the place is used again.
-
-        Raises ValueError if the sample cannot be simulated, WorkerError if its worker is gone or
-        lacks this program.
-        """
-        from utils.storage import EncodedRow
-
-        try:
-            made = future.result()
-        except (BrokenExecutor, CancelledError) as error:
-            raise WorkerError from error
-        except ModuleNotFoundError as error:
-            raise WorkerError(
-                f"the workers find no {error.name}: their machines need this checkout at "
-                f"{CHECKOUT} and its requirements.txt installed"
-            ) from error
-        except Exception as error:
-            if type(error).__name__ == "KilledWorker":  # of distributed, not always installed
-                raise WorkerError from error
-            raise
-        if self.shared is None or isinstance(made, EncodedRow):
-            return made
-        start = place * self.place_size
-        view = memoryview(self.shared)[start : start + sum(made)]
-        return EncodedRow(view[: made[0]], view[made[0] :])
+    under_way: deque[Future[Any]] = deque()
+    for index in range(volume_set.num_samples + places):
+        done = index - places
+        if done >= 0:
+            with worker_errors(volume_set.seed, done):
+                row = unpack(done, under_way.popleft().result())
+            yield row
+        if index < volume_set.num_samples:
+            with worker_errors(volume_set.seed, index):
+                under_way.append(submit(index))
 
 
 @contextlib.contextmanager
-def local_pool(workers: int, place_size: int) -> Iterator[Pool]:
-    """Start worker processes; the kernels are compiled, or loaded, before they are forked."""
-    simulate_row(str(CHECKOUT), _tiny_config(), 0, 0)
-    can_fork = sys.platform == "linux"
-    shared = mmap.mmap(-1, 2 * workers * place_size) if can_fork else None
-    executor = ProcessPoolExecutor(
-        workers,
-        mp_context=get_context("fork" if can_fork else "spawn"),
-        initializer=_prepare_worker,
-        initargs=(os.getpid(), shared),
-    )
+def worker_errors(seed: int, index: int) -> Iterator[None]:
+    """Turn what a user can mend in a worker into a UserError."""
+    from utils.simulation import GeometryError
+
     try:
-        # All workers are forked here: before the file is locked and before any thread is started.
+        yield
+    except (GeometryError, UserError) as error:
+        raise UserError(f"sample {index} of seed {seed} cannot be simulated: {error}") from error
+    except MemoryError as error:
+        raise UserError("out of memory: fewer --workers, or voxels, need less") from error
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the workers find no {error.name}: their machines need this checkout at {CHECKOUT} "
+            "and its requirements.txt installed"
+        ) from error
+    except Exception as error:
+        # KilledWorker is of distributed, which is not always installed.
+        lost = isinstance(error, (BrokenExecutor, CancelledError))
+        if not lost and type(error).__name__ != "KilledWorker":
+            raise
+        raise UserError(
+            "a worker died (killed, or out of memory: fewer --workers need less)"
+        ) from error
+
+
+@contextlib.contextmanager
+def local_rows(volume_set: VolumeSet, workers: int) -> Iterator[Iterator[EncodedRow]]:
+    """Have worker processes simulate, which leave their rows in memory shared with this one.
+
+    What goes through the executor's pipe must be small: all workers hold its end, so that one that
+    is killed in the middle of a message of many parts would leave this process waiting for ever.
+    """
+    from utils.simulation import VolumeConfig
+    from utils.storage import largest_row
+
+    # The kernels are compiled, or loaded, before the workers are forked.
+    tiny = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
+    simulate_row(str(CHECKOUT), tiny.to_dict(), 0, 0)
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
+    places = 2 * workers  # so that none waits
+    shared = context.RawArray("B", places * largest_row(volume_set.config))
+    packed = in_places(shared, places)
+    task = (str(CHECKOUT), volume_set.config.to_dict(), volume_set.seed)
+    executor = ProcessPoolExecutor(workers, context, _prepare_worker, (os.getpid(), shared, places))
+    try:
+        # Starts all workers, which must not inherit the lock of a file that is being written.
         executor.submit(os.getpid).result()
-        yield Pool(executor, workers, shared, place_size)
+        yield rows_in_order(
+            volume_set,
+            places,
+            lambda index: executor.submit(simulate_into, index % places, *task, index),
+            lambda index, size: pickle.loads(packed[index % places, :size]),
+        )
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _tiny_config() -> dict[str, Any]:
-    from utils.simulation import VolumeConfig
-
-    tiny = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
-    return tiny.to_dict()
-
-
 @contextlib.contextmanager
-def dask_pool(address: str) -> Iterator[Pool]:
-    """Connect to a Dask cluster whose machines see this checkout under the same path."""
+def dask_rows(volume_set: VolumeSet, address: str) -> Iterator[Iterator[EncodedRow]]:
+    """Have a Dask cluster simulate, whose machines see this checkout under the same path."""
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        raise RequestError(
+        raise UserError(
             f"--dask-scheduler needs {error.name}: pip install -r requirements-dask.txt"
         ) from error
     try:
         client = Client(address, timeout=DASK_TIMEOUT)
     except (OSError, ValueError, TimeoutError) as error:
-        raise RequestError(f"--dask-scheduler {address}: no scheduler answers there") from error
+        raise UserError(f"--dask-scheduler {address}: no scheduler answers there") from error
     with client:
         threads = sum(client.nthreads().values())
         if not threads:
-            raise RequestError(f"--dask-scheduler {address}: the cluster has no workers")
+            raise UserError(f"--dask-scheduler {address}: the cluster has no workers")
         executor = client.get_executor(pure=False)
+        task = (str(CHECKOUT), volume_set.config.to_dict(), volume_set.seed)
         try:
-            yield Pool(executor, threads)
+            yield rows_in_order(
+                volume_set,
+                2 * threads,
+                lambda index: executor.submit(simulate_row, *task, index),
+            )
         finally:
             executor.shutdown(wait=False)
 
 
-def open_pool(args: argparse.Namespace, recipe: Recipe) -> AbstractContextManager[Pool]:
-    """Return the workers that the flags ask for."""
-    from utils.storage import disk_space
-
+def simulated_rows(
+    args: argparse.Namespace, volume_set: VolumeSet
+) -> AbstractContextManager[Iterator[EncodedRow]]:
+    """Return the rows, made by the workers that the flags ask for."""
     if args.dask_scheduler:
-        return dask_pool(args.dask_scheduler)
-    workers = min(args.workers or usable_cores(), recipe.num_samples)
-    return local_pool(workers, disk_space(replace(recipe, num_samples=1)))
+        return dask_rows(volume_set, args.dask_scheduler)
+    return local_rows(volume_set, min(args.workers or usable_cores(), volume_set.num_samples))
 
 
 def usable_cores() -> int:
@@ -365,196 +330,68 @@ def usable_cores() -> int:
 # --- The file -------------------------------------------------------------------------------------
 
 
-def is_already_there(path: Path, recipe: Recipe) -> bool:
-    """Return whether the file is complete and the same; RequestError if another is in the way."""
-    from utils.storage import StorageError, VolumeFile, remove_stray_journal, version_note
+def is_already_there(path: Path, volume_set: VolumeSet) -> bool:
+    """Return whether the file is complete and the same; UserError if another is in the way."""
+    from utils.storage import VolumeFile, version_note
 
-    if not path.exists():
+    if not os.path.exists(path):
         return False
     try:
         with VolumeFile(path) as file:
-            differences = file.recipe.differences(recipe)
+            differences = file.volume_set.differences(volume_set)
             version = file.program_version
-    except StorageError as error:
-        raise RequestError(f"{error}; --overwrite replaces it") from error
+    except UserError as error:
+        raise UserError(f"{error}; --overwrite replaces it") from error
     if differences:
-        raise RequestError(
-            f"{path} exists with other parameters: {describe(differences)}; "
-            "choose another --filename, or --overwrite"
+        described = "; ".join(
+            f"{flags_of(name)}: {old} in the file, {new} asked for"
+            for name, old, new in differences
+        )
+        raise UserError(
+            f"{path} exists with other parameters: {described}; choose another --filename, or "
+            "--overwrite"
         )
     if note := version_note(path, version):
         print(f"{note} (--overwrite does)", file=sys.stderr)
-    remove_stray_journal(path)
     return True
-
-
-def describe(differences: list[tuple[str, Any, Any]]) -> str:
-    """Return one line that names the flags whose values differ."""
-    return "; ".join(
-        f"{FIELDS_TO_FLAGS.get(name, name)}: {old} in the file, {new} asked for"
-        for name, old, new in differences
-    )
-
-
-def check_disk(path: Path, recipe: Recipe) -> None:
-    """Raise RequestError if the disk has no room for the file, less what is already there of it."""
-    from utils.storage import disk_space, partial_path
-
-    partial = partial_path(path)
-    needed = disk_space(recipe) - (partial.stat().st_size if partial.exists() else 0)
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise RequestError(
-            f"{path}: about {in_words(needed)} are needed, {in_words(free)} are free there"
-        )
-
-
-def in_words(size: int) -> str:
-    """Return a number of bytes in GB or MB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-@contextlib.contextmanager
-def begin_or_pick_up(path: Path, recipe: Recipe, overwrite: bool) -> Iterator[VolumeWriter]:
-    """Open the file to be written and say where it stands."""
-    from utils.storage import RecipeMismatchError, open_writer
-
-    try:
-        writer = open_writer(path, recipe, restart=overwrite)
-    except RecipeMismatchError as error:
-        raise RequestError(
-            f"{error.path} was begun with other parameters: {describe(error.differences)}; "
-            "--overwrite starts anew"
-        ) from error
-    with writer:
-        if writer.restarted_because:
-            print(f"{path}: {writer.restarted_because}: starting anew", file=sys.stderr)
-        done = recipe.num_samples - len(writer.missing)
-        if done:
-            print(f"{path}: picking up after {done} of {recipe.num_samples} samples")
-        yield writer
-
-
-def fill(writer: VolumeWriter, pool: Pool) -> None:
-    """Simulate all missing samples and write them in the order in which they come."""
-    from tqdm import tqdm
-
-    recipe = writer.recipe
-    ahead = iter(writer.missing)
-    running: dict[Future[Any], tuple[int, int]] = {}  # to (sample, place)
-
-    def submit_next(place: int) -> None:
-        for index in islice(ahead, 1):
-            running[pool.submit(recipe, index, place)] = (index, place)
-
-    with tqdm(
-        total=recipe.num_samples,
-        initial=recipe.num_samples - len(writer.missing),
-        desc=writer.path.name,
-        unit="volume",
-    ) as progress:
-        for place in range(pool.places):
-            submit_next(place)
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index, place = running.pop(future)
-                writer.write(index, simulated_row(pool, future, recipe, index, place))
-                submit_next(place)
-                progress.update()
-
-
-def simulated_row(
-    pool: Pool, future: Future[Any], recipe: Recipe, index: int, place: int
-) -> EncodedRow:
-    """Return a sample that is done; ImpossibleSampleError says why it could not be simulated."""
-    try:
-        return pool.row(future, place)
-    except ValueError as error:
-        raise ImpossibleSampleError(
-            f"sample {index} of seed {recipe.seed} cannot be simulated: {error}"
-        ) from error
 
 
 def generate(args: argparse.Namespace) -> None:
     """Make the file that the flags ask for, or find it made."""
+    from tqdm import tqdm
+
+    from utils.storage import in_words, new_volume_file
+
     if args.workers is not None and args.workers < 1:
-        raise RequestError(f"--workers {args.workers}: must be at least 1")
-    recipe = recipe_from_flags(args)
+        raise UserError(f"--workers {args.workers}: must be at least 1")
+    volume_set = volume_set_from_flags(args)
     path = Path(args.directory) / args.filename
-    if path.is_dir():
-        raise RequestError(f"{path} is a directory: name a file with --filename")
-    if not args.overwrite and is_already_there(path, recipe):
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a directory: name a file with --filename")
+    if not args.overwrite and is_already_there(path, volume_set):
         print(f"{path} is complete and has these parameters: nothing to do")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    check_disk(path, recipe)
+    make_folder(path.parent)
+    count = volume_set.num_samples
     started = time.perf_counter()
-    with open_pool(args, recipe) as pool, begin_or_pick_up(path, recipe, args.overwrite) as writer:
-        try:
-            fill(writer, pool)
-        except ImpossibleSampleError:
-            writer.discard()
-            raise
-        writer.finish()
+    with simulated_rows(args, volume_set) as rows, new_volume_file(path, volume_set) as file:
+        for row in tqdm(rows, path.name, total=count, unit="volume"):
+            file.append(row)
     seconds = time.perf_counter() - started
     size = in_words(path.stat().st_size)
-    print(f"{path}: {recipe.num_samples} volumes, seed {recipe.seed}, {size}, {seconds:.0f} s")
+    print(f"{path}: {count} volumes, seed {volume_set.seed}, {size}, {seconds:.0f} s")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the script; return its exit status."""
     args = make_parser().parse_args(argv)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with one_thread_a_process():
-            return generate_or_explain(args)
-    except ModuleNotFoundError as error:
-        return fail(f"{error.name} is not installed: pip install -r requirements.txt", 2)
-    except KeyboardInterrupt:
-        return fail(f"stopped; {KEPT}", 130)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def one_thread_a_process() -> Iterator[None]:
-    """Tell the libraries, and those of workers, to take one core each, within the block.
-
-    So no worker waits for another, and samples are the same to the bit on all machines.
-    """
-    names = [f"{library}_NUM_THREADS" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")]
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
-
-
-def generate_or_explain(args: argparse.Namespace) -> int:
-    """Generate; turn what a user can mend into one line; return the exit status."""
-    from utils.storage import StorageError
-
-    try:
-        generate(args)
-    except (RequestError, StorageError, OSError) as error:
-        return fail(str(error), 2)
-    except WorkerError as error:
-        return fail(str(error), 1)
-    except MemoryError:
-        return fail(f"out of memory: fewer --workers, or voxels, need less; {KEPT}", 1)
-    return 0
-
-
-def fail(message: str, status: int) -> int:
-    """Print one line and return ``status``."""
-    print(f"{Path(__file__).name}: {message}", file=sys.stderr)
-    return status
+    return exit_status(Path(__file__).name, lambda: generate(args))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # One thread a process, in workers too: none waits for another, and samples are the same to the
+    # bit on all machines.
+    for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
     sys.exit(main())

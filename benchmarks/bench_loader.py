@@ -28,8 +28,8 @@ from torch.utils.data import Dataset
 
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.augmentation import NOISE_SD, SCALE, SHIFT, AugmentedDataset
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, encode_row, open_writer
+from utils.simulation import VolumeConfig
+from utils.storage import VolumeSet, write_simulated_file
 from utils.training.loop import EpochSampler, build_loader, set_epoch
 from utils.training.options import TrainingOptions
 
@@ -38,12 +38,7 @@ PATCH = 64
 
 def write_file(path: Path, volumes: int) -> None:
     """Simulate volumes with default parameters into a file."""
-    recipe = Recipe(VolumeConfig(), seed=1, num_samples=volumes)
-    with open_writer(path, recipe) as writer:
-        for index in writer.missing:
-            volume = simulate_volume(recipe.config, sample_rng(recipe.seed, index))
-            writer.write(index, encode_row(volume))
-        writer.finish()
+    write_simulated_file(path, VolumeSet(VolumeConfig(), seed=1, num_samples=volumes))
 
 
 def sources(path: Path, patches: int) -> dict[str, Dataset]:

@@ -26,7 +26,7 @@ from machine import describe_machine, peak_memory_mib
 
 from utils.data import SegmentationFake3DDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, VolumeFile, encode_row, open_writer
+from utils.storage import VolumeFile, VolumeSet, encode_row, new_volume_file
 
 PATCH = 64
 COPIES = (
@@ -57,36 +57,32 @@ def random_part(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[int, 
     return int(rng.integers(shape[0])), tuple(slice(a, a + PATCH) for a in corner)
 
 
-def write_file(path: Path, recipe: Recipe) -> list[tuple[str, str]]:
+def write_file(path: Path, volume_set: VolumeSet) -> list[tuple[str, str]]:
     """Simulate and write; return rows of the table."""
     simulating = encoding = writing = 0.0
-    with open_writer(path, recipe) as writer:
-        for index in writer.missing:
+    with new_volume_file(path, volume_set) as writer:
+        for index in range(volume_set.num_samples):
             marks = [time.perf_counter()]
-            volume = simulate_volume(recipe.config, sample_rng(recipe.seed, index))
+            volume = simulate_volume(volume_set.config, sample_rng(volume_set.seed, index))
             marks.append(time.perf_counter())
             row = encode_row(volume)
             marks.append(time.perf_counter())
-            writer.write(index, row)
+            writer.append(row)
             marks.append(time.perf_counter())
             if index:  # the first one compiles
                 a, b, c = np.diff(marks)
                 simulating, encoding, writing = simulating + a, encoding + b, writing + c
         start = time.perf_counter()
-        writer.finish()
-        finishing = time.perf_counter() - start
-    count = recipe.num_samples - 1
+    finishing = time.perf_counter() - start
+    count = volume_set.num_samples - 1
     size = path.stat().st_size
-    per_volume = size / recipe.num_samples / 2**20
+    per_volume = size / volume_set.num_samples / 2**20
     return [
         ("file", f"{size / 1e9:.3f} GB, {per_volume:.2f} MiB a volume"),
         ("simulating, in a worker", f"{1e3 * simulating / count:.1f} ms a volume"),
         ("encoding, in a worker", f"{1e3 * encoding / count:.1f} ms a volume"),
         ("writing a row", f"{count / writing:.0f} rows/s, {1e3 * writing / count:.1f} ms a row"),
-        (
-            "writing the tables at the end",
-            f"{1e3 * finishing / recipe.num_samples:.1f} ms a volume",
-        ),
+        ("closing, to the disk", f"{1e3 * finishing / volume_set.num_samples:.1f} ms a volume"),
     ]
 
 
@@ -165,10 +161,10 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=64, help="volumes of 128^3 in the file")
     parser.add_argument("--patches", type=int, default=400, help="patches read in each round")
     args = parser.parse_args()
-    recipe = Recipe(VolumeConfig(), seed=1, num_samples=args.volumes)
+    volume_set = VolumeSet(VolumeConfig(), seed=1, num_samples=args.volumes)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "bench.h5"
-        rows = [*write_file(path, recipe), *read_file(path, args.patches)]
+        rows = [*write_file(path, volume_set), *read_file(path, args.patches)]
         print(describe_machine())
         print(f"`python {shlex.join(sys.argv)}`, peak memory {peak_memory_mib():.0f} MiB\n")
         print("| what | one process |\n| --- | ---: |")

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from utils.data import SegmentationFake3DDataset
 from utils.devices import Compute, memory_format
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, encode_row, open_writer
+from utils.simulation import VolumeConfig
+from utils.storage import VolumeSet, write_simulated_file
 from utils.training.compiling import Compiling, compile_network
 from utils.training.fabric import make_fabric
 from utils.training.learner import build_optimizer
@@ -104,12 +104,7 @@ def training_file(given: Path | None, volumes: int) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "bench.h5"
-        recipe = Recipe(VolumeConfig(), seed=1, num_samples=volumes)
-        with open_writer(path, recipe) as writer:
-            for index in writer.missing:
-                volume = simulate_volume(recipe.config, sample_rng(recipe.seed, index))
-                writer.write(index, encode_row(volume))
-            writer.finish()
+        write_simulated_file(path, VolumeSet(VolumeConfig(), seed=1, num_samples=volumes))
         path.read_bytes()
         yield path
 

@@ -22,7 +22,7 @@ from utils.simulation.volume import (
     sample_rng,
     simulate_volume,
 )
-from utils.storage import Recipe, encode_row, open_writer
+from utils.storage import VolumeSet, encode_row, new_volume_file
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,11 +100,9 @@ def write_fake_file(
     path: Path, *, seed: int = 0, num_samples: int = 4, shape: tuple[int, int, int] = (32, 32, 32)
 ) -> Path:
     """Write a complete file of fake volumes; return its path."""
-    recipe = Recipe(VolumeConfig(shape=shape), seed, num_samples)
-    with open_writer(path, recipe) as writer:
-        for index in writer.missing:
-            writer.write(index, encode_row(fake_volume(sample_rng(seed, index), shape)))
-        writer.finish()
+    with new_volume_file(path, VolumeSet(VolumeConfig(shape=shape), seed, num_samples)) as writer:
+        for index in range(num_samples):
+            writer.append(encode_row(fake_volume(sample_rng(seed, index), shape)))
     return path
 
 

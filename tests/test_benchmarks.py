@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import run_and_time
 
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, VolumeFile, encode_row, open_writer
+from utils.simulation import VolumeConfig
+from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 SCRIPTS = ("bench_training", "bench_learning", "bench_gpu")
@@ -29,10 +29,7 @@ def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory, tiny_config: VolumeConfig) -> Path:
     path = tmp_path_factory.mktemp("volumes") / "tiny.h5"
-    with open_writer(path, Recipe(tiny_config, 3, 2)) as writer:
-        for index in writer.missing:
-            writer.write(index, encode_row(simulate_volume(tiny_config, sample_rng(3, index))))
-        writer.finish()
+    write_simulated_file(path, VolumeSet(tiny_config, 3, 2))
     return path
 
 

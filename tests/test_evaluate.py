@@ -15,9 +15,8 @@ from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.figures import canvas
-from utils.simulation import sample_rng, simulate_volume
 from utils.stacks import StackLayout, write_stack
-from utils.storage import Recipe, VolumeFile, encode_row, open_writer
+from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,11 +40,7 @@ def unrendered(monkeypatch):
 def data(tmp_path_factory, tiny_config):
     """A file of three simulated volumes of 32 voxels an edge."""
     path = tmp_path_factory.mktemp("data") / "volumes.h5"
-    with open_writer(path, Recipe(tiny_config, 5, 3)) as writer:
-        for index in range(3):
-            volume = simulate_volume(tiny_config, sample_rng(5, index))
-            writer.write(index, encode_row(volume))
-        writer.finish()
+    write_simulated_file(path, VolumeSet(tiny_config, 5, 3))
     return path
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import random
+import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -12,8 +16,10 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import h5py
@@ -23,13 +29,16 @@ from conftest import run_and_time
 from distributed import LocalCluster
 
 import generate_3d_data
+from utils.errors import UserError
 from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, VolumeFile
+from utils.storage import VolumeFile, VolumeSet
 
 SCRIPT = Path(generate_3d_data.__file__)
 TINY = ["--L_xy", "32", "--L_z", "24", "--lattice_low", "4", "--lattice_high", "5"]
 TINY += ["--min_columns", "5", "--NF_size", "3"]
-NUM_SAMPLES = 300
+NUM_SAMPLES = 60
+MANY = 5000
+"""Samples that are not done before a run is stopped."""
 PATIENCE = 240
 """Seconds after which a process hangs, however slow and busy the machine."""
 
@@ -48,10 +57,10 @@ def run(directory: Path, *flags: str, samples: int = 2) -> subprocess.CompletedP
     )
 
 
-def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
+def start(directory: Path, *flags: str, samples: int = MANY) -> subprocess.Popen[str]:
     """Start the script with Ctrl-C at work, also where the tests run in a shell's background."""
     return subprocess.Popen(
-        command(directory, "--workers", "2", *flags),
+        command(directory, "--workers", "2", *flags, samples=samples),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,13 +68,25 @@ def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_rows(directory: Path, size: int = 50_000) -> None:
-    """Wait until the journal is so large that some rows are written."""
-    journal = directory / "a.h5.rows.partial"
-    deadline = time.monotonic() + PATIENCE
-    while not journal.exists() or journal.stat().st_size < size:
-        assert time.monotonic() < deadline, "no row was written"
-        time.sleep(0.005)
+def wait_for_rows(process: subprocess.Popen[str]) -> str:
+    """Wait until the bar says that some volumes are written; return what was read of it."""
+    shown = ""
+    while not re.search(r"\b[1-9]\d*/\d+ ", shown):
+        character = process.stderr.read(1)
+        assert character, f"no row was written: {shown}"
+        shown += character
+    return shown
+
+
+def wait_for_the_end_of(workers: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while any(lives(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
 
 
 def children(pid: int) -> list[int]:
@@ -119,12 +140,12 @@ def test_help_comes_quickly_and_names_every_flag() -> None:
     assert "None" not in shown.stdout and "False" not in shown.stdout
 
 
-def recipe(*flags: str) -> Recipe:
-    return generate_3d_data.recipe_from_flags(generate_3d_data.make_parser().parse_args(flags))
+def asked(*flags: str) -> VolumeSet:
+    return generate_3d_data.volume_set_from_flags(generate_3d_data.make_parser().parse_args(flags))
 
 
 def test_the_defaults_are_the_configurations() -> None:
-    assert recipe() == Recipe(VolumeConfig(), seed=0, num_samples=512)
+    assert asked() == VolumeSet(VolumeConfig(), seed=0, num_samples=512)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +177,8 @@ def test_the_defaults_are_the_configurations() -> None:
     ],
 )
 def test_each_flag_sets_its_field(flags: str, name: str, value: object) -> None:
-    expected = {**recipe().to_dict(), name: value}
-    assert recipe(*flags.split()).to_dict() == expected
+    expected = {**asked().to_dict(), name: value}
+    assert asked(*flags.split()).to_dict() == expected
 
 
 @pytest.mark.parametrize(
@@ -198,9 +219,9 @@ def test_a_flag_that_cannot_be_read_is_one_line(
 
 
 def test_each_sample_is_that_of_its_seed_and_index(whole: Path) -> None:
-    config = recipe(*TINY).config
+    config = asked(*TINY).config
     with VolumeFile(whole / "a.h5") as file:
-        assert file.recipe == Recipe(config, seed=0, num_samples=NUM_SAMPLES)
+        assert file.volume_set == VolumeSet(config, seed=0, num_samples=NUM_SAMPLES)
         for index in (0, 7, NUM_SAMPLES - 1):
             stored = file.read_volume(index)
             simulated = simulate_volume(config, sample_rng(0, index))
@@ -217,30 +238,40 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path, whole: Path) -> N
     assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
 
 
+def work_with(
+    monkeypatch: pytest.MonkeyPatch,
+    submit: Callable[[int], Future[Any]],
+    unpack: Callable[[int, Any], Any] = lambda index, row: row,
+) -> None:
+    """Have the script in this process use other workers, four samples under way."""
+
+    def rows(_: object, volume_set: VolumeSet) -> AbstractContextManager[Any]:
+        return nullcontext(generate_3d_data.rows_in_order(volume_set, 4, submit, unpack))
+
+    monkeypatch.setattr(generate_3d_data, "simulated_rows", rows)
+
+
 def test_a_bounded_number_of_samples_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way, seen = 0, []
-    submit, row = generate_3d_data.Pool.submit, generate_3d_data.Pool.row
+    task = (str(SCRIPT.parent), asked(*TINY).config.to_dict(), 0)
 
-    def counted_submit(*task: Any) -> Future[Any]:
+    def submit(index: int) -> Future[Any]:
         nonlocal under_way
         under_way += 1
         seen.append(under_way)
-        return submit(*task)
+        return threads.submit(generate_3d_data.simulate_row, *task, index)
 
-    def counted_row(*task: Any) -> Any:
+    def unpack(index: int, row: Any) -> Any:
         nonlocal under_way
         under_way -= 1
-        return row(*task)
+        return row
 
-    monkeypatch.setattr(generate_3d_data.Pool, "submit", counted_submit)
-    monkeypatch.setattr(generate_3d_data.Pool, "row", counted_row)
     with ThreadPoolExecutor(2) as threads:
-        pool = generate_3d_data.Pool(threads, at_a_time=2)
-        monkeypatch.setattr(generate_3d_data, "open_pool", lambda *_: nullcontext(pool))
+        work_with(monkeypatch, submit, unpack)
         assert generate_3d_data.main(command(tmp_path, samples=12)[2:]) == 0
-    assert len(seen) == 12 and max(seen) == pool.places == 4
+    assert len(seen) == 12 and max(seen) == 4
 
 
 # --- Interruptions --------------------------------------------------------------------------------
@@ -250,40 +281,45 @@ def test_kills_at_random_moments_change_no_byte(tmp_path: Path, whole: Path) -> 
     moments = random.Random(time.time_ns())
     for _ in range(3):
         process = start(tmp_path)
-        wait_for_rows(tmp_path, 5_000)
+        wait_for_rows(process)
         time.sleep(moments.uniform(0, 0.4))
         workers = children(process.pid)
         process.kill()
         process.communicate()
-        for worker in workers:
-            deadline = time.monotonic() + 60
-            while lives(worker) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not lives(worker), "a worker outlived its parent"
-        if (tmp_path / "a.h5").exists():
-            break
+        wait_for_the_end_of(workers)
+        assert names(tmp_path) == [".a.partial.h5"]
     finished = run(tmp_path, samples=NUM_SAMPLES)
     assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
+    assert names(tmp_path) == ["a.h5"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_polite_stop_is_one_line_and_picked_up(
-    tmp_path: Path, whole: Path, number: signal.Signals
+def test_a_polite_stop_is_one_line_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals
 ) -> None:
     process = start(tmp_path)
-    wait_for_rows(tmp_path)
+    wait_for_rows(process)
     workers = children(process.pid)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert "the same command picks up there" in error_line(stderr)
-    assert not (tmp_path / "a.h5").exists()
+    assert error_line(stderr) == "generate_3d_data.py: interrupted"
+    assert names(tmp_path) == [] and len(workers) == 2
     assert not any(lives(worker) for worker in workers)
-    finished = run(tmp_path, samples=NUM_SAMPLES)
-    assert "picking up after" in finished.stdout
-    assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
+
+
+def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:
+    first = start(tmp_path, samples=300)
+    wait_for_rows(first)
+    first.send_signal(signal.SIGSTOP)
+    second = run(tmp_path, samples=300)
+    first.send_signal(signal.SIGCONT)
+    _, stderr = first.communicate(timeout=PATIENCE)
+    assert second.returncode == 2
+    assert "a.h5: another process is writing this file" in error_line(second.stderr)
+    assert first.returncode == 0, stderr
+    assert names(tmp_path) == ["a.h5"] and VolumeFile(tmp_path / "a.h5").complete
 
 
 def test_the_signal_handlers_of_a_caller_stay_as_they_were(tmp_path: Path) -> None:
@@ -295,33 +331,102 @@ def test_the_signal_handlers_of_a_caller_stay_as_they_were(tmp_path: Path) -> No
 
 def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     process = start(tmp_path)
-    wait_for_rows(tmp_path)
-    os.kill(children(process.pid)[0], signal.SIGKILL)
+    wait_for_rows(process)
+    workers = children(process.pid)
+    os.kill(workers[0], signal.SIGKILL)
     _, stderr = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "a worker died" in error_line(stderr)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
-        "a.h5.partial",
-        "a.h5.rows.partial",
-    ]
+    assert names(tmp_path) == []
+    assert not any(lives(worker) for worker in workers)
+
+
+@pytest.mark.parametrize("busy", ["simulating", "sending"])
+def test_workers_killed_at_random_moments_never_hang_the_run(
+    busy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume_set = replace(asked(*TINY), num_samples=10**6)
+    if busy == "sending":
+        volume_set = replace(volume_set, config=VolumeConfig())
+        monkeypatch.setattr(generate_3d_data, "simulate_row", lambda *_: bytes(5_000_000))
+    moments = random.Random(time.time_ns())
+    for _ in range(20):
+        with pytest.raises(UserError, match="a worker died"):
+            with generate_3d_data.local_rows(volume_set, 3) as rows:
+                worker = moments.choice(multiprocessing.active_children())
+                killing = Timer(moments.uniform(0, 0.1), os.kill, (worker.pid, signal.SIGKILL))
+                killing.start()
+                for _ in rows:
+                    pass
+        killing.join()
+        assert multiprocessing.active_children() == []
+
+
+def test_what_goes_through_the_shared_pipe_is_written_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = []
+    order = generate_3d_data.rows_in_order
+
+    def rows(*args: Any) -> Any:
+        *rest, unpack = args
+        return order(*rest, lambda index, result: results.append(result) or unpack(index, result))
+
+    monkeypatch.setattr(generate_3d_data, "rows_in_order", rows)
+    with generate_3d_data.local_rows(asked("--L", "2", *TINY), 1) as made:
+        assert len(list(made)) == 2
+    assert len(results) == 2 and len(pickle.dumps(results)) < select.PIPE_BUF / 2
+
+
+# --- Mistakes and bugs ----------------------------------------------------------------------------
+
+PLANT = """
+import os, sys, generate_3d_data, utils.simulation
+parent, real = os.getpid(), utils.simulation.simulate_volume
+def planted(*args):
+    if os.getpid() == parent:  # where the kernels are compiled
+        return real(*args)
+    raise {error}("operands could not be broadcast together")
+utils.simulation.simulate_volume = planted
+sys.exit(generate_3d_data.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("error", ["ValueError", "TypeError", "OSError"])
+def test_a_bug_of_ours_in_a_worker_keeps_its_traceback(tmp_path: Path, error: str) -> None:
+    flags = command(tmp_path, samples=2)[2:]
+    ended = subprocess.run(
+        [sys.executable, "-c", PLANT.format(error=error), *flags],
+        cwd=SCRIPT.parent,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr and "in planted" in ended.stderr
+    assert ended.stderr.endswith(f"{error}: operands could not be broadcast together\n")
+    assert names(tmp_path) == []
 
 
 def test_too_little_memory_is_one_line_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_out(_: object) -> None:
-        raise MemoryError
+    def run_out(_: object) -> Future[Any]:
+        failed: Future[Any] = Future()
+        failed.set_exception(MemoryError())
+        return failed
 
-    monkeypatch.setattr(generate_3d_data, "generate", run_out)
-    assert generate_3d_data.main(["--directory", str(tmp_path)]) == 1
+    work_with(monkeypatch, run_out)
+    assert generate_3d_data.main(["--directory", str(tmp_path)]) == 2
     assert "out of memory: fewer --workers" in error_line(capsys.readouterr().err)
+    assert names(tmp_path) == []
 
 
 def test_an_impossible_request_says_what_was_tried_and_leaves_nothing(tmp_path: Path) -> None:
     made = run(tmp_path, "--min_columns", "3000", "--max_tries", "3")
     assert made.returncode == 2
     line = error_line(made.stderr)
-    assert "3000 columns" in line and "3 tries" in line and "sample" in line
+    assert "3000 columns" in line and "3 tries" in line and "sample 0 of seed 0" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -339,7 +444,7 @@ def test_too_small_a_disk_is_seen_before_the_work(
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    limit = 2 * 2 * 32 * 32 * 24
+    limit = 1_000_000
     made = subprocess.run(
         command(tmp_path, samples=4),
         capture_output=True,
@@ -348,7 +453,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert made.returncode == 2
-    assert "a.h5: cannot be begun: File too large" in error_line(made.stderr)
+    assert "a.h5: cannot be written (File too large)" in error_line(made.stderr)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -421,28 +526,14 @@ def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(
 ) -> None:
     (tmp_path / "a.h5").write_text("the old one")
     process = start(tmp_path, "--overwrite")
-    wait_for_rows(tmp_path)
+    wait_for_rows(process)
+    assert (tmp_path / "a.h5").read_text() == "the old one"
     process.kill()
     process.communicate()
     assert (tmp_path / "a.h5").read_text() == "the old one"
     finished = run(tmp_path, "--overwrite", samples=NUM_SAMPLES)
-    assert "picking up after" in finished.stdout
+    assert finished.returncode == 0, finished.stderr
     assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
-
-
-def test_a_begun_file_with_other_parameters_is_refused(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    wait_for_rows(tmp_path)
-    process.kill()
-    process.communicate()
-    refused = run(tmp_path, "--random_state", "5")
-    assert refused.returncode == 2
-    line = error_line(refused.stderr)
-    assert "--random_state: 0 in the file, 5 asked for" in line and "--overwrite" in line
-    made = run(tmp_path, "--random_state", "5", "--overwrite")
-    assert made.returncode == 0, made.stderr
-    with VolumeFile(tmp_path / "a.h5") as file:
-        assert (file.seed, len(file)) == (5, 2)
 
 
 # --- Dask -----------------------------------------------------------------------------------------
@@ -475,24 +566,19 @@ def test_an_impossible_request_to_dask_is_one_line(tmp_path: Path, cluster: Loca
     assert "3000 columns" in error_line(made.stderr)
 
 
-def test_workers_without_this_checkout_are_named_and_nothing_is_thrown_away(
+def test_workers_without_this_checkout_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Lacking(ThreadPoolExecutor):
-        def submit(self, simulate: Callable[..., Any], *task: Any) -> Future[Any]:
-            if task[-1] < 2:  # the first two samples are made
-                return super().submit(simulate, *task)
-            failed: Future[Any] = Future()
-            failed.set_exception(ModuleNotFoundError("No module named 'utils'", name="utils"))
-            return failed
+    def lacking(_: int) -> Future[Any]:
+        failed: Future[Any] = Future()
+        failed.set_exception(ModuleNotFoundError("No module named 'utils'", name="utils"))
+        return failed
 
-    with Lacking(1) as threads:
-        pool = generate_3d_data.Pool(threads, at_a_time=1)
-        monkeypatch.setattr(generate_3d_data, "open_pool", lambda *_: nullcontext(pool))
-        assert generate_3d_data.main(command(tmp_path, samples=4)[2:]) == 1
+    work_with(monkeypatch, lacking)
+    assert generate_3d_data.main(command(tmp_path, samples=4)[2:]) == 2
     line = error_line(capsys.readouterr().err)
     assert "the workers find no utils" in line and str(SCRIPT.parent) in line
-    assert (tmp_path / "a.h5.rows.partial").exists()
+    assert names(tmp_path) == []
 
 
 def test_no_scheduler_is_one_line(

@@ -18,8 +18,8 @@ from PIL import Image
 
 import search_hyperparameters
 from search_hyperparameters import DEFAULT_STUDY, main
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, encode_row, open_writer
+from utils.simulation import VolumeConfig
+from utils.storage import VolumeSet, write_simulated_file
 
 SCRIPT = Path(search_hyperparameters.__file__)
 STUDY = """
@@ -54,11 +54,7 @@ def data(tmp_path: Path, tiny_config: VolumeConfig) -> Path:
     directory = tmp_path / "data"
     directory.mkdir()
     for name, seed, count in (("train", 1, 2), ("vol_val_set", 9, 1)):
-        with open_writer(directory / f"{name}.h5", Recipe(tiny_config, seed, count)) as writer:
-            for index in writer.missing:
-                volume = simulate_volume(tiny_config, sample_rng(seed, index))
-                writer.write(index, encode_row(volume))
-            writer.finish()
+        write_simulated_file(directory / f"{name}.h5", VolumeSet(tiny_config, seed, count))
     return directory
 
 

@@ -1,12 +1,16 @@
-"""The HDF5 file: what plain h5py sees, round trips, interruptions, full disks, broken files."""
+"""The HDF5 file: what plain h5py sees, round trips, cut files, full disks, broken files."""
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import os
 import pickle
+import re
 import resource
 import shutil
+import subprocess
+import sys
+from collections import namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,33 +24,32 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from utils.errors import UserError
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
+from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import (
     LAYOUT,
-    Recipe,
-    RecipeMismatchError,
-    StorageError,
     VolumeFile,
+    VolumeSet,
+    VolumeWriter,
     disk_space,
     encode_row,
-    open_writer,
-    partial_path,
-    remove_stray_journal,
+    largest_row,
+    new_volume_file,
+    write_simulated_file,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (32, 32, 32)
-RECIPE = Recipe(VolumeConfig(shape=SHAPE), seed=0, num_samples=4)
+VOLUMES = VolumeSet(VolumeConfig(shape=SHAPE), seed=0, num_samples=4)
 
 
-def write_rows(path: Path, indices: list[int], *, finish: bool = False) -> list[int]:
-    """Write some rows of RECIPE; return those that were missing before."""
-    with open_writer(path, RECIPE) as writer:
-        missing = writer.missing
-        for index in indices:
-            writer.write(index, encode_row(fake_volume(sample_rng(0, index), SHAPE)))
-        if finish:
-            writer.finish()
-    return missing
+def append_rows(writer: VolumeWriter, count: int) -> None:
+    """Append the first rows of VOLUMES."""
+    for index in range(count):
+        writer.append(encode_row(fake_volume(sample_rng(0, index), SHAPE)))
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
 
 
 def assert_same_volume(stored: SimulatedVolume, simulated: SimulatedVolume) -> None:
@@ -92,13 +95,12 @@ def test_volumes_come_back_as_they_went_in(
     made: list[SimulatedVolume], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("round") / "trip.h5"
-    recipe = Recipe(VolumeConfig(shape=made[0].image.shape), seed=3, num_samples=len(made))
-    with open_writer(path, recipe) as writer:
-        for index, volume in enumerate(made):
-            writer.write(index, encode_row(volume))
-        writer.finish()
+    volume_set = VolumeSet(VolumeConfig(shape=made[0].image.shape), seed=3, num_samples=len(made))
+    with new_volume_file(path, volume_set) as writer:
+        for volume in made:
+            writer.append(encode_row(volume))
     with VolumeFile(path) as file:
-        assert (len(file), file.recipe) == (len(made), recipe)
+        assert (len(file), file.volume_set) == (len(made), volume_set)
         for index, volume in enumerate(made):
             assert_same_volume(file.read_volume(index), volume)
             np.testing.assert_array_equal(file.read_mask(index), volume.instances > 0)
@@ -124,18 +126,53 @@ def test_parts_equal_the_same_parts_of_the_whole(tmp_path: Path) -> None:
 def test_an_image_that_is_not_one_is_refused(bad: float) -> None:
     volume = fake_volume(np.random.default_rng(0))
     volume.image[3, 4, 5] = bad
-    with pytest.raises(ValueError, match="finite and nowhere negative"):
+    with pytest.raises(UserError, match="finite and nowhere negative"):
         encode_row(volume)
 
 
-def test_a_row_of_another_shape_is_refused(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "a.h5", RECIPE) as writer:
-        with pytest.raises(ValueError, match="does not fit"):
-            writer.write(0, encode_row(fake_volume(np.random.default_rng(0), (32, 32, 40))))
-        with pytest.raises(ValueError, match="does not fit"):
-            writer.write(4, encode_row(fake_volume(np.random.default_rng(0), SHAPE)))
-        with pytest.raises(ValueError, match="4 samples are missing"):
-            writer.finish()
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    other = encode_row(fake_volume(np.random.default_rng(0), (32, 32, 40)))
+    with pytest.raises(ValueError, match="row 1 of shape .* does not fit 4 volumes of"):
+        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+            append_rows(writer, 1)
+            writer.append(other)
+    with pytest.raises(ValueError, match="row 4 of shape .* does not fit"):
+        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+            append_rows(writer, 5)
+    with pytest.raises(ValueError, match="3 of 4 samples were written"):
+        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+            append_rows(writer, 3)
+    assert names(tmp_path) == []
+
+
+def test_simulated_volumes_are_written(tmp_path: Path, tiny_config: VolumeConfig) -> None:
+    write_simulated_file(tmp_path / "a.h5", VolumeSet(tiny_config, 5, 2))
+    with VolumeFile(tmp_path / "a.h5") as file:
+        assert file.volume_set == VolumeSet(tiny_config, 5, 2)
+        assert_same_volume(file.read_volume(1), simulate_volume(tiny_config, sample_rng(5, 1)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (64, 32, 32)])
+def test_no_row_is_larger_than_the_bound(shape: tuple[int, int, int]) -> None:
+    """Not even one whose labels are noise, with a column on every point of the whole sphere."""
+    config = VolumeConfig(shape=shape)
+    rng = np.random.default_rng(0)
+    columns = 10 * 16**2 + 2
+    volume = fake_volume(rng, shape, 1)
+    many = {
+        name: np.zeros((columns, *getattr(volume, name).shape[1:]), getattr(volume, name).dtype)
+        for name in ("entry_points", "e_r", "e_theta", "e_phi", "column_type")
+    }
+    volume = dataclasses.replace(
+        volume,
+        instances=rng.integers(0, 2**16, shape).astype(np.uint16),
+        control_points=np.zeros((4, columns, 3), np.float32),
+        lattice_coordinates=np.zeros((columns, 3), np.int32),
+        lattice_neighbours=np.zeros((3 * columns, 2), np.int32),
+        **many,
+    )
+    size = len(pickle.dumps(encode_row(volume)))
+    assert size < largest_row(config) < 2 * size
 
 
 # --- What plain h5py sees -------------------------------------------------------------------------
@@ -176,133 +213,65 @@ def test_the_usage_in_a_description_works(fake_file: Path) -> None:
         assert eval(usage, {"f": f, "sample": 2}).shape == (4, 7, 3)
 
 
-# --- Interruptions --------------------------------------------------------------------------------
+# --- One file at a time ---------------------------------------------------------------------------
 
 
-def test_the_order_of_writing_leaves_no_trace(tmp_path: Path) -> None:
-    write_rows(tmp_path / "rising.h5", [0, 1, 2, 3], finish=True)
-    write_rows(tmp_path / "mixed.h5", [2, 0, 3, 1], finish=True)
-    assert (tmp_path / "rising.h5").read_bytes() == (tmp_path / "mixed.h5").read_bytes()
+def test_equal_contents_give_equal_bytes(tmp_path: Path, fake_file: Path) -> None:
+    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+        append_rows(writer, 4)
+    assert (tmp_path / "a.h5").read_bytes() == fake_file.read_bytes()
 
 
-def test_an_interrupted_file_is_picked_up(tmp_path: Path, fake_file: Path) -> None:
-    path = tmp_path / "a.h5"
-    write_rows(path, [2])
-    assert not path.exists() and partial_path(path).exists()
-    assert write_rows(path, [3, 0]) == [0, 1, 3]
-    assert write_rows(path, [1], finish=True) == [1]
-    assert path.read_bytes() == fake_file.read_bytes()
-
-
-@pytest.mark.parametrize("torn", [1, 10, 30, 1000])
-def test_a_torn_record_is_written_again(tmp_path: Path, fake_file: Path, torn: int) -> None:
-    path = tmp_path / "a.h5"
-    write_rows(path, [0, 1, 2])
-    journal = tmp_path / "a.h5.rows.partial"
-    journal.write_bytes(journal.read_bytes()[:-torn])
-    assert write_rows(path, [2, 3], finish=True) == [2, 3]
-    assert path.read_bytes() == fake_file.read_bytes()
-
-
-def test_a_damaged_image_is_written_again(tmp_path: Path, fake_file: Path) -> None:
-    path = tmp_path / "a.h5"
-    write_rows(path, [0, 1, 2])
-    with partial_path(path).open("r+b") as file:
-        file.seek(-3 * 2 * 32**3 + 100, 2)  # inside the image of sample 1
-        file.write(b"\xff" * 8)
-    assert write_rows(path, [1, 3], finish=True) == [1, 3]
-    assert path.read_bytes() == fake_file.read_bytes()
-
-
-@pytest.mark.parametrize("killed_in", ["_store_record", "os.replace"])
-def test_a_kill_while_finishing_is_repaired(
-    tmp_path: Path, fake_file: Path, killed_in: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_is_cut_leaves_nothing_and_the_old_file_alone(
+    tmp_path: Path, error: type[BaseException]
 ) -> None:
     path = tmp_path / "a.h5"
+    path.write_text("the old one")
+    with pytest.raises(error), new_volume_file(path, VOLUMES) as writer:
+        append_rows(writer, 2)
+        assert path.read_text() == "the old one"
+        raise error
+    assert names(tmp_path) == ["a.h5"] and path.read_text() == "the old one"
 
-    class Killed(BaseException):
-        pass
 
-    def die(*_: object) -> None:
-        raise Killed
+def test_a_killed_process_leaves_what_the_next_one_replaces(
+    tmp_path: Path, fake_file: Path
+) -> None:
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "from pathlib import Path; from utils.simulation import VolumeConfig;"
+        "from utils.storage import VolumeSet, new_volume_file;"
+        f"volumes = VolumeSet(VolumeConfig(shape={SHAPE}, min_columns=9), 7, 9);"
+        f"file = new_volume_file(Path({str(tmp_path / 'a.h5')!r}), volumes);"
+        f"file.__enter__(); {kill}"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    assert killed.returncode == -9 and len(names(tmp_path)) == 1
+    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+        append_rows(writer, 4)
+    assert names(tmp_path) == ["a.h5"]
+    assert (tmp_path / "a.h5").read_bytes() == fake_file.read_bytes()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(f"utils.storage.writing.{killed_in}", die)
-        with pytest.raises(Killed):
-            write_rows(path, [0, 1, 2, 3], finish=True)
-    with partial_path(path).open("r+b") as file:
-        file.write(b"half rewritten")
-    assert write_rows(path, [], finish=True) == []
+
+def test_two_writers_do_not_meet(tmp_path: Path, fake_file: Path) -> None:
+    path = tmp_path / "a.h5"
+    with new_volume_file(path, VOLUMES) as writer:
+        append_rows(writer, 2)
+        with pytest.raises(UserError, match="a.h5: another process is writing this file"):
+            new_volume_file(path, VOLUMES).__enter__()
+        for index in (2, 3):
+            writer.append(encode_row(fake_volume(sample_rng(0, index), SHAPE)))
     assert path.read_bytes() == fake_file.read_bytes()
 
 
-def test_an_unreadable_journal_starts_anew(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    write_rows(path, [0])
-    (tmp_path / "a.h5.rows.partial").write_bytes(b"nonsense")
-    with open_writer(path, RECIPE) as writer:
-        assert "cannot be read" in writer.restarted_because
-        assert writer.missing == [0, 1, 2, 3]
-
-
-def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    write_rows(path, [0])
-    other = Recipe(VolumeConfig(shape=SHAPE, gain_range=(5, 6)), seed=1, num_samples=4)
-    with pytest.raises(RecipeMismatchError, match="a.h5.partial: .*gain_range.*seed is 0") as error:
-        open_writer(path, other)
-    assert {name for name, _, _ in error.value.differences} == {"gain_range", "seed"}
-    with open_writer(path, other, restart=True) as writer:
-        assert writer.missing == [0, 1, 2, 3]
-
-
-def test_restart_with_the_same_recipe_picks_up(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.h5", [0])
-    with open_writer(tmp_path / "a.h5", RECIPE, restart=True) as writer:
-        assert writer.missing == [1, 2, 3]
-
-
-def test_two_writers_do_not_meet(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "a.h5", RECIPE):
-        with pytest.raises(StorageError, match="another process is writing"):
-            open_writer(tmp_path / "a.h5", RECIPE)
-    with open_writer(tmp_path / "a.h5", RECIPE) as writer:
-        writer.discard()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_writer_that_comes_as_another_ends_does_not_use_its_journal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Opened before the other removed it, locked after: what is written there nobody would find."""
-    lock = fcntl.flock
-
-    def lock_too_late(fd: int, how: int) -> None:
-        (tmp_path / "a.h5.rows.partial").unlink()
-        lock(fd, how)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", lock_too_late)
-        with pytest.raises(StorageError, match="another process"):
-            open_writer(tmp_path / "a.h5", RECIPE)
-    assert list(tmp_path.iterdir()) == []
-    assert write_rows(tmp_path / "a.h5", []) == [0, 1, 2, 3]
-
-
-def test_a_directory_in_the_way_is_seen_before_the_work(tmp_path: Path) -> None:
+def test_a_folder_in_the_way_is_seen_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "a.h5").mkdir()
-    with pytest.raises(StorageError, match="a.h5: a directory, not a file"):
-        open_writer(tmp_path / "a.h5", RECIPE)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.h5"]
-
-
-def test_a_stray_journal_goes_and_a_needed_one_stays(tmp_path: Path) -> None:
-    (tmp_path / "done.h5.rows.partial").write_bytes(b"x")
-    remove_stray_journal(tmp_path / "done.h5")
-    assert list(tmp_path.iterdir()) == []
-    write_rows(tmp_path / "a.h5", [0])
-    remove_stray_journal(tmp_path / "a.h5")
-    assert write_rows(tmp_path / "a.h5", []) == [1, 2, 3]
+    with pytest.raises(UserError, match="a.h5: is a folder"):
+        new_volume_file(tmp_path / "a.h5", VOLUMES).__enter__()
+    with pytest.raises(UserError, match="the folder .*none does not exist"):
+        new_volume_file(tmp_path / "none" / "a.h5", VOLUMES).__enter__()
+    assert names(tmp_path) == ["a.h5"]
 
 
 # --- Full disks -----------------------------------------------------------------------------------
@@ -322,49 +291,67 @@ class FileSizeLimit:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
-def test_no_room_at_the_start_leaves_nothing(tmp_path: Path) -> None:
-    with FileSizeLimit(100_000), pytest.raises(StorageError, match="a.h5: cannot be begun: File"):
-        open_writer(tmp_path / "a.h5", RECIPE)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("system", ["linux", "macos"])
+def test_no_room_is_told_before_the_first_row(
+    tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if system == "macos":
+        monkeypatch.delattr(os, "posix_fallocate")
+    with FileSizeLimit(1_500_000):
+        with pytest.raises(UserError, match=r"a.h5: cannot be written \(File too large\)"):
+            new_volume_file(tmp_path / "a.h5", VOLUMES).__enter__()
+    assert names(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_keeps_what_is_written(tmp_path: Path, fake_file: Path) -> None:
-    path = tmp_path / "a.h5"
-    write_rows(path, [0])
-    with open_writer(path, RECIPE) as writer:
-        row = encode_row(fake_volume(sample_rng(0, 1), SHAPE))
-        with FileSizeLimit(100_000):
-            with pytest.raises(StorageError, match="File too large; 1 of 4 samples are kept"):
-                writer.write(1, row)
-    assert write_rows(path, [1, 2, 3], finish=True) == [1, 2, 3]
-    assert path.read_bytes() == fake_file.read_bytes()
+def test_claiming_room_changes_no_byte(
+    tmp_path: Path, fake_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+        assert (tmp_path / ".a.partial.h5").stat().st_size >= disk_space(VOLUMES)
+        append_rows(writer, 4)
+    assert (tmp_path / "a.h5").read_bytes() == fake_file.read_bytes()
 
 
-def test_a_disk_that_fills_up_at_the_end_keeps_all(tmp_path: Path, fake_file: Path) -> None:
-    path = tmp_path / "a.h5"
-    write_rows(path, [0, 1, 2, 3])
-    with open_writer(path, RECIPE) as writer:
-        with FileSizeLimit(partial_path(path).stat().st_size + 5000):
-            with pytest.raises(StorageError, match="File too large; 4 of 4 samples are kept"):
-                writer.finish()
-    assert not path.exists()
-    assert write_rows(path, [], finish=True) == []
-    assert path.read_bytes() == fake_file.read_bytes()
+def test_a_disk_that_fails_while_writing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Can't write data (file write failed: time = now\n, errno = 5, error message = 'gone')"
+
+    def fail(*_: object) -> None:
+        raise OSError(text)
+
+    with pytest.raises(UserError, match="a.h5: cannot be written: Input/output error"):
+        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+            append_rows(writer, 1)
+            monkeypatch.setattr(VolumeWriter, "_store", fail)
+            append_rows(writer, 1)
+    assert names(tmp_path) == []
+
+
+def test_a_small_disk_is_named_with_what_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(10**10, 0, 10**6)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match="a.h5: about 2 MB are needed, 1 MB are free"):
+        new_volume_file(tmp_path / "a.h5", VOLUMES).__enter__()
+    assert names(tmp_path) == []
 
 
 def test_the_estimate_of_space_is_above_what_is_used(fake_file: Path) -> None:
     used = fake_file.stat().st_size
-    assert used < disk_space(RECIPE) < 2 * used + (1 << 20)
+    assert used < disk_space(VOLUMES) < 2 * used + (1 << 20)
 
 
 # --- Reading broken files -------------------------------------------------------------------------
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="none.h5: no such file"):
+    with pytest.raises(UserError, match="none.h5: no such file"):
         len(VolumeFile(tmp_path / "none.h5"))
     assert not VolumeFile(tmp_path / "none.h5").complete
-    with pytest.raises(StorageError, match="a directory"):
+    with pytest.raises(UserError, match="a directory"):
         len(VolumeFile(tmp_path))
 
 
@@ -372,14 +359,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_truncated_file_is_named(tmp_path: Path, fake_file: Path, kept: int) -> None:
     path = tmp_path / "short.h5"
     path.write_bytes(fake_file.read_bytes()[:kept])
-    with pytest.raises(StorageError, match="short.h5: truncated or not HDF5"):
+    with pytest.raises(UserError, match="short.h5: truncated or not HDF5"):
         VolumeFile(path).read_image(0)
 
 
-def test_a_file_that_is_being_made_is_named(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.h5", [0])
-    with pytest.raises(StorageError, match="a.h5.partial: not complete"):
-        VolumeFile(partial_path(tmp_path / "a.h5")).read_image(0)
+def test_a_file_that_is_not_complete_is_named(tmp_path: Path, fake_file: Path) -> None:
+    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+        assert not writer._file.attrs["complete"]
+        append_rows(writer, 4)
+    path = Path(shutil.copy(fake_file, tmp_path / "begun.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["complete"] = False
+    with pytest.raises(UserError, match="begun.h5: not complete: .* makes it anew"):
+        VolumeFile(path).read_image(0)
 
 
 def test_wrong_keys_are_named(tmp_path: Path, fake_file: Path) -> None:
@@ -387,7 +379,7 @@ def test_wrong_keys_are_named(tmp_path: Path, fake_file: Path) -> None:
     with h5py.File(path, "r+") as file:
         del file["vol_labels"], file["parameters/spacing"], file.attrs["seed"]
     expected = "keys.h5: .*lacks vol_labels, parameters/spacing, attribute seed"
-    with pytest.raises(StorageError, match=expected):
+    with pytest.raises(UserError, match=expected):
         VolumeFile(path).read_image(0)
 
 
@@ -395,21 +387,21 @@ def test_seeds_from_2_to_the_32_are_refused_but_their_old_files_are_read(
     tmp_path: Path, fake_file: Path, tiny_config: VolumeConfig
 ) -> None:
     with pytest.raises(UserError, match="seed 4294967296: must be a whole number"):
-        Recipe(tiny_config, 2**32, 1)
+        VolumeSet(tiny_config, 2**32, 1)
     path = Path(shutil.copy(fake_file, tmp_path / "old.h5"))
     with h5py.File(path, "r+") as file:
         file.attrs["seed"] = 2**32
     with VolumeFile(path) as file:
         assert file.seed == 2**32 and file.read_image(0).any()
-        with pytest.raises(StorageError, match="old.h5: seed 4294967296"):
-            _ = file.recipe
+        with pytest.raises(UserError, match="old.h5: seed 4294967296"):
+            _ = file.volume_set
 
 
 def test_another_format_version_is_named(tmp_path: Path, fake_file: Path) -> None:
     path = Path(shutil.copy(fake_file, tmp_path / "new.h5"))
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 99
-    with pytest.raises(StorageError, match="new.h5: format version 99"):
+    with pytest.raises(UserError, match="new.h5: format version 99"):
         VolumeFile(path).read_image(0)
 
 
@@ -419,7 +411,7 @@ def test_a_configuration_of_another_version_is_named(tmp_path: Path, fake_file: 
         file.attrs["configuration"] = '{"viscosity": 1}'
     with VolumeFile(path) as file:
         assert file.read_image(0).shape == SHAPE
-        with pytest.raises(StorageError, match="old.h5: its configuration"):
+        with pytest.raises(UserError, match="old.h5: its configuration"):
             _ = file.config
 
 
@@ -432,8 +424,31 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, fake_file: Path) -> None:
         raw.seek(chunk.byte_offset)
         raw.write(b"\0" * chunk.size)
     with VolumeFile(path) as file:
-        with pytest.raises(StorageError, match=f"hurt.h5: vol_labels of sample {row} cannot"):
+        with pytest.raises(UserError, match=f"hurt.h5: vol_labels of sample {row} cannot"):
             file.read_mask(row)
+
+
+def test_damaged_tables_are_named(tmp_path: Path, fake_file: Path) -> None:
+    """A byte changed anywhere in a table of HDF5, whose check sums notice it."""
+    whole, damaged = fake_file.read_bytes(), set()
+    heads = [found.start() for found in re.finditer(b"OHDR|OCHK|FRHP|FHDB|GCOL", whole)]
+    for place in heads:
+        path = tmp_path / "hurt.h5"
+        path.write_bytes(whole[: place + 6] + b"\xee" * 4 + whole[place + 10 :])
+        try:
+            with VolumeFile(path) as file:
+                assert file.volume_set == VOLUMES
+                file.read_volume(3)
+        except UserError as error:
+            assert str(error).startswith(f"{path}: ")
+            damaged.add(place)
+    assert len(damaged) > len(heads) / 2
+
+
+def test_a_wrong_call_is_not_called_damage(fake_file: Path) -> None:
+    with VolumeFile(fake_file) as file, pytest.raises(ValueError) as raised:
+        file.read_image(0, (slice(0, 1),) * 9)
+    assert not isinstance(raised.value, UserError)
 
 
 def test_a_row_that_is_not_there_is_an_index_error(fake_file: Path) -> None:

@@ -21,8 +21,8 @@ from models import ModelConfig, build_model
 from train_basic_3dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import SegmentationFake3DDataset
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, VolumeFile, encode_row, open_writer
+from utils.simulation import VolumeConfig
+from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 
 SCRIPT = Path(train_basic_3dunet.__file__)
 REFERENCE_DEFAULTS = {
@@ -79,19 +79,11 @@ OUR_DEFAULTS = {
 }
 
 
-def write_simulated_file(path: Path, config: VolumeConfig, seed: int, num_samples: int) -> None:
-    with open_writer(path, Recipe(config, seed, num_samples)) as writer:
-        for index in writer.missing:
-            volume = simulate_volume(config, sample_rng(seed, index))
-            writer.write(index, encode_row(volume))
-        writer.finish()
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: VolumeConfig) -> Path:
     directory = tmp_path_factory.mktemp("data")
     for name, seed, num_samples in (("train1", 1, 3), ("train2", 2, 3), ("vol_val_set", 9, 2)):
-        write_simulated_file(directory / f"{name}.h5", tiny_config, seed, num_samples)
+        write_simulated_file(directory / f"{name}.h5", VolumeSet(tiny_config, seed, num_samples))
     return directory
 
 

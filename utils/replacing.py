@@ -1,16 +1,15 @@
-"""Files that appear whole, and folders for them: written under a temporary name, then renamed.
-
-The standard library is all that it needs.
-"""
+"""Files that appear whole, and folders for them: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.errors import disk_errors
+from utils.errors import UserError, disk_errors
 
 
 @contextmanager
@@ -22,16 +21,28 @@ def replacing(path: Path) -> Iterator[Path]:
     the block raises, ``path`` stays as it was and the neighbour is removed. Raises UserError that
     names ``path`` for a disk that is full or cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    with disk_errors(path, "written"):
-        try:
-            yield temporary
-            if not temporary.exists():
-                raise RuntimeError(f"nothing was written for {path}")
+    with disk_errors(path, "written"), renaming(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def renaming(path: Path) -> Iterator[Path]:
+    """Do as :func:`replacing`, for a block that does more than write: its errors go on as they are.
+
+    Those of the renaming are UserErrors here too.
+    """
+    temporary = _temporary_name(path)
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise RuntimeError(f"nothing was written for {path}")
+        with disk_errors(path, "written"):
             sync(temporary)
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with disk_errors(path, "written"):
         sync(path.parent)
 
 
@@ -40,6 +51,41 @@ def make_folder(folder: Path) -> Path:
     with disk_errors(folder, "made"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Keep other processes from replacing ``path`` within the block, if they ask here too.
+
+    Raises UserError if another one is at it. The lock, on the temporary file, ends with the process
+    and those that it forks within the block; what a killed one left does not matter.
+    """
+    temporary = _temporary_name(path)
+    with disk_errors(path, "written"):
+        file = temporary.open("ab")  # creates, and leaves alone what another process writes
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another process is writing this file") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise  # those are of file systems without locks
+        if not _has_name(file.fileno(), temporary):
+            raise UserError(f"{path}: another process was writing this file just now; try again")
+        yield
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.partial{path.suffix}")
+
+
+def _has_name(descriptor: int, path: Path) -> bool:
+    """Return whether ``path`` names an open file, which another process may have renamed."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sync(path: Path) -> None:

@@ -29,7 +29,7 @@ from utils.data.images import Fake2DDataset, heat_map
 from utils.errors import UserError
 from utils.simulation import GeometryError
 from utils.simulation.image import ImageConfig
-from utils.storage import RecipeMismatchError, StorageError
+from utils.storage import OtherParametersError
 
 EXPECTED_HASH = "7653f0e1d811fb22"
 """Of the first two items of seed 111, with the pinned versions."""
@@ -156,7 +156,7 @@ def test_a_fresh_seed_is_kept_in_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_another_file_is_refused(file: Path, asked: dict, difference: str) -> None:
-    with pytest.raises(RecipeMismatchError, match=f"images.h5: other parameters: .*{difference}"):
+    with pytest.raises(OtherParametersError, match=f"images.h5: other parameters: .*{difference}"):
         SegmentationFake2DDataset(**{"L": 6, "seed": 0, "h5path": file, **asked})
 
 
@@ -171,11 +171,11 @@ def test_a_file_of_another_version_is_read_with_a_note_and_not_continued(
     with pytest.warns(UserWarning, match="old.h5 was made by version 0.1 .* is read as it is"):
         loaded = SegmentationFake2DDataset(L=6, seed=0, h5path=old)
     assert same(loaded, dataset, 6)
-    with pytest.raises(StorageError, match="old.h5: version 0.1 .* cannot simulate"):
+    with pytest.raises(UserError, match="old.h5: version 0.1 .* cannot simulate"):
         loaded.get_image(0)
     with (
         pytest.warns(UserWarning, match="version 0.1"),
-        pytest.raises(RecipeMismatchError, match="L .number of samples. is 6, asked for 7"),
+        pytest.raises(OtherParametersError, match="L .number of samples. is 6, asked for 7"),
     ):
         SegmentationFake2DDataset(L=7, seed=0, h5path=old)
     assert old.read_bytes() == before
@@ -203,7 +203,7 @@ def broken_files(folder: Path, good: Path) -> dict[str, Path]:
 
 def test_files_that_cannot_be_loaded_or_made(file: Path, tmp_path: Path) -> None:
     for message, path in broken_files(tmp_path, file).items():
-        with pytest.raises(StorageError, match=message):
+        with pytest.raises(UserError, match=message):
             SegmentationFake2DDataset(L=1, seed=0, h5path=path)
     assert not (tmp_path / "nowhere").exists()
 

@@ -14,7 +14,7 @@ from utils.data import OnTheFly3DDataset, PercentileNormalizer, SegmentationFake
 from utils.data.simulated import BUFFERED_VOLUMES, PatchBuffer, PatchMixer, RateMeter, Share
 from utils.simulation.geometry import GeometryError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, encode_row, open_writer
+from utils.storage import VolumeSet, encode_row, new_volume_file
 from utils.training.experiment import Experiment, record_exit
 from utils.training.losses import measure_foreground
 
@@ -68,9 +68,8 @@ def test_a_whole_volume_is_what_a_file_would_give(
         data = make(tiny_config, patch_size=32, patches_per_volume=1, normalizer=normalizer)
         data.set_epoch(3)
         path = tmp_path / f"{normalizer.low_percent}.h5"
-        with open_writer(path, Recipe(tiny_config, 0, 1)) as writer:
-            writer.write(0, encode_row(data.get_volume(2)))
-            writer.finish()
+        with new_volume_file(path, VolumeSet(tiny_config, 0, 1)) as writer:
+            writer.append(encode_row(data.get_volume(2)))
         stored = SegmentationFake3DDataset(path, patch_size=32, normalizer=normalizer)
         for ours, theirs in zip(data[2], stored[0], strict=True):
             assert torch.equal(ours, theirs)

@@ -14,8 +14,9 @@ from conftest import fake_volume, write_fake_file
 from torch.utils.data import DataLoader
 
 from utils.data import PercentileNormalizer, SegmentationFake3DDataset
-from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, StorageError, VolumeFile, encode_row, open_writer
+from utils.errors import UserError
+from utils.simulation.volume import VolumeConfig, sample_rng
+from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 
 
 def items(dataset: SegmentationFake3DDataset) -> list[np.ndarray]:
@@ -168,10 +169,7 @@ def test_a_sparse_volume_gives_its_densest_patch(fake_file: Path) -> None:
 
 def test_real_volumes_make_patches(tmp_path: Path, tiny_config: VolumeConfig) -> None:
     path = tmp_path / "real.h5"
-    with open_writer(path, Recipe(tiny_config, 0, 2)) as writer:
-        for index in writer.missing:
-            writer.write(index, encode_row(simulate_volume(tiny_config, sample_rng(0, index))))
-        writer.finish()
+    write_simulated_file(path, VolumeSet(tiny_config, 0, 2))
     dataset = SegmentationFake3DDataset(path, patch_size=16)
     for k in range(2):
         image, mask = dataset[k]
@@ -183,7 +181,7 @@ def test_real_volumes_make_patches(tmp_path: Path, tiny_config: VolumeConfig) ->
 
 
 def test_a_missing_file_is_named_at_once(tmp_path: Path, fake_file: Path) -> None:
-    with pytest.raises(StorageError, match="none.h5: no such file"):
+    with pytest.raises(UserError, match="none.h5: no such file"):
         SegmentationFake3DDataset([fake_file, tmp_path / "none.h5"], patch_size=16)
 
 
@@ -196,21 +194,19 @@ def test_wrong_keys_are_named(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["vol_data"] = np.zeros((2, 8, 8, 8))
     few = r"other.h5: .*lacks vol_labels, \S+, \S+ and \d+ more$"
-    with pytest.raises(StorageError, match=few):
+    with pytest.raises(UserError, match=few):
         SegmentationFake3DDataset(tmp_path / "other.h5", patch_size=4)
 
 
 def test_a_truncated_file_is_named(tmp_path: Path, fake_file: Path) -> None:
     (tmp_path / "short.h5").write_bytes(fake_file.read_bytes()[:-1000])
-    with pytest.raises(StorageError, match="short.h5: truncated"):
+    with pytest.raises(UserError, match="short.h5: truncated"):
         SegmentationFake3DDataset(tmp_path / "short.h5", patch_size=16)
 
 
 def test_other_voxel_numbers_are_named(tmp_path: Path, fake_file: Path) -> None:
     other = write_fake_file(tmp_path / "flat.h5", shape=(32, 32, 16), num_samples=1)
-    with pytest.raises(
-        StorageError, match=r"flat.h5: volumes of \(32, 32, 16\) voxels, but .*fake"
-    ):
+    with pytest.raises(UserError, match=r"flat.h5: volumes of \(32, 32, 16\) voxels, but .*fake"):
         SegmentationFake3DDataset([fake_file, other], patch_size=16)
 
 

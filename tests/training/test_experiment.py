@@ -22,7 +22,6 @@ from torch._utils import ExceptionWrapper
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
 from utils.provenance import git_revision
-from utils.storage import StorageError
 from utils.training import experiment as module
 from utils.training.experiment import Examples, Experiment, TrainingError, announce, record_exit
 
@@ -241,7 +240,7 @@ def raising_in_a_loader(error: Exception) -> Callable[[], str]:
     return run
 
 
-UNREADABLE = StorageError("a.h5: vol_data of sample 3 cannot be read: Input/output error")
+UNREADABLE = UserError("a.h5: vol_data of sample 3 cannot be read: Input/output error")
 DEAD_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
 
 
@@ -254,8 +253,8 @@ DEAD_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Termi
         (raising(MemoryError()), 1, "lower --batch_size", False),
         (raising(RuntimeError("x: you can't allocate memory: y")), 1, "lower --batch_size", False),
         (raising(DEAD_WORKER), 1, "loader process died; try --num_workers 0", False),
-        (raising(UNREADABLE), 1, f"StorageError: {UNREADABLE}", False),
-        (raising_in_a_loader(UNREADABLE), 1, f"StorageError: {UNREADABLE}", False),
+        (raising(UNREADABLE), 1, f"UserError: {UNREADABLE}", False),
+        (raising_in_a_loader(UNREADABLE), 1, f"UserError: {UNREADABLE}", False),
         (raising_in_a_loader(RuntimeError("a bug")), 1, "RuntimeError: a bug", True),
         (raising(KeyError("a bug")), 1, "KeyError: 'a bug'", True),
         (raising(KeyboardInterrupt()), 130, "interrupted", False),

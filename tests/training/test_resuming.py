@@ -18,8 +18,8 @@ from conftest import write_fake_file
 import train_basic_3dunet
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
-from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import Recipe, encode_row, open_writer
+from utils.simulation.volume import VolumeConfig
+from utils.storage import VolumeSet, write_simulated_file
 from utils.training.experiment import Experiment
 from utils.training.resuming import (
     MAY_CHANGE,
@@ -135,10 +135,7 @@ def test_killed_and_resumed_on_the_fly_equals_straight_to_the_bit(
     tmp_path: Path, tiny_config: VolumeConfig
 ) -> None:
     """Volumes are simulated anew after each kill, whichever processes do it."""
-    with open_writer(tmp_path / "valid.h5", Recipe(tiny_config, 5, 2)) as writer:
-        for index in writer.missing:
-            writer.write(index, encode_row(simulate_volume(tiny_config, sample_rng(5, index))))
-        writer.finish()
+    write_simulated_file(tmp_path / "valid.h5", VolumeSet(tiny_config, 5, 2))
     more = ["--on_the_fly", "--patches_per_volume", "2", "--patches_per_epoch", "7"]
     more += ["--epochs", "3", "--augment", "full", "--deterministic"]
     straight = flags_of(tmp_path, tmp_path, "straight") + more

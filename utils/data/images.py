@@ -25,13 +25,13 @@ from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.simulation.image import ImageConfig, SimulatedImage, image_rng, simulate_image
 from utils.simulation.streams import check_seed
-from utils.storage import StorageError, version_note
+from utils.storage import version_note
 from utils.storage.images import (
-    ImageRecipe,
+    ImageSamples,
     ImageSet,
     new_image_file,
-    read_image_recipe,
     read_image_set,
+    read_images,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
         Raises:
             UserError: a number out of range.
             TypeError: a parameter that the generator does not have.
-            StorageError: a file that cannot be made or loaded, or that holds other parameters or
+            UserError: a file that cannot be made or loaded, or that holds other parameters or
                 another seed; the message names the file and the difference.
             GeometryError: no placement is labelled enough within ``max_tries``.
         """
@@ -105,12 +105,12 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
         self.h5path = None if h5path is None else Path(h5path)
         self.normalizer = PercentileNormalizer()
         if self.h5path is not None and self.h5path.is_file():
-            self._recipe, self._samples = _load(self.h5path, self.config, seed, L)
+            self._image_set, self._samples = _load(self.h5path, self.config, seed, L)
         else:
             fresh = secrets.randbits(32) if seed is None else seed
-            self._recipe = ImageRecipe(self.config, fresh, int(L))
-            self._samples = _simulate(self._recipe, self.h5path, self.normalizer, progress)
-        self.seed = self._recipe.seed
+            self._image_set = ImageSet(self.config, fresh, int(L))
+            self._samples = _simulate(self._image_set, self.h5path, self.normalizer, progress)
+        self.seed = self._image_set.seed
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -131,11 +131,12 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
     def get_image(self, index: int) -> SimulatedImage:
         """Return a sample simulated once more: raw counts, instances, geometry and parameters.
 
-        Raises StorageError for one that was loaded from a file of another version.
+        Raises UserError for one that was loaded from a file of another version.
         """
-        if version_note(self.h5path or Path(), self._recipe.program_version):
-            raise StorageError(
-                f"{self.h5path}: version {self._recipe.program_version} of the simulation made it, "
+        version = self._image_set.program_version
+        if version_note(self.h5path or Path(), version):
+            raise UserError(
+                f"{self.h5path}: version {version} of the simulation made it, "
                 "this one cannot simulate its samples again; make the file anew"
             )
         return simulate_image(self.config, image_rng(self.seed, self._checked(index)))
@@ -285,31 +286,31 @@ def _make_config(parameters: dict[str, Any]) -> ImageConfig:
 
 def _load(
     path: Path, config: ImageConfig, seed: int | None, count: int
-) -> tuple[ImageRecipe, ImageSet]:
-    """Return recipe and the first ``count`` samples of a file that holds what is asked for."""
-    found = read_image_recipe(path)
+) -> tuple[ImageSet, ImageSamples]:
+    """Return what a file holds and its first ``count`` samples, if that serves who asks."""
+    found = read_image_set(path)
     if note := version_note(path, found.program_version):
         warnings.warn(note, stacklevel=4)
-    asked = ImageRecipe(config, found.seed if seed is None else seed, int(count))
+    asked = ImageSet(config, found.seed if seed is None else seed, int(count))
     found.check_serves(path, asked)
-    return found, read_image_set(path, count)
+    return found, read_images(path, count)
 
 
 def _simulate(
-    recipe: ImageRecipe, path: Path | None, normalizer: PercentileNormalizer, progress: bool
-) -> ImageSet:
+    image_set: ImageSet, path: Path | None, normalizer: PercentileNormalizer, progress: bool
+) -> ImageSamples:
     """Simulate all samples, into the file ``path`` too unless it is None."""
-    samples = ImageSet.empty(recipe.num_samples, recipe.config.shape)
-    with nullcontext() if path is None else new_image_file(path, recipe) as file:
+    samples = ImageSamples.empty(image_set.num_samples, image_set.config.shape)
+    with nullcontext() if path is None else new_image_file(path, image_set) as file:
         # None: a bar on a terminal only
         bar = tqdm(
-            range(recipe.num_samples),
+            range(image_set.num_samples),
             "Simulating",
             unit="image",
             disable=None if progress else True,
         )
         for i in bar:
-            sample = simulate_image(recipe.config, image_rng(recipe.seed, i))
+            sample = simulate_image(image_set.config, image_rng(image_set.seed, i))
             samples.images[i] = normalizer.apply(sample.image, *normalizer.fit(sample.image))
             samples.masks[i] = sample.mask
             samples.centres[i] = sample.centres

@@ -22,7 +22,7 @@ from utils.data.patches import choose_patch
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import SimulatedVolume
-from utils.storage import StorageError, VolumeFile, version_note
+from utils.storage import VolumeFile, version_note
 
 FilePath = str | os.PathLike[str]
 
@@ -36,8 +36,8 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     where that is another number, the samples come in seeded random orders, one after the other
     across epochs, so that all are used evenly. ``fixed`` gives the patches of epoch 0 always.
 
-    Raises StorageError, naming the file, if one is missing, broken, or of other voxel numbers than
-    the first, and UserError if the patch is larger than the volumes or a number is out of range.
+    Raises UserError, naming the file, if one is missing, broken, or of other voxel numbers than the
+    first, if the patch is larger than the volumes or a number is out of range.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ def _check_files(files: list[VolumeFile]) -> tuple[tuple[int, int, int], list[in
         if note:
             warnings.warn(note, stacklevel=3)
         if shapes[-1] != shapes[0]:
-            raise StorageError(
+            raise UserError(
                 f"{file.path}: volumes of {shapes[-1]} voxels, but {files[0].path} has {shapes[0]}"
             )
     return shapes[0], list(accumulate(lengths))

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.storage import StorageError
 
 MICROMETRES = {
     **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "microns"), 1.0),
@@ -162,8 +161,6 @@ def reading(path: Path) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except StorageError as error:
-        raise UserError(str(error)) from error
     except PermissionError as error:
         raise UserError(f"{path}: may not be read ({error.strerror})") from error
     except Exception as error:

@@ -1,19 +1,19 @@
-"""What the readers and writers of the file raise: one line that names the file."""
+"""What the readers and writers of the files say: one line that names the file."""
 
 from __future__ import annotations
 
-import errno
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
-class StorageError(ValueError):
-    """A file cannot be read or written; the message names it and says what to do."""
+from utils.errors import UserError
 
 
-class RecipeMismatchError(StorageError):
-    """A file holds, or was begun with, other parameters; ``differences`` lists them."""
+class OtherParametersError(UserError):
+    """A file holds samples of other parameters; ``differences`` lists (name, there, asked for)."""
 
     def __init__(self, path: Path, differences: list[tuple[str, Any, Any]]) -> None:
         self.path = path
@@ -22,11 +22,16 @@ class RecipeMismatchError(StorageError):
         super().__init__(f"{path}: other parameters: {text}")
 
 
-def reason(error: Exception) -> str:
-    """Return one short line of what an OSError or an error of the HDF5 library says."""
-    if isinstance(error, OSError) and error.errno:  # h5py's own text has many lines
-        return os.strerror(error.errno)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-        if f"errno = {number}," in str(error):
-            return os.strerror(number)
-    return " ".join(str(error).split())
+@contextmanager
+def hdf5_errors(path: Path, what: str = "cannot be read") -> Iterator[None]:
+    """Turn what h5py raises in the block, which holds its call alone, into a UserError."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError) as error:  # KeyError: a damaged table of names
+        raise UserError(f"{path}: {what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return one short line of what the HDF5 library says in many."""
+    number = re.search(r"\berrno (?:= )?(\d+)", str(error), re.IGNORECASE)
+    return os.strerror(int(number[1])) if number else " ".join(str(error).split())

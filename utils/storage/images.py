@@ -1,13 +1,14 @@
 """The HDF5 file of simulated images: its layout, how it is written in one go, and how it is read.
 
-Plain h5py opens the file without plugins. Axis order
-is (x, y). Images are kept scaled to 0..1, as data sets give them; ``image_rng(seed, i)`` and the
-configuration among the attributes make sample i again with its raw counts and all parameters.
+Plain h5py opens the file without plugins. Axis order is (x, y). Images are kept scaled to 0..1, as
+data sets give them; ``image_rng(seed, i)`` and the configuration among the attributes make sample i
+again with its raw counts and all parameters.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from utils.replacing import replacing
+from utils.errors import UserError
 from utils.simulation.image import ImageConfig
-from utils.storage.errors import RecipeMismatchError, StorageError, reason
+from utils.storage.errors import OtherParametersError, hdf5_errors
 from utils.storage.layout import GZIP_LEVEL, PROGRAM_VERSION
 from utils.storage.reading import open_checked
-from utils.storage.recipe import differing
+from utils.storage.volume_set import differing
+from utils.storage.writing import new_hdf5_file
 
 IMAGE_FORMAT_VERSION = 1
 """Raised when a reader of the previous layout would fail or misread."""
@@ -37,7 +39,7 @@ _ATTRIBUTES = ("format_version", "program_version", "configuration", "seed", "nu
 
 
 @dataclass(frozen=True)
-class ImageRecipe:
+class ImageSet:
     """All that decides a file's contents: sample i is simulated with ``image_rng(seed, i)``."""
 
     config: ImageConfig
@@ -45,8 +47,8 @@ class ImageRecipe:
     num_samples: int
     program_version: str = PROGRAM_VERSION
 
-    def check_serves(self, path: Path, asked: ImageRecipe) -> None:
-        """Raise RecipeMismatchError unless a file of this recipe holds all samples ``asked`` for.
+    def check_serves(self, path: Path, asked: ImageSet) -> None:
+        """Raise OtherParametersError unless a file of this set holds all samples ``asked`` for.
 
         It may hold more: sample i does not depend on how many there are. A file of another version
         serves too: it holds other samples of the same parameters, and is never added to.
@@ -55,7 +57,7 @@ class ImageRecipe:
         if self.num_samples < asked.num_samples:
             differences.append(("L (number of samples)", self.num_samples, asked.num_samples))
         if differences:
-            raise RecipeMismatchError(path, differences)
+            raise OtherParametersError(path, differences)
 
     def _identity(self) -> dict[str, Any]:
         """Return all that decides what sample i is, but for the program's version."""
@@ -63,7 +65,7 @@ class ImageRecipe:
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSamples:
     """L samples in memory."""
 
     images: np.ndarray
@@ -74,74 +76,59 @@ class ImageSet:
     """L arrays (n, 2) float32 in pixels, inside the image."""
 
     @classmethod
-    def empty(cls, count: int, shape: tuple[int, int]) -> ImageSet:
+    def empty(cls, count: int, shape: tuple[int, int]) -> ImageSamples:
         """Return room for ``count`` samples of ``shape``."""
         images, masks = np.zeros((count, *shape), np.float32), np.zeros((count, *shape), np.uint8)
         return cls(images, masks, [np.zeros((0, 2), np.float32)] * count)
 
 
 @contextmanager
-def new_image_file(path: Path, recipe: ImageRecipe) -> Iterator[ImageSetWriter]:
+def new_image_file(path: Path, image_set: ImageSet) -> Iterator[ImageWriter]:
     """Lay out ``path`` under a temporary name; it gets its own when the block ends without error.
 
-    Otherwise nothing is left. Raises StorageError, naming the file, if that cannot be done.
+    Otherwise nothing is left. Raises UserError, naming the file, if that cannot be done.
     """
-    _check_place(path)
-    try:
-        with replacing(path) as temporary:
-            temporary.touch()  # the system says what is wrong more clearly than HDF5
-            with h5py.File(temporary, "w") as file:
-                _create_tables(file, recipe)
-                yield ImageSetWriter(file)
-    except (OSError, RuntimeError) as error:  # h5py raises either
-        raise StorageError(f"{path}: cannot be written: {reason(error)}") from error
+    pixels = math.prod(image_set.config.shape)
+    room = image_set.num_samples * (5 * pixels + (1 << 12)) + (1 << 20)
+    with new_hdf5_file(path, lambda file: _lay_out(file, image_set), room) as file:
+        yield ImageWriter(path, file)
 
 
-class ImageSetWriter:
+class ImageWriter:
     """Puts samples into a file that :func:`new_image_file` laid out."""
 
-    def __init__(self, file: h5py.File) -> None:
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self._path = path
         self._file = file
 
     def write(self, index: int, image: np.ndarray, mask: np.ndarray, centres: np.ndarray) -> None:
         """Write image (X, Y) float32, mask (X, Y) uint8 and centres (n, 2) float32 of a sample."""
-        self._file["image_data"][index] = image
-        self._file["image_labels"][index] = mask
-        self._file["points"][index] = centres.ravel()
+        with hdf5_errors(self._path, "cannot be written"):
+            self._file["image_data"][index] = image
+            self._file["image_labels"][index] = mask
+            self._file["points"][index] = centres.ravel()
 
 
-def read_image_recipe(path: Path) -> ImageRecipe:
-    """Return what a file was made from; StorageError, naming it, if it is not of this layout."""
+def read_image_set(path: Path) -> ImageSet:
+    """Return what a file was made from; UserError, naming it, if it is not of this layout."""
     with open_checked(path, _layout_problem) as file:
-        return _recipe(path, file)
+        return _image_set(path, file)
 
 
-def read_image_set(path: Path, count: int) -> ImageSet:
-    """Return the first ``count`` samples of a file; StorageError, naming it, if it cannot be."""
-    with open_checked(path, _layout_problem) as file:
-        try:
-            centres = [flat.reshape(-1, 2) for flat in file["points"][:count]]
-            return ImageSet(file["image_data"][:count], file["image_labels"][:count], centres)
-        except (OSError, RuntimeError) as error:
-            raise StorageError(f"{path}: cannot be read: {reason(error)}") from error
+def read_images(path: Path, count: int) -> ImageSamples:
+    """Return the first ``count`` samples of a file; UserError, naming it, if it cannot be."""
+    with open_checked(path, _layout_problem) as file, hdf5_errors(path):
+        centres = [flat.reshape(-1, 2) for flat in file["points"][:count]]
+        return ImageSamples(file["image_data"][:count], file["image_labels"][:count], centres)
 
 
-def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise StorageError(
-            f"{path}: is a folder; give the name of a file, such as {path}/images.h5"
-        )
-    if not path.parent.is_dir():
-        raise StorageError(f"{path}: the folder {path.parent} does not exist; make it first")
-
-
-def _create_tables(file: h5py.File, recipe: ImageRecipe) -> None:
-    count, shape = recipe.num_samples, recipe.config.shape
+def _lay_out(file: h5py.File, image_set: ImageSet) -> None:
+    count, shape = image_set.num_samples, image_set.config.shape
     file.attrs["description"] = "Simulated images of the fly's optic lobe with exact labels."
     file.attrs["format_version"] = IMAGE_FORMAT_VERSION
-    file.attrs["program_version"] = recipe.program_version
-    file.attrs["configuration"] = json.dumps(recipe.config.to_dict())
-    file.attrs["seed"] = recipe.seed
+    file.attrs["program_version"] = image_set.program_version
+    file.attrs["configuration"] = json.dumps(image_set.config.to_dict())
+    file.attrs["seed"] = image_set.seed
     file.attrs["num_samples"] = count
     file.create_dataset("image_data", (count, *shape), "<f4", chunks=(1, *shape))
     file.create_dataset(
@@ -171,11 +158,11 @@ def _layout_problem(file: h5py.File) -> str:
     return ""
 
 
-def _recipe(path: Path, file: h5py.File) -> ImageRecipe:
+def _image_set(path: Path, file: h5py.File) -> ImageSet:
     attributes: dict[str, Any] = dict(file.attrs)
     try:
         config = ImageConfig.from_dict(json.loads(attributes["configuration"]))
     except (TypeError, ValueError) as error:
-        raise StorageError(f"{path}: its configuration is not one of images: {error}") from error
+        raise UserError(f"{path}: its configuration is not one of images: {error}") from error
     seed, count = int(attributes["seed"]), int(attributes["num_samples"])
-    return ImageRecipe(config, seed, count, str(attributes["program_version"]))
+    return ImageSet(config, seed, count, str(attributes["program_version"]))

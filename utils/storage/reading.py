@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -15,7 +14,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, VolumeParameters
-from utils.storage.errors import StorageError, reason
+from utils.storage.errors import hdf5_errors
 from utils.storage.layout import (
     FORMAT_VERSION,
     LAYOUT,
@@ -24,13 +23,13 @@ from utils.storage.layout import (
     VOXELS,
     parameter_layout,
 )
-from utils.storage.recipe import Recipe
+from utils.storage.volume_set import VolumeSet
 
 
 class VolumeFile:
     """A complete file of simulated volumes, opened at the first use, in each process anew.
 
-    Every access raises StorageError, naming the file, if it is missing, truncated, not complete or
+    Every access raises UserError, naming the file, if it is missing, truncated, not complete or
     not of this layout. Can be pickled and used as a context manager.
     """
 
@@ -52,10 +51,11 @@ class VolumeFile:
     @property
     def config(self) -> VolumeConfig:
         """The configuration that all samples were drawn from."""
+        text = self._attribute("configuration")
         try:
-            return VolumeConfig.from_dict(json.loads(self._attribute("configuration")))
+            return VolumeConfig.from_dict(json.loads(text))
         except (TypeError, ValueError) as error:
-            raise StorageError(
+            raise UserError(
                 f"{self.path}: its configuration is not one of this program's version "
                 f"{PROGRAM_VERSION}, the file's is {self.program_version}: {error}"
             ) from error
@@ -71,19 +71,20 @@ class VolumeFile:
         return str(self._attribute("program_version"))
 
     @property
-    def recipe(self) -> Recipe:
+    def volume_set(self) -> VolumeSet:
         """All that is needed to make this file again."""
+        config, seed, count = self.config, self.seed, len(self)
         try:
-            return Recipe(self.config, self.seed, len(self))
+            return VolumeSet(config, seed, count)
         except UserError as error:
-            raise StorageError(f"{self.path}: {error}") from error
+            raise UserError(f"{self.path}: {error}") from error
 
     @property
     def complete(self) -> bool:
         """Whether this is a file of this layout with all its samples; never raises for others."""
         try:
             self._open()
-        except StorageError:
+        except UserError:
             return False
         return True
 
@@ -138,12 +139,7 @@ class VolumeFile:
         """Return itself; leaving the block closes."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 
@@ -162,44 +158,45 @@ class VolumeFile:
         """Return a dataset, looked up once: that takes as long as reading a small one."""
         file = self._open()
         if name not in self._datasets:
-            self._datasets[name] = file[name]
+            with hdf5_errors(self.path):
+                self._datasets[name] = file[name]
         return self._datasets[name]
 
     def _attribute(self, name: str) -> Any:
-        return self._open().attrs[name]
+        file = self._open()
+        with hdf5_errors(self.path):
+            return file.attrs[name]
 
     def _read(self, name: str, index: int, slices: tuple[slice, ...] | None = None) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: sample {index} is outside 0..{len(self) - 1}")
-        try:
+        with hdf5_errors(self.path, f"{name} of sample {index} cannot be read"):
             return self._dataset(name)[(index, *(slices or ()))]
-        except (OSError, RuntimeError) as error:
-            raise StorageError(
-                f"{self.path}: {name} of sample {index} cannot be read: {reason(error)}"
-            ) from error
 
 
 def open_checked(path: Path, find_problem: Callable[[h5py.File], str]) -> h5py.File:
-    """Open a file in which ``find_problem`` finds none; its words for one become a StorageError."""
+    """Open a file in which ``find_problem`` finds none; its words for one become a UserError."""
     if path.is_dir():
-        raise StorageError(f"{path}: a directory, not a file")
+        raise UserError(f"{path}: a directory, not a file")
     if not path.exists():
-        raise StorageError(f"{path}: no such file; generate_3d_data.py makes one")
-    try:
+        raise UserError(f"{path}: no such file; generate_3d_data.py makes one")
+    with hdf5_errors(path, "truncated or not HDF5"):
         file = h5py.File(path, "r")
-    except OSError as error:
-        raise StorageError(f"{path}: truncated or not HDF5: {reason(error)}") from error
-    problem = find_problem(file)
-    if problem:
+    try:
+        with hdf5_errors(path, "damaged"):
+            problem = find_problem(file)
+        if problem:
+            raise UserError(f"{path}: {problem}")
+    except BaseException:
         file.close()
-        raise StorageError(f"{path}: {problem}")
+        raise
     return file
 
 
 def _layout_problem(file: h5py.File) -> str:
     """Return what keeps a file from being read here; empty if nothing does."""
     if not file.attrs.get("complete", True):
-        return "not complete; the command that began it picks up where it stopped"
+        return "not complete: the command that began it makes it anew"
     attributes = ("format_version", "program_version", "configuration", "seed", "complete")
     names = [*LAYOUT, *("parameters/" + name for name in parameter_layout())]
     missing = [name for name in names if name not in file]

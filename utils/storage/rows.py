@@ -1,60 +1,72 @@
-"""One sample as bytes, made in the process that simulates it.
+"""One sample in the form in which it is stored, made in the process that simulates it.
 
-Compressing there leaves the one process that writes nothing to do but to put bytes in their places.
+Compressing there leaves the one process that writes little to do.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from utils.simulation.volume import SimulatedVolume
-from utils.storage.layout import GZIP_LEVEL, RAGGED, parameter_layout, split_chunks
+from utils.errors import UserError
+from utils.simulation.volume import SimulatedVolume, VolumeConfig
+from utils.storage.layout import GZIP_LEVEL, RAGGED, parameter_layout, row_bytes, split_chunks
 
 _LARGEST_FLOAT16 = np.float32(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One sample as bytes that the writing process only has to put in their places."""
+    """One sample, rounded and compressed."""
 
-    image: bytes | memoryview
-    """float16, chunk after chunk, each of the full chunk shape."""
-    record: bytes | memoryview
-    """Everything else, an npz archive."""
+    image: np.ndarray
+    """(X, Y, Z) float16."""
+    chunks: dict[str, list[bytes]]
+    """Of each dataset of labels the compressed chunks; empty bytes where all voxels are zero."""
+    values: dict[str, np.ndarray]
+    """What goes into the row of each other dataset."""
 
 
 def encode_row(volume: SimulatedVolume) -> EncodedRow:
-    """Round the image to float16, compress the labels, and pack the rest.
+    """Round the image to float16, compress the labels, and flatten the rest.
 
     Pure; meant for the worker. Intensities above 65504, the largest float16, are set to it. Raises
-    ValueError if the image is negative or not finite anywhere.
+    UserError if the image is negative or not finite anywhere.
     """
     image, percentiles = stored_image(volume.image)
-    image_bytes = split_chunks(image).tobytes()
-    record: dict[str, np.ndarray] = {
-        "image_crc": np.array(zlib.crc32(image_bytes), np.uint32),
-        "vol_percentiles": percentiles,
-    }
     instances = split_chunks(np.asarray(volume.instances, "<u2"))
-    for name, chunks in (("vol_labels", instances > 0), ("vol_instances", instances)):
-        record[name], record[name + "_sizes"] = _compress_chunks(chunks)
+    chunks = {
+        "vol_labels": _compress_chunks(instances > 0),
+        "vol_instances": _compress_chunks(instances),
+    }
+    values = {"vol_percentiles": percentiles}
     for name, part in RAGGED.items():
-        record[name] = np.asarray(getattr(volume, name), part.dtype).ravel()
+        values[name] = np.asarray(getattr(volume, name), part.dtype).ravel()
     for name, (dtype, shape) in parameter_layout().items():
         value = np.asarray(getattr(volume.parameters, name), dtype)
-        record["parameters/" + name] = value.reshape(shape)
-    return EncodedRow(image_bytes, pack(record))
+        values["parameters/" + name] = value.reshape(shape)
+    return EncodedRow(image, chunks, values)
+
+
+def largest_row(config: VolumeConfig) -> int:
+    """Return an upper bound of the bytes of a pickled row, however badly its labels compress."""
+    voxels = row_bytes(config.shape) // 2
+    columns = min(10 * (config.lattice_intervals[1] + 1) ** 2 + 2, 1 << 16)  # on the whole sphere
+    per_column = sum(
+        np.dtype(part.dtype).itemsize * abs(math.prod(part.shape)) for part in RAGGED.values()
+    )
+    more_neighbours = 2 * 8  # a column has up to three pairs to itself, not one
+    # 2 bytes of the image, 1 and 2 of the labels, to which zlib adds less than a hundredth
+    return int(5.03 * voxels) + columns * (per_column + more_neighbours) + (1 << 16)
 
 
 def stored_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return an image as the file holds it, float16, and its 1st and 99th percentile there.
 
-    The percentiles are (2,) float32. Raises ValueError if the image is negative or not finite.
+    The percentiles are (2,) float32. Raises UserError if the image is negative or not finite.
     """
     rounded = _to_float16(image)
     return rounded, _percentiles(rounded)
@@ -62,7 +74,7 @@ def stored_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _to_float16(image: np.ndarray) -> np.ndarray:
     if not image.min() >= 0 or not image.max() < np.inf:
-        raise ValueError("an image must be finite and nowhere negative")
+        raise UserError("an image must be finite and nowhere negative; use milder parameters")
     return np.minimum(image, _LARGEST_FLOAT16).astype("<f2")
 
 
@@ -82,20 +94,5 @@ def _percentiles(image: np.ndarray) -> np.ndarray:
     return (low + (high - low) * (position - below)).astype("<f4")
 
 
-def _compress_chunks(chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return all compressed chunks on end, uint8, and the size of each: 0 where all is zero."""
-    streams = [zlib.compress(chunk, GZIP_LEVEL) if chunk.any() else b"" for chunk in chunks]
-    return np.frombuffer(b"".join(streams), np.uint8), np.array([len(s) for s in streams], "<u4")
-
-
-def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return named arrays as the bytes of an npz archive."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def unpack(payload: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of :func:`pack`."""
-    with np.load(io.BytesIO(payload)) as archive:
-        return dict(archive)
+def _compress_chunks(chunks: np.ndarray) -> list[bytes]:
+    return [zlib.compress(chunk, GZIP_LEVEL) if chunk.any() else b"" for chunk in chunks]

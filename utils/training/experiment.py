@@ -331,10 +331,10 @@ def _is_not_deterministic(error: BaseException) -> bool:
 
 
 def _is_known(error: BaseException) -> bool:
+    from utils.errors import UserError
     from utils.simulation.geometry import GeometryError
-    from utils.storage import StorageError
 
-    expected = isinstance(error, (TrainingError, UserError, StorageError, GeometryError))
+    expected = isinstance(error, (TrainingError, UserError, GeometryError))
     ours = is_out_of_memory(error) or _is_dead_worker(error) or is_lost_connection(error)
     return expected or ours or _is_not_deterministic(error)
 
