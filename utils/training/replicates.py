@@ -21,10 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import INTERRUPTED, UserError
 from utils.replacing import replacing
 from utils.training.options import experiment_directory
-from utils.training.processes import INTERRUPTED, find_launcher
+from utils.training.processes import find_launcher
 from utils.training.resuming import MAY_CHANGE, changed_flags, recorded_flags
 
 REPORT = "replicates.json"
