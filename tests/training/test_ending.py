@@ -1,4 +1,4 @@
-"""How a training ends: what is recorded, printed and returned; signals during an epoch."""
+"""How a training ends: what is recorded, printed and returned."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from ranks_worker import Patches, network
-from torch import Tensor
 from torch._utils import ExceptionWrapper
 
-from utils.checkpoints.loading import load_checkpoint
-from utils.devices import Compute
 from utils.errors import UserError
 from utils.storage import StorageError
 from utils.training import ending as module
 from utils.training.ending import Interrupted, record_exit, stop_if_asked
 from utils.training.experiment import Experiment
-from utils.training.fabric import make_fabric
-from utils.training.loop import train
-from utils.training.losses import build_loss
-from utils.training.options import TrainingOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,32 +139,6 @@ def test_several_ranks_ask_every_few_steps(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(module, "word_of_the_first", lambda _, n=step: asked.append(n))
         stop_if_asked(step)
     assert asked == [1, 11, 21]
-
-
-class Signalling(Patches):
-    """Sends SIGINT as the second patch of epoch 2 is read."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if self.epoch == 2 and index == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().__getitem__(index)
-
-
-def test_a_signal_drops_the_epoch_it_comes_in(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Experiment, "draw", lambda self, history, examples: None)
-    fabric = make_fabric(Compute("cpu", "32-true", "test"), 0)
-    options = TrainingOptions(batch_size=2, epochs=9)
-    data, loss = (Signalling(6), Patches(2)), build_loss(options)
-    rest = (options, experiment, {})
-    status = record_exit(experiment, lambda: train(fabric, network(), loss, *data, *rest))
-    assert status == 130
-    log = experiment.read_log()
-    assert [record["epoch"] for record in log["epochs"]] == [1]
-    assert log["exit"] == {"reason": "interrupted by SIGINT", "status": 130}
-    state = load_checkpoint(experiment.checkpoints / "last.pth")
-    assert state["epoch"] == 1 and torch.isfinite(state["model_state"]["head.weight"]).all()
 
 
 def test_a_second_signal_ends_the_process_at_once(experiment: Experiment) -> None:

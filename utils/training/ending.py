@@ -97,8 +97,8 @@ def explain(error: Exception) -> str | None:
     """Return one line on a failure that is known, with what helps; None for a bug of ours."""
     text = _own_words(error)
     if is_out_of_memory(error):
-        lower = "lower --batch_size, --start_channels or (3D) --patch_size"
-        return f"out of memory: {lower} ({text[:200]})"
+        detail = f" ({text[:200]})" if text else ""
+        return f"out of memory: lower --batch_size, --start_channels or (3D) --patch_size{detail}"
     if isinstance(error, RuntimeError):
         for sign, meaning in KNOWN.items():
             if sign in text:

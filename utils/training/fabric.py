@@ -77,12 +77,12 @@ def make_fabric(
     fabric.launch()
     others = getattr(fabric.strategy.launcher, "procs", [])
     if others:
-        atexit.register(_end, others)
+        atexit.register(end, others)
     fabric.seed_everything(seed, workers=True, verbose=False)
     return fabric
 
 
-def _end(others: Sequence[subprocess.Popen]) -> None:
+def end(others: Sequence[subprocess.Popen]) -> None:
     """See to it that the ``others`` end: NCCL may wait for ever for a first rank that has gone."""
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline and any(other.poll() is None for other in others):
