@@ -38,7 +38,7 @@ KNOWN = {
 """What torch's RuntimeErrors say, and what that means here."""
 
 _signals: list[str] = []
-"""Names of those received since training began."""
+"""Names of those received in the training that runs."""
 
 
 class Interrupted(Exception):
@@ -64,8 +64,7 @@ def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
     once it is recorded. Ranks but the first tell of their own failures alone: a signal that ends
     all of them is no failure, lest the launcher kill the first rank while it records that.
     """
-    _signals.clear()
-    with _handling(_note, signal.SIGINT, signal.SIGTERM):
+    with _noting_signals():
         bug, status = None, 1
         try:
             reason, status = run(), 0
@@ -126,6 +125,16 @@ def _note(number: int, frame: FrameType | None) -> None:
     if multiprocessing.parent_process() is None and not rank():
         # Not print: the signal may have come in the middle of one.
         os.write(2, f"\n{name}: training ends after this step; again: at once\n".encode())
+
+
+@contextmanager
+def _noting_signals() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM are noted; what was noted is forgotten after it."""
+    with _handling(_note, signal.SIGINT, signal.SIGTERM):
+        try:
+            yield
+        finally:
+            _signals.clear()
 
 
 @contextmanager
