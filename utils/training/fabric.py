@@ -62,7 +62,9 @@ def make_fabric(
     or by Fabric, which runs the script again with its own arguments. If one of those fails, Fabric
     kills all of them a few seconds later, this one too.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script's log says it all
+    log = logging.getLogger("lightning_fabric")
+    log.setLevel(logging.WARNING)  # the script's log says it all
+    log.getChild("strategies.launchers").setLevel(logging.INFO)  # but which process has died
     tune_gpu(compute, deterministic)
     if compute.device == "cpu":
         keep_all_freed()
