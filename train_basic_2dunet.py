@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError
+from utils.errors import UserError, exit_status
 from utils.flags import FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
@@ -37,7 +37,6 @@ from utils.training.options import (
     check_counts,
     check_parameter_count,
     check_patch_size,
-    exit_status,
     experiment_directory,
     network_settings,
 )
@@ -179,10 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     let_waiting_threads_sleep()
     flags = parse_flags(arguments)
-    return exit_status("train_basic_2dunet.py", lambda: run(flags, [__file__, *arguments]))
+    return exit_status(
+        "train_basic_2dunet.py", lambda: run(flags), "interrupted before training began"
+    )
 
 
-def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
+def run(flags: argparse.Namespace) -> int:
     """Train as ``flags`` say; raises ValueError or OSError as long as no log has been begun."""
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=2)
@@ -201,7 +202,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from utils.devices import choose_compute
     from utils.training.compiling import choose_compiling
     from utils.training.determinism import be_deterministic, recorded_threads
-    from utils.training.experiment import record_exit
+    from utils.training.ending import record_exit
     from utils.training.fabric import choose_processes, make_fabric
     from utils.training.loop import score, train
     from utils.training.losses import build_loss, measure_foreground
@@ -219,9 +220,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
     compiling = choose_compiling(options, compute.device)
-    fabric = make_fabric(
-        *(compute, options.seed, processes, command), deterministic=options.deterministic
-    )
+    fabric = make_fabric(compute, options.seed, processes, deterministic=options.deterministic)
     with first_rank_first():
         sets = make_data(flags)
     trained_on = sets["train"]

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import exit_status
 from utils.flags import FlagParser, whole_number
 from utils.training.options import (
     ARCHITECTURES,
@@ -34,7 +35,6 @@ from utils.training.options import (
     check_parameter_count,
     check_patch_size,
     check_patches,
-    exit_status,
     experiment_directory,
     network_settings,
     resolve_files,
@@ -173,10 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     let_waiting_threads_sleep()
     flags = parse_flags(arguments)
-    return exit_status("train_basic_3dunet.py", lambda: run(flags, [__file__, *arguments]))
+    return exit_status(
+        "train_basic_3dunet.py", lambda: run(flags), "interrupted before training began"
+    )
 
 
-def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
+def run(flags: argparse.Namespace) -> int:
     """Train as ``flags`` say; raises ValueError or OSError as long as nothing has been written."""
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=3)
@@ -196,7 +198,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from utils.devices import choose_compute
     from utils.training.compiling import choose_compiling
     from utils.training.determinism import be_deterministic, recorded_threads
-    from utils.training.experiment import record_exit
+    from utils.training.ending import record_exit
     from utils.training.fabric import choose_processes, make_fabric
     from utils.training.loop import train
     from utils.training.losses import build_loss, measure_foreground
@@ -223,9 +225,7 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     loss = build_loss(options, foreground)
     resumption = find_resumption(directory) if flags.resume else None
     compiling = choose_compiling(options, compute.device)
-    fabric = make_fabric(
-        *(compute, options.seed, processes, command), deterministic=options.deterministic
-    )
+    fabric = make_fabric(compute, options.seed, processes, deterministic=options.deterministic)
     model = build_model(model_config)
 
     facts = {

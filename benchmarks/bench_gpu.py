@@ -199,7 +199,7 @@ def measure(size: Size, path: Path, ceilings: Ceilings, flags: argparse.Namespac
     from steps import OurLoop
 
     from models import build_model, count_parameters
-    from utils.training.experiment import TrainingError
+    from utils.errors import UserError
     from utils.training.options import TrainingOptions
 
     options = TrainingOptions(batch_size=size.batch, num_workers=flags.num_workers)
@@ -218,7 +218,7 @@ def measure(size: Size, path: Path, ceilings: Ceilings, flags: argparse.Namespac
             loop = OurLoop.around(model, compute, options, compiled, flags.patch_size)
             speed = measure_speed(loop, path, options, flags)
             rows.append(start + as_cells(speed, works[ceiling], size.batch, ceilings, ceiling))
-        except (torch.OutOfMemoryError, TrainingError) as error:
+        except (torch.OutOfMemoryError, UserError) as error:
             rows.append(start + f"{' '.join(str(error).split())[:100]} |" + " |" * 6)
         loop = model = None
         free_memory(compiled)

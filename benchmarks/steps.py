@@ -48,7 +48,7 @@ class OurLoop:
     ) -> OurLoop:
         """Set ``model`` up as the training script does; compile it for patches of ``edge``.
 
-        Raises TrainingError where compiling fails.
+        Raises UserError where compiling fails.
         """
         fabric = make_fabric(compute, options.seed)
         model = model.to(memory_format=memory_format(5))

@@ -15,7 +15,8 @@ from utils.data.simulated import BUFFERED_VOLUMES, PatchBuffer, PatchMixer, Rate
 from utils.simulation.geometry import GeometryError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import VolumeSet, encode_row, new_volume_file
-from utils.training.experiment import Experiment, record_exit
+from utils.training.ending import record_exit
+from utils.training.experiment import Experiment
 from utils.training.losses import measure_foreground
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -286,7 +287,7 @@ def test_an_error_in_a_worker_is_one_line(
     assert record_exit(experiment, lambda: str(next(iter(loader)))) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert line.startswith("training stopped: GeometryError: no geometry with at least 99 columns")
+    assert line.startswith("training stopped: no geometry with at least 99 columns")
     assert experiment.read_log()["exit"]["reason"] in line
 
 

@@ -14,20 +14,20 @@ from torch.utils.data import Dataset
 from models import ModelConfig, build_model
 from utils.devices import Compute
 from utils.training import ranks
-from utils.training.experiment import Bystander, Experiment, record_exit
+from utils.training.ending import record_exit
+from utils.training.experiment import Experiment
 from utils.training.fabric import make_fabric
 from utils.training.loop import EpochSampler, build_loader, evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 from utils.training.processes import Processes
-from utils.training.watch import disband
 
 TRAINING, VALIDATION, BATCH = 10, 3, 5
 """Items and batch size; two ranks share batches of five unevenly."""
 
 
 class Patches(Dataset):
-    """Noise whose first voxel tells the index; every item is NaN where ``spoilt`` is its epoch."""
+    """Noise whose first voxel tells the index; no memory is left in the epoch ``spoilt``."""
 
     def __init__(self, length: int, spoilt: int = -1) -> None:
         self.length, self.spoilt, self.epoch = length, spoilt, 0
@@ -39,9 +39,11 @@ class Patches(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if self.epoch == self.spoilt:
+            raise MemoryError
         rng = np.random.default_rng(index)
         image = rng.random((1, 8, 8, 8), np.float32)
-        image[0, 0, 0, 0] = index if self.epoch != self.spoilt else np.nan
+        image[0, 0, 0, 0] = index
         mask = (rng.random((1, 8, 8, 8)) < rng.random()).astype(np.float32)
         return torch.from_numpy(image), torch.from_numpy(mask)
 
@@ -95,25 +97,21 @@ def average_of_ranks() -> float:
     return float(norm.running_mean)
 
 
-def share(folder: Path) -> int:
-    """Measure with two ranks that this script has started itself; each writes what it found."""
-    command = [__file__, "share", str(folder)]
-    fabric = make_fabric(Compute("cpu", "32-true", "test"), 0, Processes(2), command)
+def share(fabric: Fabric, folder: Path) -> None:
+    """Measure; each rank writes what it found."""
     found = {**measure(fabric), "average": average_of_ranks()}
+    found["word"] = ranks.word_of_the_first(not ranks.rank())
     torch.save(found, folder / f"rank_{ranks.rank()}.pt")
-    disband()
-    return 0
 
 
-def fail(folder: Path) -> int:
-    """Train with two ranks that torchrun has started, until rank 1 meets a NaN in epoch 2."""
-    fabric = make_fabric(Compute("cpu", "32-true", "test"), 0, Processes(2, 1, "torchrun"))
+def fail(fabric: Fabric, folder: Path, failing: int) -> int:
+    """Train until the rank ``failing`` has no memory left in epoch 2."""
     Experiment.draw = lambda self, history, examples: None
     if ranks.rank():
-        experiment: Experiment = Bystander(folder / "run")
+        experiment = Experiment(folder / "run", writes=False)
     else:
         experiment = Experiment.create(folder / "run", {}, __file__)
-    data = Patches(6, spoilt=2 if ranks.rank() else -1), Patches(2)
+    data = Patches(6, spoilt=2 if ranks.rank() == failing else -1), Patches(2)
     options = TrainingOptions(batch_size=4, epochs=3)
     loss = build_loss(options)
     return record_exit(
@@ -123,4 +121,8 @@ def fail(folder: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.exit({"share": share, "fail": fail}[sys.argv[1]](Path(sys.argv[2])))
+    launcher, place, failing_rank = sys.argv[1:]
+    planned = Processes(2, 1, launcher if launcher == "torchrun" else None)
+    two = make_fabric(Compute("cpu", "32-true", "test"), 0, planned)
+    share(two, Path(place))
+    sys.exit(fail(two, Path(place), int(failing_rank)))

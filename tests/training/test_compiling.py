@@ -12,7 +12,6 @@ from utils.devices import Compute
 from utils.errors import UserError
 from utils.training import compiling as module
 from utils.training.compiling import Compiling, choose_compiling, compile_network
-from utils.training.experiment import TrainingError
 from utils.training.fabric import make_fabric
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
@@ -131,7 +130,7 @@ def test_a_failure_is_logged_and_training_goes_on(
 def test_a_failure_is_an_error_where_compiling_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_with(monkeypatch, RuntimeError("g++ fell over"))
     fabric, model, _, loss = set_up()
-    with pytest.raises(TrainingError, match="^--compile on: .*g.. fell over"):
+    with pytest.raises(UserError, match="^--compile on: .*g.. fell over"):
         compile_network(fabric, model, loss, (2, 1, 4, 4, 4), Compiling(True, True, "on"))
 
 

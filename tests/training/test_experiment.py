@@ -1,29 +1,21 @@
-"""The log directory: its files, checkpoints that load safely, and how a run's end is recorded."""
+"""The log directory: its files, and checkpoints that load safely."""
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import pickle
 import resource
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from torch._utils import ExceptionWrapper
 
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
 from utils.provenance import git_revision
-from utils.training import experiment as module
-from utils.training.experiment import Examples, Experiment, TrainingError, announce, record_exit
+from utils.training.experiment import Examples, Experiment
 
 
 @pytest.fixture
@@ -45,7 +37,7 @@ def test_a_new_directory_holds_config_log_and_script(experiment: Experiment) -> 
 
 def test_an_existing_directory_is_left_untouched(experiment: Experiment) -> None:
     before = {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")}
-    with pytest.raises(UserError, match="cannot be made .File exists"):
+    with pytest.raises(UserError, match="one: cannot be made .File exists"):
         Experiment.create(experiment.directory, {}, __file__)
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
@@ -71,6 +63,17 @@ def test_a_log_that_cannot_be_written_leaves_the_old_one(experiment: Experiment)
     with pytest.raises(ValueError):
         experiment.update_log(epochs=[{"loss": float("nan")}])
     assert experiment.read_log()["epochs"] == []
+
+
+def test_of_several_processes_only_one_writes(experiment: Experiment) -> None:
+    before = {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")}
+    other = Experiment(experiment.directory, writes=False)
+    other.update_log(epochs=[{"epoch": 1}])
+    other.save_checkpoint("best.pth", {})
+    other.save_last({})
+    other.draw([], Examples([], [], []))
+    other.finish("done", 0)
+    assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
 
 def test_checkpoints_load_safely_from_file_and_directory(experiment: Experiment) -> None:
@@ -106,7 +109,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(experiment: Exper
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large: .*last.pth"):
+        with pytest.raises(UserError, match="last.pth: cannot be written .File too large"):
             experiment.save_checkpoint("last.pth", large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -173,133 +176,6 @@ def test_pictures(experiment: Experiment) -> None:
     experiment.draw([{"epoch": 1, **dict.fromkeys(keys, 0.5)}], Examples(patches, masks, patches))
     for name in ("learning_curves.png", "predictions.png"):
         assert (experiment.directory / name).read_bytes().startswith(b"\x89PNG")
-
-
-def raising(error: BaseException) -> Callable[[], str]:
-    def run() -> str:
-        raise error
-
-    return run
-
-
-def signalled(number: int, then: Exception | None = None) -> Callable[[], str]:
-    def run() -> str:
-        try:
-            os.kill(os.getpid(), number)
-        finally:
-            if then:
-                raise then
-        return "not reached"
-
-    return run
-
-
-def signalled_in_a_finaliser(number: int) -> Callable[[], str]:
-    """Send a signal where Python drops what its handler raises, and go on for long."""
-
-    class Closing:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), number)
-
-    def run() -> str:
-        Closing()
-        time.sleep(200)
-        return "not reached"
-
-    return run
-
-
-def signalled_again_meanwhile(number: int) -> Callable[[], str]:
-    """As in a finaliser, and once more while the first signal is being tried again."""
-    start, sent = _thread.start_new_thread, []
-
-    def starting(*arguments: Any) -> int:
-        sent.append(number)
-        if len(sent) == 1:
-            os.kill(os.getpid(), number)
-        return start(*arguments)
-
-    def run() -> str:
-        with patch.object(_thread, "start_new_thread", starting):
-            signalled_in_a_finaliser(number)()
-        return "not reached"
-
-    return run
-
-
-def raising_in_a_loader(error: Exception) -> Callable[[], str]:
-    """Raise what torch makes of an error in a loader process: its text is a whole traceback."""
-
-    def run() -> str:
-        try:
-            raise error
-        except Exception:
-            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
-        return "not reached"
-
-    return run
-
-
-UNREADABLE = UserError("a.h5: vol_data of sample 3 cannot be read: Input/output error")
-DEAD_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
-
-
-@pytest.mark.parametrize(
-    ("run", "status", "reason", "has_traceback"),
-    [
-        (lambda: "completed", 0, "completed", False),
-        (raising(TrainingError("the loss is nan")), 1, "the loss is nan", False),
-        (raising(OSError(28, "No space left")), 1, "No space left", False),
-        (raising(MemoryError()), 1, "lower --batch_size", False),
-        (raising(RuntimeError("x: you can't allocate memory: y")), 1, "lower --batch_size", False),
-        (raising(DEAD_WORKER), 1, "loader process died; try --num_workers 0", False),
-        (raising(UNREADABLE), 1, f"UserError: {UNREADABLE}", False),
-        (raising_in_a_loader(UNREADABLE), 1, f"UserError: {UNREADABLE}", False),
-        (raising_in_a_loader(RuntimeError("a bug")), 1, "RuntimeError: a bug", True),
-        (raising(KeyError("a bug")), 1, "KeyError: 'a bug'", True),
-        (raising(KeyboardInterrupt()), 130, "interrupted", False),
-        (signalled(signal.SIGINT), 130, "interrupted by SIGINT", False),
-        (signalled(signal.SIGTERM), 130, "interrupted by SIGTERM", False),
-        (signalled(signal.SIGTERM, DEAD_WORKER), 130, "interrupted by SIGTERM", False),
-        (signalled_in_a_finaliser(signal.SIGINT), 130, "interrupted by SIGINT", False),
-        (signalled_in_a_finaliser(signal.SIGTERM), 130, "interrupted by SIGTERM", False),
-        (signalled_again_meanwhile(signal.SIGINT), 130, "interrupted by SIGINT", False),
-    ],
-)
-def test_every_end_is_recorded(
-    experiment: Experiment,
-    capsys: pytest.CaptureFixture[str],
-    run: Callable[[], str],
-    status: int,
-    reason: str,
-    has_traceback: bool,
-) -> None:
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert record_exit(experiment, run) == status
-    recorded = experiment.read_log()["exit"]
-    assert recorded["status"] == status
-    assert reason in recorded["reason"] and "\n" not in recorded["reason"]
-    assert "Traceback" not in recorded["reason"]
-    error = capsys.readouterr().err
-    assert ("Traceback" in error) == has_traceback
-    assert (reason in error) == bool(status)
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-
-
-def test_an_end_that_cannot_be_recorded_is_told(
-    experiment: Experiment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "replacing", full)
-    assert record_exit(experiment, lambda: "completed") == 1
-    assert "cannot record" in capsys.readouterr().err
-
-
-def test_announcement_is_a_line_a_topic(capsys: pytest.CaptureFixture[str]) -> None:
-    announce({"network": "unet", "log": "here"})
-    assert capsys.readouterr().out == "network  unet\nlog      here\n"
 
 
 def test_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lightning_fabric.utilities import move_data_to_device
 from utils import devices as device
 from utils.devices import memory_format
 from utils.errors import UserError
+from utils.training import fabric
 from utils.training.fabric import choose_processes, loader_processes, make_fabric
 from utils.training.options import TrainingOptions
 
@@ -42,6 +45,13 @@ def test_all_gpus_and_one_process_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> N
         choose_processes(TrainingOptions(devices=5), "cuda")
     with pytest.raises(UserError, match="--batch_size 2: fewer patches than the 3 devices"):
         choose_processes(TrainingOptions(devices=3, batch_size=2), "cpu")
+
+
+def test_no_process_outlives_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fabric, "GRACE_SECONDS", 0.2)
+    other = subprocess.Popen(["sleep", "1000"])
+    fabric.end([other])
+    assert other.wait() == -signal.SIGKILL
 
 
 def test_memory_format_follows_the_number_of_axes() -> None:

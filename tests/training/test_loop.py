@@ -17,7 +17,8 @@ from utils.checkpoints.loading import load_checkpoint
 from utils.devices import Compute
 from utils.evaluation.confusion import confusion
 from utils.simulation.streams import Purpose, make_rng
-from utils.training.experiment import Experiment, record_exit
+from utils.training.ending import record_exit
+from utils.training.experiment import Experiment
 from utils.training.fabric import make_fabric
 from utils.training.learner import Progress, build_optimizer
 from utils.training.loop import (
@@ -62,14 +63,15 @@ class Blobs(Dataset):
 
 
 class Signalling(Blobs):
-    """Sends ``number`` to this process when its epoch ``at`` begins."""
+    """Sends ``number`` to this process, once, when its epoch ``at`` begins."""
 
     def __init__(self, number: int, at: int) -> None:
         super().__init__()
-        self.number, self.at = number, at
+        self.number, self.at, self.sent = number, at, False
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if int(self.epoch) == self.at:
+        if int(self.epoch) == self.at and not self.sent:
+            self.sent = True
             os.kill(os.getpid(), self.number)
         return super().__getitem__(index)
 

@@ -205,9 +205,10 @@ def test_saving_without_hard_links(experiment: Experiment, monkeypatch: pytest.M
 
 def test_a_directory_in_use_is_refused(experiment: Experiment) -> None:
     code = (
-        "import sys; from utils.training.experiment import Experiment\n"
+        "import sys; from utils.errors import UserError\n"
+        "from utils.training.experiment import Experiment\n"
         "try: Experiment.reopen(sys.argv[1], {}, sys.argv[2], [], {})\n"
-        "except BlockingIOError as error: print(error)"
+        "except UserError as error: print(error)"
     )
     before = experiment.read_log()
     command = [sys.executable, "-c", code, str(experiment.directory), __file__]

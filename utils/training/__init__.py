@@ -2,11 +2,12 @@
 
 - ``utils.training.options``: flags to frozen options, with every check; imports no torch.
 - ``utils.training.recipes``: bundles of flags; ``utils.training.resuming``: which flags may change.
-- ``utils.training.fabric``, ``processes``, ``ranks``, ``watch``: several devices: who starts their
-  processes, how these share batches and sums, how they end together.
+- ``utils.training.processes``, ``fabric``, ``ranks``: several devices: who starts their processes,
+  how these share batches and sums.
 - ``utils.training.losses``: what is minimised.
 - ``utils.training.schedules``, ``averaging``, ``compiling``, ``determinism``: what a step may have.
 - ``utils.training.learner``: network, optimiser, schedule and average, to a checkpoint and back.
 - ``utils.training.loop``: epochs over batches, on Lightning Fabric.
-- ``utils.training.experiment``: the log directory: records, checkpoints, pictures, how it ended.
+- ``utils.training.experiment``: the log directory: records, checkpoints, pictures.
+- ``utils.training.ending``: Ctrl-C, failures, exit status, and how they are recorded.
 """

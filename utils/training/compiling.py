@@ -21,7 +21,6 @@ from torch import nn
 
 from utils.devices import is_out_of_memory, memory_format
 from utils.errors import UserError
-from utils.training.experiment import TrainingError
 from utils.training.options import TrainingOptions
 
 logger = logging.getLogger("utils.training")
@@ -89,7 +88,7 @@ def compile_network(
     """Compile the step of ``model`` (set up by ``fabric``) on a blank batch of ``shape``.
 
     Weights, buffers and gradients are as before. The state dict keeps its names. A failure is a
-    TrainingError where compiling is required, and otherwise a logged line. Train within the
+    UserError where compiling is required, and otherwise a logged line. Train within the
     context that is returned: there the compiled step is used (unless it failed), and nothing else
     is compiled.
     """
@@ -106,7 +105,7 @@ def compile_network(
             raise
         text = " ".join(str(error).split())[:200]
         if compiling.required:
-            raise TrainingError(f"--compile on: compiling the network failed ({text})") from error
+            raise UserError(f"--compile on: compiling the network failed ({text})") from error
         logger.info(f"compiling failed, training goes on without ({text})")
         return torch.compiler.set_stance("force_eager")
     finally:

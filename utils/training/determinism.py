@@ -12,9 +12,6 @@ from pathlib import Path
 
 import torch
 
-NOT_DETERMINISTIC = "does not have a deterministic implementation"
-"""In the error of a torch operation that cannot be had to the same bits."""
-
 
 def be_deterministic(threads: int) -> None:
     """From now on let torch use deterministic kernels alone, on ``threads`` threads.

@@ -6,8 +6,11 @@ copies with ``non_blocking`` to anything but a CPU.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import subprocess
+import time
 import warnings
 from collections.abc import Sequence
 
@@ -20,11 +23,12 @@ from utils.devices import Compute, tune_gpu
 from utils.errors import UserError
 from utils.freed_memory import keep_all_freed
 from utils.training.options import TrainingOptions
-from utils.training.processes import Processes, is_started, plan_processes, start_others
-from utils.training.watch import watch, watched_start
+from utils.training.processes import Processes, plan_processes
 
 ALONE = Processes()
 """One process, one device."""
+GRACE_SECONDS = 5.0
+"""In which the other processes may end by themselves once the first has ended."""
 
 
 def choose_processes(options: TrainingOptions, device: str) -> Processes:
@@ -49,34 +53,44 @@ def make_fabric(
     compute: Compute,
     seed: int,
     planned: Processes = ALONE,
-    command: Sequence[str] = (),
     *,
     deterministic: bool = False,
 ) -> Fabric:
     """Return a launched Fabric; seed torch, numpy, Python and loader workers.
 
     With several processes (DDP) all of them have met when this returns, started by torchrun, srun
-    or here, with ``command``: the path and the arguments of the running script.
+    or by Fabric, which runs the script again with its own arguments. If one of those fails, Fabric
+    kills all of them a few seconds later, this one too.
     """
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the script's log says it all
+    log = logging.getLogger("lightning_fabric")
+    log.setLevel(logging.WARNING)  # the script's log says it all
+    log.getChild("strategies.launchers").setLevel(logging.INFO)  # but which process has died
     tune_gpu(compute, deterministic)
     if compute.device == "cpu":
         keep_all_freed()
-    several = planned.total > 1
-    children = start_others(command, planned) if several and not is_started() else []
     fabric = Fabric(
         accelerator=compute.device,
         devices=planned.devices,
         num_nodes=planned.nodes,
         precision=compute.precision,
-        strategy=_sharing_strategy() if several else "auto",
+        strategy=_sharing_strategy() if planned.total > 1 else "auto",
         plugins=None if planned.launcher else LightningEnvironment(),
     )
-    with watched_start(children):
-        fabric.launch()
-        watch(fabric, children)
+    fabric.launch()
+    others = getattr(fabric.strategy.launcher, "procs", [])
+    if others:
+        atexit.register(end, others)
     fabric.seed_everything(seed, workers=True, verbose=False)
     return fabric
+
+
+def end(others: Sequence[subprocess.Popen]) -> None:
+    """See to it that the ``others`` end: NCCL may wait for ever for a first rank that has gone."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline and any(other.poll() is None for other in others):
+        time.sleep(0.05)
+    for other in others:
+        other.kill()
 
 
 def _sharing_strategy() -> DDPStrategy:

@@ -24,11 +24,13 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from utils.devices import memory_format
+from utils.errors import UserError
 from utils.evaluation.confusion import Confusion, count_voxels
 from utils.simulation.streams import Purpose, make_rng
 from utils.training.averaging import averaged_weights
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
-from utils.training.experiment import Examples, Experiment, TrainingError
+from utils.training.ending import stop_if_asked
+from utils.training.experiment import Examples, Experiment
 from utils.training.fabric import loader_processes
 from utils.training.learner import (
     Learner,
@@ -58,7 +60,7 @@ EXAMPLES = 3
 logger = logging.getLogger("utils.training")
 
 
-class NonFiniteLossError(TrainingError):
+class NonFiniteLossError(UserError):
     """The loss is infinite or not a number; names the epoch and the batch."""
 
 
@@ -113,7 +115,7 @@ def train(
     ``facts`` go into every checkpoint (``model_config``, ``normalizer``, ``patch_size``, ...: plain
     state). A data set with a ``set_epoch`` method is told each epoch. ``last.pth`` exists before
     the first epoch and holds the last completed one ever after, so that a run can be cut at any
-    moment. Raises NonFiniteLossError.
+    moment. Raises NonFiniteLossError, and Interrupted after a signal.
     """
     shape = train_data[0][0].shape
     learner = set_up(fabric, model, options, len(shape) + 1)
@@ -236,6 +238,7 @@ def train_one_epoch(
             pace.step_done()
             if pace.time_is_up():
                 break
+            stop_if_asked(batch)
     total, samples, counts = pooled(total, samples, counts)
     seconds = time.perf_counter() - started
     return EpochResult(total / samples, Confusion(*counts.tolist()), samples, seconds)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.training.processes import INTERRUPTED, settle
 
 CHECKPOINT_POLICIES = ("last", "best", "all")
 ARCHITECTURES = ("unet", "stacked_unet")
@@ -145,24 +143,6 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
         "conv_kernel_size": flags.conv_kernel_size,
         "residual": flags.resblocks,
     }
-
-
-def exit_status(script: str, run: Callable[[], int]) -> int:
-    """Return what ``run`` returns: the work of ``script`` up to the log directory, and on.
-
-    A user's mistake (UserError) becomes one line and status 2, Ctrl-C status 130. Of
-    several processes that have met, rank 0 says the line; before, the first on each machine.
-    """
-    try:
-        return run()
-    except UserError as error:
-        line, status = " ".join(str(error).split()), 2
-    except KeyboardInterrupt:
-        line, status = "interrupted before training began", INTERRUPTED
-    ending = settle(line, status)
-    if ending.speaks:
-        print(f"{script}: {ending.reason}", file=sys.stderr)
-    return ending.status
 
 
 def check_counts(flags: argparse.Namespace, *names: str) -> None:

@@ -107,6 +107,15 @@ def pooled(loss: float, samples: int, counts: Tensor) -> tuple[float, int, Tenso
     return losses.item(), int(whole[0]), whole[1:]
 
 
+def word_of_the_first(word: bool) -> bool:
+    """Return, on every rank, the ``word`` of rank 0."""
+    if not _several():
+        return word
+    told = torch.tensor(float(word), device=_meeting_place())
+    dist.broadcast(told, 0)
+    return bool(told)
+
+
 @torch.no_grad()
 def average_buffers(*modules: nn.Module | None) -> None:
     """Give batch norm on every rank the mean of all ranks' running statistics.

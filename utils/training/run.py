@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from utils.devices import Compute
 from utils.training import ranks
 from utils.training.compiling import Compiling
-from utils.training.experiment import Bystander, Experiment, announce
+from utils.training.experiment import Experiment
 from utils.training.fabric import loader_processes
 from utils.training.options import TrainingOptions, describe_network, describe_training
 from utils.training.processes import find_launcher
@@ -68,7 +70,7 @@ def begin_experiment(
         "data": dict(data),
     }
     if ranks.rank():
-        return Bystander(directory)
+        return Experiment(directory, writes=False)
     if resumption is None:
         experiment = Experiment.create(directory, config, script)
     else:
@@ -101,3 +103,14 @@ def _reopen(
     }
     history = resumption.state["history"] if resumption.state else []
     return Experiment.reopen(directory, config, script, history, record)
+
+
+def announce(lines: Mapping[str, str]) -> None:
+    """Show the log on standard output from now on, and first ``lines`` on the run, one a topic."""
+    logger = logging.getLogger("utils.training")
+    logger.handlers[:] = [logging.StreamHandler(sys.stdout)]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    width = max(len(topic) for topic in lines)
+    for topic, text in lines.items():
+        logger.info(f"{topic:<{width}}  {text}")
