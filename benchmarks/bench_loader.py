@@ -30,7 +30,7 @@ from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.augmentation import NOISE_SD, SCALE, SHIFT, AugmentedDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, encode_row, open_writer
-from utils.training.loop import EpochSampler, build_loader, set_epoch
+from utils.training.loaders import EpochSampler, build_loader
 from utils.training.options import TrainingOptions
 
 PATCH = 64
@@ -73,7 +73,8 @@ def loader_rate(data: Dataset, batch_size: int, workers: int, rounds: int) -> fl
     loader = build_loader(fabric, data, options, sampler)
     best = 0.0
     for epoch in range(rounds + 1):
-        set_epoch(data, sampler, epoch)
+        sampler.epoch = epoch
+        data.set_epoch(epoch)
         started = time.perf_counter()
         patches = sum(len(images) for images, _ in loader)
         if epoch:

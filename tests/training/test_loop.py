@@ -19,7 +19,6 @@ from utils.evaluation.confusion import confusion
 from utils.simulation.streams import Purpose, make_rng
 from utils.training.experiment import Experiment, record_exit
 from utils.training.fabric import make_fabric
-from utils.training.learner import Progress, build_optimizer
 from utils.training.loop import (
     EpochSampler,
     NonFiniteLossError,
@@ -35,6 +34,7 @@ from utils.training.loop import (
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 from utils.training.schedules import build_scheduler, rate_factor
+from utils.training.state import Progress, build_optimizer
 
 FACTS = {"model_config": {"arch": "stub"}, "patch_size": 4, "spacing_voxels": [4.0] * 3}
 

@@ -21,7 +21,7 @@ MAY_CHANGE = frozenset(
         *("epochs", "max_minutes", "early_stopping_patience"),
         *("data_dir", "train_files", "val_files", "train_file", "validation_file", "test_file"),
         *("num_workers", "device", "devices", "num_nodes", "precision", "compile"),
-        *("deterministic", "MIN_PARAMS", "MAX_PARAMS"),
+        *("deterministic", "overwrite", "MIN_PARAMS", "MAX_PARAMS"),
     }
 )
 """Flags that a resumed run may have otherwise: where it runs, how long, and where its files lie.
