@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from machine import describe_machine
-from torch.utils.data import Dataset
 
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.augmentation import NOISE_SD, SCALE, SHIFT, AugmentedDataset
+from utils.data.epochs import EpochDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import Recipe, encode_row, open_writer
 from utils.training.loaders import EpochSampler, build_loader
@@ -46,7 +46,7 @@ def write_file(path: Path, volumes: int) -> None:
         writer.finish()
 
 
-def sources(path: Path, patches: int) -> dict[str, Dataset]:
+def sources(path: Path, patches: int) -> dict[str, EpochDataset]:
     """Return the data sets to compare, by name."""
     files = SegmentationFake3DDataset(path, patch_size=PATCH, patches_per_epoch=patches)
     flying = {
@@ -65,7 +65,7 @@ def sources(path: Path, patches: int) -> dict[str, Dataset]:
     }
 
 
-def loader_rate(data: Dataset, batch_size: int, workers: int, rounds: int) -> float:
+def loader_rate(data: EpochDataset, batch_size: int, workers: int, rounds: int) -> float:
     """Return patches a second: the best of some epochs after one that starts the workers."""
     fabric = Fabric(accelerator="cpu", devices=1)
     options = TrainingOptions(batch_size=batch_size, num_workers=workers)

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from models import ModelConfig, build_model
+from utils.data.epochs import EpochDataset
 from utils.devices import Compute
 from utils.training import ranks
 from utils.training.experiment import Bystander, Experiment, record_exit

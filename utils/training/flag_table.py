@@ -136,6 +136,6 @@ def how_to_read(name: str, default: Any) -> dict[str, Any]:
         return {"choices": CHOICES[name]}
     kind = TYPES.get(name, type(default))
     metavar = METAVARS.get(kind, "INT")
-    return (
-        {"nargs": "+", "metavar": metavar} if kind is list else {"type": kind, "metavar": metavar}
-    )
+    if kind is list:
+        return {"nargs": "+", "metavar": metavar}
+    return {"type": kind, "metavar": metavar}

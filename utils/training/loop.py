@@ -195,7 +195,11 @@ def evaluate(
             parts = (images[patch, 0], masks[patch, 0], probabilities[patch, 0])
             shown.append(tuple(part.float().cpu().numpy() for part in parts))
     result = tally.result()  # device and host meet
-    return result, Examples(*([patch[part] for patch in shown] for part in range(3)))
+    return result, Examples(
+        images=[image for image, _, _ in shown],
+        masks=[mask for _, mask, _ in shown],
+        probabilities=[probability for _, _, probability in shown],
+    )
 
 
 def score(

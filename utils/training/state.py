@@ -88,9 +88,8 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
     optimizer = build_optimizer(model, options)
     scheduler = build_scheduler(optimizer, options)
     model, optimizer = fabric.setup(model, optimizer)
-    return TrainedParts(
-        fabric, model, optimizer, scheduler, make_average(model.module, options.ema)
-    )
+    average = make_average(model.module, options.ema)
+    return TrainedParts(fabric, model, optimizer, scheduler, average)
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
@@ -114,7 +113,7 @@ def whole_state(
 ) -> dict[str, Any]:
     """Return the content of ``last.pth``: what prediction needs, and what going on needs.
 
-    Prediction takes ``model_state``, the averaged weights where there are some, and ``description``.
+    Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
     validated = parts.average.module if parts.average else parts.model
     return {
