@@ -98,7 +98,7 @@ def run_training(
         directory: the log directory, new or with --resume an old one.
         build_model: makes the network that ``network`` describes.
         network: its configuration.
-        load_data: opens or makes the data; of several processes the first does so first.
+        load_data: opens or makes the data, in each of several processes, which have met by then.
     """
     if options.deterministic:
         be_deterministic(recorded_threads(directory))
@@ -111,8 +111,7 @@ def run_training(
 
     deterministic = options.deterministic
     fabric = make_fabric(compute, options.seed, processes, command, deterministic=deterministic)
-    with ranks.first_rank_first():
-        data = load_data()
+    data = load_data()
     check_shares(data, options, flags)
     foreground = measure_foreground(data.train) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
