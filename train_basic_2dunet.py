@@ -133,14 +133,15 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from models import ModelConfig, build_model
     from utils.training.run import run_training
 
+    config = ModelConfig(**settings)
     return run_training(
         __file__,
         command,
         flags,
         options,
         directory,
-        build_model,
-        ModelConfig(**settings),
+        config.to_dict(),
+        lambda: build_model(config),
         lambda: load_data(flags),
     )
 
@@ -177,7 +178,6 @@ def load_data(flags: argparse.Namespace) -> TrainingData:
         train,
         validation,
         patch_size=IMAGE_EDGE,
-        normalizer=train.normalizer,
         spacing_voxels=train.column_spacing(),
         about={"train": repr(train), "validation": repr(validation), "test": repr(test)},
         test=test,

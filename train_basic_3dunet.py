@@ -128,14 +128,15 @@ def run(flags: argparse.Namespace, command: Sequence[str]) -> int:
     from models import ModelConfig, build_model
     from utils.training.run import run_training
 
+    config = ModelConfig(**settings)
     return run_training(
         __file__,
         command,
         flags,
         options,
         directory,
-        build_model,
-        ModelConfig(**settings),
+        config.to_dict(),
+        lambda: build_model(config),
         lambda: load_data(flags, train_files, valid_files),
     )
 
@@ -178,7 +179,6 @@ def load_data(
         train,
         validation,
         patch_size=flags.patch_size,
-        normalizer=train.normalizer,
         spacing_voxels=(validation if flags.on_the_fly else train).column_spacing(),
         about={
             "data": samples,

@@ -7,7 +7,6 @@ import argparse
 import pytest
 
 from tests.training.test_loop import Blobs
-from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.training import ranks
 from utils.training.options import TrainingOptions
@@ -35,7 +34,7 @@ def test_a_device_needs_two_patches_where_one_voxel_is_left(
 ) -> None:
     monkeypatch.setattr(ranks, "world_size", lambda: devices)
     train, options = Blobs(patches), TrainingOptions(batch_size=batch_size)
-    data = TrainingData(train, train, 4, PercentileNormalizer(), [4.0] * 3, {})
+    data = TrainingData(train, train, 4, [4.0] * 3, {})
     flags = argparse.Namespace(depth=3, stem_stride=1)
     if message is None:
         check_shares(data, options, flags)

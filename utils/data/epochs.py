@@ -1,6 +1,6 @@
 """What training asks of a data set, with an answer for those that have nothing of their own to say.
 
-The class imports torch alone, so that anyone's data set can be one.
+Anyone's data set can be one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+
+from utils.data.normalize import PercentileNormalizer
 
 
 class EpochDataset(Dataset[tuple[Tensor, ...]]):
@@ -17,27 +19,14 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     A subclass gives ``__len__``, the items of an epoch, and ``__getitem__``; all else it may leave.
     """
 
+    normalizer: PercentileNormalizer
+    """What has scaled the images; checkpoints tell it to prediction."""
     makes_batches = False
-    """Whether training takes its batches, changed at random already, from :meth:`make_loader`."""
-
-    def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        raise NotImplementedError
+    """Whether it has batches of its own, changed at random already, which training takes from its
+    ``make_loader``: see :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose items are given from now on, in all worker processes."""
-
-    def make_loader(
-        self,
-        batch_size: int,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> DataLoader:
-        """Return a loader of batches; training asks for it only where the set makes its own."""
-        raise NotImplementedError
 
     def epoch_record(self) -> dict[str, float]:
         """Return what the latest epoch has measured, for ``logs.json``."""

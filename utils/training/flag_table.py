@@ -23,11 +23,9 @@ HELP = {
     "experiment_title": "name of the log directory; one that exists is never overwritten",
     "resume": "go on with the experiment of that name from its last checkpoint, with its flags",
     "log_path": "folder of the log directories",
-    "checkpoint_policy": "keep the last state only; also the best by validation IoU; or also every "
-    "epoch's",
+    "checkpoint_policy": "keep the last state; the best by validation IoU too; or every epoch's",
     "objective": "learn the mask of the columns, or a heat map with a peak at each centre",
-    "tensorboard": "write curves, slices and hyperparameters for TensorBoard into the log "
-    "directory",
+    "tensorboard": "write curves, slices and hyperparameters for TensorBoard too",
     "seed": "of the weights, the patches and their order; to the same bits with --deterministic",
     # data of three dimensions
     "data_dir": "folder in which bare file names are looked for",
@@ -35,8 +33,7 @@ HELP = {
     "val_files": "files to validate on",
     "patch_size": "edge of the training patches, in voxels",
     "background_threshold": "largest share of background in a patch, 0..1",
-    "patches_per_epoch": "training patches an epoch; when not given one a sample, and 2048 with "
-    "--on_the_fly",
+    "patches_per_epoch": "training patches an epoch; else one a sample, and 2048 with --on_the_fly",
     "on_the_fly": "train on volumes simulated meanwhile, each anew, with the parameters of the "
     "first of --val_files; --train_files are not read",
     "patches_per_volume": "patches cut from each volume with --on_the_fly",
@@ -47,13 +44,11 @@ HELP = {
     "train_file": 'file of the training set, made if it is not there; "" keeps the set in memory',
     "validation_file": "likewise of the validation set",
     "test_file": "likewise of the test set",
-    "overwrite": "make those of these files anew that hold another seed, other parameters or too "
-    "few images",
+    "overwrite": "make files anew that hold another seed, other parameters or too few images",
     # data of both
     "augment": "change training patches at random: flips, exchange of the axes and turns by 90 "
     "degrees; full adds deformation, blur, noise and grey values",
-    "num_workers": "processes that load or simulate (at most one a core); 0: none but the "
-    "training's",
+    "num_workers": "processes that load or simulate, at most one a core; 0: only the training's",
     # network
     "arch": "one U-Net, or several in a row with intermediate supervision",
     "depth": "layers in each half of the U-Net; depth - 1 poolings",
@@ -75,26 +70,22 @@ HELP = {
     "optimizer": "how gradients become steps",
     "loss_type": "weighted_bce balances the labels; bce_dice is the sum of both; "
     "boundary_weighted_dice weighs voxels around the labels",
-    "boundary_weight": "weight of voxels just outside the mask in boundary_weighted_dice; 1 is "
-    "plain dice",
+    "boundary_weight": "weight of voxels just outside the mask in boundary_weighted_dice; 1: dice",
     "boundary_thickness": "how far outside the mask that weight reaches, in voxels",
     "weight_decay": "L2 penalty on the weights; decoupled from the gradient with adamw",
     "start_lr": "learning rate at the start; the highest one with onecycle",
     "lr_schedule": "lower the rate when the validation loss stops falling; or along a cosine to 0 "
     "at the end; or the same after a climb over the first tenth",
-    "lr_scheduler_factor": "factor on the learning rate when the validation loss stops falling "
-    "(plateau)",
+    "lr_scheduler_factor": "factor on the rate when the validation loss stops falling (plateau)",
     "lr_scheduler_patience": "epochs to wait before that (plateau)",
-    "ema": "validate and keep a moving average of the weights with this decay, such as 0.999; 0 is "
-    "off",
+    "ema": "decay of a moving average of the weights that is validated and kept, as 0.999; 0: off",
     "no_shuffle": "the same order in each epoch; without effect on --on_the_fly",
     # machine
     "device": "auto takes CUDA where there is some",
     "devices": "on each machine, a process each, which share the batches; auto takes all GPUs, one "
     "process on a CPU, or what torchrun or srun has started",
     "num_nodes": "machines, on each of which torchrun or srun starts this script",
-    "precision": "of the network; auto takes bf16 where the machine is fast at it; losses are "
-    "float32",
+    "precision": "of the network; auto: bf16 where the machine is fast at it; losses are float32",
     "compile": "torch.compile; auto: with CUDA; on a CPU it does not pay",
     "deterministic": "the same bits in each run on this machine, where torch can; slower, and "
     "compiled only with --compile on",

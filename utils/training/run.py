@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,6 @@ from torch import nn
 from utils.checkpoints.loading import load_checkpoint
 from utils.data.augmentation import AugmentedDataset
 from utils.data.epochs import EpochDataset
-from utils.data.normalize import PercentileNormalizer
 from utils.devices import Compute, choose_compute
 from utils.errors import UserError
 from utils.training import ranks
@@ -43,13 +42,6 @@ from utils.training.resuming import Resumption, changed_flags, check_data, find_
 logger = logging.getLogger("utils.training")
 
 
-class NetworkConfig(Protocol):
-    """A network's configuration, such as ``models.ModelConfig``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain state."""
-
-
 @dataclass(frozen=True)
 class TrainingData:
     """The data of a script, and what records and checkpoints say of them."""
@@ -59,7 +51,6 @@ class TrainingData:
     validation: EpochDataset
     patch_size: int
     """Edge of a patch, in voxels."""
-    normalizer: PercentileNormalizer
     spacing_voxels: list[float]
     """Typical distance of columns along each axis."""
     about: Mapping[str, str]
@@ -81,8 +72,8 @@ def run_training(
     flags: argparse.Namespace,
     options: TrainingOptions,
     directory: Path,
-    build_model: Callable[[Any], nn.Module],
-    network: NetworkConfig,
+    model_config: Mapping[str, Any],
+    build_network: Callable[[], nn.Module],
     load_data: Callable[[], TrainingData],
 ) -> int:
     """Train as ``flags`` say, record everything, and return the exit status.
@@ -96,8 +87,8 @@ def run_training(
         flags: all of its flags.
         options: what they say of training.
         directory: the log directory, new or with --resume an old one.
-        build_model: makes the network that ``network`` describes.
-        network: its configuration.
+        model_config: the network's configuration, plain state.
+        build_network: makes that network.
         load_data: opens or makes the data, in each of several processes, which have met by then.
     """
     if options.deterministic:
@@ -106,7 +97,7 @@ def run_training(
     compiling = choose_compiling(options, compute.device)
     processes = choose_processes(options, compute.device)
     with torch.device("meta"):  # counted without memory for them
-        parameters = sum(p.numel() for p in build_model(network).parameters() if p.requires_grad)
+        parameters = sum(p.numel() for p in build_network().parameters() if p.requires_grad)
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
     deterministic = options.deterministic
@@ -118,12 +109,12 @@ def run_training(
     trained_on = data.train
     if flags.augment != "none" and not data.train.makes_batches:
         trained_on = AugmentedDataset(data.train, flags.augment, flags.seed)
-    model = build_model(network)
+    model = build_network()
 
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
-        "model": network.to_dict(),
+        "model": dict(model_config),
         "parameters": parameters,
         "compute": vars(compute),
         "processes": ranks.world_size(),
@@ -147,8 +138,8 @@ def run_training(
             }
         )
     description = {
-        "model_config": network.to_dict(),
-        "normalizer": data.normalizer.to_dict(),
+        "model_config": dict(model_config),
+        "normalizer": data.train.normalizer.to_dict(),
         "spacing_voxels": data.spacing_voxels,
         "patch_size": data.patch_size,
         "flags": vars(flags),
@@ -170,7 +161,7 @@ def run_training(
         if data.test is not None:
             ranks.wait_for_all()  # until the best checkpoint is there
             state = load_checkpoint(directory)
-            best = build_model(network)
+            best = build_network()
             best.load_state_dict(state["model_state"])
             record = {"epoch": state["epoch"], **score(fabric, best, loss, data.test, options)}
             if data.other_scores:
