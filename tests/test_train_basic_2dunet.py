@@ -199,6 +199,8 @@ def test_more_images_than_a_file_has_need_overwrite(
     assert main([*more, "--overwrite"]) == 0
     assert len(SegmentationFake2DDataset(L=6, seed=111, h5path=files["train"])) == 6
     assert files["validation"].stat().st_mtime_ns == kept
+    resumed = parse_flags(["--experiment_title", "tiny", "--resume"])
+    assert resumed.L_train == 6 and not resumed.overwrite
 
 
 def test_overwrite_leaves_a_file_that_is_no_data_set(tiny: list[str], tmp_path: Path) -> None:
