@@ -142,6 +142,7 @@ def run(flags: argparse.Namespace) -> int:
         directory,
         config.to_dict(),
         lambda: build_model(config),
+        IMAGE_EDGE,
         lambda: load_data(flags),
     )
 
@@ -177,7 +178,6 @@ def load_data(flags: argparse.Namespace) -> TrainingData:
     return TrainingData(
         train,
         validation,
-        patch_size=IMAGE_EDGE,
         spacing_voxels=train.column_spacing(),
         about={"train": repr(train), "validation": repr(validation), "test": repr(test)},
         test=test,

@@ -138,6 +138,7 @@ def run(flags: argparse.Namespace) -> int:
         directory,
         config.to_dict(),
         lambda: build_model(config),
+        flags.patch_size,
         lambda: load_data(flags, train_files, valid_files),
     )
 
@@ -179,7 +180,6 @@ def load_data(
     return TrainingData(
         train,
         validation,
-        patch_size=flags.patch_size,
         spacing_voxels=(validation if flags.on_the_fly else train).column_spacing(),
         about={
             "data": samples,

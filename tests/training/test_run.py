@@ -34,12 +34,12 @@ def test_a_device_needs_two_patches_where_one_voxel_is_left(
 ) -> None:
     monkeypatch.setattr(ranks, "world_size", lambda: devices)
     train, options = Blobs(patches), TrainingOptions(batch_size=batch_size)
-    data = TrainingData(train, train, 4, [4.0] * 3, {})
+    data = TrainingData(train, train, [4.0] * 3, {})
     flags = argparse.Namespace(depth=3, stem_stride=1)
     if message is None:
-        check_shares(data, options, flags)
+        check_shares(data, 4, options, flags)
     else:
         with pytest.raises(UserError, match=message):
-            check_shares(data, options, flags)
+            check_shares(data, 4, options, flags)
     if patches >= devices:
-        check_shares(data, options, argparse.Namespace(depth=2, stem_stride=1))
+        check_shares(data, 4, options, argparse.Namespace(depth=2, stem_stride=1))

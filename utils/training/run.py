@@ -37,6 +37,7 @@ from utils.training.options import (
     describe_network,
     describe_training,
 )
+from utils.training.precision import choose_training_compute
 from utils.training.processes import find_launcher
 from utils.training.recipes import describe_recipe, recipe_values
 from utils.training.resuming import Resumption, changed_flags, check_data, find_resumption
@@ -51,8 +52,6 @@ class TrainingData:
     train: EpochDataset
     """As it is: the run changes its items at random where --augment says so."""
     validation: EpochDataset
-    patch_size: int
-    """Edge of a patch, in voxels."""
     spacing_voxels: list[float]
     """Typical distance of columns along each axis."""
     about: Mapping[str, str]
@@ -75,6 +74,7 @@ def run_training(
     directory: Path,
     model_config: Mapping[str, Any],
     build_network: Callable[[], nn.Module],
+    patch_size: int,
     load_data: Callable[[], TrainingData],
 ) -> int:
     """Train as ``flags`` say, record everything, and return the exit status.
@@ -89,21 +89,25 @@ def run_training(
         directory: the log directory, new or with --resume an old one.
         model_config: the network's configuration, plain state.
         build_network: makes that network.
+        patch_size: edge of the items to train on, in voxels.
         load_data: opens or makes the data, in each of several processes, which have met by then.
     """
     if options.deterministic:
         be_deterministic(recorded_threads(directory))
-    compute = choose_compute(options.device, options.precision)
-    compiling = choose_compiling(options, compute.device)
-    processes = choose_processes(options, compute.device)
+    device = choose_compute(options.device, "32").device
+    compiling = choose_compiling(options, device)
+    processes = choose_processes(options, device)
     with torch.device("meta"):  # counted without memory for them
         parameters = sum(p.numel() for p in build_network().parameters() if p.requires_grad)
     check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
 
+    shape = (patch_size,) * model_config["spatial_dims"]
+    resumed = directory if flags.resume else None
+    compute = choose_training_compute(options, build_network, shape, processes.total, resumed)
     deterministic = options.deterministic
     fabric = make_fabric(compute, options.seed, processes, deterministic=deterministic)
     data = load_data()
-    check_shares(data, options, flags)
+    check_shares(data, patch_size, options, flags)
     foreground = measure_foreground(data.train) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     trained_on = data.train
@@ -141,7 +145,7 @@ def run_training(
         "model_config": dict(model_config),
         "normalizer": data.train.normalizer.to_dict(),
         "spacing_voxels": data.spacing_voxels,
-        "patch_size": data.patch_size,
+        "patch_size": patch_size,
         "flags": vars(flags),
     }
 
@@ -173,7 +177,9 @@ def run_training(
     return record_exit(experiment, train_and_test)
 
 
-def check_shares(data: TrainingData, options: TrainingOptions, flags: argparse.Namespace) -> None:
+def check_shares(
+    data: TrainingData, patch_size: int, options: TrainingOptions, flags: argparse.Namespace
+) -> None:
     """Raise UserError where a step leaves a device no patch, or too little for batch norm.
 
     Batches that are smaller than the others are left out where they would.
@@ -184,7 +190,7 @@ def check_shares(data: TrainingData, options: TrainingOptions, flags: argparse.N
             f"{ranks.world_size()} devices cannot share the {len(data.train)} patches of an epoch; "
             "lower --devices, or train on more"
         )
-    check_patch_size(data.patch_size, flags.depth, share, flags.stem_stride, "patches of")
+    check_patch_size(patch_size, flags.depth, share, flags.stem_stride, "patches of")
 
 
 def open_experiment(

@@ -1,0 +1,50 @@
+"""The precision of a training: steps are timed on a CPU, and a run that goes on keeps its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from utils.devices import Compute, choose_compute, memory_format, time_step
+from utils.training.options import TrainingOptions
+from utils.training.speed_up_on_cpu import speed_up_on_cpu
+
+TIMED_BATCH = 4
+"""Most patches of a step that is timed: the ratio is that of larger batches, sooner."""
+
+
+def choose_training_compute(
+    options: TrainingOptions,
+    build_network: Callable[[], nn.Module],
+    patch_shape: Sequence[int],
+    processes: int = 1,
+    resumed: Path | None = None,
+) -> Compute:
+    """Return the device and precision that ``options`` ask for.
+
+    Args:
+        options: of the training; with ``deterministic`` and for several ``processes`` on a CPU,
+            which could measure differently, ``auto`` is float32.
+        build_network: makes the network, whose steps are timed.
+        patch_shape: of one image or volume, (*space).
+        processes: that train together.
+        resumed: log directory of a run that goes on; its precision is kept on such a device.
+    """
+    device = choose_compute(options.device, "32").device
+    if options.precision == "auto" and resumed is not None:
+        before = json.loads((resumed / "config.json").read_text())["compute"]
+        if before["device"] == device:
+            return Compute(device, before["precision"], "auto: as before", before["tf32"])
+    if options.precision == "auto" and device == "cpu" and (options.deterministic or processes > 1):
+        why = "--deterministic" if options.deterministic else "several processes"
+        return Compute(device, "32-true", f"auto: {why}")
+    shape = (max(2, min(options.batch_size, TIMED_BATCH)), 1, *patch_shape)
+
+    def step_seconds(precision: str) -> float:
+        model = build_network().to(memory_format=memory_format(len(shape))).train()
+        return time_step(speed_up_on_cpu(model), shape, precision)
+
+    return choose_compute(options.device, options.precision, step_seconds)
