@@ -112,7 +112,6 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, prepare, train, test; return the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     let_waiting_threads_sleep()
     flags = parse_flags(arguments)
     return exit_status(
@@ -188,7 +187,7 @@ def load_data(flags: argparse.Namespace) -> TrainingData:
 def load_set(flags: argparse.Namespace, name: str, count: int, file: str) -> Fake2DDataset:
     """Load or simulate the set of one purpose; items are (image, target), (1, X, Y) float32."""
     from utils.data import KeypointDetectionFake2DDataset, SegmentationFake2DDataset
-    from utils.storage import RecipeMismatchError
+    from utils.storage import OtherParametersError
 
     make = SegmentationFake2DDataset
     if flags.objective == "keypoints":
@@ -196,7 +195,7 @@ def load_set(flags: argparse.Namespace, name: str, count: int, file: str) -> Fak
     make = functools.partial(make, count, SEEDS[name], shape=(IMAGE_EDGE, IMAGE_EDGE))
     try:
         return make(h5path=file or None)
-    except RecipeMismatchError as error:
+    except OtherParametersError as error:
         if not flags.overwrite:
             way_out = f"--overwrite makes it anew, another --{name}_file leaves it as it is"
             raise UserError(f"{error}; {way_out}") from error

@@ -105,7 +105,6 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, prepare, train; return the exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     let_waiting_threads_sleep()
     flags = parse_flags(arguments)
     return exit_status(

@@ -28,7 +28,7 @@ TRAINING, VALIDATION, BATCH = 10, 3, 5
 
 
 class Patches(EpochDataset):
-    """Noise whose first voxel tells the index; every item is NaN where ``spoilt`` is its epoch."""
+    """Noise whose first voxel tells the index; no memory is left in the epoch ``spoilt``."""
 
     def __init__(self, length: int, spoilt: int = -1) -> None:
         self.length, self.spoilt, self.epoch = length, spoilt, 0
