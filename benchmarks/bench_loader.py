@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from machine import describe_machine
-from torch.utils.data import Dataset
 
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.augmentation import NOISE_SD, SCALE, SHIFT, AugmentedDataset
+from utils.data.epochs import EpochDataset
 from utils.simulation import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
-from utils.training.loop import EpochSampler, build_loader, set_epoch
+from utils.training.loaders import EpochSampler, build_loader
 from utils.training.options import TrainingOptions
 
 PATCH = 64
@@ -41,7 +41,7 @@ def write_file(path: Path, volumes: int) -> None:
     write_simulated_file(path, VolumeSet(VolumeConfig(), seed=1, num_samples=volumes))
 
 
-def sources(path: Path, patches: int) -> dict[str, Dataset]:
+def sources(path: Path, patches: int) -> dict[str, EpochDataset]:
     """Return the data sets to compare, by name."""
     files = SegmentationFake3DDataset(path, patch_size=PATCH, patches_per_epoch=patches)
     flying = {
@@ -60,7 +60,7 @@ def sources(path: Path, patches: int) -> dict[str, Dataset]:
     }
 
 
-def loader_rate(data: Dataset, batch_size: int, workers: int, rounds: int) -> float:
+def loader_rate(data: EpochDataset, batch_size: int, workers: int, rounds: int) -> float:
     """Return patches a second: the best of some epochs after one that starts the workers."""
     fabric = Fabric(accelerator="cpu", devices=1)
     options = TrainingOptions(batch_size=batch_size, num_workers=workers)
@@ -68,7 +68,8 @@ def loader_rate(data: Dataset, batch_size: int, workers: int, rounds: int) -> fl
     loader = build_loader(fabric, data, options, sampler)
     best = 0.0
     for epoch in range(rounds + 1):
-        set_epoch(data, sampler, epoch)
+        sampler.epoch = epoch
+        data.set_epoch(epoch)
         started = time.perf_counter()
         patches = sum(len(images) for images, _ in loader)
         if epoch:

@@ -24,11 +24,12 @@ from utils.simulation import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.compiling import Compiling, compile_network
 from utils.training.fabric import make_fabric
-from utils.training.learner import build_optimizer
-from utils.training.loop import EpochSampler, as_stacks, build_loader, train_one_epoch
+from utils.training.loaders import EpochSampler, build_loader
+from utils.training.loop import as_stacks, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
+from utils.training.state import build_optimizer
 
 Batch = tuple[Tensor, Tensor]
 

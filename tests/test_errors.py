@@ -31,8 +31,8 @@ WORK = [
     ("export_model", "utils.checkpoints.loading.load_checkpoint", "--checkpoint x --pretrained y"),
     ("search_hyperparameters", "utils.search.study.open_study", "--n_trials 1 --log_path logs"),
     ("train_basic_3dunet", "models.build_model", TINY),
-    ("train_basic_3dunet", "utils.training.loop.train", TINY),
-    ("train_basic_2dunet", "utils.training.losses.build_loss", "--L_train 2 --L_validate 2"),
+    ("train_basic_3dunet", "utils.training.run.train", TINY),
+    ("train_basic_2dunet", "utils.training.run.build_loss", "--L_train 2 --L_validate 2"),
     ("utils.figures.__main__", "utils.simulation.simulate_volume", "samples --count 1"),
 ]
 

@@ -11,6 +11,7 @@ from conftest import run_and_time
 from test_train_basic_3dunet import OUR_DEFAULTS, REFERENCE_DEFAULTS
 
 import train_basic_2dunet
+from models import ModelConfig, build_model
 from train_basic_2dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import KeypointDetectionFake2DDataset, SegmentationFake2DDataset
@@ -29,6 +30,7 @@ DEFAULTS_2D = {
     "test_file": "./test_dataset.h5",
     "objective": "segmentation",
     "num_workers": 0,
+    "overwrite": False,
 }
 
 
@@ -90,7 +92,9 @@ def test_segmentation_end_to_end(
 
 def test_the_test_scores_are_those_of_the_checkpoint(tiny: list[str], tmp_path: Path) -> None:
     assert main([*tiny, "--epochs", "2"]) == 0
-    model, epoch = train_basic_2dunet.restore_model(tmp_path / "logs" / "tiny")
+    best = load_checkpoint(tmp_path / "logs" / "tiny")
+    model = build_model(ModelConfig.from_dict(best["model_config"]))
+    model.load_state_dict(best["model_state"])
     tp = fp = fn = 0
     with torch.inference_mode():
         for image, mask in SegmentationFake2DDataset(L=3, seed=2222):
@@ -100,12 +104,11 @@ def test_the_test_scores_are_those_of_the_checkpoint(tiny: list[str], tmp_path: 
             fp += np.sum(found & ~labelled)
             fn += np.sum(~found & labelled)
     record = read_log(tmp_path)["test"]
-    assert record["epoch"] == epoch
+    assert record["epoch"] == best["epoch"]
     assert record["iou"] == pytest.approx(tp / (tp + fp + fn), abs=1e-3)
-    state = load_checkpoint(tmp_path / "logs" / "tiny")
     low, high = 10 * 1.28 * 0.9, 10 * 1.28 * 1.5
-    assert len(state["spacing_voxels"]) == 2 and low < state["spacing_voxels"][0] < high
-    assert state["normalizer"] == {"low_percent": 1.0, "high_percent": 99.0}
+    assert len(best["spacing_voxels"]) == 2 and low < best["spacing_voxels"][0] < high
+    assert best["normalizer"] == {"low_percent": 1.0, "high_percent": 99.0}
 
 
 def test_keypoints_end_to_end_in_memory(tiny: list[str], tmp_path: Path) -> None:
@@ -150,6 +153,7 @@ def test_keypoint_scores_of_a_known_network(shift: int, low: float, high: float)
         (["--test_file", "validation_dataset.h5"], "is the file of --validation_file too"),
         (["--depth", "0"], "--depth 0"),
         (["--conv_kernel_size", "4"], "--conv_kernel_size 4"),
+        (["--depth", "8", "--L_train", "1"], "a single patch a step: with images with an edge of"),
         (["--depth", "9"], "images with an edge of 128: must be at least 256"),
         (["--MAX_PARAMS", "10"], "outside the bounds"),
         (["--objective", "masks"], "--objective"),
@@ -177,5 +181,29 @@ def test_a_data_file_of_another_seed_is_refused(
     SegmentationFake2DDataset(L=4, seed=7, h5path=tmp_path / "train_dataset.h5", progress=False)
     assert main(tiny) == 2
     error = capsys.readouterr().err
-    assert "train_dataset.h5: other parameters: seed is 7, asked for 111" in error
+    assert "train_dataset.h5: other parameters: seed is 7, asked for 111; --overwrite" in error
     assert not (tmp_path / "logs").exists()
+
+
+def test_more_images_than_a_file_has_need_overwrite(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: tmp_path / f"{name}_dataset.h5" for name in ("train", "validation", "test")}
+    assert main([*tiny, "--experiment_title", "before"]) == 0
+    kept = files["validation"].stat().st_mtime_ns
+    more = [*tiny, "--L_train", "6"]
+    assert main(more) == 2
+    error = capsys.readouterr().err
+    assert "L (number of samples) is 4, asked for 6; --overwrite makes it anew" in error
+    assert len(SegmentationFake2DDataset(L=4, h5path=files["train"])) == 4
+    assert main([*more, "--overwrite"]) == 0
+    assert len(SegmentationFake2DDataset(L=6, seed=111, h5path=files["train"])) == 6
+    assert files["validation"].stat().st_mtime_ns == kept
+    resumed = parse_flags(["--experiment_title", "tiny", "--resume"])
+    assert resumed.L_train == 6 and not resumed.overwrite
+
+
+def test_overwrite_leaves_a_file_that_is_no_data_set(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train_dataset.h5").write_text("my notes")
+    assert main([*tiny, "--overwrite"]) == 2
+    assert (tmp_path / "train_dataset.h5").read_text() == "my notes"

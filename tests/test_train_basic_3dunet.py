@@ -75,7 +75,6 @@ OUR_DEFAULTS = {
     "num_workers": 2,
     "devices": None,
     "num_nodes": 1,
-    "seeds": None,
 }
 
 
@@ -212,6 +211,9 @@ def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> N
         ("--batch_size 0", "--batch_size 0"),
         ("--on_the_fly --patches_per_volume 0", "--patches_per_volume 0"),
         ("--on_the_fly --patch_size 33", "33 voxels"),
+        ("--patch_size 16 --depth 5 --patches_per_epoch 1", "a single patch a step: with"),
+        ("--patch_size 16 --depth 5 --batch_size 1", "a single patch a step: with"),
+        ("--patch_size 16 --depth 5 --on_the_fly --patches_per_epoch 1", "a single patch a step"),
         ("--epochs 0", "--epochs 0"),
         ("--lr_scheduler_factor 1", "--lr_scheduler_factor 1"),
         ("--start_lr -1", "--start_lr -1"),

@@ -17,12 +17,13 @@ from utils.data.augmentation import (
     augmentation_rng,
     draw_symmetry,
 )
-from utils.training.options import AUGMENT_LEVELS
+from utils.data.epochs import EpochDataset
+from utils.training.options import CHOICES
 
 SHAPES = [(16, 16, 16), (12, 12, 8), (20, 20), (12, 18)]
 
 
-class Same(Dataset):
+class Same(EpochDataset):
     """Items whose image is the mask; the epoch shifts them."""
 
     def __init__(self, shape: tuple[int, ...] = (12, 12, 12), length: int = 6) -> None:
@@ -171,7 +172,7 @@ def test_none_returns_the_very_item() -> None:
 
 
 def test_the_flags_offer_all_levels() -> None:
-    assert AUGMENT_LEVELS == LEVELS
+    assert CHOICES["augment"] == LEVELS
 
 
 def test_an_unknown_level_is_named() -> None:

@@ -24,8 +24,8 @@ import train_basic_3dunet
 from utils.data import SegmentationFake3DDataset
 from utils.data.simulated import OnTheFly3DDataset
 from utils.training.experiment import Experiment
-from utils.training.learner import Progress, save_checkpoints
 from utils.training.resuming import find_resumption
+from utils.training.state import Progress, save_checkpoints
 
 
 def in_child(work: Callable[[], int]) -> int:

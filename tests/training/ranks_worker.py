@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from models import ModelConfig, build_model
+from utils.data.epochs import EpochDataset
 from utils.devices import Compute
 from utils.training import ranks
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
 from utils.training.fabric import make_fabric
-from utils.training.loop import EpochSampler, build_loader, evaluate, train, train_one_epoch
+from utils.training.loaders import EpochSampler, build_loader
+from utils.training.loop import evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 from utils.training.processes import Processes
@@ -26,7 +27,7 @@ TRAINING, VALIDATION, BATCH = 10, 3, 5
 """Items and batch size; two ranks share batches of five unevenly."""
 
 
-class Patches(Dataset):
+class Patches(EpochDataset):
     """Noise whose first voxel tells the index; no memory is left in the epoch ``spoilt``."""
 
     def __init__(self, length: int, spoilt: int = -1) -> None:

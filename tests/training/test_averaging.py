@@ -58,3 +58,11 @@ def test_weights_are_exchanged_and_come_back_to_the_bit() -> None:
     assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
     state = average.module.state_dict()
     assert all(torch.equal(averaged[name], value) for name, value in state.items())
+
+
+def test_the_count_is_not_read_from_the_device() -> None:
+    average = make_average(nn.Linear(2, 2), 0.9)
+    average.n_averaged.fill_(8)  # (1 + 8) / (10 + 8) is kept
+    averaged, unreadable = [torch.zeros(3)], torch.zeros((), device="meta")
+    average.multi_avg_fn(averaged, [torch.ones(3)], unreadable)
+    assert torch.equal(averaged[0], torch.full((3,), 0.5))

@@ -11,36 +11,32 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.checkpoints.loading import load_checkpoint
+from utils.data.epochs import EpochDataset
 from utils.devices import Compute
 from utils.evaluation.confusion import confusion
-from utils.simulation.streams import Purpose, make_rng
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
 from utils.training.fabric import make_fabric
-from utils.training.learner import Progress, build_optimizer
+from utils.training.loaders import build_loader
 from utils.training.loop import (
-    EpochSampler,
-    NonFiniteLossError,
-    build_loader,
-    duration,
-    estimate,
     evaluate,
     score,
-    set_epoch,
     train,
     train_one_epoch,
 )
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
+from utils.training.records import NonFiniteLossError
 from utils.training.schedules import build_scheduler, rate_factor
+from utils.training.state import Progress, build_optimizer
 
-FACTS = {"model_config": {"arch": "stub"}, "patch_size": 4, "spacing_voxels": [4.0] * 3}
+DESCRIPTION = {"model_config": {"arch": "stub"}, "patch_size": 4, "spacing_voxels": [4.0] * 3}
 
 
-class Blobs(Dataset):
+class Blobs(EpochDataset):
     """Bright cubes in noise, drawn from (epoch, index) as the real patches are."""
 
     def __init__(self, length: int = 6, space: tuple[int, ...] = (4, 4, 4)) -> None:
@@ -122,7 +118,7 @@ def run(
 ) -> str:
     settings = TrainingOptions(**{"batch_size": 2, "epochs": 3, **options})
     data = Blobs(6), Blobs(2)
-    return train(fabric, model, loss, *data, settings, experiment, FACTS)
+    return train(fabric, model, loss, *data, settings, experiment, DESCRIPTION)
 
 
 @pytest.mark.parametrize("space", [2, 3])
@@ -134,7 +130,9 @@ def test_training_learns_in_2d_and_3d(
         batch_size=4, epochs=10, start_lr=0.05, optimizer=optimizer, loss_type="bce"
     )
     data = Blobs(16, (4,) * space), Blobs(4, (4,) * space)
-    reason = train(fabric, network(space), build_loss(options), *data, options, experiment, FACTS)
+    reason = train(
+        fabric, network(space), build_loss(options), *data, options, experiment, DESCRIPTION
+    )
     epochs = experiment.read_log()["epochs"]
     assert [record["epoch"] for record in epochs] == list(range(1, 11))
     assert epochs[-1]["train_loss"] < 0.3 * epochs[0]["train_loss"]
@@ -175,6 +173,36 @@ def test_training_sums_over_stacks_and_validation_takes_the_last(fabric: Fabric)
     np.testing.assert_allclose(
         examples.probabilities[1], torch.sigmoid(last)[1, 0].detach().numpy(), rtol=1e-4, atol=1e-6
     )
+
+
+class HostReads(TorchDispatchMode):
+    """Counts how often a tensor's value is asked for, at which a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: object, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_device(fabric: Fabric) -> None:
+    options = TrainingOptions(batch_size=2)
+    model = network()
+    set_up, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    loss, reads = build_loss(options), []
+    for length in (2, 12):
+        batches = list(build_loader(fabric, Blobs(length), options))
+        with HostReads() as counter:
+            train_one_epoch(fabric, set_up, loss, batches, optimizer, "training")
+            with torch.no_grad():  # within inference mode nothing is counted
+                evaluate.__wrapped__(set_up, loss, batches, "validation")
+            loss(*batches[0]).item()
+        reads.append(counter.count)
+    assert reads == [1, 1]  # the one of this test
 
 
 def test_each_stack_gets_the_gradient_of_its_own_loss(fabric: Fabric) -> None:
@@ -282,7 +310,7 @@ def test_last_checkpoint_holds_all_that_going_on_needs(
     state = load_checkpoint(experiment.checkpoints / "last.pth")
     assert state["epoch"] == state["progress"]["epoch"] == 2
     assert state["history"] == experiment.read_log()["epochs"]
-    assert {name: state[name] for name in FACTS} == FACTS
+    assert {name: state[name] for name in DESCRIPTION} == DESCRIPTION
     assert set(state["random_state"]) == {"python", "torch", "cuda"}
     fresh = network()
     fresh.load_state_dict(state["model_state"])
@@ -318,38 +346,6 @@ def test_the_same_seed_trains_the_same_network_to_the_bit(
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_do_not_depend_on_workers_and_change_with_the_epoch(
-    fabric: Fabric, workers: int
-) -> None:
-    data = Blobs(5)
-    sampler = EpochSampler(5, seed=3)
-    loader = build_loader(fabric, data, TrainingOptions(batch_size=2, num_workers=workers), sampler)
-    orders = []
-    for epoch in (1, 2):
-        set_epoch(data, sampler, epoch)
-        order = make_rng(Purpose.BATCH_ORDER, 3, epoch).permutation(5)
-        # A last batch of one is left out.
-        expected = torch.stack([data[int(k)][0] for k in order[:4]])
-        assert torch.equal(torch.cat([images for images, _ in loader]), expected)
-        orders.append(order.tolist())
-    assert orders[0] != orders[1]
-
-
-@pytest.mark.parametrize(
-    ("length", "batch_size", "sizes"),
-    [(5, 2, [2, 2]), (6, 4, [4, 2]), (1, 2, [1]), (3, 1, [1, 1, 1]), (4, 2, [2, 2]), (3, 8, [3])],
-)
-def test_only_a_lonely_last_sample_is_left_out_of_training(
-    fabric: Fabric, length: int, batch_size: int, sizes: list[int]
-) -> None:
-    options = TrainingOptions(batch_size=batch_size)
-    loader = build_loader(fabric, Blobs(length), options, EpochSampler(length, 0))
-    assert [len(images) for images, _ in loader] == sizes
-    whole = build_loader(fabric, Blobs(length), options)
-    assert sum(len(images) for images, _ in whole) == length
-
-
 @pytest.mark.parametrize(
     ("values", "where"),
     [([0.5, float("nan")], "epoch 2, validation, batch 1"), ([float("inf")], "epoch 1, valid")],
@@ -377,7 +373,9 @@ def test_a_non_finite_training_loss_stops_with_its_place_recorded(
     assert status == log["exit"]["status"] == 1
     assert "nan in epoch 2, training, batch 2" in log["exit"]["reason"]
     assert len(log["epochs"]) == 1
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    kept = load_checkpoint(experiment.checkpoints / "last.pth")
+    assert kept["epoch"] == 1
+    assert all(torch.isfinite(weights).all() for weights in kept["model_state"].values())
     assert load_checkpoint(experiment.checkpoints / "last.pth")["epoch"] == 1
 
 
@@ -390,7 +388,9 @@ def test_an_interrupt_leaves_the_last_completed_epoch(
     data = Signalling(number, at), Blobs(2)
     status = record_exit(
         experiment,
-        lambda: train(fabric, network(), build_loss(options), *data, options, experiment, FACTS),
+        lambda: train(
+            fabric, network(), build_loss(options), *data, options, experiment, DESCRIPTION
+        ),
     )
     log = experiment.read_log()
     assert status == 130
@@ -444,7 +444,7 @@ def test_averaged_weights_are_validated_and_kept_as_the_network(
 ) -> None:
     model, options = network(), TrainingOptions(batch_size=2, epochs=2, ema=0.5, loss_type="bce")
     data, loss = (Blobs(6), Blobs(2)), build_loss(TrainingOptions(loss_type="bce"))
-    train(fabric, model, loss, *data, options, experiment, FACTS)
+    train(fabric, model, loss, *data, options, experiment, DESCRIPTION)
     last = load_checkpoint(experiment.checkpoints / "last.pth")
     assert last["averages"] == 6
     raw, averaged = last["raw_model_state"], last["model_state"]
@@ -457,13 +457,6 @@ def test_averaged_weights_are_validated_and_kept_as_the_network(
     assert result.loss == pytest.approx(experiment.read_log()["epochs"][-1]["valid_loss"], rel=1e-5)
     best = load_checkpoint(experiment.checkpoints / "best.pth")
     assert "raw_model_state" not in best and "pace" not in best
-
-
-def test_no_shuffle_keeps_the_order() -> None:
-    sampler = EpochSampler(5, seed=3, shuffle=False)
-    for epoch in (1, 2):
-        sampler.epoch = epoch
-        assert list(sampler) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
@@ -492,26 +485,3 @@ def test_the_loop_writes_event_files_where_they_are_wanted(
         values = [point.value for point in events.Scalars(tag)]
         assert values == pytest.approx([record[name] for record in history])
     assert len(events.Images("examples/patch_1")) == 2
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")]
-)
-def test_durations_have_their_usual_unit(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("options", "to_go"),
-    [
-        ({"epochs": 11}, "20 min"),
-        ({"epochs": 1}, "0 s"),
-        ({"epochs": 11, "max_minutes": 5.0}, "3 min"),
-        ({"epochs": 11, "max_minutes": 500.0}, "20 min"),
-        ({"epochs": 11, "max_minutes": 1.0}, "0 s"),
-    ],
-)
-def test_the_estimate_goes_by_epochs_or_by_minutes(options: dict, to_go: str) -> None:
-    record = {"epoch": 1, "seconds": 120.0, "minutes": 2.0}
-    line = estimate(record, TrainingOptions(**options))
-    assert line.startswith(f"about 2 min an epoch, {to_go} to go at most: until ")

@@ -14,7 +14,7 @@ from utils.training.losses import (
     measure_foreground,
     outer_boundary,
 )
-from utils.training.options import LOSS_TYPES, TrainingOptions
+from utils.training.options import CHOICES, TrainingOptions
 
 SHAPES = [(3, 1, 8, 9), (2, 1, 6, 7, 5)]
 
@@ -101,7 +101,7 @@ def test_outer_boundary_of_one_voxel() -> None:
     assert outer_boundary(torch.zeros(1, 1, 5, 5, 5), 1).sum() == 0
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", CHOICES["loss_type"])
 def test_every_loss_is_float32_with_finite_gradients_under_autocast(loss_type: str) -> None:
     loss = build_loss(TrainingOptions(loss_type=loss_type, boundary_weight=2.0), 0.1)
     logits = torch.linspace(-30, 30, 2 * 4**3).reshape(2, 1, 4, 4, 4).bfloat16().requires_grad_()
@@ -114,7 +114,7 @@ def test_every_loss_is_float32_with_finite_gradients_under_autocast(loss_type: s
     assert logits.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", CHOICES["loss_type"])
 def test_right_predictions_cost_nothing_and_wrong_ones_much(loss_type: str) -> None:
     target = np.zeros((1, 1, 6, 6))
     target[..., 2:4, 2:4] = 1

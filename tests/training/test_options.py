@@ -167,7 +167,7 @@ def test_patches_that_survive_the_poolings(patch_size: int, depth: int, batch_si
         (0, 1, 2, "--patch_size 0"),
         (64, 8, 2, "at least 128"),
         (64, 10**9, 2, r"at least 2\^999999999 \(2\^\(depth - 1\)\) with --depth 1000000000"),
-        (8, 4, 1, "--batch_size 1: .* batch norm"),
+        (8, 4, 1, "a single patch a step: .* batch norm"),
     ],
 )
 def test_patches_that_do_not(patch_size: int, depth: int, batch_size: int, message: str) -> None:
@@ -179,7 +179,7 @@ def test_a_strided_stem_needs_larger_patches() -> None:
     check_patch_size(16, 4, 2, stem_stride=2)
     for size, batch, message in (
         (15, 2, "--patch_size 15: must be at least 16 .* --depth 4 and --stem_stride 2"),
-        (16, 1, "--batch_size 1: .* --stem_stride 2 one voxel"),
+        (16, 1, "a single patch a step: .* --stem_stride 2 one voxel"),
         (1, 2, "at least 16"),
     ):
         with pytest.raises(UserError, match=message):

@@ -248,7 +248,7 @@ def test_flags_that_must_not_change_are_named() -> None:
 
 def test_every_flag_that_may_change_exists() -> None:
     flags = set(vars(train_basic_3dunet.parse_flags([])))
-    of_2d = {"train_file", "validation_file", "test_file"}
+    of_2d = {"train_file", "validation_file", "test_file", "overwrite"}
     assert MAY_CHANGE - flags - of_2d == set()
 
 

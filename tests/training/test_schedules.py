@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from utils.training.options import TrainingOptions
-from utils.training.schedules import FIRST_RATE, WARM_UP, Pace, build_scheduler, rate_factor
+from utils.training.schedules import (
+    FIRST_RATE,
+    WARM_UP,
+    TrainingClock,
+    build_scheduler,
+    rate_factor,
+)
 
 
 class Clock:
@@ -49,15 +55,15 @@ def test_onecycle_climbs_and_falls() -> None:
 
 def test_the_rate_follows_the_steps() -> None:
     options = TrainingOptions(lr_schedule="cosine", start_lr=0.2)
-    pace, ours = Pace(options, planned=4), optimizer()
+    training, ours = TrainingClock(options, planned=4), optimizer()
     rates = []
     for _ in range(4):
-        pace.set_rate(ours)
+        training.set_rate(ours)
         rates.append(ours.param_groups[0]["lr"])
-        pace.step_done()
-        assert not pace.time_is_up()
+        training.step_done()
+        assert not training.time_is_up()
     assert rates == pytest.approx([0.2 * rate_factor("cosine", share / 4) for share in range(4)])
-    resumed = Pace(options, planned=4, steps=2)
+    resumed = TrainingClock(options, planned=4, steps=2)
     resumed.set_rate(ours)
     assert ours.param_groups[0]["lr"] == rates[2]
 
@@ -65,39 +71,41 @@ def test_the_rate_follows_the_steps() -> None:
 def test_the_rate_follows_the_clock_where_that_is_further() -> None:
     options = TrainingOptions(lr_schedule="cosine", start_lr=1.0, max_minutes=1)
     clock = Clock()
-    pace, ours = Pace(options, planned=100, clock=clock), optimizer()
+    training, ours = TrainingClock(options, planned=100, clock=clock), optimizer()
     for seconds, share in ((0.0, 0.01), (30.0, 0.5), (45.0, 0.75)):
         clock.now = 1000 + seconds
-        pace.step_done()
-        assert not pace.time_is_up()
-        pace.set_rate(ours)
+        training.step_done()
+        assert not training.time_is_up()
+        training.set_rate(ours)
         assert ours.param_groups[0]["lr"] == pytest.approx(rate_factor("cosine", share), abs=0.02)
     clock.now = 1060
-    assert pace.time_is_up()
-    assert pace.share() == 1
-    few = Pace(options, planned=4, steps=3, clock=clock)
+    assert training.time_is_up()
+    assert training.share() == 1
+    few = TrainingClock(options, planned=4, steps=3, clock=clock)
     assert few.share() == 0.75
 
 
 def test_time_spent_before_counts() -> None:
     clock = Clock()
     options = TrainingOptions(max_minutes=1)
-    pace = Pace(options, planned=4, steps=1, seconds=50, clock=clock)
-    assert not pace.time_is_up()
+    training = TrainingClock(options, planned=4, steps=1, seconds=50, clock=clock)
+    assert not training.time_is_up()
     clock.now += 11
-    assert pace.seconds == 61
-    assert pace.time_is_up()
+    assert training.seconds == 61
+    assert training.time_is_up()
 
 
 def test_all_processes_take_one_clock() -> None:
-    pace = Pace(TrainingOptions(max_minutes=1), planned=4, clock=Clock(), agree=lambda own: 60.0)
-    assert pace.time_is_up()
+    training = TrainingClock(
+        TrainingOptions(max_minutes=1), planned=4, clock=Clock(), agree=lambda own: 60.0
+    )
+    assert training.time_is_up()
 
 
 def test_plateau_is_left_to_its_own_scheduler() -> None:
     options, ours = TrainingOptions(start_lr=0.5), optimizer(0.3)
-    Pace(options, planned=4, steps=3).set_rate(ours)
+    TrainingClock(options, planned=4, steps=3).set_rate(ours)
     assert ours.param_groups[0]["lr"] == 0.3
     assert build_scheduler(ours, options).patience == 3
     assert build_scheduler(ours, TrainingOptions(lr_schedule="onecycle")) is None
-    assert not Pace(options, planned=4).time_is_up()
+    assert not TrainingClock(options, planned=4).time_is_up()

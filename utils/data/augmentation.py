@@ -23,8 +23,8 @@ from monai.transforms import (
     RandSmoothDeform,
 )
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
@@ -88,13 +88,13 @@ class Augmentation:
             return torch.clamp(_plain(image), 0.0, 1.0), *targets
 
 
-class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
+class AugmentedDataset(EpochDataset):
     """The items of ``dataset``, each changed as its seed, epoch and index say.
 
     Raises UserError for a level that is none of :data:`LEVELS`.
     """
 
-    def __init__(self, dataset: Dataset, level: str, seed: int = 0) -> None:
+    def __init__(self, dataset: EpochDataset, level: str, seed: int = 0) -> None:
         self.dataset = dataset
         self.augmentation = Augmentation(level)
         self.seed = check_seed(seed)
@@ -108,8 +108,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, ...]]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, here and in the data set below, in all worker processes."""
         self._epoch.fill_(epoch)
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         """Return the changed image and targets of one item."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
@@ -42,7 +42,7 @@ KEYPOINT_PADDING = 999.0
 HEAT_MAPS = ("Gaussian", "Cauchy")
 
 
-class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
+class Fake2DDataset(EpochDataset):
     """What the data sets of simulated images share; each gives its own targets."""
 
     def __init__(
@@ -127,6 +127,20 @@ class Fake2DDataset(Dataset[tuple[torch.Tensor, ...]]):
     def centres(self, index: int) -> np.ndarray:
         """Return the centres (n, 2) float32, in pixels, of the columns inside an image."""
         return self._samples.centres[self._checked(index)].copy()
+
+    def describe(self) -> dict[str, Any]:
+        """Return file (None in memory), seed and number of samples."""
+        file = None if self.h5path is None else str(self.h5path)
+        return {"file": file, "seed": self.seed, "samples": len(self)}
+
+    def column_spacing(self, samples: int = 32) -> list[float]:
+        """Return the columns' distance in pixels along x and y: the median over the first ones.
+
+        They are simulated again; a file of another version holds others of the same distribution.
+        """
+        rngs = [image_rng(self.seed, i) for i in range(min(samples, len(self)))]
+        scale = np.median([simulate_image(self.config, rng).parameters.scale for rng in rngs])
+        return [float(scale) * self.config.column_distance] * 2
 
     def get_image(self, index: int) -> SimulatedImage:
         """Return a sample simulated once more: raw counts, instances, geometry and parameters.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from utils.data.augmentation import Augmentation, augmentation_rng
+from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
@@ -31,7 +33,7 @@ BUFFERED_VOLUMES = 8
 _TINY = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
 
 
-class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
+class OnTheFly3DDataset(EpochDataset):
     """Patches with enough foreground: (image, mask), each (1, p, p, p) float32.
 
     ``patches_per_volume`` patches are cut from each volume at random (they may overlap), by the
@@ -43,6 +45,8 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
     Raises UserError if the patch is larger than the volumes or a number is out of range, and
     GeometryError, at an item, if ``config`` admits no volume.
     """
+
+    makes_batches = True
 
     def __init__(
         self,
@@ -169,6 +173,14 @@ class OnTheFly3DDataset(Dataset[tuple[Tensor, ...]]):
     def epoch_record(self) -> dict[str, float]:
         """Return how fast the loader's last epoch came: see :meth:`RateMeter.record`."""
         return self.meter.record()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the volumes' parameters, the seed and the patches of each volume."""
+        return {
+            "on_the_fly": self.config.to_dict(),
+            "seed": self.seed,
+            "patches_per_volume": self.patches_per_volume,
+        }
 
     def _rng(self, index: int) -> np.random.Generator:
         return make_rng(Purpose.LIVE_VOLUME, self.seed, self.epoch, index)

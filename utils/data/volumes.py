@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
+from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.data.patches import choose_patch
@@ -27,7 +28,7 @@ from utils.storage import VolumeFile, version_note
 FilePath = str | os.PathLike[str]
 
 
-class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class SegmentationFake3DDataset(EpochDataset):
     """Patches with enough foreground: (image, mask), each (1, p, p, p) float32.
 
     The image lies in 0..1, scaled by its whole volume's percentiles; the mask is 0 or 1.
@@ -105,6 +106,26 @@ class SegmentationFake3DDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Return the file of a sample and its row in there."""
         file, row = self._locate(index)
         return file.path, row
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return name, seed and number of samples of each file."""
+        described = []
+        for file in self.files:
+            with file:
+                described.append({"file": str(file.path), "seed": file.seed, "samples": len(file)})
+        return described
+
+    def column_spacing(self, samples: int = 256) -> list[float]:
+        """Return the columns' spacing in voxels along x, y, z: the median over even samples."""
+        chosen = np.unique(np.linspace(0, self.num_samples - 1, samples).round().astype(int))
+        rows: dict[VolumeFile, list[int]] = {}
+        for file, row in (self._locate(int(sample)) for sample in chosen):
+            rows.setdefault(file, []).append(row)
+        spacings = []
+        for file, wanted in rows.items():
+            with file:
+                spacings += [file.parameters(row).spacing for row in wanted]
+        return np.multiply(np.median(spacings), self.volume_shape).tolist()
 
     def _sample(self, epoch: int, item: int) -> int:
         """Return the sample that an item shows: itself, or its place in an endless even order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
@@ -22,7 +22,20 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """
     if not decay:
         return None
-    return AveragedModel(model, multi_avg_fn=_follow(decay), use_buffers=True)
+
+    @torch.no_grad()
+    def follow(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
+        """Move averaged tensors, all of one type, towards the current ones."""
+        n = int(average.n_averaged)  # on the host; for ``count`` it would wait for the device
+        share = 1 - min(decay, (1 + n) / (10 + n))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, share)
+            else:
+                old.copy_(new)
+
+    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    return average
 
 
 @contextmanager
@@ -33,22 +46,6 @@ def averaged_weights(model: nn.Module, average: AveragedModel | None) -> Iterato
         yield
     finally:
         _swap(model, average)
-
-
-def _follow(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Return what moves averaged tensors, all of one type, towards the current ones."""
-
-    @torch.no_grad()
-    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
-        n = int(count)
-        share = 1 - min(decay, (1 + n) / (10 + n))
-        for old, new in zip(averaged, current, strict=True):
-            if old.is_floating_point():
-                old.lerp_(new, share)
-            else:
-                old.copy_(new)
-
-    return update
 
 
 @torch.no_grad()

@@ -16,15 +16,21 @@ from typing import Any
 
 from utils.errors import UserError
 
-CHECKPOINT_POLICIES = ("last", "best", "all")
-ARCHITECTURES = ("unet", "stacked_unet")
-OPTIMIZERS = ("adam", "adamw", "rmsprop")
-LR_SCHEDULES = ("plateau", "cosine", "onecycle")
-LOSS_TYPES = ("dice", "bce", "weighted_bce", "bce_dice", "boundary_weighted_dice")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
-COMPILE_CHOICES = ("auto", "on", "off")
-AUGMENT_LEVELS = ("none", "flips", "full")
+CHOICES = {
+    "checkpoint_policy": ("last", "best", "all"),
+    "objective": ("segmentation", "keypoints"),
+    "augment": ("none", "flips", "full"),
+    "arch": ("unet", "stacked_unet"),
+    "optimizer": ("adam", "adamw", "rmsprop"),
+    "loss_type": ("dice", "bce", "weighted_bce", "bce_dice", "boundary_weighted_dice"),
+    "lr_schedule": ("plateau", "cosine", "onecycle"),
+    "device": DEVICES,
+    "precision": PRECISIONS,
+    "compile": ("auto", "on", "off"),
+}
+"""The words that a flag takes."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class TrainingOptions:
     early_stopping_patience: int = 15
     """Epochs without a better validation loss after which training ends."""
     checkpoint_policy: str = "best"
-    """One of :data:`CHECKPOINT_POLICIES`; ``last.pth`` is written under each of them."""
+    """``last``, ``best`` or ``all``; ``last.pth`` is written under each of them."""
     optimizer: str = "adam"
     loss_type: str = "dice"
     boundary_weight: float = 1.0
@@ -80,13 +86,9 @@ class TrainingOptions:
             _check_at_least(name, getattr(self, name), 0)
         for name in ("weight_decay", "boundary_weight"):
             _check_at_least(name, getattr(self, name), 0.0)
-        _check_choice("checkpoint_policy", self.checkpoint_policy, CHECKPOINT_POLICIES)
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        _check_choice("loss_type", self.loss_type, LOSS_TYPES)
-        _check_choice("device", self.device, DEVICES)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("compile", self.compile, COMPILE_CHOICES)
+        for name in CHOICES:
+            if name in vars(self):
+                _check_choice(name, getattr(self, name))
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: must lie in 0..1 (1 excluded), such as 0.999")
         minutes = self.max_minutes
@@ -119,7 +121,7 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
     Reads arch, depth, start_channels, stem_stride, num_stacks, conv_kernel_size, resblocks,
     MIN_PARAMS and MAX_PARAMS. Raises UserError for sizes that no network can have.
     """
-    _check_choice("arch", flags.arch, ARCHITECTURES)
+    _check_choice("arch", flags.arch)
     for name in ("depth", "start_channels", "stem_stride", "num_stacks", "conv_kernel_size"):
         _check_at_least(name, getattr(flags, name), 1)
     if flags.conv_kernel_size % 2 == 0:
@@ -154,14 +156,14 @@ def check_counts(flags: argparse.Namespace, *names: str) -> None:
 def check_patch_size(
     patch_size: int,
     depth: int,
-    batch_size: int,
+    patches_a_step: int,
     stem_stride: int = 1,
     what: str = "--patch_size",
 ) -> None:
     """Raise UserError unless a patch (edge in voxels) survives stem and poolings of the network.
 
-    With batches of one, the lowest level needs more than one voxel for its batch norm. ``what`` is
-    the patch's name in the message.
+    Where a device sees a single patch in a step (``patches_a_step`` 1), the lowest level needs more
+    than one voxel for its batch norm. ``what`` is the patch's name in the message.
     """
     _check_at_least("patch_size", patch_size, 1)
     stem = f" and --stem_stride {stem_stride}" if stem_stride > 1 else ""
@@ -172,10 +174,11 @@ def check_patch_size(
         raise UserError(
             f"{what} {patch_size}: must be at least {smallest} ({rule}) with --depth {depth}{stem}"
         )
-    if batch_size == 1 and patch_size == stem_stride * 2 ** (depth - 1):
+    if patches_a_step == 1 and patch_size == stem_stride * 2 ** (depth - 1):
         raise UserError(
-            f"--batch_size 1: with {what} {patch_size} and --depth {depth}{stem} one voxel is left "
-            "at the lowest level, too few for batch norm; use at least 2"
+            f"a single patch a step: with {what} {patch_size} and --depth {depth}{stem} one voxel "
+            "is left at the lowest level, too few for batch norm; give each device at least two "
+            "patches a step (--batch_size, and as many in an epoch), or lower --depth"
         )
 
 
@@ -270,6 +273,6 @@ def _check_at_least(name: str, value: float, minimum: float) -> None:
         raise UserError(f"--{name} {value}: must be at least {minimum}")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"--{name} {value!r}: must be one of {', '.join(choices)}")
+def _check_choice(name: str, value: str) -> None:
+    if value not in CHOICES[name]:
+        raise UserError(f"--{name} {value!r}: must be one of {', '.join(CHOICES[name])}")

@@ -103,7 +103,7 @@ def _first_look(
 def _set_defaults(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> None:
     """Set those defaults that ``parser`` has flags for, but for what a run never takes over."""
     known = {action.dest for action in parser._actions}
-    known -= {"resume", "experiment_title", "log_path"}
+    known -= {"resume", "experiment_title", "log_path", "overwrite"}
     parser.set_defaults(**{name: value for name, value in values.items() if name in known})
 
 

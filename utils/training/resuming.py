@@ -16,13 +16,11 @@ from typing import Any
 from utils.errors import UserError
 
 MAY_CHANGE = frozenset(
-    {
-        *("resume", "experiment_title", "log_path", "checkpoint_policy", "tensorboard"),
-        *("epochs", "max_minutes", "early_stopping_patience"),
-        *("data_dir", "train_files", "val_files", "train_file", "validation_file", "test_file"),
-        *("num_workers", "device", "devices", "num_nodes", "precision", "compile"),
-        *("deterministic", "MIN_PARAMS", "MAX_PARAMS"),
-    }
+    "resume experiment_title log_path checkpoint_policy tensorboard "
+    "epochs max_minutes early_stopping_patience "
+    "data_dir train_files val_files train_file validation_file test_file overwrite "
+    "num_workers device devices num_nodes precision compile deterministic "
+    "MIN_PARAMS MAX_PARAMS".split()
 )
 """Flags that a resumed run may have otherwise: where it runs, how long, and where its files lie.
 

@@ -1,4 +1,7 @@
-"""What every training script does around its own data: open the log directory, say what comes."""
+"""What every training script does with its flags, its network and its data: the whole run.
+
+Scripts check what they can before they import this module, and with it torch.
+"""
 
 from __future__ import annotations
 
@@ -6,94 +9,194 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.devices import Compute
+import torch
+from torch import nn
+
+from utils.checkpoints.loading import load_checkpoint
+from utils.data.augmentation import AugmentedDataset
+from utils.data.epochs import EpochDataset
+from utils.devices import Compute, choose_compute
+from utils.errors import UserError
 from utils.training import ranks
-from utils.training.compiling import Compiling
+from utils.training.compiling import choose_compiling
+from utils.training.determinism import be_deterministic, recorded_threads
+from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
-from utils.training.fabric import loader_processes
-from utils.training.options import TrainingOptions, describe_network, describe_training
+from utils.training.fabric import choose_processes, loader_processes, make_fabric
+from utils.training.loop import score, train
+from utils.training.losses import build_loss, measure_foreground
+from utils.training.options import (
+    TrainingOptions,
+    check_parameter_count,
+    check_patch_size,
+    describe_network,
+    describe_training,
+)
 from utils.training.processes import find_launcher
 from utils.training.recipes import describe_recipe, recipe_values
-from utils.training.resuming import Resumption, changed_flags, check_data
+from utils.training.resuming import Resumption, changed_flags, check_data, find_resumption
+
+logger = logging.getLogger("utils.training")
 
 
-def begin_experiment(
-    directory: Path,
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of a script, and what records and checkpoints say of them."""
+
+    train: EpochDataset
+    """As it is: the run changes its items at random where --augment says so."""
+    validation: EpochDataset
+    patch_size: int
+    """Edge of a patch, in voxels."""
+    spacing_voxels: list[float]
+    """Typical distance of columns along each axis."""
+    about: Mapping[str, str]
+    """Lines for the announcement, by topic."""
+    test: EpochDataset | None = None
+    """What the best checkpoint is scored on at the end."""
+    other_scores: Callable[[nn.Module], dict[str, float | None]] | None = None
+    """Returns scores of a trained network on ``test`` beside those of voxels."""
+
+    def sets(self) -> dict[str, EpochDataset]:
+        """Return all sets by name."""
+        sets = {"train": self.train, "validation": self.validation}
+        return sets if self.test is None else {**sets, "test": self.test}
+
+
+def run_training(
     script: str,
     flags: argparse.Namespace,
     options: TrainingOptions,
-    compute: Compute,
-    compiling: Compiling,
-    *,
-    model: Mapping[str, Any],
-    parameters: int,
-    foreground: float | None,
-    data: Mapping[str, Any],
-    about: Mapping[str, str],
-    resumption: Resumption | None = None,
-) -> Experiment:
-    """Make the log directory of a run, or reopen it, and announce the run on standard output.
+    directory: Path,
+    model_config: Mapping[str, Any],
+    build_network: Callable[[], nn.Module],
+    load_data: Callable[[], TrainingData],
+) -> int:
+    """Train as ``flags`` say, record everything, and return the exit status.
 
-    Of several processes rank 0 does so; the others get an experiment that writes nothing.
+    Until the log directory is made every mistake is a UserError, and nothing is written but what
+    ``load_data`` writes.
 
     Args:
-        directory: the new log directory.
         script: path of the script that runs.
-        flags: all of the script's flags.
+        flags: all of its flags.
         options: what they say of training.
-        compute: where the network is evaluated.
-        compiling: whether the network is compiled.
-        model: the network's configuration, plain state.
-        parameters: weights that training changes.
-        foreground: labelled share of the training items where the loss needs it.
-        data: plain facts on the data for ``config.json``.
-        about: lines on the data for the announcement, by topic.
-        resumption: where a run goes on; its directory is there, and its data must be the same.
+        directory: the log directory, new or with --resume an old one.
+        model_config: the network's configuration, plain state.
+        build_network: makes that network.
+        load_data: opens or makes the data, in each of several processes, which have met by then.
     """
-    processes = ranks.world_size()
-    started = find_launcher()
-    loaders = loader_processes(options.num_workers, started.devices if started else processes)
-    together = f" each, {processes} processes train together" if processes > 1 else ""
+    if options.deterministic:
+        be_deterministic(recorded_threads(directory))
+    compute = choose_compute(options.device, options.precision)
+    compiling = choose_compiling(options, compute.device)
+    processes = choose_processes(options, compute.device)
+    with torch.device("meta"):  # counted without memory for them
+        parameters = sum(p.numel() for p in build_network().parameters() if p.requires_grad)
+    check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
+
+    fabric = make_fabric(compute, options.seed, processes, deterministic=options.deterministic)
+    data = load_data()
+    check_shares(data, options, flags)
+    foreground = measure_foreground(data.train) if options.loss_type == "weighted_bce" else None
+    loss = build_loss(options, foreground)
+    trained_on = data.train
+    if flags.augment != "none" and not data.train.makes_batches:
+        trained_on = AugmentedDataset(data.train, flags.augment, flags.seed)
+    model = build_network()
+
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
-        "model": dict(model),
+        "model": dict(model_config),
         "parameters": parameters,
         "compute": vars(compute),
-        "processes": processes,
+        "processes": ranks.world_size(),
         "compile": vars(compiling),
         "foreground": foreground,
-        "data": dict(data),
+        "data": {name: one.describe() for name, one in data.sets().items()},
     }
+    resumption = find_resumption(directory) if flags.resume else None
+    experiment = open_experiment(directory, config, script, resumption)
+    if not ranks.rank():
+        announce(
+            {
+                "network": describe_network(flags, parameters),
+                **data.about,
+                **({"resume": resumption.note} if resumption else {}),
+                "recipe": describe_recipe(flags),
+                "training": describe_training(options),
+                "machine": describe_machine(compute, options),
+                "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
+                "log": str(directory),
+            }
+        )
+    description = {
+        "model_config": dict(model_config),
+        "normalizer": data.train.normalizer.to_dict(),
+        "spacing_voxels": data.spacing_voxels,
+        "patch_size": data.patch_size,
+        "flags": vars(flags),
+    }
+
+    def train_and_test() -> str:
+        reason = train(
+            fabric,
+            model,
+            loss,
+            trained_on,
+            data.validation,
+            options,
+            experiment,
+            description,
+            compiling,
+            resumption,
+        )
+        if data.test is not None:
+            ranks.wait_for_all()  # until the best checkpoint is there
+            state = load_checkpoint(directory)
+            best = build_network()
+            best.load_state_dict(state["model_state"])
+            record = {"epoch": state["epoch"], **score(fabric, best, loss, data.test, options)}
+            if data.other_scores:
+                record |= data.other_scores(best)
+            experiment.update_log(test=record)
+            logger.info(summarise_test(record))
+        return reason
+
+    return record_exit(experiment, train_and_test)
+
+
+def check_shares(data: TrainingData, options: TrainingOptions, flags: argparse.Namespace) -> None:
+    """Raise UserError where a step leaves a device no patch, or too little for batch norm.
+
+    Batches that are smaller than the others are left out where they would.
+    """
+    share = min(options.batch_size, len(data.train)) // ranks.world_size()
+    if not share:
+        raise UserError(
+            f"{ranks.world_size()} devices cannot share the {len(data.train)} patches of an epoch; "
+            "lower --devices, or train on more"
+        )
+    check_patch_size(data.patch_size, flags.depth, share, flags.stem_stride, "patches of")
+
+
+def open_experiment(
+    directory: Path, config: Mapping[str, Any], script: str, resumption: Resumption | None
+) -> Experiment:
+    """Make the log directory of a run, or reopen it; raise UserError if its data are others now.
+
+    Of several processes rank 0 does so; the others get an experiment that writes nothing.
+    """
     if ranks.rank():
         return Experiment(directory, writes=False)
     if resumption is None:
-        experiment = Experiment.create(directory, config, script)
-    else:
-        experiment = _reopen(directory, config, script, resumption)
-        about = {**about, "resume": resumption.note}
-    announce(
-        {
-            "network": describe_network(flags, parameters),
-            **about,
-            "recipe": describe_recipe(flags),
-            "training": describe_training(options),
-            "machine": compute.describe(loaders) + together,
-            "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
-            "log": str(directory),
-        }
-    )
-    return experiment
-
-
-def _reopen(
-    directory: Path, config: Mapping[str, Any], script: str, resumption: Resumption
-) -> Experiment:
-    """Reopen a log directory; raises UserError if the data are not those of the run before."""
+        return Experiment.create(directory, config, script)
     before = json.loads((directory / "config.json").read_text())
     check_data(before["data"], config["data"])
     record = {
@@ -107,10 +210,24 @@ def _reopen(
 
 def announce(lines: Mapping[str, str]) -> None:
     """Show the log on standard output from now on, and first ``lines`` on the run, one a topic."""
-    logger = logging.getLogger("utils.training")
     logger.handlers[:] = [logging.StreamHandler(sys.stdout)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
     width = max(len(topic) for topic in lines)
     for topic, text in lines.items():
         logger.info(f"{topic:<{width}}  {text}")
+
+
+def describe_machine(compute: Compute, options: TrainingOptions) -> str:
+    """Return a line on where the network is evaluated, and by how many processes."""
+    total, started = ranks.world_size(), find_launcher()
+    loaders = loader_processes(options.num_workers, started.devices if started else total)
+    together = f" each, {total} processes train together" if total > 1 else ""
+    return compute.describe(loaders) + together
+
+
+def summarise_test(record: Mapping[str, Any]) -> str:
+    """Return the line that tells a person about the test."""
+    shown = ("iou", "dice", "total_error", "precision", "recall", "mean_distance")
+    words = [f"{name} {record[name]:.3f}" for name in shown if record.get(name) is not None]
+    return f"test, network of epoch {record['epoch']}: {', '.join(words)}"

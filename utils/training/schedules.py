@@ -35,7 +35,7 @@ def rate_factor(schedule: str, share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (share - start) / (1 - start)))
 
 
-class Pace:
+class TrainingClock:
     """Counts steps and time of one training, sets the rates of cosine and onecycle, ends in time.
 
     Args:
@@ -63,7 +63,7 @@ class Pace:
         self._clock = clock
         self._agree = agree
         self._began = clock() - seconds
-        self._read = seconds
+        self._agreed = seconds
 
     @property
     def seconds(self) -> float:
@@ -75,7 +75,7 @@ class Pace:
         by_steps = self.steps / self.planned
         if self.options.max_minutes is None:
             return by_steps
-        return max(by_steps, self._read / (60 * self.options.max_minutes))
+        return max(by_steps, self._agreed / (60 * self.options.max_minutes))
 
     def set_rate(self, optimizer: Optimizer) -> None:
         """Set the rate of the coming step; ``plateau`` leaves that to its own scheduler."""
@@ -94,8 +94,8 @@ class Pace:
         """Read the clock; return whether ``max_minutes`` have passed, the same in all processes."""
         if self.options.max_minutes is None:
             return False
-        self._read = self._agree(self.seconds)
-        return self._read >= 60 * self.options.max_minutes
+        self._agreed = self._agree(self.seconds)
+        return self._agreed >= 60 * self.options.max_minutes
 
 
 def build_scheduler(optimizer: Optimizer, options: TrainingOptions) -> ReduceLROnPlateau | None:

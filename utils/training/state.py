@@ -22,18 +22,25 @@ from utils.devices import memory_format
 from utils.training.averaging import make_average
 from utils.training.experiment import Experiment
 from utils.training.options import TrainingOptions
-from utils.training.schedules import Pace, build_scheduler
+from utils.training.schedules import TrainingClock, build_scheduler
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
 RESUMABLE = (
-    *("optimizer_state", "scheduler_state", "precision_state", "progress", "history"),
-    *("random_state", "pace", "raw_model_state", "averages"),
+    "optimizer_state",
+    "scheduler_state",
+    "precision_state",
+    "random_state",
+    "raw_model_state",
+    "averages",
+    "progress",
+    "history",
+    "pace",  # of the clock
 )
 """Entries of ``last.pth`` that going on needs and prediction does not."""
 
 
 @dataclass(frozen=True)
-class Learner:
+class TrainedParts:
     """The parts that a training changes, as Fabric has set them up."""
 
     fabric: Fabric
@@ -73,7 +80,7 @@ class Progress:
         )
 
 
-def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int) -> Learner:
+def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int) -> TrainedParts:
     """Bring a network for batches of ``ndim`` axes, and what trains it, to Fabric's device."""
     model = model.to(memory_format=memory_format(ndim))
     if fabric.device.type == "cpu":
@@ -81,7 +88,8 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
     optimizer = build_optimizer(model, options)
     scheduler = build_scheduler(optimizer, options)
     model, optimizer = fabric.setup(model, optimizer)
-    return Learner(fabric, model, optimizer, scheduler, make_average(model.module, options.ema))
+    average = make_average(model.module, options.ema)
+    return TrainedParts(fabric, model, optimizer, scheduler, average)
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
@@ -97,47 +105,47 @@ def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
 
 
 def whole_state(
-    learner: Learner,
-    facts: Mapping[str, Any],
+    parts: TrainedParts,
+    description: Mapping[str, Any],
     progress: Progress,
     history: list[dict[str, Any]],
-    pace: Pace,
+    clock: TrainingClock,
 ) -> dict[str, Any]:
     """Return the content of ``last.pth``: what prediction needs, and what going on needs.
 
-    Prediction takes ``model_state``, the averaged weights where there are some, and ``facts``.
+    Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
-    validated = learner.average.module if learner.average else learner.model
+    validated = parts.average.module if parts.average else parts.model
     return {
-        **facts,
+        **description,
         "model_state": _weights(validated),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
-        **_resumable_state(learner),
+        **_resumable_state(parts),
         "progress": dataclasses.asdict(progress),
         "history": list(history),
-        "pace": {"steps": pace.steps, "seconds": pace.seconds},
+        "pace": {"steps": clock.steps, "seconds": clock.seconds},
     }
 
 
 def go_on(
-    learner: Learner, state: Mapping[str, Any] | None
+    parts: TrainedParts, state: Mapping[str, Any] | None
 ) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
-    """Bring ``learner`` to where :func:`whole_state` had it; None is the very beginning.
+    """Bring ``parts`` to where :func:`whole_state` had it; None is the very beginning.
 
-    Returns progress, history, and the steps and seconds that :class:`Pace` starts with.
+    Returns progress, history, and the steps and seconds that :class:`TrainingClock` starts with.
     """
     if state is None:
         return Progress(), [], {}
-    model, average, scheduler = learner.model, learner.average, learner.scheduler
+    model, average, scheduler = parts.model, parts.average, parts.scheduler
     model.load_state_dict(state.get("raw_model_state", state["model_state"]))
     if average:
         average.module.load_state_dict(state["model_state"])
         average.n_averaged.fill_(state["averages"])
-    learner.optimizer.load_state_dict(state["optimizer_state"])
+    parts.optimizer.load_state_dict(state["optimizer_state"])
     if scheduler:
         scheduler.load_state_dict(state["scheduler_state"])
-    learner.fabric.strategy.precision.load_state_dict(state["precision_state"])
+    parts.fabric.strategy.precision.load_state_dict(state["precision_state"])
     _restore_randomness(state["random_state"])
     return Progress(**state["progress"]), list(state["history"]), dict(state["pace"])
 
@@ -159,24 +167,24 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
-def _resumable_state(learner: Learner) -> dict[str, Any]:
+def _resumable_state(parts: TrainedParts) -> dict[str, Any]:
     """Return optimiser, schedule, precision, own weights beside averaged ones, random states.
 
     Not numpy's global one: everything here draws from generators of (seed, epoch, index).
     """
     state = {
-        "optimizer_state": learner.optimizer.state_dict(),
-        "scheduler_state": learner.scheduler.state_dict() if learner.scheduler else {},
-        "precision_state": learner.fabric.strategy.precision.state_dict(),
+        "optimizer_state": parts.optimizer.state_dict(),
+        "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
+        "precision_state": parts.fabric.strategy.precision.state_dict(),
         "random_state": {
             "python": random.getstate(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
     }
-    if learner.average:
-        state["raw_model_state"] = _weights(learner.model)
-        state["averages"] = int(learner.average.n_averaged)
+    if parts.average:
+        state["raw_model_state"] = _weights(parts.model)
+        state["averages"] = int(parts.average.n_averaged)
     return state
 
 

@@ -1,0 +1,81 @@
+"""Batches of an epoch: their order, who gets them, and that none is lonely where it need not be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from tests.training.test_loop import Blobs
+from utils.devices import Compute
+from utils.simulation.streams import Purpose, make_rng
+from utils.training.fabric import make_fabric
+from utils.training.loaders import EpochSampler, build_loader, even_batches
+from utils.training.options import TrainingOptions
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return make_fabric(Compute("cpu", "32-true", "test"), 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_workers_and_change_with_the_epoch(
+    fabric: Fabric, workers: int
+) -> None:
+    data = Blobs(5)
+    sampler = EpochSampler(5, seed=3)
+    loader = build_loader(fabric, data, TrainingOptions(batch_size=2, num_workers=workers), sampler)
+    orders = []
+    for epoch in (1, 2):
+        sampler.epoch = epoch
+        data.set_epoch(epoch)
+        order = make_rng(Purpose.BATCH_ORDER, 3, epoch).permutation(5)
+        # A last batch of one is left out.
+        expected = torch.stack([data[int(k)][0] for k in order[:4]])
+        assert torch.equal(torch.cat([images for images, _ in loader]), expected)
+        orders.append(order.tolist())
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "sizes"),
+    [(5, 2, [2, 2]), (6, 4, [4, 2]), (1, 2, [1]), (3, 1, [1, 1, 1]), (4, 2, [2, 2]), (3, 8, [3])],
+)
+def test_only_a_lonely_last_sample_is_left_out_of_training(
+    fabric: Fabric, length: int, batch_size: int, sizes: list[int]
+) -> None:
+    options = TrainingOptions(batch_size=batch_size)
+    loader = build_loader(fabric, Blobs(length), options, EpochSampler(length, 0))
+    assert [len(images) for images, _ in loader] == sizes
+    whole = build_loader(fabric, Blobs(length), options)
+    assert sum(len(images) for images, _ in whole) == length
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "sizes"),
+    [
+        (8, 4, [4, 4]),
+        (9, 4, [3, 3, 3]),
+        (10, 4, [3, 3, 4]),
+        (65, 32, [21, 22, 22]),
+        (5, 2, [2, 3]),
+        (3, 2, [3]),
+        (3, 1, [1, 1, 1]),
+        (1, 4, [1]),
+        (0, 4, []),
+    ],
+)
+def test_validation_sees_each_patch_and_none_alone(
+    length: int, batch_size: int, sizes: list[int]
+) -> None:
+    batches = even_batches(range(100, 100 + length), batch_size)
+    assert [len(batch) for batch in batches] == sizes
+    assert [index for batch in batches for index in batch] == list(range(100, 100 + length))
+
+
+def test_no_shuffle_keeps_the_order() -> None:
+    sampler = EpochSampler(5, seed=3, shuffle=False)
+    for epoch in (1, 2):
+        sampler.epoch = epoch
+        assert list(sampler) == [0, 1, 2, 3, 4]

@@ -1,0 +1,132 @@
+"""What the flags of the training scripts mean: help, choices and types, each once.
+
+Which flags a script has, and their defaults, stands at its top; :func:`make_parser` joins the two.
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from utils.flags import FlagParser, whole_number
+from utils.training import options
+from utils.training.processes import devices_number
+from utils.training.recipes import RECIPES
+
+Defaults = Mapping[str, Mapping[str, Any]]
+"""By topic: the default of each flag, by its name."""
+
+HELP = {
+    # experiment
+    "experiment_title": "name of the log directory; one that exists is never overwritten",
+    "resume": "go on with the experiment of that name from its last checkpoint, with its flags",
+    "log_path": "folder of the log directories",
+    "checkpoint_policy": "keep the last state; the best by validation IoU too; or every epoch's",
+    "objective": "learn the mask of the columns, or a heat map with a peak at each centre",
+    "tensorboard": "write curves, slices and hyperparameters for TensorBoard too",
+    "seed": "of the weights, the patches and their order; to the same bits with --deterministic",
+    # data of three dimensions
+    "data_dir": "folder in which bare file names are looked for",
+    "train_files": "files to train on",
+    "val_files": "files to validate on",
+    "patch_size": "edge of the training patches, in voxels",
+    "background_threshold": "largest share of background in a patch, 0..1",
+    "patches_per_epoch": "training patches an epoch; else one a sample, and 2048 with --on_the_fly",
+    "on_the_fly": "train on volumes simulated meanwhile, each anew, with the parameters of the "
+    "first of --val_files; --train_files are not read",
+    "patches_per_volume": "patches cut from each volume with --on_the_fly",
+    # data of two dimensions
+    "L_train": "images to train on",
+    "L_validate": "images to validate on",
+    "L_test": "images to test the best checkpoint on, at the end",
+    "train_file": 'file of the training set, made if it is not there; "" keeps the set in memory',
+    "validation_file": "likewise of the validation set",
+    "test_file": "likewise of the test set",
+    "overwrite": "make files anew that hold another seed, other parameters or too few images",
+    # data of both
+    "augment": "change training patches at random: flips, exchange of the axes and turns by 90 "
+    "degrees; full adds deformation, blur, noise and grey values",
+    "num_workers": "processes that load or simulate, at most one a core; 0: only the training's",
+    # network
+    "arch": "one U-Net, or several in a row with intermediate supervision",
+    "depth": "layers in each half of the U-Net; depth - 1 poolings",
+    "start_channels": "channels at full resolution, doubled by each pooling",
+    "stem_stride": "edge of the blocks of voxels that the network works on; 1 is full resolution",
+    "num_stacks": "U-Nets in a row, for --arch stacked_unet",
+    "conv_kernel_size": "edge of the convolution kernels, in voxels; odd",
+    "resblocks": "residual blocks instead of plain ones",
+    "MAX_PARAMS": "training does not start with more parameters; 30e6 can be written too",
+    "MIN_PARAMS": "training does not start with fewer parameters",
+    # training
+    "recipe": "other defaults for a bundle of these flags; flags that are given win over it",
+    "batch_size": "patches a step, on all devices together",
+    "epochs": "most epochs to train",
+    "max_minutes": "minutes after which training ends, within an epoch if need be; cosine and "
+    "onecycle then follow the clock, so that the result depends on the machine's speed",
+    "early_stopping_patience": "epochs without a lower validation loss after which training ends; "
+    "with cosine and onecycle the default is --epochs",
+    "optimizer": "how gradients become steps",
+    "loss_type": "weighted_bce balances the labels; bce_dice is the sum of both; "
+    "boundary_weighted_dice weighs voxels around the labels",
+    "boundary_weight": "weight of voxels just outside the mask in boundary_weighted_dice; 1: dice",
+    "boundary_thickness": "how far outside the mask that weight reaches, in voxels",
+    "weight_decay": "L2 penalty on the weights; decoupled from the gradient with adamw",
+    "start_lr": "learning rate at the start; the highest one with onecycle",
+    "lr_schedule": "lower the rate when the validation loss stops falling; or along a cosine to 0 "
+    "at the end; or the same after a climb over the first tenth",
+    "lr_scheduler_factor": "factor on the rate when the validation loss stops falling (plateau)",
+    "lr_scheduler_patience": "epochs to wait before that (plateau)",
+    "ema": "decay of a moving average of the weights that is validated and kept, as 0.999; 0: off",
+    "no_shuffle": "the same order in each epoch; without effect on --on_the_fly",
+    # machine
+    "device": "auto takes CUDA where there is some",
+    "devices": "on each machine, a process each, which share the batches; auto takes all GPUs, one "
+    "process on a CPU, or what torchrun or srun has started",
+    "num_nodes": "machines, on each of which torchrun or srun starts this script",
+    "precision": "of the network; auto: bf16 where the machine is fast at it; losses are float32",
+    "compile": "torch.compile; auto: with CUDA; on a CPU it does not pay",
+    "deterministic": "the same bits in each run on this machine, where torch can; slower, and "
+    "compiled only with --compile on",
+}
+"""In two dimensions a patch is an image and a voxel a pixel."""
+
+CHOICES = {**options.CHOICES, "recipe": tuple(RECIPES)}
+
+TYPES: Mapping[str, Callable[[str], Any]] = {
+    "patches_per_epoch": int,
+    "max_minutes": float,
+    "MAX_PARAMS": whole_number,
+    "MIN_PARAMS": whole_number,
+    "devices": devices_number,
+}
+"""Of the flags whose default does not tell it."""
+
+METAVARS = {float: "FLOAT", str: "STR", list: "FILE"}
+
+
+def make_parser(description: str, flags: Defaults) -> FlagParser:
+    """Return the parser of a script whose flags and defaults are ``flags``."""
+    parser = FlagParser(description=description)
+    for topic, defaults in flags.items():
+        group = parser.add_argument_group(topic)
+        for name, default in defaults.items():
+            reading = how_to_read(name, default)
+            group.add_argument(f"--{name}", default=default, help=HELP[name], **reading)
+    return parser
+
+
+def how_to_read(name: str, default: Any) -> dict[str, Any]:
+    """Return argparse's arguments for a flag: a switch, a choice, files, a number or text."""
+    if default is False:
+        return {"action": "store_true"}
+    if default is True:
+        return {"action": argparse.BooleanOptionalAction}
+    if name in CHOICES:
+        return {"choices": CHOICES[name]}
+    kind = TYPES.get(name, type(default))
+    metavar = METAVARS.get(kind, "INT")
+    if kind is list:
+        return {"nargs": "+", "metavar": metavar}
+    return {"type": kind, "metavar": metavar}

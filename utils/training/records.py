@@ -1,0 +1,143 @@
+"""What is gathered over an epoch, and how it is told: to ``logs.json`` and to a person."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.evaluation.confusion import Confusion, count_voxels
+from utils.training.options import TrainingOptions
+from utils.training.ranks import pooled
+
+
+class NonFiniteLossError(UserError):
+    """The loss is infinite or not a number; names the epoch and the batch."""
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one pass over a data set gave."""
+
+    loss: float
+    """Mean over samples."""
+    confusion: Confusion
+    """Of the last stack, pooled over all voxels."""
+    samples: int
+    seconds: float
+
+
+class Tally:
+    """Losses and voxel counts of one pass over a data set, kept on the device.
+
+    A GPU works through what it has been told while the host runs ahead. Asking it for a number
+    (``item``, ``tolist``, ``if tensor``) makes the host wait until it has caught up, and then the
+    GPU for the host. So nothing is asked but in :meth:`read`, every few batches.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        """The pass, as errors name it."""
+        self.loss = 0.0
+        """Sum over the samples of the batches that have been read."""
+        self.samples = 0
+        self.batches = 0
+        """Those that have been read."""
+        self._unread: list[Tensor] = []
+        self._counts = torch.zeros(4, dtype=torch.int64)
+        self._started = time.perf_counter()
+
+    def add(self, loss: Tensor, probabilities: Tensor, masks: Tensor) -> None:
+        """Count a batch: its mean loss, what its last stack says, 0..1, and its masks."""
+        self._unread.append(loss.detach().double() * len(masks))
+        self._counts = self._counts.to(masks.device) + count_voxels(probabilities, masks)
+        self.samples += len(masks)
+
+    def read(self) -> None:
+        """Wait for the device, and read the losses; raise NonFiniteLossError where one is none."""
+        losses = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread.clear()
+        for loss in losses:
+            self.batches += 1
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss is {loss} in {self.where}, batch {self.batches}: lower --start_lr "
+                    "or try --precision 32"
+                )
+            self.loss += loss
+
+    def result(self) -> EpochResult:
+        """Return the result of the whole pass, over all processes; every one gets the same."""
+        self.read()
+        total, samples, counts = pooled(self.loss, self.samples, self._counts)
+        seconds = time.perf_counter() - self._started
+        return EpochResult(total / samples, Confusion(*counts.tolist()), samples, seconds)
+
+
+def epoch_record(
+    epoch: int,
+    trained: EpochResult,
+    validated: EpochResult,
+    learning_rate: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the entry of ``logs.json``: losses, metrics, the learning rate used, and speed.
+
+    The training loss is the sum over stacks, the validation loss that of the last. ``seconds`` is
+    for training and validation together, ``samples_per_second`` of training.
+    """
+    phases = {"train": trained, "valid": validated}
+    losses = {f"{phase}_loss": result.loss for phase, result in phases.items()}
+    metrics = {
+        f"{phase}_{name}": value
+        for phase, result in phases.items()
+        for name, value in result.confusion.metrics().items()
+    }
+    return {
+        "epoch": epoch,
+        **losses,
+        **metrics,
+        "lr": learning_rate,
+        "seconds": seconds,
+        "samples_per_second": trained.samples / trained.seconds,
+    }
+
+
+def summary(record: Mapping[str, Any], epochs: int) -> str:
+    """Return the line that tells a person about one epoch."""
+    volumes = ""
+    if "volumes_per_second" in record:
+        waited = record["seconds_waiting_for_data"]
+        volumes = f"  {record['volumes_per_second']:.1f} volumes/s, waited {waited:.1f} s for them"
+    return (
+        f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"loss {record['train_loss']:.4f} (valid {record['valid_loss']:.4f})  "
+        f"IoU {record['train_iou']:.3f} (valid {record['valid_iou']:.3f})  "
+        f"lr {record['lr']:.1e}  {record['seconds']:.1f} s  "
+        f"{record['samples_per_second']:.1f} samples/s{volumes}"
+    )
+
+
+def estimate(record: Mapping[str, Any], options: TrainingOptions) -> str:
+    """Return the line that tells, after a first epoch, how long the others will take at most."""
+    seconds = (options.epochs - record["epoch"]) * record["seconds"]
+    if options.max_minutes is not None:
+        seconds = max(0.0, min(seconds, 60 * (options.max_minutes - record["minutes"])))
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
+    return (
+        f"about {duration(record['seconds'])} an epoch, {duration(seconds)} to go at most: "
+        f"until {end}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in its usual unit."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
