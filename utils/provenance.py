@@ -1,4 +1,4 @@
-"""With which program, versions and machine a result was made, as plain JSON."""
+"""All version numbers, and with which program and machine a result was made, as plain JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+VERSION = "0.2.0"
+"""Of the toolkit; CITATION.cff has it too."""
+DATA_VERSION = "2.0.0"
+"""Raised when the same configuration and seed give other numbers.
+
+2.0.0: n + 1 intervals an edge of the lattice; a stream of random numbers for each purpose.
+"""
+VOLUME_FORMAT, IMAGE_FORMAT = 1, 1
+"""Of the HDF5 files in 3D and 2D; raised when a reader of the one before would fail or misread."""
+CHECKPOINT_FORMAT = 1
+"""Stored in every checkpoint; raised when its meaning changes."""
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "monai", "lightning-fabric")
 
 
@@ -19,7 +30,7 @@ def describe_program(script: str | Path) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "script": Path(script).name,
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"3dsegmentation": VERSION, "python": platform.python_version(), **versions},
         "machine": {
             "system": platform.platform(),
             "processor": platform.machine(),

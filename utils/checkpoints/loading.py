@@ -10,9 +10,7 @@ import torch
 
 from utils.checkpoints.pretrained import find_pretrained, pretrained_names, unpack_weights
 from utils.errors import UserError
-
-CHECKPOINT_FORMAT = 1
-"""Stored in every checkpoint; raised when its meaning changes."""
+from utils.provenance import CHECKPOINT_FORMAT
 
 
 class CheckpointError(UserError):

@@ -1,7 +1,7 @@
 """Streams of random numbers: one for each purpose, seed and place, and no two of them the same.
 
 Only here is a Generator made for data and training; everything else is handed one, or asks here. A
-change of these streams changes all data: raise ``PROGRAM_VERSION`` (utils/storage/layout.py).
+change of these streams changes all data: raise ``DATA_VERSION`` (utils/provenance.py).
 """
 
 from __future__ import annotations

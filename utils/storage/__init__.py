@@ -7,8 +7,9 @@ is (x, y, z). While a file is made it has a temporary name, hidden beside its ow
 
 from __future__ import annotations
 
+from utils.provenance import DATA_VERSION
 from utils.storage.errors import OtherParametersError
-from utils.storage.layout import LAYOUT, PROGRAM_VERSION, version_note
+from utils.storage.layout import LAYOUT, version_note
 from utils.storage.reading import VolumeFile
 from utils.storage.rows import EncodedRow, encode_row, largest_row, stored_image
 from utils.storage.volume_set import VolumeSet, disk_space
@@ -21,7 +22,7 @@ from utils.storage.writing import (
 
 __all__ = [
     "LAYOUT",
-    "PROGRAM_VERSION",
+    "DATA_VERSION",
     "EncodedRow",
     "OtherParametersError",
     "VolumeFile",

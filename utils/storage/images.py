@@ -19,15 +19,13 @@ import h5py
 import numpy as np
 
 from utils.errors import UserError
+from utils.provenance import DATA_VERSION, IMAGE_FORMAT
 from utils.simulation.image import ImageConfig
 from utils.storage.errors import OtherParametersError, hdf5_errors
-from utils.storage.layout import GZIP_LEVEL, PROGRAM_VERSION
+from utils.storage.layout import GZIP_LEVEL
 from utils.storage.reading import open_checked
 from utils.storage.volume_set import differing
 from utils.storage.writing import new_hdf5_file
-
-IMAGE_FORMAT_VERSION = 1
-"""Raised when a reader of the previous layout would fail or misread."""
 
 IMAGE_LAYOUT = {
     "image_data": "image, (sample, x, y), float32, 1st to 99th percentile scaled to 0..1",
@@ -45,7 +43,7 @@ class ImageSet:
     config: ImageConfig
     seed: int
     num_samples: int
-    program_version: str = PROGRAM_VERSION
+    program_version: str = DATA_VERSION
 
     def check_serves(self, path: Path, asked: ImageSet) -> None:
         """Raise OtherParametersError unless a file of this set holds all samples ``asked`` for.
@@ -125,7 +123,7 @@ def read_images(path: Path, count: int) -> ImageSamples:
 def _lay_out(file: h5py.File, image_set: ImageSet) -> None:
     count, shape = image_set.num_samples, image_set.config.shape
     file.attrs["description"] = "Simulated images of the fly's optic lobe with exact labels."
-    file.attrs["format_version"] = IMAGE_FORMAT_VERSION
+    file.attrs["format_version"] = IMAGE_FORMAT
     file.attrs["program_version"] = image_set.program_version
     file.attrs["configuration"] = json.dumps(image_set.config.to_dict())
     file.attrs["seed"] = image_set.seed
@@ -152,9 +150,9 @@ def _layout_problem(file: h5py.File) -> str:
     missing += [f"attribute {name}" for name in _ATTRIBUTES if name not in file.attrs]
     if missing:
         return f"not a file of simulated images: lacks {', '.join(missing)}"
-    if file.attrs["format_version"] != IMAGE_FORMAT_VERSION:
+    if file.attrs["format_version"] != IMAGE_FORMAT:
         version = file.attrs["format_version"]
-        return f"format version {version}; this program reads {IMAGE_FORMAT_VERSION}"
+        return f"format version {version}; this program reads {IMAGE_FORMAT}"
     return ""
 
 

@@ -16,31 +16,23 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.provenance import DATA_VERSION
 from utils.simulation.volume import VolumeParameters
-
-FORMAT_VERSION = 1
-"""Raised when a reader of the previous layout would fail or misread."""
-PROGRAM_VERSION = "2.0.0"
-"""Raised when the same configuration and seed give other numbers.
-
-2.0.0: n + 1 intervals an edge of the lattice; a stream of random numbers for each purpose.
-"""
-
-
-def version_note(path: Path, version: str) -> str:
-    """Return what to tell who reads a file of another version; nothing for one of this version."""
-    if version == PROGRAM_VERSION:
-        return ""
-    return (
-        f"{path} was made by version {version} of the simulation and is read as it is; "
-        f"this version, {PROGRAM_VERSION}, makes other samples of the same parameters"
-    )
-
 
 CHUNK_EDGE = 32
 """Voxels per edge of a chunk: the fastest of 16, 32 and 64 (``benchmarks/bench_storage.py``)."""
 GZIP_LEVEL = 3
 """The level whose masks are read fastest; a fifth smaller than 1, and 6 takes twice as long."""
+
+
+def version_note(path: Path, version: str) -> str:
+    """Return what to tell who reads a file of another version; nothing for one of this version."""
+    if version == DATA_VERSION:
+        return ""
+    return (
+        f"{path} was made by version {version} of the simulation and is read as it is; "
+        f"this version, {DATA_VERSION}, makes other samples of the same parameters"
+    )
 
 
 @dataclass(frozen=True)

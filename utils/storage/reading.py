@@ -13,12 +13,11 @@ import h5py
 import numpy as np
 
 from utils.errors import UserError
+from utils.provenance import DATA_VERSION, VOLUME_FORMAT
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, VolumeParameters
 from utils.storage.errors import hdf5_errors
 from utils.storage.layout import (
-    FORMAT_VERSION,
     LAYOUT,
-    PROGRAM_VERSION,
     RAGGED,
     VOXELS,
     parameter_layout,
@@ -57,7 +56,7 @@ class VolumeFile:
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{self.path}: its configuration is not one of this program's version "
-                f"{PROGRAM_VERSION}, the file's is {self.program_version}: {error}"
+                f"{DATA_VERSION}, the file's is {self.program_version}: {error}"
             ) from error
 
     @property
@@ -204,8 +203,8 @@ def _layout_problem(file: h5py.File) -> str:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         return f"not a file of simulated volumes: lacks {', '.join(missing[:3])}{more}"
-    if file.attrs["format_version"] != FORMAT_VERSION:
-        return f"format version {file.attrs['format_version']}; this program reads {FORMAT_VERSION}"
+    if file.attrs["format_version"] != VOLUME_FORMAT:
+        return f"format version {file.attrs['format_version']}; this program reads {VOLUME_FORMAT}"
     shapes = {name: file[name].shape for name in ("vol_data", *VOXELS)}
     if len(set(shapes.values())) != 1 or len(shapes["vol_data"]) != 4:
         return f"images and labels differ in shape: {shapes}"

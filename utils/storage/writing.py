@@ -13,16 +13,15 @@ import h5py
 import numpy as np
 
 from utils.errors import UserError, disk_errors
+from utils.provenance import DATA_VERSION, VOLUME_FORMAT
 from utils.replacing import only_writer, renaming
 from utils.simulation.volume import sample_rng, simulate_volume
 from utils.storage.errors import hdf5_errors
 from utils.storage.layout import (
-    FORMAT_VERSION,
     GZIP_LEVEL,
     IMAGE_TEXT,
     PARAMETER_TEXT,
     PERCENTILES_TEXT,
-    PROGRAM_VERSION,
     RAGGED,
     VOXELS,
     chunk_corners,
@@ -154,8 +153,8 @@ def _lay_out(file: h5py.File, volume_set: VolumeSet) -> None:
     """Write the attributes and make room for all rows."""
     count, shape = volume_set.num_samples, volume_set.config.shape
     file.attrs["description"] = "Simulated volumes of the fly's optic lobe with exact labels."
-    file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["program_version"] = PROGRAM_VERSION
+    file.attrs["format_version"] = VOLUME_FORMAT
+    file.attrs["program_version"] = DATA_VERSION
     file.attrs["configuration"] = json.dumps(volume_set.config.to_dict())
     file.attrs["seed"] = volume_set.seed
     file.attrs["num_samples"] = count

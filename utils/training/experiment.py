@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.checkpoints.loading import CHECKPOINT_FORMAT
 from utils.errors import UserError, disk_errors
-from utils.provenance import describe_program
+from utils.provenance import CHECKPOINT_FORMAT, describe_program
 from utils.replacing import make_folder, replacing
 
 LAST = "last.pth"
