@@ -31,7 +31,7 @@ from utils.simulation import GeometryError
 from utils.simulation.image import ImageConfig
 from utils.storage import OtherParametersError
 
-EXPECTED_HASH = "7653f0e1d811fb22"
+EXPECTED_HASH = "cf479283741af4f9"
 """Of the first two items of seed 111, with the pinned versions."""
 
 
