@@ -104,8 +104,8 @@ def check_loading(stack: Stack, present: int, limit: int) -> None:
 
     ``present`` is what the process takes before.
     """
-    needed = present + OVERHEAD + stack.loading
-    if stack.loading and needed > limit:
+    needed = present + OVERHEAD + 3 * stack.loaded
+    if stack.loaded and needed > limit:
         raise UserError(
             f"{stack.path}: is of a format that is read as a whole, which needs about "
             f"{needed / 1e9:.1f} GB, and {limit / 1e9:.1f} GB are allowed; raise --memory or save "
@@ -192,7 +192,7 @@ def estimate_memory(
     itemsize = 2 if windows.precision == "bf16" else 4
     extra = WINDOW_BYTES if windows.flips else 0
     features = int(batch * (values * itemsize + WINDOW_BYTES + extra))
-    copied = stack.reading - stack.dtype.itemsize  # in the file's pages or before a conversion
+    copied = stack.voxel_bytes - stack.dtype.itemsize  # in the file's pages or before a conversion
     read = source * (stack.dtype.itemsize + max(copied, 4))
     stages = [
         layer + max(read, there),
@@ -200,7 +200,7 @@ def estimate_memory(
         layer + back + 2 * source,
         *(writing_memory(stack, name, path) for name, path in outputs.items()),
     ]
-    return OVERHEAD + max(stack.loading, stack.kept + max(stages))
+    return OVERHEAD + max(3 * stack.loaded, stack.loaded + max(stages))
 
 
 def _resampling_memory(old: tuple[int, ...], new: tuple[int, ...]) -> int:
