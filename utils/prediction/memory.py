@@ -142,12 +142,13 @@ def window_memory(model: nn.Module, windows: Windows) -> int:
 
     Two, since one alone may go through other kernels.
     """
-    edges = windows.edges
+    edges = list(windows.edges)
     while math.prod(edges) > MEASURED_VOXELS:
-        edges = tuple(-(-edge // 2) for edge in edges)
+        longest = edges.index(max(edges))
+        edges[longest] = -(-edges[longest] // 2)
     count = min(2, windows.batch_size)
     shape = (count * edges[0], *edges[1:])
-    blank = Windows(edges, 0, count, precision=windows.precision)
+    blank = Windows(tuple(edges), 0, count, precision=windows.precision)
 
     def read(start: int, stop: int) -> np.ndarray:
         return np.ones((*shape[:-1], stop - start), np.float32)
@@ -185,26 +186,18 @@ def _stack_memory(
     """Return the most that the work's stages hold of a stack, in bytes.
 
     A slab being read beside the layer of the map; the layer and its input beside a batch in the
-    network (of ``batch`` bytes); a finished slab on its way to the disk; an output being written.
+    network (of ``batch`` bytes); a finished slab on its way to the disk; an output being written,
+    while the allocator may keep what the batches took.
     """
     source_depth = min(math.ceil(depth * stack.shape[-1] / shape[-1]) + 2, stack.shape[-1])
     source = math.prod(stack.shape[:-1]) * source_depth
     layer = 4 * math.prod(shape[:-1]) * depth
     reading = source * max(stack.voxel_bytes, stack.dtype.itemsize + 4)  # and normalised
     finishing = 2 * source
-    if shape != stack.shape:
-        deep, source_deep = (*shape[:-1], depth), (*stack.shape[:-1], source_depth)
-        reading = max(reading, _resampling_memory(source_deep, deep))
-        finishing += layer + _resampling_memory(deep, source_deep)
+    if shape != stack.shape:  # two copies of a slab and what is made of them, at either size
+        longest = [max(pair) for pair in zip(stack.shape[:-1], shape[:-1], strict=True)]
+        resampling = 3 * 4 * math.prod(longest) * max(source_depth, depth)
+        reading, finishing = max(reading, resampling), finishing + layer + resampling
     predicting = layer + max(reading, layer + batch, finishing)
-    return max(LOADING * stack.loaded, stack.loaded + max(predicting, *written))
-
-
-def _resampling_memory(old: tuple[int, ...], new: tuple[int, ...]) -> int:
-    """Return the bytes of a slab on its way to another shape: each axis copies before it makes."""
-    shape, most = list(old), 0
-    for axis, length in enumerate(new):
-        before = math.prod(shape)
-        shape[axis] = length
-        most = max(most, 2 * before + math.prod(shape))
-    return 4 * most
+    writing = batch + max(written)
+    return max(LOADING * stack.loaded, stack.loaded + max(predicting, writing))

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,11 @@ class Staging:
     names: tuple[str, ...]
     done: int = 0
     """Planes that were there when it was opened."""
+
+    def extend(self, slabs: Iterable[tuple[int, np.ndarray]], threshold: float) -> None:
+        """Put down all slabs (start, (X, Y, n)), the first of which follows what is there."""
+        for _, slab in slabs:
+            self.append(slab, threshold)
 
     def append(self, probabilities: np.ndarray, threshold: float) -> None:
         """Put down the next slab (X, Y, n) of each output, and wait until the disk has it."""

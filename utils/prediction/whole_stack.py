@@ -5,6 +5,7 @@ Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
@@ -90,8 +92,7 @@ def write_prediction(
     *,
     made_from: Mapping[str, Any],
     beside: Path,
-    begun: Callable[[int], object] = lambda planes: None,
-    passed: Callable[[int], object] = lambda count: None,
+    progress: bool = False,
 ) -> None:
     """Predict a stack and write its outputs, going on where an earlier attempt stopped.
 
@@ -102,18 +103,22 @@ def write_prediction(
         made_from: plain JSON that tells all that the outputs depend on; other planes are not taken
             up.
         beside: file beside whose name the planes that are done are kept.
-        begun: told how many planes are there already.
-        passed: told the number of windows done after each batch.
+        progress: show a bar over the voxels, and how many planes are there already.
 
     Raises:
         UserError: for a stack that cannot be read, or a disk that cannot be written.
     """
-    stack = prediction.stack
-    with open_staging(beside, stack.shape, tuple(outputs), made_from) as staging:
-        begun(staging.done)
+    stack, windows = prediction.stack, prediction.windows.count(prediction.shape)
+    bar = {"unit": "voxel", "unit_scale": math.prod(stack.shape) / windows, "desc": "predicting"}
+    with (
+        open_staging(beside, stack.shape, tuple(outputs), made_from) as staging,
+        tqdm(total=windows, disable=not progress, **bar) as passed,
+    ):
+        if staging.done and progress:
+            known = f"going on after {staging.done} of {stack.shape[-1]} planes that are done"
+            passed.write(known)
         if staging.done < stack.shape[-1]:
-            for _, slab in prediction.slabs(staging.done, passed):
-                staging.append(slab, threshold)
+            staging.extend(prediction.slabs(staging.done, passed.update), threshold)
         for name, path in outputs.items():
             write_stack(path, staging.slabs(name), StackLayout.like(stack, DTYPES[name]))
 
