@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -147,16 +147,22 @@ def window_memory(model: nn.Module, windows: Windows) -> int:
         longest = edges.index(max(edges))
         edges[longest] = -(-edges[longest] // 2)
     count = min(2, windows.batch_size)
-    shape = (count * edges[0], *edges[1:])
-    blank = Windows(tuple(edges), 0, count, precision=windows.precision)
 
-    def read(start: int, stop: int) -> np.ndarray:
-        return np.ones((*shape[:-1], stop - start), np.float32)
+    def blank_slabs(edges: Iterable[int]) -> Iterator[object]:
+        first, *others = edges
+        blank = Windows((first, *others), 0, count, precision=windows.precision)
+        shape = (count * first, *others)
 
-    grown = _peak_growth(predict_slabs(model, read, shape, blank))
+        def read(start: int, stop: int) -> np.ndarray:
+            return np.ones((*shape[:-1], stop - start), np.float32)
+
+        return predict_slabs(model, read, shape, blank)
+
+    _peak_growth(blank_slabs(-(-edge // 4) for edge in edges))  # loads what stays loaded
+    grown = _peak_growth(blank_slabs(edges))
     voxels = math.prod(windows.edges)
     flips = FLIP_BYTES * voxels if windows.flips else 0
-    return int(UNEVEN * grown / math.prod(shape) * voxels) + flips
+    return int(UNEVEN * grown / (count * math.prod(edges)) * voxels) + flips
 
 
 def _peak_growth(steps: Iterable[object]) -> int:
