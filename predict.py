@@ -12,12 +12,9 @@ memory are worked off in layers. Interrupted, the same command goes on where it 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +25,7 @@ from utils.training.options import DEVICES, PRECISIONS
 if TYPE_CHECKING:
     from torch import nn
 
-    from utils.data.normalize import PercentileNormalizer
-    from utils.prediction.out_of_core import Plan
+    from utils.devices import Compute
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
     from utils.stacks import Stack
@@ -37,25 +33,7 @@ if TYPE_CHECKING:
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
 SCALE = "1"  # the stack's voxels have the size of the training's
-MEMORY_SHARE = 0.8  # of what is free, unless --memory says otherwise
-SAME_VOXEL = 0.02  # difference of voxel edges that is not worth resampling
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be predicted, checked and ready."""
-
-    stack: Stack
-    model: nn.Module
-    normalizer: PercentileNormalizer
-    percentiles: tuple[float, float]
-    plan: Plan
-    outputs: dict[str, Path]
-    place: Path
-    """The mask as it was asked for: beside its name the planes that are done are kept."""
-    recipe: dict[str, Any]
-    """All that the result depends on, plain JSON."""
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -124,37 +102,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status("predict.py", lambda: predict(flags), interrupted)
 
 
-def predict(flags: argparse.Namespace) -> int:
+def predict(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
     check_flags(flags)
     outputs = choose_outputs(flags)
+    from utils.devices import choose_compute, memory_advice
+    from utils.prediction.memory import Memory, check_loading, fit_batch
+    from utils.prediction.network_voxels import check_enlargement, network_shape
+    from utils.prediction.outputs import fit_outputs
+    from utils.prediction.trained_network import read_network
+    from utils.prediction.whole_stack import (
+        StackPrediction,
+        measure_percentiles,
+        write_empty,
+        write_prediction,
+    )
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
 
-    with open_stack(
-        flags.input,
-        channel=flags.channel,
-        voxel_size=flags.voxel_size,
-        key=flags.key,
-        index=flags.index,
-    ) as whole:
+    choice = {name: getattr(flags, name) for name in ("channel", "voxel_size", "key", "index")}
+    with (
+        open_stack(flags.input, **choice) as whole,
+        memory_advice("lower --batch_size or --window"),
+    ):
         stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
-        task = prepare(stack, outputs, flags)
-        outputs = task.outputs
-        low, high = task.percentiles
-        if high > low:
-            write_prediction(task, flags.threshold)
-        else:
-            from utils.prediction.out_of_core import write_empty
+        network = read_network(flags.checkpoint)
+        compute = choose_compute(flags.device, flags.precision)
+        by_planes = check_network(network, stack, flags) < len(stack.shape)
+        check_enlargement(stack, flags.scale, by_planes=by_planes)
+        model = load_model(network, compute.device, by_planes)
 
+        memory = Memory.allowed(flags.memory)
+        check_loading(stack, memory)
+        room = memory.limit - memory.present
+        viewed = flags.output is None and flags.probabilities in (None, BESIDE_OUTPUT)
+        beside = outputs["mask"]  # as it was asked for
+        outputs, notes = fit_outputs(stack, outputs, room, viewed=viewed, overwrite=flags.overwrite)
+        shape, reasons = network_shape(stack, flags.scale, network.spacing, by_planes=by_planes)
+        windows = largest_windows(shape, network.patch_size, compute, by_planes, flags)
+        fixed = flags.batch_size is not None
+        windows, peak = fit_batch(model, stack, shape, windows, outputs, memory, fixed_batch=fixed)
+        print("\n".join([describe_stack(stack), *reasons, *notes]))  # now that the plan stands
+        warning = stack.warning()
+        if warning:
+            print(f"warning: {warning}")
+        print(describe_network(network, compute, windows))
+        print(describe_plan(stack, shape, windows, peak))
+
+        percentiles = low, high = measure_percentiles(stack, network.normalizer)
+        if high > low:
+            prediction = StackPrediction(
+                model, stack, network.normalizer, percentiles, shape, windows
+            )
+            made_from = {
+                "input": [*identify(stack.path), warning, *map(float, percentiles)],
+                "choice": [flags.channel, flags.key, flags.index, flags.crop],
+                "network": network.fingerprint(),
+                "normalizer": network.normalizer.to_dict(),
+                "network_shape": shape,
+                "window": windows.edges,
+                "overlap": flags.overlap,
+                "tta": flags.tta,
+                "precision": windows.precision,
+                "threshold": flags.threshold,
+            }
+            write_prediction(
+                prediction,
+                outputs,
+                flags.threshold,
+                made_from=made_from,
+                beside=beside,
+                progress=True,
+            )
+        else:
             print(
-                f"warning: nothing to see: the percentiles {task.normalizer.low_percent:g} and "
-                f"{task.normalizer.high_percent:g} of {stack.path} are both {low:g}; the mask is "
-                "empty"
+                f"warning: nothing to see: the percentiles {network.normalizer.low_percent:g} and "
+                f"{network.normalizer.high_percent:g} of {stack.path} are both {low:g}; the mask "
+                "is empty"
             )
             write_empty(stack, outputs)
     print("\n".join(f"wrote {path}" for path in outputs.values()))
-    return 0
 
 
 def check_flags(flags: argparse.Namespace) -> None:
@@ -174,7 +201,8 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
-    """Return where mask and probabilities go; raise ValueError if they cannot."""
+    """Return where mask and probabilities go; raise UserError if they cannot."""
+    from utils.prediction.outputs import check_apart
     from utils.stacks import check_output, format_of, split_ending
 
     format_of(flags.input)
@@ -193,255 +221,57 @@ def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     return outputs
 
 
-def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
-    """Raise UserError if two files are one, or one is in the (Zarr) folder that another one is."""
-    places = [source, *outputs.values()]
-    for one, other in itertools.permutations(places, 2):
-        if one.resolve() == other.resolve():
-            what = "is the input itself" if source in (one, other) else "stands for two outputs"
-            raise UserError(
-                f"{other}: {what}: --input, --output and --probabilities must be different files"
-            )
-        if other.resolve() in one.resolve().parents:
-            raise UserError(f"{one}: lies within {other}, which is another of the files given")
+def check_network(network: TrainedNetwork, stack: Stack, flags: argparse.Namespace) -> int:
+    """Return the network's axes in space; raise UserError if it can make no mask of the stack."""
+    from models import ModelConfig
 
-
-def settle_outputs(
-    stack: Stack, outputs: dict[str, Path], room: int, flags: argparse.Namespace
-) -> tuple[dict[str, Path], list[str]]:
-    """Return the outputs, as OME-Zarr those that would take more than ``room`` bytes, and say so.
-
-    Those are NRRD and NIfTI, which are written as a whole, and a TIFF that nobody asked for by name
-    whose voxels a viewer could not hold either.
-    """
-    from utils.prediction.out_of_core import DTYPES, writing_memory
-    from utils.stacks import check_output, split_ending
-
-    settled, notes = {}, []
-    for name, path in outputs.items():
-        settled[name] = path
-        by_default = flags.output is None and flags.probabilities in (None, BESIDE_OUTPUT)
-        viewed = math.prod(stack.shape) * DTYPES["probabilities"].itemsize if by_default else 0
-        needed = max(writing_memory(stack, name, path), viewed)
-        if needed > room:
-            settled[name] = path.with_name(split_ending(path)[0] + ".ome.zarr")
-            check_output(settled[name], overwrite=flags.overwrite)
-            notes.append(
-                f"note: {path.name} would take {needed / 1e9:.1f} GB of memory at once; writing "
-                f"{settled[name].name} instead"
-            )
-    check_apart(stack.path, settled)
-    return settled, notes
-
-
-def prepare(stack: Stack, outputs: dict[str, Path], flags: argparse.Namespace) -> Task:
-    """Load the network, print the plan, and read the stack once for its percentiles."""
-    import torch
-
-    from models import ModelConfig, build_model
-    from utils.devices import choose_compute
-    from utils.prediction.fusing import fused
-    from utils.prediction.out_of_core import (
-        check_loading,
-        make_plan,
-        measure_percentiles,
-        resident_memory,
-        values_alive,
-    )
-    from utils.prediction.trained_network import read_network
-
-    network = read_network(flags.checkpoint)
-    compute = choose_compute(flags.device, flags.precision)
+    given = f"--checkpoint {flags.checkpoint}"
     config = network.parse_config(ModelConfig.from_dict)
-    check_objective(network, flags)
-    check_network(config, stack, flags)
-    by_planes = config.spatial_dims < len(stack.shape)
-    enlarge(stack, 1.0 if flags.scale == "auto" else flags.scale, by_planes)  # refuses what cannot
-    model = fused(network.restore(build_model(config), compute.device, config.spatial_dims))
-    if by_planes:
-        from utils.prediction.planewise import PlaneByPlane
-
-        model = PlaneByPlane(model)
-
-    present, limit, place = resident_memory(), memory_limit(flags), outputs["mask"]
-    check_loading(stack, present, limit)
-    outputs, notes = settle_outputs(stack, outputs, limit - present, flags)
-    shape, reasons = choose_shape(stack, network.spacing, flags, by_planes)
-    precision = "bf16" if compute.precision.startswith("bf16") else "32"
-    windows = first_windows(shape, network.patch_size, precision, flags, by_planes)
-    plan = make_plan(
-        stack,
-        shape,
-        windows,
-        values=values_alive(
-            config.start_channels,
-            stem_stride=config.stem_stride,
-            dims=config.spatial_dims,
-            stacks=config.num_stacks if config.arch == "stacked_unet" else 1,
-        ),
-        outputs=outputs,
-        present=present,
-        limit=limit,
-        fixed_batch=flags.batch_size is not None,
-    )
-    print("\n".join([describe_stack(stack), *reasons, *notes]))  # now that the plan stands
-    warning = stack.warning()
-    if warning:
-        print(f"warning: {warning}")
-    print(
-        f"network: {config.arch}, {config.spatial_dims}D, epoch {network.epoch}, on "
-        f"{compute.device} in {precision} ({compute.reason}), {torch.get_num_threads()} threads"
-    )
-    print(describe_plan(stack, plan))
-    percentiles = measure_percentiles(stack, network.normalizer)
-    recipe = {
-        "input": [*identify(stack.path), warning, *map(float, percentiles)],
-        "choice": [flags.channel, flags.key, flags.index, flags.crop],
-        "network": fingerprint(network.weights),
-        "normalizer": network.normalizer.to_dict(),
-        "network_shape": plan.shape,
-        "window": plan.windows.edges,
-        "overlap": flags.overlap,
-        "tta": flags.tta,
-        "precision": precision,
-        "threshold": flags.threshold,
-    }
-    return Task(stack, model, network.normalizer, percentiles, plan, outputs, place, recipe)
-
-
-def check_objective(network: TrainedNetwork, flags: argparse.Namespace) -> None:
-    """Raise UserError for a network whose answer is no probability of belonging to a column."""
     if network.objective == "keypoints":
         raise UserError(
-            f"--checkpoint {flags.checkpoint}: was trained with --objective keypoints to find "
-            "centres, so its map is no mask; name a network that was trained to segment"
+            f"{given}: was trained with --objective keypoints to find centres, so its map is no "
+            "mask; name a network that was trained to segment"
         )
-
-
-def check_network(config: Any, stack: Stack, flags: argparse.Namespace) -> None:
-    """Raise UserError if the network does not fit the stack."""
     if (config.in_channels, config.out_channels) != (1, 1):
         raise UserError(
-            f"--checkpoint {flags.checkpoint}: a network with {config.in_channels} input and "
-            f"{config.out_channels} output channels; one of each is needed"
+            f"{given}: a network with {config.in_channels} input and {config.out_channels} output "
+            "channels; one of each is needed"
         )
     dims = len(stack.shape)
     if config.spatial_dims > dims:
         raise UserError(
-            f"--checkpoint {flags.checkpoint}: a {config.spatial_dims}D network, but {stack.path} "
-            f"is an image of {dims} axes; name a network of train_basic_{dims}dunet.py"
+            f"{given}: a {config.spatial_dims}D network, but {stack.path} is an image of {dims} "
+            f"axes; name a network of train_basic_{dims}dunet.py"
         )
+    return config.spatial_dims
 
 
-def choose_shape(
-    stack: Stack, trained_spacing: float, flags: argparse.Namespace, by_planes: bool
-) -> tuple[tuple[int, ...], list[str]]:
-    """Return the shape in which the network sees the stack, and lines that say why."""
-    from utils.stacks.resampling import scaled_shape
+def load_model(network: TrainedNetwork, device: str, by_planes: bool) -> nn.Module:
+    """Return the network on its device, as fast as it predicts."""
+    from models import ModelConfig, build_model
+    from utils.prediction.fusing import fused
+    from utils.prediction.planewise import PlaneByPlane
 
-    factor, reasons = flags.scale, []
-    if factor == "auto":
-        factor, found = measure_scale(stack, trained_spacing)
-        reasons.append(found)
-    if by_planes:
-        reasons.append("note: a 2D network on a stack: each plane along z is predicted by itself")
-    if stack.spacing is None and len(stack.shape) == 3:
-        unknown = "note: the voxel size is unknown, so voxels are taken for cubes; see --voxel_size"
-        reasons.append(unknown)
-    return scaled_shape(stack.shape, enlarge(stack, factor, by_planes)), reasons
+    config = network.parse_config(ModelConfig.from_dict)
+    model = fused(network.restore(build_model(config), device, config.spatial_dims))
+    return PlaneByPlane(model) if by_planes else model
 
 
-def enlarge(stack: Stack, scale: float, by_planes: bool) -> tuple[float, ...]:
-    """Return how much each axis is enlarged; ValueError for more than can be meant.
-
-    Voxels become cubes of the finest edge where the spacing is known, times ``scale``; ``z`` stays
-    as it is where planes are predicted one by one.
-    """
-    from utils.stacks.resampling import cube_factors
-
-    axes = len(stack.shape) - by_planes
-    factors = cube_factors(stack.spacing and stack.spacing[:axes], scale)[:axes]
-    factors = tuple(1.0 if abs(f - 1) <= SAME_VOXEL else f for f in factors)
-    return (*factors, 1.0) if by_planes else factors
-
-
-def measure_scale(stack: Stack, trained: float) -> tuple[float, str]:
-    """Return training's column spacing by the stack's, both in voxels, and a line on both."""
-    from utils.stacks.column_spacing import estimate_spacing
-
-    found = estimate_spacing(stack)
-    if found is None:
-        raise UserError(f"--scale auto: no columns to be seen in {stack.path}; give a factor")
-    if not found.sure:
-        raise UserError(
-            f"--scale auto: the spectrum of {stack.path} shows no certain column spacing (best "
-            f"guess {found.describe()}); give a factor: {trained:.1f} divided by the distance of "
-            "neighbouring columns in voxels"
-        )
-    factor = trained / found.spacing
-    known = f"the network knows {trained:.1f}: enlarged {factor:.2f} times"
-    return factor, f"scale: {found.describe()}; {known}"
-
-
-def first_windows(
+def largest_windows(
     shape: tuple[int, ...],
     patch_size: int,
-    precision: str,
-    flags: argparse.Namespace,
+    compute: Compute,
     by_planes: bool,
+    flags: argparse.Namespace,
 ) -> Windows:
-    """Return the windows as large as they are wanted."""
-    from utils.prediction.out_of_core import LARGEST_BATCH
-    from utils.prediction.sliding_window import Windows, window_within
+    """Return the windows, as many at once as are wanted."""
+    from utils.prediction.sliding_window import BATCH_SIZE, Windows, window_within
 
     edges = window_within(shape, flags.window or patch_size)
     if by_planes:
         edges = (*edges[:-1], 1)
-    batch_size = flags.batch_size or LARGEST_BATCH
-    return Windows(edges, flags.overlap, batch_size, flags.tta, precision)
-
-
-def memory_limit(flags: argparse.Namespace) -> int:
-    """Return the bytes that the process may come to."""
-    from utils.prediction.out_of_core import available_memory, resident_memory
-
-    if flags.memory is not None:
-        return int(flags.memory * 1e9)
-    return resident_memory() + int(MEMORY_SHARE * available_memory())
-
-
-def write_prediction(task: Task, threshold: float) -> None:
-    """Predict what is still missing, with a progress bar, and write the outputs."""
-    from tqdm import tqdm
-
-    from utils.prediction.out_of_core import predict_files
-
-    voxels, depth = math.prod(task.stack.shape), task.stack.shape[-1]
-    windows, done = task.plan.windows.count(task.plan.shape), 0
-    with tqdm(total=voxels, unit="voxel", unit_scale=True, desc="predicting") as bar:
-
-        def begun(planes: int) -> None:
-            if planes:
-                bar.write(f"going on after {planes} of {depth} planes that are done")
-
-        def passed(count: int) -> None:
-            nonlocal done
-            done += count
-            bar.update(voxels * done // windows - bar.n)
-
-        predict_files(
-            task.model,
-            task.stack,
-            task.normalizer,
-            task.percentiles,
-            task.plan,
-            task.outputs,
-            threshold=threshold,
-            recipe=task.recipe,
-            place=task.place,
-            begun=begun,
-            passed=passed,
-        )
+    precision = "bf16" if compute.precision.startswith("bf16") else "32"
+    return Windows(edges, flags.overlap, flags.batch_size or BATCH_SIZE, flags.tta, precision)
 
 
 def describe_stack(stack: Stack) -> str:
@@ -454,16 +284,26 @@ def describe_stack(stack: Stack) -> str:
     return f"input: {stack.path}: {edges} ({axes}), {stack.dtype}{channel}, {spacing}"
 
 
-def describe_plan(stack: Stack, plan: Plan) -> str:
-    """Return a line on how the work will be done."""
-    seen = " x ".join(str(n) for n in plan.shape)
-    resampled = "" if plan.resampling is None else f", resampled to {seen} and back"
-    windows = " x ".join(str(n) for n in plan.windows.edges)
-    flips = ", mirrored" if plan.windows.flips else ""
+def describe_network(network: TrainedNetwork, compute: Compute, windows: Windows) -> str:
+    """Return a line on the network and how it is computed."""
+    import torch
+
     return (
-        f"plan: {plan.windows.count(plan.shape)} windows of {windows}, "
-        f"{plan.windows.batch_size} at once{flips}{resampled}; estimated peak memory "
-        f"{plan.memory / 1e9:.2f} GB"
+        f"network: {network.config['arch']}, {network.config['spatial_dims']}D, epoch "
+        f"{network.epoch}, on {compute.device} in {windows.precision} ({compute.reason}), "
+        f"{torch.get_num_threads()} threads"
+    )
+
+
+def describe_plan(stack: Stack, shape: tuple[int, ...], windows: Windows, peak: int) -> str:
+    """Return a line on how the work will be done."""
+    seen = " x ".join(str(n) for n in shape)
+    resampled = "" if shape == stack.shape else f", resampled to {seen} and back"
+    edges = " x ".join(str(n) for n in windows.edges)
+    flips = ", mirrored" if windows.flips else ""
+    return (
+        f"plan: {windows.count(shape)} windows of {edges}, {windows.batch_size} at once{flips}"
+        f"{resampled}; estimated peak memory {peak / 1e9:.2f} GB"
     )
 
 
@@ -471,15 +311,6 @@ def identify(path: Path) -> list[Any]:
     """Return what changes when a file does: where it is, its size and when it was written."""
     found = path.stat()
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
-
-
-def fingerprint(weights: Mapping[str, Any]) -> str:
-    """Return a check sum of a network's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in weights.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -128,42 +128,24 @@ def measure(flags: argparse.Namespace) -> dict[str, float]:
 
 def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict[str, float]:
     from utils.prediction.fusing import fused
-    from utils.prediction.out_of_core import (
-        make_plan,
-        measure_percentiles,
-        predict_files,
-        resident_memory,
-        values_alive,
-    )
+    from utils.prediction.memory import Memory, fit_batch
     from utils.prediction.sliding_window import Windows, window_within
+    from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
 
-    outputs = {"mask": target}
+    model, outputs = fused(model), {"mask": target}
     edges = window_within(stack.shape, flags.window)
     windows = Windows(edges, flags.overlap, flags.batch_size, precision=precision)
-    plan = make_plan(
-        stack,
-        stack.shape,
-        windows,
-        values=values_alive(
-            config.start_channels,
-            stem_stride=config.stem_stride,
-            dims=config.spatial_dims,
-            stacks=config.num_stacks if config.arch == "stacked_unet" else 1,
-        ),
-        outputs=outputs,
-        present=resident_memory(),
-        limit=int(flags.memory * 1e9),
-    )
+    memory = Memory.allowed(flags.memory)
+    windows, peak = fit_batch(model, stack, stack.shape, windows, outputs, memory)
     percentiles = measure_percentiles(stack, normalizer)
     start = time.perf_counter()
-    predict_files(
-        fused(model), stack, normalizer, percentiles, plan, outputs, threshold=0.5, recipe={}
-    )
+    ready = StackPrediction(model, stack, normalizer, percentiles, stack.shape, windows)
+    write_prediction(ready, outputs, 0.5, made_from={}, beside=target)
     return {
         "windows": time.perf_counter() - start,
-        "estimate": plan.memory,
-        "edges": list(plan.windows.edges),
-        "batch": plan.windows.batch_size,
+        "estimate": peak,
+        "edges": list(windows.edges),
+        "batch": windows.batch_size,
     }
 
 
@@ -172,8 +154,8 @@ def run_monai(stack, target, model, config, normalizer, precision, flags) -> dic
     import torch
     from monai.inferers import sliding_window_inference
 
-    from utils.prediction.out_of_core import measure_percentiles
     from utils.prediction.sliding_window import window_within
+    from utils.prediction.whole_stack import measure_percentiles
     from utils.stacks import StackLayout, write_stack
 
     low, high = measure_percentiles(stack, normalizer)

@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import signal
@@ -15,9 +14,12 @@ import torch
 import predict
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
+from utils.prediction import network_voxels, outputs
 from utils.prediction.planewise import PlaneByPlane
 from utils.prediction.sliding_window import predict_volume
+from utils.prediction.staging import Staging
 from utils.stacks import StackLayout, open_stack, write_stack
+from utils.stacks.column_spacing import SpacingEstimate
 from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -188,25 +190,23 @@ def test_an_even_stack_gives_an_empty_mask_and_a_warning(log, tmp_path, value, c
 
 
 def test_interrupted_work_goes_on(log, brain, tmp_path, monkeypatch, capsys):
-    from utils.prediction.out_of_core import Staging
-
     calls = []
-    write = Staging.write
+    append = Staging.append
 
-    def interrupted(self, start, *arguments):
+    def interrupted(self, slab, threshold):
         if calls:
             raise KeyboardInterrupt
-        calls.append(start)
-        write(self, start, *arguments)
+        calls.append(slab.shape)
+        append(self, slab, threshold)
 
     output = tmp_path / "m.tif"
-    monkeypatch.setattr(Staging, "write", interrupted)
+    monkeypatch.setattr(Staging, "append", interrupted)
     assert run(log, brain, output, "--probabilities") == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not output.exists()
     folder = tmp_path / "m.tif.partial"
-    assert 0 < json.loads((folder / "done.json").read_text()) < 24
-    monkeypatch.setattr(Staging, "write", write)
+    assert (folder / "mask.raw").stat().st_size == 8 * 20 * 18
+    monkeypatch.setattr(Staging, "append", append)
     assert run(log, brain, output, "--probabilities") == 0
     assert "going on after 8 of 24 planes" in capsys.readouterr().out
     expected = expected_map(log, make_image((20, 18, 24)))
@@ -246,7 +246,9 @@ def test_killed_work_goes_on_to_the_same_bits(log, tmp_path, syncs, scale):
 
     ended = run_anew(["-c", KILLED, str(syncs)], "m.h5")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    done = int((tmp_path / "m.h5.partial" / "done.json").read_text())
+    sizes = {"mask": 20 * 18, "probabilities": 4 * 20 * 18}
+    files = {name: tmp_path / "m.h5.partial" / f"{name}.raw" for name in sizes}
+    done = min(path.stat().st_size // sizes[name] for name, path in files.items())
     assert 0 < done < 60 and not (tmp_path / "m.h5").exists()
     resumed = run_anew(["predict.py"], "m.h5")
     assert resumed.returncode == 0, resumed.stderr
@@ -269,14 +271,12 @@ def test_without_an_output_the_mask_stands_beside_the_input(log, brain, tmp_path
 
 
 def test_what_exceeds_the_memory_becomes_ome_zarr(log, brain, tmp_path, monkeypatch, capsys):
-    from utils.prediction import out_of_core
-
-    small = out_of_core.writing_memory
+    small = outputs.writing_memory
 
     def large(stack, name, path):
         return 10**15 if path.name.endswith(".nrrd") else small(stack, name, path)
 
-    monkeypatch.setattr(out_of_core, "writing_memory", large)
+    monkeypatch.setattr(outputs, "writing_memory", large)
     assert run(log, brain, tmp_path / "m.nrrd") == 0
     out = capsys.readouterr().out
     assert "m.nrrd would take 1000000.0 GB of memory at once; writing m.ome.zarr instead" in out
@@ -288,10 +288,8 @@ def test_what_exceeds_the_memory_becomes_ome_zarr(log, brain, tmp_path, monkeypa
 
 def test_an_input_is_never_replaced(log, tmp_path, monkeypatch, capsys):
     """As by the OME-Zarr that is written instead of another format, or with the folder it is in."""
-    from utils.prediction import out_of_core
-
     source = save(tmp_path / "a.ome.zarr", make_image((20, 18, 24)))
-    monkeypatch.setattr(out_of_core, "writing_memory", lambda stack, name, path: 10**15)
+    monkeypatch.setattr(outputs, "writing_memory", lambda stack, name, path: 10**15)
     assert run(log, source, tmp_path / "a.nrrd", "--overwrite") == 2
     assert "a.ome.zarr: is the input itself" in capsys.readouterr().err
     inner = save(tmp_path / "outer.zarr" / "in.tif", make_image((20, 18, 24)), parents=True)
@@ -302,16 +300,17 @@ def test_an_input_is_never_replaced(log, tmp_path, monkeypatch, capsys):
 
 def test_a_default_output_is_a_tiff_as_long_as_its_map_fits(brain):
     flags = predict.parse_flags(["--checkpoint", "x", "--input", str(brain)])
-    outputs = predict.choose_outputs(flags)
+    chosen = predict.choose_outputs(flags)
+    options = {"viewed": True, "overwrite": False}
     with open_stack(brain) as stack:
         long = replace(stack, shape=(20, 18, 10**6))
         enough = 4 * 20 * 18 * 10**6
-        assert predict.settle_outputs(long, outputs, enough, flags) == (outputs, [])
-        settled, notes = predict.settle_outputs(long, outputs, enough - 1, flags)
-        assert settled == {"mask": brain.with_name("brain_mask.ome.zarr")}
+        assert outputs.fit_outputs(long, chosen, enough, **options) == (chosen, [])
+        fitting, notes = outputs.fit_outputs(long, chosen, enough - 1, **options)
+        assert fitting == {"mask": brain.with_name("brain_mask.ome.zarr")}
         assert "writing brain_mask.ome.zarr instead" in notes[0]
-        named = predict.parse_flags(["--checkpoint", "x", "--input", "y.tif", "--output", "z.tif"])
-        assert predict.settle_outputs(long, outputs, enough - 1, named) == (outputs, [])
+        options["viewed"] = False
+        assert outputs.fit_outputs(long, chosen, enough - 1, **options) == (chosen, [])
 
 
 def test_chunks_that_are_absent_are_counted(log, tmp_path, capsys):
@@ -327,21 +326,19 @@ def test_chunks_that_are_absent_are_counted(log, tmp_path, capsys):
 
 def test_work_begun_on_an_incomplete_copy_starts_again(log, tmp_path, monkeypatch, capsys):
     """The folder's own size and time stay as they are when a chunk deep inside arrives."""
-    from utils.prediction.out_of_core import Staging
-
     source = save(tmp_path / "a.ome.zarr", make_image((20, 18, 24)))
     chunk = source / "0" / "1" / "0" / "0"
     content = chunk.read_bytes()
     chunk.unlink()
-    write = Staging.write
+    append = Staging.append
 
-    def interrupted(self, start, *arguments):
-        write(self, start, *arguments)
+    def interrupted(self, *arguments):
+        append(self, *arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Staging, "write", interrupted)
+    monkeypatch.setattr(Staging, "append", interrupted)
     assert run(log, source, tmp_path / "m.tif") == 130
-    monkeypatch.setattr(Staging, "write", write)
+    monkeypatch.setattr(Staging, "append", append)
     chunk.write_bytes(content)
     assert run(log, source, tmp_path / "m.tif") == 0
     assert "going on after" not in capsys.readouterr().out
@@ -381,30 +378,24 @@ def test_an_implausible_voxel_size_is_named_before_any_work(
 
 
 def test_an_implausible_measured_scale_is_named(log, tmp_path, monkeypatch, capsys):
-    from utils.stacks import column_spacing
-    from utils.stacks.column_spacing import SpacingEstimate
-
     source = save(tmp_path / "a.tif", make_image((20, 18, 24)), (0.5, 0.5, 50.0))
     found = SpacingEstimate(3.0, 2.8, 3.1, 3.0, 9)
-    monkeypatch.setattr(column_spacing, "estimate_spacing", lambda stack: found)
+    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: found)
     assert run(log, source, tmp_path / "m.tif", "--scale", "auto") == 2
     assert "300 times along z" in capsys.readouterr().err
 
 
 def test_auto_scale_says_what_it_found(log, tmp_path, monkeypatch, capsys):
-    from utils.stacks import column_spacing
-    from utils.stacks.column_spacing import SpacingEstimate
-
     source = save(tmp_path / "a.tif", make_image((20, 18, 24)))
     found = SpacingEstimate(6.0, 5.8, 6.1, 3.0, 9)
-    monkeypatch.setattr(column_spacing, "estimate_spacing", lambda stack: found)
+    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: found)
     assert run(log, source, tmp_path / "m.tif", "--scale", "auto") == 0
     out = capsys.readouterr().out
     assert "columns 6.0 voxels apart (68 % between 5.8 and 6.1" in out
     assert "the network knows 9.0: enlarged 1.50 times" in out
     assert "resampled to 30 x 27 x 36" in out
     unsure = SpacingEstimate(6.0, 3.8, 9.1, 0.5, 9)
-    monkeypatch.setattr(column_spacing, "estimate_spacing", lambda stack: unsure)
+    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: unsure)
     assert run(log, source, tmp_path / "n.tif", "--scale", "auto") == 2
     assert "no certain column spacing" in capsys.readouterr().err
     assert not (tmp_path / "n.tif").exists()
@@ -514,12 +505,10 @@ def test_an_output_is_only_replaced_on_request(log, brain, tmp_path, capsys):
 
 
 def test_a_full_disk_is_one_line(log, brain, tmp_path, monkeypatch, capsys):
-    from utils.prediction.out_of_core import Staging
-
-    def full(*arguments):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Staging, "write", full)
+    monkeypatch.setattr("utils.prediction.staging.os.fsync", full)
     assert run(log, brain, tmp_path / "m.tif") == 2
     assert capsys.readouterr().err.endswith("cannot be written (No space left on device)\n")
     assert not (tmp_path / "m.tif").exists()

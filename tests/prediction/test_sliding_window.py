@@ -12,6 +12,7 @@ from utils.prediction.sliding_window import (
     LEAST_WEIGHT,
     Windows,
     blending_weights,
+    predict_slabs,
     predict_volume,
 )
 
@@ -63,13 +64,51 @@ def test_every_voxel_is_answered(shape, window, stacked):
     np.testing.assert_allclose(got, expected(image), atol=2e-5)
 
 
-@pytest.mark.parametrize(("overlap", "batch_size"), [(0.0, 1), (0.25, 3), (0.75, 4)])
+@pytest.mark.parametrize(("overlap", "batch_size"), [(0.0, 2), (0.25, 3), (0.75, 4)])
 def test_overlap_and_batches_do_not_change_what_every_window_agrees_on(overlap, batch_size):
     image = volume(13, 16, 10)
     model = Pointwise()
     got = predict_volume(model, image, NORMALIZER, window=8, overlap=overlap, batch_size=batch_size)
     np.testing.assert_allclose(got, expected(image), atol=2e-5)
     assert max(shape[0] for shape in model.windows) == batch_size
+
+
+def batches(shape, **options):
+    """Return the lengths of the batches of windows of 8 voxels without overlap."""
+    model = Pointwise()
+    predict_volume(model, volume(*shape), NORMALIZER, window=8, overlap=0.0, **options)
+    return [found[0] for found in model.windows]
+
+
+def test_windows_are_spread_evenly_over_batches():
+    assert batches((24, 24, 8)) == [3, 3, 3]
+    assert batches((40, 8, 16)) == [2, 3, 2, 3]
+    assert batches((24, 24, 8), batch_size=9) == [9]
+
+
+def test_a_lone_window_has_a_copy_for_company_where_that_is_quicker(monkeypatch):
+    assert batches((8, 8, 16)) == [2, 2]
+    assert batches((24, 8, 8), batch_size=2) == [2, 2]
+    assert batches((8, 8, 8), precision="bf16") == [1]
+    assert batches((8, 8)) == [1]  # an image
+    assert batches((8, 8, 1)) == [1]  # a plane
+    monkeypatch.setattr("utils.prediction.sliding_window.SMALL_AREA", 8 * 8 - 1)
+    assert batches((8, 8, 8)) == [1]
+
+
+def test_a_lone_window_is_answered_as_among_others():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(depth=2, start_channels=2)).eval()
+    image = volume(16, 8, 8)
+    both = predict_volume(model, image, NORMALIZER, window=8, overlap=0.0)
+    low, high = NORMALIZER.fit(image)
+    alone = predict_slabs(
+        model,
+        lambda start, stop: NORMALIZER.apply(image[:8, :, start:stop], low, high),
+        (8, 8, 8),
+        Windows((8, 8, 8)),
+    )
+    np.testing.assert_array_equal(next(alone)[1], both[:8])
 
 
 def test_windows_are_no_longer_than_the_volume():

@@ -1,14 +1,17 @@
+import json
 import os
 import pickle
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from numcodecs import Pickle
 
-from tests.stacks.stacks import random_stack, save
+from tests.stacks.stacks import NAMES, random_stack, save
 from utils.errors import UserError
 from utils.stacks import open_stack
+from utils.stacks.stack import FileArray
 
 
 @pytest.mark.parametrize(
@@ -93,3 +96,58 @@ def test_a_channel_or_key_that_cannot_be(tmp_path):
         open_stack(path, key="data")
     with open_stack(path, channel=0) as stack:
         assert stack.channel is None
+
+
+@pytest.mark.parametrize("kind", [TypeError, ValueError])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("broken", ["opening._spacing", "stack.FileArray.part"])
+def test_a_bug_of_ours_is_no_damaged_file(tmp_path, monkeypatch, name, kind, broken):
+    path = save(tmp_path / name, random_stack())
+    monkeypatch.setattr(f"utils.stacks.{broken}", raising(kind("planted")))
+    with pytest.raises(kind, match="^planted$"):
+        with open_stack(path) as stack:
+            stack.read()
+
+
+@pytest.mark.parametrize("wrong", [(slice(None),), ("z", "y", "x"), (0, 0, 10**6)])
+def test_a_wrong_choice_of_voxels_is_no_damaged_file(tmp_path, wrong):
+    path = save(tmp_path / "a.npy", random_stack())
+    array = FileArray.found(path, lambda: np.load(path, mmap_mode="r"))
+    with pytest.raises((TypeError, ValueError, IndexError)) as caught:
+        array.part(wrong)
+    assert not isinstance(caught.value, UserError)
+
+
+def test_what_is_not_damaged_is_not_called_so(tmp_path, monkeypatch):
+    zarr.create_array(str(tmp_path / "a.zarr"), shape=(4, 4), dtype="u1", zarr_format=2)[...] = 1
+    record = tmp_path / "a.zarr" / ".zarray"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "compressor": {"id": "new"}}))
+    with pytest.raises(UserError, match=r"a.zarr: stored in a way that cannot .*new"):
+        with open_stack(tmp_path / "a.zarr") as stack:
+            stack.read()
+
+    def lacking(*arguments, **options):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    tifffile.imwrite(tmp_path / "a.tif", random_stack(), compression="lzw")
+    monkeypatch.setattr(tifffile.TiffPage, "decode", property(lambda page: lacking))
+    with pytest.raises(UserError, match="stored in a way that cannot .* 'imagecodecs'"):
+        with open_stack(tmp_path / "a.tif") as stack:
+            stack.read()
+    np.save(tmp_path / "a.npy", random_stack())
+    for error, said in (
+        (PermissionError(13, "Permission denied"), r"cannot be read .*Permission denied"),
+        (OSError(5, "Input/output error"), r"cannot be read .*Input/output"),
+        (MemoryError("Unable to allocate 7 TiB"), "not enough memory .*7 TiB"),
+        (EOFError("No data left in file"), "damaged, cut or not"),
+    ):
+        monkeypatch.setattr(np, "load", raising(error))
+        with pytest.raises(UserError, match=f"a.npy: {said}"):
+            open_stack(tmp_path / "a.npy")
+
+
+def raising(error):
+    def function(*arguments, **options):
+        raise error
+
+    return function

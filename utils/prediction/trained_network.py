@@ -5,6 +5,7 @@ Which network a configuration means is not known here: scripts build it, ``model
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,14 @@ class TrainedNetwork:
                 f"({str(error).splitlines()[0]})"
             ) from error
         return model.to(device, memory_format=memory_format(dims + 2)).eval()
+
+    def fingerprint(self) -> str:
+        """Return a check sum of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in self.weights.items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def read_network(path: str | Path) -> TrainedNetwork:

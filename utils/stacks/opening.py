@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, disk_errors
 from utils.stacks.endings import READERS, format_of
-from utils.stacks.stack import Source, Stack, reading
+from utils.stacks.stack import Source, Stack
 
 MOST_CHANNELS = 4
 """Entries up to which a last axis of unnamed axes is taken for channels, as in RGB and RGBA."""
@@ -43,17 +42,18 @@ def open_stack(
     _check_present(path, folder=kind == "zarr")
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
-    with reading(path):
-        source = READERS[kind](path, key)
-        try:
-            return _select(path, source, channel, voxel_size, index)
-        except BaseException:
-            source.close()
-            raise
+    source = READERS[kind](path, key)
+    try:
+        return _select(path, source, channel, voxel_size, index)
+    except BaseException:
+        source.close()
+        raise
 
 
 def _check_present(path: Path, folder: bool) -> None:
-    if not path.exists():
+    with disk_errors(path):
+        present = path.exists()
+    if not present:
         raise UserError(f"{path}: no such file")
     if path.is_dir() != folder:
         what = "a file, where a folder is expected" if folder else "a folder, not a file"
@@ -71,10 +71,12 @@ def _select(
 ) -> Stack:
     """Choose channel and time point, and lay the rest out as (X, Y, Z)."""
     dtype = _working_dtype(path, source.array.dtype)
-    shape = tuple(int(length) for length in source.array.shape)
+    shape = source.array.shape
     if min(shape, default=0) < 1:
         raise UserError(f"{path}: holds no voxels: its shape is {shape}")
     axes = source.axes or _guess_axes(path, shape)
+    if len(axes) != len(shape):
+        raise UserError(f"{path}: its axes {axes} do not fit its shape {shape}")
     chosen: dict[int, int] = {}
     asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
     for letters, (wanted, flag, what) in asked.items():
@@ -100,7 +102,7 @@ def _select(
     def part(start: int, stop: int) -> np.ndarray:
         where = [chosen.get(k, slice(None)) for k in range(len(axes))]
         where[last] = slice(start, stop)
-        return np.asarray(source.array[tuple(where)]).transpose(order)
+        return source.array.part(tuple(where)).transpose(order)
 
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
     spacing = _spacing(path, voxel_size, source.spacing, spatial)
@@ -112,9 +114,8 @@ def _select(
         spacing=spacing,
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
-        kept=source.kept,
-        loading=source.loading,
-        reading=_reading_bytes(source, axes, dtype),
+        loaded=source.loaded,
+        voxel_bytes=_voxel_bytes(source, axes, dtype),
         placement={} if corrected else source.placement,  # in which the wrong size stands
         origin=(0,) * len(lengths),
         warning=source.warning,
@@ -123,17 +124,16 @@ def _select(
     )
 
 
-def _reading_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
+def _voxel_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
     """Return what a voxel takes while it is read: in the file's pages, copied and converted."""
-    stored = np.dtype(source.array.dtype)
+    stored = source.array.dtype
     behind = source.array.shape[max(axes.rfind(a) for a in "XYZ") + 1 :]
     converted = 0 if stored == dtype else dtype.itemsize
     return stored.itemsize * (math.prod(behind) + 1) + converted
 
 
-def _working_dtype(path: Path, dtype: Any) -> np.dtype:
+def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:
     """Return the dtype to compute with: short ones as they are, others as float32."""
-    dtype = np.dtype(dtype)
     if dtype.kind == "b":
         return np.dtype(np.uint8)
     if dtype.kind not in "uif":

@@ -6,8 +6,10 @@ micrometres along those axes. A slab is a range of the last axis.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +32,15 @@ MICROMETRES = {
     "inch": 25400.0,
 }
 """Length of a unit, by the names that files use for it."""
+UNSUPPORTED = re.compile(
+    "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
+)
+"""What the libraries say of files that are sound, but stored in a way that is not read here."""
+OF_THE_SYSTEM = (
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.EMFILE, errno.ENFILE),
+)
+"""What the system says of files and disks, not of bytes that make no sense."""
 CHUNK_PLANES, CHUNK_EDGE = 16, 128
 """Chunks of outputs, along z and along the other axes: few planes, so that few are held at a time.
 """
@@ -50,12 +61,10 @@ class Stack:
     """Order of the spatial axes in the file, slowest first, such as ``ZYX``."""
     channel: int | None
     """Which of the file's channels this is, from 0; None if it has no channels."""
-    kept: int
+    loaded: int
     """Bytes that stay in memory from the first reading on; 0 for what is read by slabs."""
-    loading: int
-    """Bytes that the first reading takes for a moment, ``kept`` among them."""
-    reading: int
-    """Bytes a voxel that a slab takes while it is read, those of the slab itself among them."""
+    voxel_bytes: int
+    """What a voxel of a slab takes while it is read: in the file's pages, copied, converted."""
     placement: Mapping[str, Any] = field(repr=False)
     """Where the format puts the file's first voxel; carried to an output of the same format."""
     origin: tuple[int, ...]
@@ -77,11 +86,7 @@ class Stack:
         Raises UserError where the file is cut or damaged.
         """
         stop = self.shape[-1] if stop is None else stop
-        with reading(self.path):
-            slab = np.asarray(self.part(start, stop))
-            if slab.shape != (*self.shape[:-1], stop - start):
-                raise UserError(f"{self.path}: holds fewer voxels than its header says; it is cut")
-            return slab.astype(self.dtype, copy=False)
+        return self.part(start, stop).astype(self.dtype, copy=False)
 
     def __enter__(self) -> Stack:
         """Return itself; leaving the block closes the file."""
@@ -130,30 +135,57 @@ class StackLayout:
 
 
 @dataclass(frozen=True)
+class FileArray:
+    """An array in a file of which parts are read."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], Any] = field(repr=False)
+    """Returns the library's array; one that is mapped is mapped anew, so that it is let go."""
+
+    @classmethod
+    def found(cls, path: Path, load: Callable[[], Any]) -> FileArray:
+        """Return the array that ``load`` finds in the file; UserError if it finds none."""
+        with library_errors(path):
+            array = load()
+            return cls(path, tuple(int(n) for n in array.shape), np.dtype(array.dtype), load)
+
+    def part(self, where: tuple[int | slice, ...]) -> np.ndarray:
+        """Return the part at a place, or in a slice, along each axis; UserError if it is lost."""
+        places = [range(n)[place] for place, n in zip(where, self.shape, strict=True)]
+        with library_errors(self.path):
+            found = self.load()[where]
+            found = np.array(found) if isinstance(found, np.memmap) else np.asarray(found)
+        if found.shape != tuple(len(place) for place in places if isinstance(place, range)):
+            raise UserError(f"{self.path}: holds fewer voxels than its header says; it is cut")
+        return found
+
+
+@dataclass(frozen=True)
 class Source:
     """An array in a file with what its format says of it, before a channel is chosen."""
 
     array: Any
-    """Has shape, dtype, and a ``__getitem__`` that takes a tuple of whole numbers and slices."""
+    """A :class:`FileArray`, or what has its ``shape``, ``dtype`` and ``part``."""
     axes: str | None
     """A letter an axis: X, Y, Z, C or S (channels), T (time), N (sample); None if unknown."""
     spacing: Mapping[str, float] = field(default_factory=dict)
     """Micrometres by axis letter."""
-    kept: int = 0
+    loaded: int = 0
     """Bytes that the first access loads and keeps, where the format is read as a whole."""
-    loading: int = 0
-    """Bytes that the first access takes for a moment, ``kept`` among them."""
     placement: Mapping[str, Any] = field(default_factory=dict)
     warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a format's library raises about a broken file into one UserError.
+def library_errors(path: Path) -> Iterator[None]:
+    """Turn what a format's library raises about a file into one UserError that says what is wrong.
 
     The libraries parse what may be any bytes, and raise nearly every kind of exception on the way;
-    what they would warn of or log is said by that error or harmless.
+    what they would warn of or log is said by that error or harmless. For their calls, and for lines
+    that take what the file says apart, alone: a bug of ours would be called a damaged file.
     """
     try:
         with warnings.catch_warnings(), quiet("nibabel.global"), quiet("tifffile"):
@@ -161,11 +193,17 @@ def reading(path: Path) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except PermissionError as error:
-        raise UserError(f"{path}: may not be read ({error.strerror})") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: damaged, cut or not of its ending's format ({reason})") from error
+        if isinstance(error, MemoryError):
+            said = f"not enough memory to read it ({reason})"
+        elif isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+            said = f"cannot be read ({reason})"
+        elif isinstance(error, ImportError | NotImplementedError) or UNSUPPORTED.search(reason):
+            said = f"stored in a way that cannot be read here ({reason})"
+        else:
+            said = f"damaged, cut or not of its ending's format ({reason})"
+        raise UserError(f"{path}: {said}") from error
 
 
 class _Errors(logging.Handler):
@@ -185,25 +223,12 @@ def quiet(name: str) -> Iterator[list[str]]:
     """Keep what a logger says from the user; yield the list to which its errors are added."""
     handler = _Errors(logging.ERROR)
     logger = logging.getLogger(name)
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
+    before = logger.propagate, logger.handlers
+    logger.propagate, logger.handlers = False, [handler]
     try:
         yield handler.messages
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
-
-
-class Reopened:
-    """An array of a file that is mapped for each access anew, so that what was read is let go."""
-
-    def __init__(self, load: Callable[[], np.ndarray]) -> None:
-        self.load = load
-        array = load()
-        self.shape, self.dtype = array.shape, array.dtype
-
-    def __getitem__(self, where: tuple[Any, ...]) -> np.ndarray:
-        return np.array(self.load()[where])
+        logger.propagate, logger.handlers = before
 
 
 def micrometres(unit: str | None) -> float:
@@ -211,17 +236,17 @@ def micrometres(unit: str | None) -> float:
     return 1.0 if unit is None else MICROMETRES.get(unit.strip().lower(), math.nan)
 
 
-def named(path: Path, arrays: Mapping[str, Any], key: str | None) -> Any:
-    """Return the array called ``key``, or the only one."""
+def named(path: Path, arrays: Mapping[str, FileArray], key: str | None) -> str:
+    """Return the name of the array called ``key``, or of the only one."""
     shown = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:8])
     if key is not None:
         if key.strip("/") not in arrays:
             raise UserError(f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}")
-        return arrays[key.strip("/")]
+        return key.strip("/")
     if len(arrays) != 1:
         advice = f"several arrays; name one with --key: {shown}" if arrays else "no arrays"
         raise UserError(f"{path}: holds {advice}")
-    return next(iter(arrays.values()))
+    return next(iter(arrays))
 
 
 def planes_of(slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

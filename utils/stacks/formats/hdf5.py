@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from utils.stacks.stack import (
+    FileArray,
     Source,
     StackLayout,
     chunks_of,
     fill_chunks,
+    library_errors,
     named,
 )
 from utils.storage import VolumeFile
@@ -24,24 +26,31 @@ def read(path: Path, key: str | None) -> Source:
     """Open an array of a file, or the images of a file of simulated volumes."""
     import h5py
 
-    file = h5py.File(path, "r")
+    with library_errors(path):
+        file = h5py.File(path, "r")
     try:
-        if key is None and VolumeFile(path).complete:
+        with library_errors(path):
+            simulated = key is None and "vol_data" in file
+        if simulated and VolumeFile(path).complete:
             file.close()
             return _read_simulated(path)
-        arrays: dict[str, Any] = {}
-        file.visititems(
-            lambda name, item: arrays.update(
-                {name: item} if isinstance(item, h5py.Dataset) and item.ndim > 1 else {}
-            )
-        )
-        array = named(path, arrays, key)
-        axes = _axes(array)
-        sizes = np.ravel(array.attrs.get("element_size_um", ()))
+        arrays: dict[str, FileArray] = {}
+
+        def take(name: str, item: Any) -> None:
+            if isinstance(item, h5py.Dataset) and item.ndim > 1:
+                arrays[name] = FileArray.found(path, lambda: item)
+
+        with library_errors(path):
+            file.visititems(take)
+        array = arrays[named(path, arrays, key)]
+        with library_errors(path):
+            dataset = array.load()
+            axes = _axes(dataset)
+            sizes = np.ravel(dataset.attrs.get("element_size_um", ())).astype(float)
     except BaseException:
         file.close()
         raise
-    spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-array.ndim :]
+    spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-len(array.shape) :]
     spacing = dict(zip(spatial, sizes, strict=True)) if len(sizes) == len(spatial) else {}
     return Source(array, axes, spacing, close=file.close)
 
@@ -64,7 +73,7 @@ def _read_simulated(path: Path) -> Source:
         shape = (len(file), *file.shape)
         dtype = np.dtype(np.float32)
 
-        def __getitem__(self, where: tuple[Any, ...]) -> np.ndarray:
+        def part(self, where: tuple[Any, ...]) -> np.ndarray:
             return file.read_image(where[0], where[1:])
 
     return Source(Images(), "NXYZ", close=file.close)

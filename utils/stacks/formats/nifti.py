@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.stack import Source, StackLayout, whole_of
+from utils.stacks.stack import FileArray, Source, StackLayout, library_errors, whole_of
 
 
 def read(path: Path, key: str | None) -> Source:
@@ -19,33 +17,19 @@ def read(path: Path, key: str | None) -> Source:
     import nibabel
 
     packed = path.name.lower().endswith(".gz")
-    image = nibabel.Nifti1Image.from_filename(path, mmap=False, keep_file_open=packed)
-    count = len(image.shape)
+    with library_errors(path):
+        image = nibabel.Nifti1Image.from_filename(path, mmap=False, keep_file_open=packed)
+        count, sizes = len(image.shape), image.header.get_zooms()
+        unit, stored = image.header.get_xyzt_units()[0], np.dtype(image.get_data_dtype())
     if count > 5:
         raise UserError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
-    unit = {"meter": 1e6, "mm": 1e3, "micron": 1.0}.get(image.header.get_xyzt_units()[0], math.nan)
-    sizes = zip("XYZ", image.header.get_zooms(), strict=False)
-    spacing = {axis: float(size) * unit for axis, size in sizes}
-    dtype = np.dtype(image.get_data_dtype())
+    length = {"meter": 1e6, "mm": 1e3, "micron": 1.0}.get(unit, math.nan)
+    spacing = {axis: float(size) * length for axis, size in zip("XYZ", sizes, strict=False)}
     scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
-    array = _Typed(image.dataobj, np.dtype(np.float64) if scaled and dtype.kind in "uif" else dtype)
-    placement = {"nifti affine": image.affine, "nifti unit": image.header.get_xyzt_units()[0]}
+    dtype = np.dtype(np.float64) if scaled and stored.kind in "uif" else stored
+    array = FileArray(path, image.shape, dtype, lambda: image.dataobj)
+    placement = {"nifti affine": image.affine, "nifti unit": unit}
     return Source(array, "XYZTC"[:count], spacing, placement=placement)
-
-
-@dataclass(frozen=True)
-class _Typed:
-    """A lazy array together with the dtype that its slices have."""
-
-    array: Any
-    dtype: np.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    def __getitem__(self, where: tuple[Any, ...]) -> np.ndarray:
-        return self.array[where]
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

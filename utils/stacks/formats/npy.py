@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.stacks.stack import Reopened, Source, StackLayout, fill
+from utils.stacks.stack import FileArray, Source, StackLayout, fill
 
 
 def read(path: Path, key: str | None) -> Source:
     """Map a file; the meaning of its axes is not in it."""
-    return Source(Reopened(lambda: np.load(path, mmap_mode="r", allow_pickle=False)), None)
+    mapped = FileArray.found(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    return Source(mapped, None)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.stack import Reopened, Source, StackLayout, micrometres, whole_of
+from utils.stacks.stack import (
+    FileArray,
+    Source,
+    StackLayout,
+    library_errors,
+    micrometres,
+    whole_of,
+)
 
 PLACEMENT = ("space", "space dimension", "space directions", "space origin", "space units")
 """Header fields that say where the stack stands; carried to an output."""
@@ -21,44 +29,42 @@ ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byt
 """Header fields of files whose voxels do not begin right behind the header."""
 
 
-class _Whole:
-    """An array that is loaded at the first access and kept."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
-        self.loaded: np.ndarray | None = None
-
-    def __getitem__(self, where: tuple[Any, ...]) -> np.ndarray:
-        if self.loaded is None:
-            import nrrd
-
-            self.loaded = nrrd.read(str(self.path), index_order="F")[0]
-        return self.loaded[where]
-
-
 def read(path: Path, key: str | None) -> Source:
     """Open a file; its voxels are mapped if they stand there unpacked, else loaded when needed."""
     import nrrd
 
-    with open(path, "rb") as file:
-        header = nrrd.read_header(file)
-        offset = file.tell()
-    shape = tuple(int(length) for length in header["sizes"])
-    if header["dimension"] != len(shape) or min(shape) < 1:
+    with library_errors(path):
+        with open(path, "rb") as file:
+            header = nrrd.read_header(file)
+            offset = file.tell()
+        shape = tuple(int(length) for length in header["sizes"])
+        dimension, encoding = header["dimension"], header["encoding"]
+        dtype = _dtype(header)
+        axes, spacing = _axes(header, len(shape))
+        placement = _placement(header, axes)
+    if dimension != len(shape) or min(shape) < 1:
         raise UserError(f"{path}: damaged: its header speaks of sizes {shape}")
-    dtype = _dtype(header)
-    axes, spacing = _axes(header, len(shape))
+    if encoding == "raw" and not any(name in header for name in ELSEWHERE):
+        mapped = FileArray.found(
+            path, lambda: np.memmap(path, dtype, "r", offset, shape, order="F")
+        )
+        return Source(mapped, axes, spacing, placement=placement)
+
+    @functools.cache
+    def load() -> np.ndarray:
+        return nrrd.read(str(path), index_order="F")[0]
+
+    size = math.prod(shape) * dtype.itemsize
+    return Source(FileArray(path, shape, dtype, load), axes, spacing, size, placement)
+
+
+def _placement(header: Mapping[str, Any], axes: str) -> dict[str, Any]:
+    """Return the header's fields on the place in space, under our names."""
     placement = {f"nrrd {name}": header[name] for name in PLACEMENT if name in header}
     if "nrrd space directions" in placement:
         vectors = [header["space directions"][k] for k, axis in enumerate(axes) if axis != "C"]
         placement["nrrd space directions"] = np.array(vectors, float)
-    if header["encoding"] == "raw" and not any(name in header for name in ELSEWHERE):
-        mapped = Reopened(lambda: np.memmap(path, dtype, "r", offset, shape, order="F"))
-        return Source(mapped, axes, spacing, placement=placement)
-    size = math.prod(shape) * dtype.itemsize
-    packed = size if "data file" in header or "datafile" in header else path.stat().st_size
-    loading = 2 * size + packed  # pynrrd holds the packed bytes, then copies the unpacked ones
-    return Source(_Whole(path, shape, dtype), axes, spacing, size, loading, placement)
+    return placement
 
 
 def _dtype(header: Mapping[str, Any]) -> np.dtype:

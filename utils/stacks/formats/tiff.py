@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -11,7 +12,15 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.stack import Reopened, Source, StackLayout, micrometres, planes_of, quiet
+from utils.stacks.stack import (
+    FileArray,
+    Source,
+    StackLayout,
+    library_errors,
+    micrometres,
+    planes_of,
+    quiet,
+)
 
 TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshape")
 """What tifffile logs where a file is cut before it goes on with the pages that are left."""
@@ -21,27 +30,31 @@ def read(path: Path, key: str | None) -> Source:
     """Open a file's first series; voxels that stand in one piece are mapped."""
     import tifffile
 
-    file = tifffile.TiffFile(path)
+    with library_errors(path):
+        file = tifffile.TiffFile(path)
     try:
-        with quiet("tifffile") as messages:
-            found = list(file.series)
-        damage = [text for text in messages if TIFF_DAMAGE.search(text)]
-        if damage or not found:
-            raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
-        series = found[0]
-        axes = _axes(series.axes)
-        spacing, placement = _spacing(file), _placement(file)
-        if series.dataoffset is not None:
-            array: Any = Reopened(lambda: tifffile.memmap(path, series=0, mode="r"))
+        with library_errors(path):
+            with quiet("tifffile") as messages:
+                found = list(file.series)
+            damage = [text for text in messages if TIFF_DAMAGE.search(text)]
+            if damage or not found:
+                raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
+            series = found[0]
+            spacing, placement = _spacing(file), _placement(file)
+            in_one_piece = series.dataoffset is not None
+            if not in_one_piece:
+                _check_segments(path, series)
+        if in_one_piece:
+            array = FileArray.found(path, lambda: tifffile.memmap(path, series=0, mode="r"))
         else:
             import zarr
 
-            _check_segments(path, series)
-            array = zarr.open_array(series.aszarr(level=0), mode="r")
+            opened = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
+            array = FileArray.found(path, opened)
     except BaseException:
         file.close()
         raise
-    return Source(array, axes, spacing, placement=placement, close=file.close)
+    return Source(array, _axes(series.axes), spacing, placement=placement, close=file.close)
 
 
 def _axes(axes: str) -> str:

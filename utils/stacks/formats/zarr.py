@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.stack import Source, StackLayout, chunks_of, fill_chunks, micrometres, named
+from utils.stacks.stack import (
+    FileArray,
+    Source,
+    StackLayout,
+    chunks_of,
+    fill_chunks,
+    library_errors,
+    micrometres,
+    named,
+)
 
 CHUNK_NAME = re.compile(r"(c[./])?(\d+([./]\d+)*)")
 """File of a chunk below its array's folder, by either Zarr format's rules."""
@@ -26,42 +35,51 @@ def read(path: Path, key: str | None) -> Source:
     """Open an array of a folder, the finest level of an OME-Zarr image if none is named."""
     import zarr
 
-    opened = zarr.open(str(path), mode="r")
-    if isinstance(opened, zarr.Array):
-        return _source(path, opened, {})
-    arrays = {name: item for name, item in opened.members(None) if isinstance(item, zarr.Array)}
-    attributes = dict(opened.attrs)
-    multiscales = dict(attributes.get("ome", attributes)).get("multiscales")
-    if not multiscales:
-        return _source(path, named(path, arrays, key), {})
-    wanted = key or multiscales[0]["datasets"][0]["path"]
-    return _source(path, named(path, arrays, wanted), multiscales[0])
-
-
-def _source(path: Path, array: Any, multiscale: Mapping[str, Any]) -> Source:
-    """Take axes and spacing from OME-NGFF metadata (https://ngff.openmicroscopy.org), if any."""
-    if "pickle" in json.dumps(array.metadata.to_dict(), default=str).lower():
-        raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-    axes, spacing, placement = array.attrs.get("axes"), {}, {}
-    if multiscale:
-        entries = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
-        axes = "".join(str(entry["name"]) for entry in entries)
-        own = [d for d in multiscale["datasets"] if d["path"].strip("/") == array.path.strip("/")]
-        steps = own[0].get("coordinateTransformations", []) if own else []
-        spacing = _lengths(steps, "scale", entries)
-        try:
-            place = _lengths(steps, "translation", entries)
-        except (TypeError, ValueError):  # left out where it cannot be read, as in TIFF
-            place = {}
-        known = {axis: length for axis, length in place.items() if math.isfinite(length)}
-        placement = {"zarr translation": known} if known else {}
+    with library_errors(path):
+        opened = zarr.open(str(path), mode="r")
+        whole = isinstance(opened, zarr.Array)
+        members = [("", opened)] if whole else list(opened.members(None))
+        attributes = {} if whole else dict(opened.attrs)
+        multiscale = (dict(attributes.get("ome", attributes)).get("multiscales") or [{}])[0]
+        finest = multiscale["datasets"][0]["path"] if multiscale else None
+    arrays = {
+        name: FileArray.found(path, lambda item=item: item)
+        for name, item in members
+        if isinstance(item, zarr.Array)
+    }
+    array = arrays[named(path, arrays, None if whole else key or finest)]
+    opened = array.load()
+    with library_errors(path):
+        if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
+            raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
+        own = opened.attrs.get("axes")
+        axes, spacing, placement = _places(multiscale, opened.path)
     return Source(
         array,
-        str(axes).upper() if axes else None,
+        axes or (str(own).upper() if own else None),
         spacing,
         placement=placement,
-        warning=lambda: _warn_of_absent(path, array),
+        warning=lambda: _warn_of_absent(path, opened),
     )
+
+
+def _places(
+    multiscale: Mapping[str, Any], name: str
+) -> tuple[str | None, dict[str, float], dict[str, Any]]:
+    """Return axes, spacing and placement of an array by OME-NGFF's metadata, if there are any."""
+    if not multiscale:
+        return None, {}, {}
+    entries = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
+    own = [d for d in multiscale["datasets"] if d["path"].strip("/") == name.strip("/")]
+    steps = own[0].get("coordinateTransformations", []) if own else []
+    spacing = _lengths(steps, "scale", entries)
+    try:
+        place = _lengths(steps, "translation", entries)
+    except (TypeError, ValueError):  # left out where it cannot be read, as in TIFF
+        place = {}
+    known = {axis: length for axis, length in place.items() if math.isfinite(length)}
+    axes = "".join(str(entry["name"]) for entry in entries).upper()
+    return axes, spacing, {"zarr translation": known} if known else {}
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:

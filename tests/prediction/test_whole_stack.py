@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models import ModelConfig, build_model
+from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
+from utils.prediction.sliding_window import Windows, predict_volume
+from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_empty
+from utils.stacks import open_stack
+
+NORMALIZER = PercentileNormalizer()
+
+
+class Identity(nn.Module):
+    """Answers with its input: logits whose probabilities are the normalised intensities."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return torch.logit(x.clamp(1e-6, 1 - 1e-6))
+
+
+@pytest.fixture
+def open_array(tmp_path):
+    def run(array, voxel_size=None):
+        np.save(tmp_path / "a.npy", array.T)
+        return open_stack(tmp_path / "a.npy", voxel_size=voxel_size)
+
+    return run
+
+
+def noise(shape, dtype=np.float32):
+    return np.random.default_rng(0).gamma(2.0, 20.0, shape).astype(dtype)
+
+
+def run(model, stack, shape, edge, first=0, passed=lambda count: None, **options):
+    windows = Windows(tuple(min(edge, n) for n in shape), **options)
+    percentiles = measure_percentiles(stack, NORMALIZER)
+    prediction = StackPrediction(model, stack, NORMALIZER, percentiles, shape, windows)
+    pieces = [(start, slab.copy()) for start, slab in prediction.slabs(first, passed)]
+    assert pieces[0][0] == first
+    return np.concatenate([slab for _, slab in pieces], axis=-1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_slab_by_slab_is_the_volume_at_once(open_array, dtype, overlap):
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(depth=2, start_channels=2))
+    image = noise((21, 18, 33), dtype)
+    whole = predict_volume(model, image, NORMALIZER, window=16, overlap=overlap, batch_size=3)
+    with open_array(image) as stack:
+        options = {"overlap": overlap, "batch_size": 2}
+        np.testing.assert_allclose(run(model, stack, image.shape, 16, **options), whole, atol=2e-5)
+        for first in (1, 15, 16, 17, 32):
+            got = run(model, stack, image.shape, 16, first, **options)
+            np.testing.assert_allclose(got, whole[..., first:], atol=2e-5)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_the_identity_network_returns_its_input(tmp_path_factory, data):
+    shape = data.draw(st.lists(st.integers(1, 20), min_size=2, max_size=3).map(tuple))
+    image = noise(shape)
+    folder = tmp_path_factory.mktemp("identity")
+    np.save(folder / "a.npy", image.T)
+    options = {
+        "overlap": data.draw(st.floats(0, 0.9)),
+        "batch_size": data.draw(st.integers(1, 5)),
+        "flips": data.draw(st.booleans()),
+    }
+    with open_stack(folder / "a.npy") as stack:
+        if stack.shape != shape:  # one plane only is an image
+            assert 1 in shape
+            image = image.reshape(stack.shape)
+        edge, passed = data.draw(st.integers(1, 12)), []
+        first = data.draw(st.integers(0, stack.shape[-1] - 1))
+        got = run(Identity(), stack, stack.shape, edge, first, passed.append, **options)
+    edges = tuple(min(edge, n) for n in stack.shape)
+    assert sum(passed) == Windows(edges, options["overlap"]).count(stack.shape)
+    expected = NORMALIZER.apply(image, *NORMALIZER.fit(image))[..., first:]
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 0.5])
+@pytest.mark.parametrize("first", [0, 7])
+def test_resampled_there_and_back(open_array, factor, first):
+    grid = np.meshgrid(*[np.linspace(0, 1, n) for n in (24, 20, 30)], indexing="ij")
+    image = (100 * sum(grid)).astype(np.float32)
+    with open_array(image) as stack:
+        shape = tuple(int(n * factor) for n in image.shape)
+        got = run(Identity(), stack, shape, 12, first)
+    expected = NORMALIZER.apply(image, *NORMALIZER.fit(image))[..., first:]
+    inner = (slice(2, -2),) * 3
+    np.testing.assert_allclose(got[inner], expected[inner], atol=0.03)  # rounded where clipped
+    assert got.shape == expected.shape
+
+
+def test_nan_is_refused(open_array):
+    image = noise((8, 8, 8))
+    image[3, 3, 7] = np.nan
+    with open_array(image) as stack, pytest.raises(UserError, match=r"a\.npy: .*not finite"):
+        measure_percentiles(stack, NORMALIZER)
+
+
+def test_empty_outputs(open_array, tmp_path):
+    outputs = {"mask": tmp_path / "m.tif", "probabilities": tmp_path / "p.h5"}
+    with open_array(np.zeros((5, 6, 7), np.uint8), (2, 1, 1)) as stack:
+        write_empty(stack, outputs)
+    for path, dtype in zip(outputs.values(), (np.uint8, np.float32), strict=True):
+        with open_stack(path) as stack:
+            assert (stack.shape, stack.dtype, stack.spacing) == ((5, 6, 7), dtype, (1, 1, 2))
+            assert not stack.read().any()

@@ -1,0 +1,134 @@
+"""A stack of any size through a network and into its outputs, slab by slab.
+
+Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from utils.data.normalize import PercentileNormalizer
+from utils.errors import UserError
+from utils.prediction.intensities import fit_slabs
+from utils.prediction.memory import DTYPES
+from utils.prediction.sliding_window import Windows, predict_slabs
+from utils.prediction.staging import open_staging, planes_at_once
+from utils.stacks import Stack, StackLayout, write_stack
+from utils.stacks.resampling import Resampling
+
+
+def measure_percentiles(stack: Stack, normalizer: PercentileNormalizer) -> tuple[float, float]:
+    """Return the normaliser's percentiles of the whole stack, read by slabs.
+
+    Raises UserError for values that are not finite, and for a stack that cannot be read.
+    """
+    planes = planes_at_once(stack.shape, "probabilities")
+
+    def slabs() -> Iterator[np.ndarray]:
+        for start in range(0, stack.shape[-1], planes):
+            yield stack.read(start, min(start + planes, stack.shape[-1]))
+
+    try:
+        return fit_slabs(normalizer, slabs, stack.dtype)
+    except UserError as error:
+        raise UserError(f"{stack.path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class StackPrediction:
+    """A stack and all that makes its probabilities."""
+
+    model: nn.Module
+    stack: Stack
+    normalizer: PercentileNormalizer
+    percentiles: tuple[float, float]
+    """The stack's, from :func:`measure_percentiles`."""
+    shape: tuple[int, ...]
+    """Of what the network sees: the stack's own, or that after resampling."""
+    windows: Windows
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the planes ``start <= z < stop`` of the stack as the network sees grey values."""
+        return self.normalizer.apply(self.stack.read(start, stop), *self.percentiles)
+
+    def slabs(
+        self, first: int = 0, passed: Callable[[int], object] = lambda count: None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (start, probabilities) of the stack's own planes, in order from ``first``.
+
+        As :func:`predict_slabs`, with the stack resampled to the network's voxels and the map back.
+        """
+        if self.shape == self.stack.shape:
+            yield from predict_slabs(
+                self.model, self.read, self.shape, self.windows, first=first, passed=passed
+            )
+            return
+        there = Resampling.between(self.stack.shape, self.shape)
+        back = Resampling.between(self.shape, self.stack.shape)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            begin, end = there.needed(start, stop)
+            return there.apply(self.read(begin, end), begin, start, stop)
+
+        begin = back.needed(first, self.stack.shape[-1])[0]
+        slabs = predict_slabs(
+            self.model, read, self.shape, self.windows, first=begin, passed=passed
+        )
+        yield from back.stream(slabs, first)
+
+
+def write_prediction(
+    prediction: StackPrediction,
+    outputs: Mapping[str, Path],
+    threshold: float,
+    *,
+    made_from: Mapping[str, Any],
+    beside: Path,
+    progress: bool = False,
+) -> None:
+    """Predict a stack and write its outputs, going on where an earlier attempt stopped.
+
+    Args:
+        prediction: what makes the probabilities.
+        outputs: ``mask`` and, if wanted, ``probabilities``, and where they go.
+        threshold: probability from which a voxel belongs to the mask.
+        made_from: plain JSON that tells all that the outputs depend on; other planes are not taken
+            up.
+        beside: file beside whose name the planes that are done are kept.
+        progress: show a bar over the voxels, and how many planes are there already.
+
+    Raises:
+        UserError: for a stack that cannot be read, or a disk that cannot be written.
+    """
+    stack, windows = prediction.stack, prediction.windows.count(prediction.shape)
+    bar = {"unit": "voxel", "unit_scale": math.prod(stack.shape) / windows, "desc": "predicting"}
+    with (
+        open_staging(beside, stack.shape, tuple(outputs), made_from) as staging,
+        tqdm(total=windows, disable=not progress, **bar) as passed,
+    ):
+        if staging.done and progress:
+            known = f"going on after {staging.done} of {stack.shape[-1]} planes that are done"
+            passed.write(known)
+        if staging.done < stack.shape[-1]:
+            staging.extend(prediction.slabs(staging.done, passed.update), threshold)
+        for name, path in outputs.items():
+            write_stack(path, staging.slabs(name), StackLayout.like(stack, DTYPES[name]))
+
+
+def write_empty(stack: Stack, outputs: Mapping[str, Path]) -> None:
+    """Write outputs that are zero everywhere."""
+    for name, path in outputs.items():
+        planes = planes_at_once(stack.shape, name)
+        slabs = (
+            np.zeros((*stack.shape[:-1], min(planes, stack.shape[-1] - start)), DTYPES[name])
+            for start in range(0, stack.shape[-1], planes)
+        )
+        write_stack(path, slabs, StackLayout.like(stack, DTYPES[name]))
