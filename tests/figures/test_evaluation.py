@@ -95,7 +95,7 @@ def test_a_comparison_shows_both_sides_and_no_distances(tmp_path: Path) -> None:
             pd.Series([0.5, 0.55], index=[1, 0]),
             pd.DataFrame(
                 {"mean": [-0.02, 3.0, 0.1], "low": [-0.1, 2.0, 0.0], "high": [0.1, 4.0, 0.2]},
-                index=["iou", "hd95", "recall"],
+                index=["IoU", "HD95, voxels", "recall"],
             ),
             tmp_path / "c.png",
             names=("logs/first", "x" * 100),

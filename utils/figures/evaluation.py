@@ -31,17 +31,6 @@ CONDITION_WORDS = {
     "foreground": "labelled share of the volume",
 }
 """What a score is set against, and what axes say of it."""
-SCORE_WORDS = {
-    "iou": "IoU",
-    "dice": "Dice",
-    "sheet_iou": "IoU inside the sheet",
-    "sheet_auc": "AUC inside the sheet",
-    "total_error": "total error (less is better)",
-    "surface_dice": "surface Dice",
-    "recall_rendered": "recall, rendered columns",
-    "recall_left_out": "recall, left-out columns",
-}
-"""What axes say of scores; others under their own name."""
 
 
 def save_evaluation(
@@ -176,8 +165,8 @@ def save_comparison(
     Args:
         a: IoU of A by volume.
         b: IoU of B, of the same volumes.
-        differences: B - A, a row a score; those of distances (``hd95``) are left out, as they are
-            no shares.
+        differences: B - A, a row a score under the words that name it; those of distances
+            (HD95) are left out, as they are no shares.
         path: picture to write (format by its suffix).
         names: what A and B are.
     """
@@ -193,11 +182,11 @@ def save_comparison(
         short = name if len(name) <= 46 else f"...{name[-43:]}"
         put(f"IoU of {letter}: {short}", fontsize=9)
     paired.set_title(f"{len(a)} volumes; above the line B is better", fontsize=10)
-    shown = differences[~differences.index.str.startswith("hd95")]
+    shown = differences[~differences.index.str.startswith("HD95")]
     at = np.arange(len(shown))[::-1]
     _draw_intervals(gaps, at, shown, VALID, lying=True)
     gaps.axvline(0.0, **canvas.REFERENCE_LINE)
-    gaps.set_yticks(at, [SCORE_WORDS.get(name, name.replace("_", " ")) for name in shown.index])
+    gaps.set_yticks(at, shown.index)
     gaps.set_title("B - A, mean over volumes with its 95 % interval", fontsize=10)
     for axes in (paired, gaps):
         canvas.style(axes)
