@@ -29,7 +29,10 @@ def test_plane_samples_the_volume_where_it_says() -> None:
 
 def test_samples_and_geometry_are_drawn(small_volume: SimulatedVolume, tmp_path: Path) -> None:
     assert (
-        samples.save_samples_panel([small_volume] * 3, tmp_path / "s.png").stat().st_size > 10_000
+        samples.save_samples_panel([small_volume] * 3, tmp_path / "s.png", list("abc"))
+        .stat()
+        .st_size
+        > 10_000
     )
     path = samples.save_geometry(small_volume, tmp_path / "g.png", title="sample 1")
     with Image.open(path) as picture:

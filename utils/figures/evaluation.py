@@ -41,11 +41,11 @@ def save_evaluation(
     Returns the paths of the pictures in ``folder``.
     """
     shown = pick_shown(results)
-    images, masks, probabilities = zip(*(result.slices for _, result in shown), strict=True)
+    images, masks, probabilities = zip(*(result.slices for result in shown.values()), strict=True)
     titles = [
-        f"{word}: volume {result.row['volume']}, IoU {result.row['iou']:.2f}, "
-        f"z\u00a0=\u00a0{result.z}"
-        for word, result in shown
+        f"rank {rank} of {len(results)}: volume {result.row['volume']}, "
+        f"IoU {result.row['iou']:.2f}, z\u00a0=\u00a0{result.z}"
+        for rank, result in shown.items()
     ]
     return [
         save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles),
@@ -54,16 +54,11 @@ def save_evaluation(
     ]
 
 
-def pick_shown(results: Sequence[ScoredVolume]) -> list[tuple[str, ScoredVolume]]:
-    """Return the volumes with the best, the median and the worst IoU, each once, and what it is."""
+def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
+    """Return up to five volumes by rank, from the best IoU (rank 1) in even steps to the worst."""
     ranked = sorted(results, key=lambda result: -result.row["iou"])
-    median = ranked[len(ranked) // 2]
-    if len(ranked) >= 5:
-        words = ("best", "second best", "median", "second worst", "worst")
-        return list(zip(words, [*ranked[:2], median, *ranked[-2:]], strict=True))
-    if len(ranked) >= 3:
-        return [("best", ranked[0]), ("median", median), ("worst", ranked[-1])]
-    return list(zip(("best", "worst") if len(ranked) == 2 else ("only",), ranked, strict=True))
+    places = np.linspace(0, len(ranked) - 1, min(len(ranked), 5)).round().astype(int)
+    return {int(place) + 1: ranked[place] for place in places}
 
 
 def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Path) -> Path:
