@@ -105,7 +105,7 @@ def evaluate(flags: argparse.Namespace) -> None:
     from utils.evaluation.tables import make_folder
 
     check_flags(flags)
-    work = prepare(flags, checkpoint=flags.checkpoint, predictions=flags.predictions)
+    work = prepare(flags, flags.checkpoint, flags.predictions)
     folder = make_folder(default_output(flags))
     scores, means, paths = score_and_write(work, folder, flags)
     print(score_lines(scores, means))
@@ -179,10 +179,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def prepare(
-    flags: argparse.Namespace,
-    *,
-    checkpoint: str | None = None,
-    predictions: Sequence[str] | None = None,
+    flags: argparse.Namespace, checkpoint: str | None, predictions: Sequence[str] | None
 ) -> ToScore:
     """Open the data file and a checkpoint, or prediction files; writes nothing."""
     from utils.evaluation.prediction_files import find_predictions
@@ -220,9 +217,8 @@ def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScor
             f"--compare {given}: no {METRICS} of an earlier evaluation is there; to score a "
             "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
         )
-    if stacks_at(Path(given)):
-        return prepare(flags, predictions=[given])
-    return prepare(flags, checkpoint=given)
+    stacks = stacks_at(Path(given))
+    return prepare(flags, None, [given]) if stacks else prepare(flags, given, None)
 
 
 def open_network(checkpoint: str, seed: int, flags: argparse.Namespace) -> NetworkPredictions:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from utils.checkpoints.pretrained import SCORE_NAMES
+
 MOST_ROWS = 16
 """Volumes that are listed one by one."""
 BESIDE_THE_SHEET = {
@@ -17,23 +19,9 @@ BESIDE_THE_SHEET = {
 }
 """Scores that are listed volume by volume, and how."""
 SCORES = {
-    "iou": "IoU",
-    "baseline_iou": "IoU of the whole sheet",
-    "iou_gain": "IoU above the whole sheet's",
-    "sheet_iou": "IoU inside the sheet",
-    "sheet_auc": "AUC inside the sheet",
-    "dice": "Dice",
-    "precision": "precision",
-    "recall": "recall",
-    "total_error": "wrong voxels (less is better)",
-    "surface_dice": "surface Dice",
-    "hd95": "HD95, voxels (less is better)",
-    "hd95_um": "HD95, um (less is better)",
-    "sheet_false_positive_rate": "gaps called column (less is better)",
-    "recall_rendered": "recall, rendered columns",
-    "recall_left_out": "recall, left-out columns",
-    "covered_rendered": "rendered columns at least half covered",
-    "covered_left_out": "left-out columns at least half covered",
+    **SCORE_NAMES,
+    "hd95_um": "HD95 (micrometres)",
+    "sheet_false_positive_rate": "share of the gaps called column",
 }
 """Scores whose means are listed, compared and drawn, and how."""
 
@@ -73,7 +61,8 @@ def comparison_lines(names: Sequence[str], differences: pd.DataFrame) -> str:
     }
     table = worded(differences)[list(columns)].rename(columns=columns)
     table["Wilcoxon p"] = table["Wilcoxon p"].map("{:.2g}".format, na_action="ignore")
-    return f"A = {names[0]}\nB = {names[1]}\n{_text(table)}"
+    less = "Less is better in wrong voxels, HD95 and gaps called column."
+    return f"A = {names[0]}\nB = {names[1]}\n{_text(table)}\n{less}"
 
 
 def worded(means: pd.DataFrame) -> pd.DataFrame:
