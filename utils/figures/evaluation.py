@@ -167,12 +167,9 @@ def save_comparison(
     """
     figure = canvas.new_figure(10.6, 4.4)
     paired, gaps = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
-    paired.plot([0, 1], [0, 1], **canvas.REFERENCE_LINE)
+    paired.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)
     paired.plot(a, b.loc[a.index], "o", color=TRAIN, markersize=4, alpha=0.75)
-    low, high = min(*a, *b), max(*a, *b)
-    margin = 0.05 + 0.05 * (high - low)
-    span = (max(0.0, low - margin), min(1.0, high + margin))
-    paired.set(xlim=span, ylim=span, aspect="equal")
+    paired.set_aspect("equal", adjustable="datalim")
     for letter, name, put in zip("AB", names, (paired.set_xlabel, paired.set_ylabel), strict=True):
         short = name if len(name) <= 46 else f"...{name[-43:]}"
         put(f"IoU of {letter}: {short}", fontsize=9)

@@ -78,14 +78,14 @@ def _draw_column_cuts(
     radius = parameters.cone_radius * float(np.linalg.norm(volume.e_phi[column])) * edge
     outer = parameters.cone_taper * radius
     spacing = parameters.spacing * edge
-    half, low, high = 1.1 * spacing, -0.5 * spacing, 2.7 * spacing
+    half = 1.1 * spacing
     entry = volume.entry_points[column]
-    cut = _plane(image, entry, (side, axis), (-half, half), (low, high))
-    show_fluorescence(along, cut, extent=(-half, half, low, high))
+    extent = (-half, half, -0.5 * spacing, 2.7 * spacing)
+    show_fluorescence(along, _plane(image, entry, (side, axis), extent), extent=extent)
     outline = np.array([[-radius, 0], [radius, 0], [outer, length], [-outer, length], [-radius, 0]])
     along.plot(*outline.T, color=TRUTH, linestyle="--", linewidth=1.2)
     middle = entry + axis * length / 2 / edge
-    cut = _plane(image, middle, (side, np.cross(axis, side)), (-half, half), (-half, half))
+    cut = _plane(image, middle, (side, np.cross(axis, side)), (-half, half, -half, half))
     show_fluorescence(across, cut, extent=(-half, half, -half, half))
     turn = np.linspace(0.0, 2.0 * np.pi, 100)
     mean = (radius + outer) / 2
@@ -96,28 +96,20 @@ def _plane(
     image: np.ndarray,
     origin: np.ndarray,
     directions: tuple[np.ndarray, np.ndarray],
-    first: tuple[float, float],
-    second: tuple[float, float],
+    extent: tuple[float, float, float, float],
 ) -> np.ndarray:
-    """Return ``image`` on a plane, four samples a voxel, 0 outside the volume.
+    """Return ``image`` (X, Y, Z) on a plane, four samples a voxel, 0 outside the volume.
 
-    Args:
-        image: (X, Y, Z).
-        origin: (3,) in cube units.
-        directions: two unit vectors (3,).
-        first: range along the first direction from the origin, in voxels.
-        second: range along the second direction.
+    The plane goes through ``origin`` (3,), in cube units, along two unit vectors (3,); ``extent``
+    is where it begins and ends along the first and along the second of them, in voxels.
     """
     from scipy import ndimage
 
-    u = np.arange(first[0], first[1], 0.25) + 0.125
-    v = np.arange(second[0], second[1], 0.25) + 0.125
+    u = np.arange(extent[0], extent[1], 0.25) + 0.125
+    v = np.arange(extent[2], extent[3], 0.25) + 0.125
     start = origin * np.array(image.shape) - 0.5
-    at = (
-        start[:, None, None]
-        + directions[0][:, None, None] * u[:, None]
-        + directions[1][:, None, None] * v
-    )
+    along, across = np.multiply.outer(directions[0], u), np.multiply.outer(directions[1], v)
+    at = start[:, None, None] + along[:, :, None] + across[:, None]
     return ndimage.map_coordinates(image, at, order=1, mode="constant")
 
 
