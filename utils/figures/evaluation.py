@@ -114,8 +114,7 @@ def _draw_intervals(
 def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     """Draw a dot a volume: its IoU, and that of the whole sheet, over each condition.
 
-    Three panels a row. A line joins the means of quarters of the volumes, where there are at least
-    12; titles give Spearman's rank correlation.
+    Three panels a row; titles give Spearman's rank correlation.
 
     Args:
         scores: a row a volume, with the keys of :data:`CONDITION_WORDS`.
@@ -127,9 +126,12 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     figure = canvas.new_figure(11.0, 6.6)
     panels = figure.subplots(2, 3, sharey=True)
     for axes, (condition, words) in zip(panels.flat, CONDITION_WORDS.items(), strict=True):
-        x = scores[condition].to_numpy(float)
-        _draw_scores(axes, x, scores["baseline_iou"].to_numpy(), "#9a9a9a", "whole sheet")
-        _draw_scores(axes, x, scores["iou"].to_numpy(), TRAIN, "prediction")
+        for name, label, colour in (
+            ("baseline_iou", "whole sheet", "#9a9a9a"),
+            ("iou", "prediction", TRAIN),
+        ):
+            dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
+            axes.plot(scores[condition], scores[name], "o", **dots)
         axes.set_xlabel(words, fontsize=9)
         correlation = correlations[condition]
         known = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
@@ -141,15 +143,6 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     canvas.add_legend_below(figure, handles=handles, labels=labels, ncols=2)
     return canvas.save_figure(figure, path)
-
-
-def _draw_scores(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
-    """Draw dots, and a line through the means of quarters if they hold three volumes each."""
-    axes.plot(x, y, "o", color=colour, markersize=3.5, alpha=0.7, label=label)
-    if len(x) >= 12 and np.ptp(x) > 0:
-        quarters = np.array_split(np.argsort(x, kind="stable"), 4)
-        axes.plot([x[q].mean() for q in quarters], [y[q].mean() for q in quarters],
-                  color=colour, linewidth=1.2)  # fmt: skip
 
 
 def save_comparison(
