@@ -10,7 +10,7 @@ The baseline is a mask of the whole sheet in which the columns stand, computed f
 it scores an IoU of 0.44 in the middle of the sheet without telling one column from the next.
 Predictions are scored over the whole volume, and once more inside the sheet, where columns must be
 told apart. Writes metrics.csv (a row a volume), summary.json (means with 95 % bootstrap intervals
-over the volumes), predictions.png (the best, the median and the worst volumes), columns.png (recall
+over the volumes), predictions.png (five volumes from the best to the worst), columns.png (recall
 by column type, left-out ones apart) and conditions.png (the score against noise, spacing, curvature
 and labelled share). --compare writes the paired differences B - A besides.
 
@@ -34,14 +34,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from utils.evaluation.comparison import EarlierScores
-    from utils.evaluation.scoring import ScoredVolume, ToScore
+    from utils.evaluation.scoring import ToScore
     from utils.prediction.trained_network import NetworkPredictions
 
 OVERLAP = 0.25  # of a window's edge
 BATCH_SIZE = 4  # windows
 SURFACE_TOLERANCE = 1.0  # voxels up to which two surfaces agree
 SEED = 0  # of the bootstrap
-LESS_MEMORY = "lower --batch_size or --window"
 COMPARISON = "comparison"  # folder for the results of --compare
 
 
@@ -106,17 +105,17 @@ def evaluate(flags: argparse.Namespace) -> None:
     from utils.evaluation.tables import make_folder
 
     check_flags(flags)
-    work = prepare(flags, checkpoint=flags.checkpoint, predictions=flags.predictions)
+    work = prepare(flags, flags.checkpoint, flags.predictions)
     folder = make_folder(default_output(flags))
     scores, means, paths = score_and_write(work, folder, flags)
-    lines = [*score_lines(scores, means), *(f"wrote {path}" for path in paths)]
-    print("\n".join([*lines, *(f"note: {note}" for note in work.notes)]))
+    print(score_lines(scores, means))
+    print(*(f"wrote {path}" for path in paths), *(f"note: {n}" for n in work.notes), sep="\n")
 
 
 def compare(flags: argparse.Namespace) -> None:
     """Score what is not scored yet, write and print the paired differences."""
     from utils.evaluation.comparison import EarlierScores, check_same_volumes
-    from utils.evaluation.report import compared_scores, comparison_lines
+    from utils.evaluation.report import comparison_lines, worded
     from utils.evaluation.statistics import paired_differences
     from utils.evaluation.tables import common_scores, make_folder, write_comparison
     from utils.figures import save_comparison
@@ -143,16 +142,15 @@ def compare(flags: argparse.Namespace) -> None:
     about = {
         "a": flags.compare[0],
         "b": flags.compare[1],
-        "data": data[0] or data[1],
+        "data": dict(data[0] or data[1]) or None,
         "bootstrap_seed": flags.seed,
         "program": describe_program(__file__),
     }
     paths += write_comparison(output, a, b, differences, about)
-    shown = compared_scores(differences)
     picture = output / "comparison.png"
-    paths.append(save_comparison(a["iou"], b["iou"], shown, picture, flags.compare))
-    lines = comparison_lines(flags.compare, shown)
-    print("\n".join([*lines, *(f"wrote {path}" for path in paths), *notes]))
+    paths.append(save_comparison(a["iou"], b["iou"], worded(differences), picture, flags.compare))
+    print(comparison_lines(flags.compare, differences))
+    print(*(f"wrote {path}" for path in paths), *notes, sep="\n")
 
 
 # What is scored -----------------------------------------------------------------------------------
@@ -169,10 +167,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     check_seed(flags.seed, "--seed")
     if not 0 <= flags.overlap < 1:
         raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    if not 0 <= flags.surface_tolerance < math.inf:
-        raise UserError(
-            f"--surface_tolerance {flags.surface_tolerance}: must be at least 0 and finite"
-        )
+    tolerance = flags.surface_tolerance
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"--surface_tolerance {tolerance}: must be at least 0 and finite")
     if flags.voxel_size is not None:
         from utils.stacks.resampling import check_spacing
 
@@ -182,13 +179,10 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def prepare(
-    flags: argparse.Namespace,
-    *,
-    checkpoint: str | None = None,
-    predictions: Sequence[str] | None = None,
+    flags: argparse.Namespace, checkpoint: str | None, predictions: Sequence[str] | None
 ) -> ToScore:
     """Open the data file and a checkpoint, or prediction files; writes nothing."""
-    from utils.evaluation.prediction_files import open_predictions
+    from utils.evaluation.prediction_files import find_predictions
     from utils.evaluation.scoring import ToScore
     from utils.storage import VolumeFile, version_note
 
@@ -197,31 +191,34 @@ def prepare(
     file = VolumeFile(flags.data)
     if note := version_note(file.path, file.program_version):
         print(note, file=sys.stderr)
-    count = len(file) if flags.volumes is None else flags.volumes
-    if count > len(file):
-        raise UserError(f"--volumes {count}: {flags.data} holds {len(file)}")
+    volumes = range(len(file) if flags.volumes is None else flags.volumes)
+    if len(volumes) > len(file):
+        raise UserError(f"--volumes {len(volumes)}: {flags.data} holds {len(file)}")
     if checkpoint is not None:
-        return ToScore(open_network(checkpoint, file.seed, flags), file, tuple(range(count)))
-    source = open_predictions(predictions or (), file.shape, len(file), flags.volumes)
-    return ToScore(source, file, tuple(source.paths))
+        return ToScore(open_network(checkpoint, file.seed, flags), file, tuple(volumes))
+    source = find_predictions(predictions or (), len(file), file.shape)
+    missing = sorted(set(volumes) - set(source.paths))
+    if flags.volumes is not None and missing:
+        raise UserError(f"--volumes {flags.volumes}: no prediction for volume {missing[0]}")
+    return ToScore(source, file, tuple(index for index in source.paths if index in volumes))
 
 
 def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScores:
     """Return A or B: a metrics.csv, else prediction files, else a checkpoint."""
     from utils.evaluation.comparison import read_earlier
     from utils.evaluation.prediction_files import stacks_at
+    from utils.evaluation.tables import METRICS
 
-    earlier = read_earlier(given, flags.volumes)
-    if earlier is not None:
-        return earlier
+    table = Path(given) if given.endswith(".csv") else Path(given, METRICS)
+    if table.is_file():
+        return read_earlier(table, flags.volumes)
     if flags.data is None:
         raise UserError(
-            f"--compare {given}: no metrics.csv of an earlier evaluation is there; to score a "
+            f"--compare {given}: no {METRICS} of an earlier evaluation is there; to score a "
             "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
         )
-    if stacks_at(Path(given)):
-        return prepare(flags, predictions=[given])
-    return prepare(flags, checkpoint=given)
+    stacks = stacks_at(Path(given))
+    return prepare(flags, None, [given]) if stacks else prepare(flags, given, None)
 
 
 def open_network(checkpoint: str, seed: int, flags: argparse.Namespace) -> NetworkPredictions:
@@ -263,9 +260,10 @@ def default_output(flags: argparse.Namespace) -> Path:
         from utils.checkpoints.loading import log_directory
 
         return log_directory(flags.checkpoint) / "evaluation"
+    from utils.evaluation.prediction_files import stacks_at
+
     first = Path(flags.predictions[0])
-    is_stack = first.is_file() or first.name.endswith(".zarr")
-    return (first.parent if is_stack else first) / "evaluation"
+    return (first.parent if stacks_at(first) == [first] else first) / "evaluation"
 
 
 # Scoring ------------------------------------------------------------------------------------------
@@ -275,8 +273,6 @@ def score_and_write(
     work: ToScore, folder: Path, flags: argparse.Namespace, what: str = "volumes"
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Path]]:
     """Score all volumes, write tables and pictures; return scores, their means and the paths."""
-    from tqdm import tqdm
-
     from utils.devices import memory_advice
     from utils.evaluation.scoring import score_volumes
     from utils.evaluation.statistics import means_over_volumes
@@ -286,13 +282,8 @@ def score_and_write(
 
     tolerance = None if flags.no_surface else flags.surface_tolerance
     spacing = None if flags.voxel_size is None else flags.voxel_size[::-1]
-    scored = score_volumes(work, tolerance=tolerance, spacing=spacing)
-    results: list[ScoredVolume] = []
-    with memory_advice(LESS_MEMORY), tqdm(scored, what, len(work.volumes), unit="volume") as bar:
-        for result in bar:
-            results.append(result)
-            mean = sum(other.row["iou"] for other in results) / len(results)
-            bar.set_postfix_str(f"mean IoU {mean:.3f}")
+    with memory_advice("lower --batch_size or --window"):
+        results = score_volumes(work, tolerance=tolerance, spacing=spacing, what=what)
     table = table_of(results)
     means = means_over_volumes(only_scores(table), flags.seed)
     about = {

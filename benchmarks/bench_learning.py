@@ -24,7 +24,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -321,7 +321,6 @@ def write(points: Sequence[Point], variants: Sequence[Variant], flags: argparse.
     """Write curves.csv, curves.json and curves.png."""
     from machine import describe_machine
 
-    from utils.figures import save_learning_comparison
     from utils.replacing import replacing
 
     rows = [dataclasses.asdict(point) for point in points]
@@ -347,9 +346,32 @@ def write(points: Sequence[Point], variants: Sequence[Variant], flags: argparse.
         ]
         for variant in variants
     }
-    save_learning_comparison(
-        curves, flags.directory / "curves.png", baseline=points[0].baseline_iou
-    )
+    draw(curves, flags.directory / "curves.png", points[0].baseline_iou)
+
+
+def draw(
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]], path: Path, baseline: float
+) -> None:
+    """Draw a curve a variant: minutes, mean IoU and the ends of its interval; and a baseline."""
+    import numpy as np
+
+    from utils.figures import canvas
+
+    figure = canvas.new_figure(6.6, 4.2)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        minutes, iou, low, high = np.reshape(points, (-1, 4)).T
+        (line,) = axes.plot(minutes, iou, marker="o", markersize=3, lw=1.5, label=name)
+        axes.fill_between(minutes, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    label = f"mask of the whole sheet {baseline:.2f}"
+    axes.axhline(baseline, **canvas.REFERENCE_LINE, label=label)
+    axes.set_xlim(left=0.0)
+    axes.set_title("IoU on whole unseen volumes, 95 % intervals over volumes", fontsize=10)
+    axes.set_xlabel("minutes of training", fontsize=9)
+    axes.set_ylabel("IoU, mean over volumes", fontsize=9)
+    canvas.style(axes)
+    axes.legend(fontsize=8, frameon=False)
+    canvas.save_figure(figure, path)
 
 
 def report(

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from utils.evaluation import statistics
 from utils.evaluation.statistics import (
     bootstrap_mean,
     means_over_volumes,
@@ -14,11 +15,13 @@ from utils.evaluation.statistics import (
 )
 
 
-def test_bootstrap_interval_covers_as_often_as_it_says():
+def test_bootstrap_interval_covers_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(statistics, "LEVEL", 0.8)
+    monkeypatch.setattr(statistics, "RESAMPLES", 400)
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
-        interval = bootstrap_mean(rng.normal(0.5, 0.1, 40), rng, level=0.8, resamples=400)
+        interval = bootstrap_mean(rng.normal(0.5, 0.1, 40), rng)
         assert interval.low <= interval.mean <= interval.high
         hits += interval.low <= 0.5 <= interval.high
     assert 140 <= hits <= 178

@@ -42,7 +42,7 @@ def test_scores_are_those_of_all_pairs_of_surface_voxels(size):
 
 def test_a_box_shifted_by_one_voxel_is_within_the_tolerance():
     found, mask = box((3, 3, 4), (8, 8, 9)), box((3, 3, 3), (8, 8, 8))
-    assert score_surfaces(found, mask) == SurfaceScores(
+    assert score_surfaces(found, mask, tolerance=1.0) == SurfaceScores(
         1.0, 1.0, pytest.approx(math.nan, nan_ok=True), pytest.approx(math.nan, nan_ok=True)
     )
     strict = score_surfaces(found, mask, tolerance=0.5)
@@ -51,7 +51,7 @@ def test_a_box_shifted_by_one_voxel_is_within_the_tolerance():
 
 def test_micrometres_of_cubes_are_scaled_voxels():
     found, mask = box((3, 3, 5), (8, 8, 10)), box((3, 3, 3), (8, 8, 8))
-    scores = score_surfaces(found, mask, voxel_size=(0.3, 0.3, 0.3))
+    scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=(0.3, 0.3, 0.3))
     assert scores.hd95 == 2 and scores.hd95_um == pytest.approx(0.6)
     assert scores.surface_dice == scores.surface_dice_um < 1
 
@@ -59,16 +59,16 @@ def test_micrometres_of_cubes_are_scaled_voxels():
 def test_rounding_does_not_decide_at_the_tolerance():
     """A shift of one voxel of 0.1 or 0.3 um stays within a tolerance of one voxel."""
     found, mask = box((3, 3, 4), (8, 8, 9)), box((3, 3, 3), (8, 8, 8))
-    scores = score_surfaces(found, mask, voxel_size=(0.1, 0.2, 0.3))
+    scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=(0.1, 0.2, 0.3))
     assert scores.surface_dice_um == 1
 
 
 def test_empty_masks_follow_the_policy():
     empty, full = box((0, 0, 0), (0, 0, 0), (3, 4, 12)), box((1, 1, 1), (2, 2, 2), (3, 4, 12))
-    nothing = score_surfaces(empty, empty, voxel_size=(1.0, 2.0, 1.0))
+    nothing = score_surfaces(empty, empty, tolerance=1.0, voxel_size=(1.0, 2.0, 1.0))
     assert nothing == SurfaceScores(0.0, 1.0, 0.0, 1.0)
     for found, mask in ((empty, full), (full, empty)):
-        scores = score_surfaces(found, mask, voxel_size=(1.0, 2.0, 1.0))
+        scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=(1.0, 2.0, 1.0))
         assert scores.hd95 == 13.0 and scores.surface_dice == 0
         assert scores.hd95_um == pytest.approx(math.sqrt(9 + 64 + 144))
         assert scores.surface_dice_um == 0

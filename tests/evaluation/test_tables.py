@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from utils.errors import UserError
+from utils.evaluation.comparison import read_earlier
 from utils.evaluation.scoring import score_volume
 from utils.evaluation.statistics import means_over_volumes, paired_differences
 from utils.evaluation.tables import (
     common_scores,
     make_folder,
     only_scores,
-    read_scores,
     table_of,
     write_comparison,
     write_results,
@@ -47,7 +47,7 @@ def test_table_and_summary_hold_what_was_scored(tmp_path, small_volume):
     }
     paths = write_results(tmp_path, scores, means, {"epoch": 3})
     assert [path.name for path in paths] == ["metrics.csv", "summary.json"]
-    rows = read_scores(paths[0])
+    rows = read_earlier(paths[0]).scores
     pd.testing.assert_frame_equal(rows, scores.astype(float))
     assert rows["iou"].to_dict() == {4: 1, 7: 0} and math.isnan(rows.loc[7, "precision"])
     summary = json.loads(paths[1].read_text())
@@ -79,29 +79,3 @@ def test_a_comparison_holds_both_scores(tmp_path):
         "4,0.3,0.5,0.2,,9.0,",
         "2,0.25,0.75,0.5,3.0,2.0,-1.0",
     ]
-
-
-def test_a_number_comes_back_as_it_was(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_text("volume,iou,hd95\n3,0.30000000000000004,\n0,1.0,2.5\n")
-    found = read_scores(path)
-    assert list(found.index) == [3, 0] and found.loc[3, "iou"] == 0.1 + 0.2
-    assert math.isnan(found.loc[3, "hd95"]) and found.loc[0].to_dict() == {"iou": 1, "hd95": 2.5}
-
-
-@pytest.mark.parametrize(
-    "text", ["", "volume,iou\n", "name,iou\n1,0.5\n", "volume,iou\nx,0.5\n",
-             "volume,iou\n1,high\n", "volume,iou\n1\n", "volume,iou\n1,0.5,3\n",
-             "volume,iou\n1.5,0.5\n", "volume,iou\n1,0.5\n1,0.6\n",
-             "volume,dice\n1,0.5\n", "\x00\xff"]
-)  # fmt: skip
-def test_what_is_no_table_is_named(tmp_path, text):
-    path = tmp_path / "metrics.csv"
-    path.write_text(text)
-    with pytest.raises(UserError, match="metrics.csv"):
-        read_scores(path)
-
-
-def test_a_table_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
-        read_scores(tmp_path / "metrics.csv")

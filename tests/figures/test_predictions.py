@@ -1,4 +1,4 @@
-"""Predictions beside the truth: rows, colours of hits and errors, and what is refused."""
+"""Predictions beside the truth: rows, colours of hits and errors."""
 
 from pathlib import Path
 
@@ -21,7 +21,11 @@ def test_predictions_have_a_row_for_each_sample(
     heights = []
     for count in (1, 2):
         path = predictions.save_predictions(
-            [image] * count, [mask] * count, [probability] * count, tmp_path / f"{count}.png"
+            [image] * count,
+            [mask] * count,
+            [probability] * count,
+            tmp_path / f"{count}.png",
+            titles=[f"sample {k}" for k in range(count)],
         )
         with Image.open(path) as picture:
             heights.append(picture.height)
@@ -30,7 +34,9 @@ def test_predictions_have_a_row_for_each_sample(
 
 def test_predictions_without_labels_are_drawn(tmp_path: Path) -> None:
     empty = np.zeros((8, 8), dtype=np.float32)
-    assert predictions.save_predictions([empty], [empty], [empty], tmp_path / "p.png").exists()
+    assert predictions.save_predictions(
+        [empty], [empty], [empty], tmp_path / "p.png", ["none"]
+    ).exists()
 
 
 def test_a_heat_map_is_compared_where_it_is_at_least_half() -> None:
@@ -48,19 +54,6 @@ def test_overlay_colours_name_hits_and_errors() -> None:
     assert extra.argmax() == 0
     assert missed.argmax() == 2
     assert not nothing.any()
-
-
-@pytest.mark.parametrize(
-    ("counts", "shape", "said"),
-    [((0, 0, 0), (4, 4), "0 images"), ((1, 2, 1), (4, 4), "2 masks"), ((1, 1, 1), (4,), "shapes")],
-)
-def test_predictions_that_do_not_match_are_refused(
-    counts: tuple[int, int, int], shape: tuple[int, ...], said: str, tmp_path: Path
-) -> None:
-    lists = [[np.zeros(shape)] * count for count in counts]
-    with pytest.raises(ValueError, match=said):
-        predictions.save_predictions(*lists, tmp_path / "p.png")
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_comparison_strip_shows_the_fullest_slice_in_four_panels() -> None:

@@ -22,14 +22,17 @@ def test_plane_samples_the_volume_where_it_says() -> None:
     x, y, z = np.meshgrid(*(np.arange(n) + 0.5 for n in (10, 12, 14)), indexing="ij")
     directions = (np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]))
     origin = np.array([0.5, 0.5, 0.5])
-    cut = samples._plane(y + 100 * z + 0 * x, origin, directions, (-2.0, 2.0), (-3.0, 3.0))
+    cut = samples._plane(y + 100 * z + 0 * x, origin, directions, (-2.0, 2.0, -3.0, 3.0))
     u, v = np.arange(-2, 2, 0.25) + 0.125, np.arange(-3, 3, 0.25) + 0.125
     assert np.allclose(cut, (6 + u)[:, None] + 100 * (7 + v), rtol=1e-6)
 
 
 def test_samples_and_geometry_are_drawn(small_volume: SimulatedVolume, tmp_path: Path) -> None:
     assert (
-        samples.save_samples_panel([small_volume] * 3, tmp_path / "s.png").stat().st_size > 10_000
+        samples.save_samples_panel([small_volume] * 3, tmp_path / "s.png", list("abc"))
+        .stat()
+        .st_size
+        > 10_000
     )
     path = samples.save_geometry(small_volume, tmp_path / "g.png", title="sample 1")
     with Image.open(path) as picture:

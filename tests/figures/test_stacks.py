@@ -33,17 +33,6 @@ def test_overlays_show_the_mask_in_red_and_a_coarser_image(tmp_path: Path) -> No
     assert blue[0] != blue[1]
 
 
-@pytest.mark.parametrize(
-    ("rows", "step", "message"),
-    [
-        ([], 1, "at least one plane"),
-        ([[overlay()], [overlay(), overlay()]], 1, "as many in each row"),
-        ([[overlay()]], 0.5, "at least 1 voxel"),
-        ([[stacks.Overlay(np.zeros((3, 3)), np.zeros((3, 4)), "p")]], 1, "p: image .3, 3. and"),
-    ],
-)
-def test_overlays_that_cannot_be_drawn(
-    rows: list, step: float, message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        stacks.save_overlays(rows, tmp_path / "a.png", step=step)
+def test_a_finer_image_than_there_is_cannot_be_drawn(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1 voxel"):
+        stacks.save_overlays([[overlay()]], tmp_path / "a.png", step=0.5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from utils.evaluation.confusion import ratio
 from utils.simulation import SimulatedVolume
 from utils.simulation.labels import cone_volume
 
@@ -41,9 +42,9 @@ def score_columns(found: np.ndarray, volume: SimulatedVolume) -> dict[str, float
     for kind, types in KINDS.items():
         group = np.isin(volume.column_type, types)
         counted = group & asked
-        scores[f"recall_{kind}"] = _share(hit[group].sum(), seen[group].sum())
+        scores[f"recall_{kind}"] = ratio(int(hit[group].sum()), int(seen[group].sum()))
         scores[f"columns_{kind}"] = int(counted.sum())
-        scores[f"covered_{kind}"] = _share(covered[counted].sum(), counted.sum())
+        scores[f"covered_{kind}"] = ratio(int(covered[counted].sum()), int(counted.sum()))
     return scores
 
 
@@ -54,7 +55,3 @@ def cone_voxels(volume: SimulatedVolume) -> np.ndarray:
     frames = np.stack([volume.e_theta, volume.e_phi, volume.e_r], axis=2).astype(np.float64)
     cubes = np.array([cone_volume(*size, frame) for frame in frames])
     return cubes * volume.instances.size
-
-
-def _share(part: int, whole: int) -> float:
-    return float(part / whole) if whole else float("nan")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from utils.errors import UserError, disk_errors
-from utils.evaluation.tables import METRICS, SUMMARY, read_scores
+from utils.evaluation.tables import SUMMARY
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class EarlierScores:
     """The scores of an earlier evaluation; made by :func:`read_earlier`."""
 
     scores: pd.DataFrame
-    data: Mapping[str, Any] | None
+    """Row a volume, whose index is the volume's."""
+    data: Mapping[str, Any]
+    """What was scored, as far as the summary beside the table says it."""
 
     @property
     def volumes(self) -> Sequence[int]:
@@ -30,45 +33,30 @@ class EarlierScores:
         return tuple(self.scores.index)
 
 
-def read_earlier(given: str, volumes: int | None) -> EarlierScores | None:
-    """Return the scores of an earlier evaluation, of the first ``volumes`` only if given.
+def read_earlier(path: Path, volumes: int | None = None) -> EarlierScores:
+    """Return the scores in a metrics.csv, and on what they were from the summary.json beside it.
 
-    Args:
-        given: its table, or the folder in which it lies with the summary; None is returned if it is
-            neither.
-        volumes: how many, from volume 0 on.
-
-    Raises:
-        UserError: table or summary cannot be read, or it holds none of these volumes.
+    Of ``volumes`` only those with lower indices. Raises UserError if the table is missing, holds
+    none of them, or one of the files is not as evaluate.py writes it.
     """
-    path = Path(given)
-    if path.suffix != ".csv":
-        path = path / METRICS
-        if not path.is_file():
-            return None
-    scores = read_scores(path)
-    if volumes is not None:
-        scores = scores[scores.index < volumes]
-    if scores.empty:
-        raise UserError(f"--volumes {volumes}: {given} holds none of them")
-    return EarlierScores(scores, _recorded_data(path.with_name(SUMMARY)))
-
-
-def _recorded_data(summary: Path) -> dict[str, Any] | None:
-    """Return what an earlier evaluation was scored on, if its summary is there and says so."""
-    if not summary.is_file():
-        return None
-    try:
-        with disk_errors(summary):
-            return json.loads(summary.read_text()).get("data")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{summary}: is no summary as evaluate.py writes it ({error})") from error
+    summary = path.with_name(SUMMARY)
+    with disk_errors(path):
+        try:
+            table = pd.read_csv(path, dtype={"volume": np.int64}).set_index("volume").astype(float)
+            if volumes is not None:
+                table = table[table.index < volumes]
+            if table.empty or not table.index.is_unique or table["iou"].isna().any():
+                raise ValueError("one row a volume is needed, each with its iou")
+            data = json.loads(summary.read_text()).get("data") if summary.is_file() else None
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}: it or the {SUMMARY} beside it is not as evaluate.py writes it ({error})"
+            ) from error
+    return EarlierScores(table, data or {})
 
 
 def check_same_volumes(
-    names: Sequence[str],
-    volumes: Sequence[Sequence[int]],
-    data: Sequence[Mapping[str, Any] | None],
+    names: Sequence[str], volumes: Sequence[Sequence[int]], data: Sequence[Mapping[str, Any]]
 ) -> None:
     """Raise UserError unless A and B are about the same volumes.
 
@@ -78,15 +66,10 @@ def check_same_volumes(
         data: seed, shape and config of the volumes of A and of B, as far as they are known.
     """
     unlike = f"--compare {names[0]} {names[1]}: not the same volumes"
-    a, b = volumes
-    only = sorted(set(a) ^ set(b))
+    only = sorted(set(volumes[0]) ^ set(volumes[1]))
     if only:
-        holder = "A" if only[0] in a else "B"
-        raise UserError(
-            f"{unlike} ({len(a)} and {len(b)}): only {holder} has volume {only[0]}; score both on "
-            "the same ones"
-        )
-    of_a, of_b = data
+        holder = "A" if only[0] in volumes[0] else "B"
+        raise UserError(f"{unlike}: only {holder} has volume {only[0]}; score both on the same")
     for name in ("seed", "shape", "config"):
-        if of_a and of_b and of_a.get(name) != of_b.get(name):
+        if all(data) and data[0].get(name) != data[1].get(name):
             raise UserError(f"{unlike}: {name} of the data differs; score both on the same file")

@@ -10,6 +10,7 @@ prediction holds a voxel, and the rates are 0 when there is no voxel to which th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,51 +42,44 @@ class Confusion:
     @property
     def iou(self) -> float:
         """Intersection over union, tp / (tp + fp + fn), in 0..1."""
-        return _ratio(self.tp, self.tp + self.fp + self.fn, empty=1.0)
+        return ratio(self.tp, self.tp + self.fp + self.fn, empty=1.0)
 
     @property
     def dice(self) -> float:
         """Dice coefficient (F1), 2 tp / (2 tp + fp + fn), in 0..1."""
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn, empty=1.0)
+        return ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn, empty=1.0)
 
     @property
     def total_error(self) -> float:
         """Share of all voxels that are wrong, in 0..1."""
         wrong = self.fp + self.fn
-        return _ratio(wrong, wrong + self.tp + self.tn, empty=0.0)
+        return ratio(wrong, wrong + self.tp + self.tn, empty=0.0)
 
     @property
     def false_positive_rate(self) -> float:
         """Share of the background that is called foreground, fp / (fp + tn), in 0..1."""
-        return _ratio(self.fp, self.fp + self.tn, empty=0.0)
+        return ratio(self.fp, self.fp + self.tn, empty=0.0)
 
     @property
     def false_negative_rate(self) -> float:
         """Share of the foreground that is missed, fn / (fn + tp), in 0..1."""
-        return _ratio(self.fn, self.fn + self.tp, empty=0.0)
+        return ratio(self.fn, self.fn + self.tp, empty=0.0)
 
     def metrics(self) -> dict[str, float]:
         """Return all metrics by name."""
-        return {
-            "iou": self.iou,
-            "dice": self.dice,
-            "total_error": self.total_error,
-            "false_positive_rate": self.false_positive_rate,
-            "false_negative_rate": self.false_negative_rate,
-        }
+        names = ("iou", "dice", "total_error", "false_positive_rate", "false_negative_rate")
+        return {name: getattr(self, name) for name in names}
 
 
 def count_voxels(
-    probabilities: torch.Tensor | np.ndarray,
-    mask: torch.Tensor | np.ndarray,
-    threshold: float = THRESHOLD,
+    probabilities: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray
 ) -> torch.Tensor:
     """Return (tp, fp, fn, tn) as an int64 tensor of shape (4,), on the device of a tensor given.
 
     ``probabilities`` are 0..1 (a 0/1 mask does as well) and ``mask`` is 0/1, of one shape, both
     numpy or both torch. Raises ValueError for unequal shapes.
     """
-    found = torch.as_tensor(probabilities) >= threshold
+    found = torch.as_tensor(probabilities) >= THRESHOLD
     labelled = torch.as_tensor(mask) > 0.5
     if found.shape != labelled.shape:
         raise UserError(
@@ -98,13 +92,12 @@ def count_voxels(
 
 
 def confusion(
-    probabilities: torch.Tensor | np.ndarray,
-    mask: torch.Tensor | np.ndarray,
-    threshold: float = THRESHOLD,
+    probabilities: torch.Tensor | np.ndarray, mask: torch.Tensor | np.ndarray
 ) -> Confusion:
     """Return the counts of :func:`count_voxels` as a record."""
-    return Confusion(*count_voxels(probabilities, mask, threshold).tolist())
+    return Confusion(*count_voxels(probabilities, mask).tolist())
 
 
-def _ratio(part: int, whole: int, empty: float) -> float:
+def ratio(part: int, whole: int, empty: float = math.nan) -> float:
+    """Return ``part / whole``, or ``empty`` where that is 0 / 0."""
     return part / whole if whole else empty

@@ -44,27 +44,14 @@ class KeypointScores:
         }
 
 
-def find_peaks(
-    heat_map: np.ndarray,
-    *,
-    threshold: float = 0.3,
-    min_distance: int = 4,
-    smoothing: float = 1.0,
-) -> np.ndarray:
+def find_peaks(heat_map: np.ndarray) -> np.ndarray:
     """Return the peaks (n, ndim) float64, in pixels, of a heat map of two or three axes.
 
-    Args:
-        heat_map: probabilities, 0..1.
-        threshold: lowest peak, after smoothing.
-        min_distance: pixels between two peaks, at least 1.
-        smoothing: sigma in pixels of the Gaussian blur before the search; it turns the plateaus of
-            a confident network into single peaks.
+    They are at least 0.3 high in a map of probabilities, and 4 pixels apart. A Gaussian blur of one
+    pixel turns the plateaus of a confident network into single peaks first.
     """
-    smooth = gaussian_filter(heat_map.astype(np.float64), smoothing)
-    peaks = peak_local_max(
-        smooth, min_distance=min_distance, threshold_abs=threshold, exclude_border=False
-    )
-    return peaks + 0.5
+    smooth = gaussian_filter(heat_map.astype(np.float64), sigma=1.0)
+    return 0.5 + peak_local_max(smooth, min_distance=4, threshold_abs=0.3, exclude_border=False)
 
 
 def match_points(

@@ -1,120 +1,75 @@
-"""What a user reads at the end of an evaluation or comparison: lines of text from the scores."""
+"""What a user reads at the end of an evaluation or comparison: tables of scores as text."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
+from utils.checkpoints.pretrained import SCORE_NAMES
+
 MOST_ROWS = 16
 """Volumes that are listed one by one."""
-LOWER_IS_BETTER = ("total_error", "hd95", "hd95_um", "sheet_false_positive_rate")
-COMPARED = (
-    "iou",
-    "sheet_iou",
-    "sheet_auc",
-    "dice",
-    "precision",
-    "recall",
-    "total_error",
-    "surface_dice",
-    "hd95",
-    "recall_rendered",
-    "recall_left_out",
-)
-"""Scores that a comparison lists and draws, where both sides have them."""
+BESIDE_THE_SHEET = {
+    "iou": "IoU",
+    "baseline_iou": "whole sheet's",
+    "sheet_iou": "IoU inside the sheet",
+    "sheet_baseline_iou": "whole sheet's",
+    "sheet_auc": "AUC there",
+}
+"""Scores that are listed volume by volume, and how."""
+SCORES = {
+    **SCORE_NAMES,
+    "hd95_um": "HD95 (micrometres)",
+    "sheet_false_positive_rate": "share of the gaps called column",
+}
+"""Scores whose means are listed, compared and drawn, and how."""
 
 
-def score_lines(scores: pd.DataFrame, means: pd.DataFrame) -> list[str]:
-    """Return the prediction's scores beside the whole sheet's.
+def score_lines(scores: pd.DataFrame, means: pd.DataFrame) -> str:
+    """Return the prediction's scores beside the whole sheet's, and all means.
 
     Args:
         scores: a row a volume.
         means: over the volumes, a row a score, with its interval.
     """
-    lines = [
-        "               IoU, whole volume       IoU, inside the sheet       AUC there",
-        "           predicted  whole sheet    predicted  whole sheet    predicted",
-    ]
-    for index, row in scores.head(MOST_ROWS).iterrows():
-        lines.append(_table_row(f"volume {index}", row))
-    if len(scores) > MOST_ROWS:
-        lines.append(f"and {len(scores) - MOST_ROWS} more volumes in metrics.csv")
-    if len(scores) > 1:
-        for label, column in (("mean", "mean"), ("95 % from", "low"), ("95 % to", "high")):
-            lines.append(_table_row(label, means[column]))
-    mean = means["mean"]
-    rest = ("dice", "precision", "recall", "total_error")
-    words = [f"{name.replace('_', ' ')} {_shorten(mean[name])}" for name in rest]
-    lines.append(f"prediction: {', '.join(words)}")
-    if "hd95" in mean:
-        known = "" if math.isnan(mean["hd95_um"]) else f" ({mean['hd95_um']:.3g} um)"
-        dice = _shorten(mean["surface_dice"])
-        lines.append(f"surfaces: HD95 {mean['hd95']:.2f} voxels{known}, surface Dice {dice}")
-    for kind, name in (("rendered", "rendered columns"), ("left_out", "left-out columns")):
-        lines.append(
-            f"{name}: recall {_shorten(mean[f'recall_{kind}'])}; "
-            f"{_shorten(mean[f'covered_{kind}'])} of them at least half covered "
-            f"({scores[f'columns_{kind}'].sum():.0f} that lie at least half inside)"
-        )
-    gaps = _shorten(mean["sheet_false_positive_rate"])
-    lines.append(f"gaps between columns: {gaps} of their voxels called column")
-    gain = means.loc["iou_gain"]
-    spread = "" if math.isnan(gain["low"]) else f" (95 %: {_spread(gain)})"
-    lines.append(
-        f"IoU of the prediction minus that of the whole sheet: {gain['mean']:+.3f}{spread}"
-    )
-    return lines
+    volumes = scores.head(MOST_ROWS).rename(index="volume {}".format)
+    table = volumes[list(BESIDE_THE_SHEET)].rename(columns=BESIDE_THE_SHEET).rename_axis(None)
+    more = len(scores) - len(volumes)
+    rest = f"\nand {more} more volumes in metrics.csv" if more else ""
+    columns = {"mean": "mean", "low": "95 % from", "high": "95 % to", "volumes": "volumes"}
+    spread = worded(means)[list(columns)].rename(columns=columns)
+    return f"{_text(table)}{rest}\n\n{_text(spread)}"
 
 
-def compared_scores(differences: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of :data:`COMPARED`, in its order, of paired differences."""
-    return differences.loc[[name for name in COMPARED if name in differences.index]]
-
-
-def comparison_lines(names: Sequence[str], differences: pd.DataFrame) -> list[str]:
-    """Return both sides' means, their paired differences and how often B is the better one.
+def comparison_lines(names: Sequence[str], differences: pd.DataFrame) -> str:
+    """Return both sides' means, their paired differences and in how many volumes B is higher.
 
     Args:
         names: of A and B.
-        differences: of :func:`compared_scores`.
+        differences: of :func:`~utils.evaluation.statistics.paired_differences`.
     """
-    lines = [f"{letter} = {name}" for letter, name in zip("AB", names, strict=True)]
-    head = ("score", "A", "B", "B - A", "95 % interval", "B better in", "Wilcoxon p")
-    lines.append(_comparison_row(*head))
-    for name, found in differences.iterrows():
-        better = found["a_higher" if name in LOWER_IS_BETTER else "b_higher"]
-        lines.append(
-            _comparison_row(
-                name.replace("_", " "),
-                _shorten(found["a"]),
-                _shorten(found["b"]),
-                _shorten(found["mean"], "+.3f"),
-                _spread(found),
-                f"{better:.0f} of {found['volumes']:.0f}",
-                _shorten(found["p_value"], ".2g"),
-            )
-        )
-    return lines
+    columns = {
+        "a": "A",
+        "b": "B",
+        "mean": "B - A",
+        "low": "95 % from",
+        "high": "95 % to",
+        "b_higher": "B higher in",
+        "volumes": "volumes",
+        "p_value": "Wilcoxon p",
+    }
+    table = worded(differences)[list(columns)].rename(columns=columns)
+    table["Wilcoxon p"] = table["Wilcoxon p"].map("{:.2g}".format, na_action="ignore")
+    less = "Less is better in wrong voxels, HD95 and gaps called column."
+    return f"A = {names[0]}\nB = {names[1]}\n{_text(table)}\n{less}"
 
 
-def _table_row(label: str, scores: Mapping[str, float]) -> str:
-    names = ("iou", "baseline_iou", "sheet_iou", "sheet_baseline_iou", "sheet_auc")
-    return "{:<11}{:>9}{:>13}{:>13}{:>13}{:>13}".format(
-        label, *(_shorten(scores[name]) for name in names)
-    )
+def worded(means: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of :data:`SCORES`, in its order and words, that have a meaning somewhere."""
+    known = [name for name in SCORES if name in means.index and means.loc[name, "volumes"]]
+    return means.loc[known].rename(index=SCORES)
 
 
-def _comparison_row(*cells: str) -> str:
-    return "{:<18}{:>8}{:>9}{:>9}{:>20}{:>14}{:>12}".format(*cells)
-
-
-def _spread(interval: Mapping[str, float]) -> str:
-    low, high = interval["low"], interval["high"]
-    return "-" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-
-
-def _shorten(score: float, form: str = ".3f") -> str:
-    """Return ``score`` with three decimals or in another form, a dash where it is NaN."""
-    return "-" if math.isnan(score) else format(score, form)
+def _text(table: pd.DataFrame) -> str:
+    return table.to_string(float_format="{:.3f}".format, na_rep="-")

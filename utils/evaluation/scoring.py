@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.evaluation.columns import score_columns
 from utils.evaluation.conditions import describe_conditions
@@ -45,15 +45,13 @@ class ToScore:
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know."""
-        if isinstance(self.source, PredictionFiles):
-            found, scored, of = list(self.source.warnings), len(self.volumes), len(self.file)
-            if scored < of:
-                found.append(f"predictions were given for {scored} of the {of} volumes")
-            return found
-        if self.source.trained_on is None:
-            return []
-        name = self.source.trained_on
-        return [f"{name}, which the network was trained on, has the seed of this file"]
+        notes = []
+        if self.source.trained_on is not None:
+            name = self.source.trained_on
+            notes.append(f"{name}, which the network was trained on, has the seed of this file")
+        if len(self.volumes) < len(self.file):
+            notes.append(f"{len(self.volumes)} of the {len(self.file)} volumes were scored")
+        return notes
 
 
 @dataclass(frozen=True)
@@ -70,25 +68,29 @@ class ScoredVolume:
 
 
 def score_volumes(
-    work: ToScore, *, tolerance: float | None, spacing: tuple[float, ...] | None
-) -> Iterator[ScoredVolume]:
+    work: ToScore, *, tolerance: float | None, spacing: tuple[float, ...] | None, what: str
+) -> list[ScoredVolume]:
     """Predict and score the volumes one after the other; then the file of the truth is closed.
 
     Args:
         work: what predicts, and the truth.
         tolerance: of surface Dice, in voxels; None leaves the surfaces out.
         spacing: micrometres along x, y, z; None takes those of the predictions.
+        what: words beside the bar that shows the progress.
     """
+    results = []
     with work.file:
-        for index in work.volumes:
+        for index in tqdm(work.volumes, what, unit="volume"):
             volume = work.file.read_volume(index)
             start = time.perf_counter()
             probabilities, known = work.source.predict(index, volume)
             seconds = time.perf_counter() - start
             size = known if spacing is None else spacing
-            yield score_volume(
+            result = score_volume(
                 index, volume, probabilities, seconds=seconds, tolerance=tolerance, spacing=size
             )
+            results.append(result)
+    return results
 
 
 def score_volume(

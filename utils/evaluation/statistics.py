@@ -29,18 +29,12 @@ class Interval(NamedTuple):
     """Volumes in which the score has a meaning; from a single one no interval follows."""
 
 
-def bootstrap_mean(
-    values: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-) -> Interval:
+def bootstrap_mean(values: np.ndarray, rng: np.random.Generator) -> Interval:
     """Return the mean of ``values`` (n,) over volumes with its percentile bootstrap interval.
 
-    After Efron 1979: volumes are drawn with replacement ``resamples`` times, and the interval holds
-    the middle ``level`` of the means. NaN values are left out; the mean of none is NaN, and so is
-    the interval of fewer than two.
+    After Efron 1979: volumes are drawn with replacement :data:`RESAMPLES` times, and the interval
+    holds the middle :data:`LEVEL` of the means. NaN values are left out; the mean of none is NaN,
+    and so is the interval of fewer than two.
     """
     known = np.asarray(values, dtype=np.float64)
     known = known[~np.isnan(known)]
@@ -50,8 +44,8 @@ def bootstrap_mean(
     drawn = stats.bootstrap(
         (known,),
         np.mean,
-        n_resamples=resamples,
-        confidence_level=level,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
         method="percentile",
         rng=rng,
     )

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = 1.0
-"""Distance in voxels up to which two surfaces agree."""
 ROUNDING = 1 + 1e-6
 """Factor on the tolerance: MONAI compares rounded distances with it."""
 
@@ -40,7 +38,7 @@ def score_surfaces(
     found: np.ndarray,
     mask: np.ndarray,
     *,
-    tolerance: float = TOLERANCE,
+    tolerance: float,
     voxel_size: tuple[float, ...] | None = None,
 ) -> SurfaceScores:
     """Compare the surfaces of two masks.

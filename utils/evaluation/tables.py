@@ -8,17 +8,15 @@ meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or n
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from utils.errors import UserError, disk_errors
+from utils.errors import disk_errors
 from utils.evaluation.columns import KINDS
 from utils.evaluation.conditions import Conditions
 from utils.evaluation.scoring import ScoredVolume
@@ -28,8 +26,8 @@ from utils.replacing import replacing
 METRICS, SUMMARY = "metrics.csv", "summary.json"
 """Table and summary in the folder of an evaluation."""
 CONDITIONS = [field.name for field in dataclasses.fields(Conditions)]
-BASELINES = ("foreground", "baseline_iou", "sheet_baseline_iou")
-"""Scores that no prediction can change; neither can it ``columns_``..."""
+NOT_COMPARED = ("foreground", "baseline_iou", "sheet_baseline_iou", "iou_gain", "sheet_iou_gain")
+"""What no prediction changes, as ``columns_``...; gains over it differ as the scores do."""
 
 
 def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:
@@ -43,9 +41,9 @@ def only_scores(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def common_scores(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
-    """Return the scores that both tables hold and that predictions can change."""
+    """Return the scores that both tables hold and that are worth comparing."""
     names = only_scores(a).columns.intersection(b.columns, sort=False)
-    return [name for name in names if name not in BASELINES and not name.startswith("columns_")]
+    return [name for name in names if name not in NOT_COMPARED and not name.startswith("columns_")]
 
 
 def make_folder(folder: Path) -> Path:
@@ -54,26 +52,6 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     return folder
-
-
-def read_scores(path: Path) -> pd.DataFrame:
-    """Return the table of scores of a CSV file.
-
-    Raises UserError if the file is missing or no such table.
-    """
-    with disk_errors(path):
-        content = io.BytesIO(path.read_bytes())
-    try:
-        table = pd.read_csv(content, dtype={"volume": np.int64})
-        table = table.set_index("volume").astype(np.float64)
-        sound = len(table) > 0 and table.index.is_unique and table["iou"].notna().all()
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: is no table of scores as evaluate.py writes it ({error})"
-        ) from error
-    if not sound:
-        raise UserError(f"{path}: is no table of scores: one row a volume, each with its iou")
-    return table
 
 
 def write_results(

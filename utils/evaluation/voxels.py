@@ -10,11 +10,12 @@ a sheet that the volume does not show.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from utils.evaluation.confusion import Confusion, confusion
+from utils.evaluation.confusion import confusion, ratio
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,21 @@ def score_voxels(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray)
     within = sheet > 0
     whole = confusion(probabilities, mask)
     inside = confusion(probabilities[within], mask[within])
+    sheet_ious = inside.iou, confusion(sheet[within], mask[within]).iou
+    sheet_iou, sheet_baseline_iou = sheet_ious if within.any() else (math.nan, math.nan)
     return VoxelScores(
         foreground=(whole.tp + whole.fn) / mask.size,
         found=(whole.tp + whole.fp) / mask.size,
         iou=whole.iou,
         baseline_iou=confusion(sheet, mask).iou,
         dice=whole.dice,
-        precision=_share(whole.tp, whole.fp),
-        recall=_share(whole.tp, whole.fn),
+        precision=ratio(whole.tp, whole.tp + whole.fp),
+        recall=ratio(whole.tp, whole.tp + whole.fn),
         total_error=whole.total_error,
-        sheet_iou=_iou_if_any(inside),
-        sheet_baseline_iou=_iou_if_any(confusion(sheet[within], mask[within])),
+        sheet_iou=sheet_iou,
+        sheet_baseline_iou=sheet_baseline_iou,
         sheet_auc=area_under_curve(probabilities[within], mask[within]),
-        sheet_false_positive_rate=_share(inside.fp, inside.tn),
+        sheet_false_positive_rate=ratio(inside.fp, inside.fp + inside.tn),
     )
 
 
@@ -82,18 +85,6 @@ def area_under_curve(ratings: np.ndarray, mask: np.ndarray) -> float:
     """
     foreground = np.sort(ratings[mask > 0])
     background = np.sort(ratings[mask == 0])
-    if not foreground.size or not background.size:
-        return float("nan")
     below = np.searchsorted(background, foreground, side="left").sum()
     not_above = np.searchsorted(background, foreground, side="right").sum()
-    return float((below + not_above) / (2 * foreground.size * background.size))
-
-
-def _share(part: int, rest: int) -> float:
-    return part / (part + rest) if part + rest else float("nan")
-
-
-def _iou_if_any(counts: Confusion) -> float:
-    """Return the IoU, NaN where there is no voxel to look at."""
-    empty = counts.tp + counts.fp + counts.fn + counts.tn == 0
-    return float("nan") if empty else counts.iou
+    return ratio(int(below + not_above), 2 * foreground.size * background.size)

@@ -13,7 +13,6 @@ from utils.replacing import make_folder, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 REFERENCE_LINE = {"color": "#777777", "linestyle": "--", "linewidth": 1}
@@ -48,12 +47,6 @@ def count_along_x(axes: Axes, **options: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, **options))
-
-
-def add_colour_bar(figure: Figure, shown: ScalarMappable, axes: Axes, shrink: float) -> None:
-    """Put the colour bar of ``shown`` beside ``axes``, ``shrink`` of their height."""
-    bar = figure.colorbar(shown, ax=axes, shrink=shrink, pad=0.02)
-    bar.ax.tick_params(labelsize=7)
 
 
 def add_legend_below(figure: Figure, **options: Any) -> None:

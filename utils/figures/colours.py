@@ -5,7 +5,6 @@ Colours are RGB in 0..1 or hexadecimal; column types count from 0, left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +29,8 @@ def blue(brightness: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1).astype(np.float32)
 
 
-def colour_map(name: str, ramp: Sequence[tuple[float, float, float]]) -> LinearSegmentedColormap:
-    """Return the colour map ``name`` through the colours of ``ramp``, equal steps apart."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list(name, ramp)
-
-
 def blue_map() -> LinearSegmentedColormap:
     """Return the colour map of fluorescence; its colours are those of :func:`blue`."""
-    return colour_map("fluorescence", BLUE_RAMP)
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("fluorescence", BLUE_RAMP)

@@ -31,17 +31,6 @@ CONDITION_WORDS = {
     "foreground": "labelled share of the volume",
 }
 """What a score is set against, and what axes say of it."""
-SCORE_WORDS = {
-    "iou": "IoU",
-    "dice": "Dice",
-    "sheet_iou": "IoU inside the sheet",
-    "sheet_auc": "AUC inside the sheet",
-    "total_error": "total error (less is better)",
-    "surface_dice": "surface Dice",
-    "recall_rendered": "recall, rendered columns",
-    "recall_left_out": "recall, left-out columns",
-}
-"""What axes say of scores; others under their own name."""
 
 
 def save_evaluation(
@@ -52,11 +41,11 @@ def save_evaluation(
     Returns the paths of the pictures in ``folder``.
     """
     shown = pick_shown(results)
-    images, masks, probabilities = zip(*(result.slices for _, result in shown), strict=True)
+    images, masks, probabilities = zip(*(result.slices for result in shown.values()), strict=True)
     titles = [
-        f"{word}: volume {result.row['volume']}, IoU {result.row['iou']:.2f}, "
-        f"z\u00a0=\u00a0{result.z}"
-        for word, result in shown
+        f"rank {rank} of {len(results)}: volume {result.row['volume']}, "
+        f"IoU {result.row['iou']:.2f}, z\u00a0=\u00a0{result.z}"
+        for rank, result in shown.items()
     ]
     return [
         save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles),
@@ -65,16 +54,11 @@ def save_evaluation(
     ]
 
 
-def pick_shown(results: Sequence[ScoredVolume]) -> list[tuple[str, ScoredVolume]]:
-    """Return the volumes with the best, the median and the worst IoU, each once, and what it is."""
+def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
+    """Return up to five volumes by rank, from the best IoU (rank 1) in even steps to the worst."""
     ranked = sorted(results, key=lambda result: -result.row["iou"])
-    median = ranked[len(ranked) // 2]
-    if len(ranked) >= 5:
-        words = ("best", "second best", "median", "second worst", "worst")
-        return list(zip(words, [*ranked[:2], median, *ranked[-2:]], strict=True))
-    if len(ranked) >= 3:
-        return [("best", ranked[0]), ("median", median), ("worst", ranked[-1])]
-    return list(zip(("best", "worst") if len(ranked) == 2 else ("only",), ranked, strict=True))
+    places = np.linspace(0, len(ranked) - 1, min(len(ranked), 5)).round().astype(int)
+    return {int(place) + 1: ranked[place] for place in places}
 
 
 def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Path) -> Path:
@@ -130,8 +114,7 @@ def _draw_intervals(
 def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     """Draw a dot a volume: its IoU, and that of the whole sheet, over each condition.
 
-    Three panels a row. A line joins the means of quarters of the volumes, where there are at least
-    12; titles give Spearman's rank correlation.
+    Three panels a row; titles give Spearman's rank correlation.
 
     Args:
         scores: a row a volume, with the keys of :data:`CONDITION_WORDS`.
@@ -143,9 +126,12 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     figure = canvas.new_figure(11.0, 6.6)
     panels = figure.subplots(2, 3, sharey=True)
     for axes, (condition, words) in zip(panels.flat, CONDITION_WORDS.items(), strict=True):
-        x = scores[condition].to_numpy(float)
-        _draw_scores(axes, x, scores["baseline_iou"].to_numpy(), "#9a9a9a", "whole sheet")
-        _draw_scores(axes, x, scores["iou"].to_numpy(), TRAIN, "prediction")
+        for name, label, colour in (
+            ("baseline_iou", "whole sheet", "#9a9a9a"),
+            ("iou", "prediction", TRAIN),
+        ):
+            dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
+            axes.plot(scores[condition], scores[name], "o", **dots)
         axes.set_xlabel(words, fontsize=9)
         correlation = correlations[condition]
         known = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
@@ -159,15 +145,6 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     return canvas.save_figure(figure, path)
 
 
-def _draw_scores(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str) -> None:
-    """Draw dots, and a line through the means of quarters if they hold three volumes each."""
-    axes.plot(x, y, "o", color=colour, markersize=3.5, alpha=0.7, label=label)
-    if len(x) >= 12 and np.ptp(x) > 0:
-        quarters = np.array_split(np.argsort(x, kind="stable"), 4)
-        axes.plot([x[q].mean() for q in quarters], [y[q].mean() for q in quarters],
-                  color=colour, linewidth=1.2)  # fmt: skip
-
-
 def save_comparison(
     a: pd.Series, b: pd.Series, differences: pd.DataFrame, path: str | Path, names: Sequence[str]
 ) -> Path:
@@ -176,28 +153,25 @@ def save_comparison(
     Args:
         a: IoU of A by volume.
         b: IoU of B, of the same volumes.
-        differences: B - A, a row a score; those of distances (``hd95``) are left out, as they are
-            no shares.
+        differences: B - A, a row a score under the words that name it; those of distances
+            (HD95) are left out, as they are no shares.
         path: picture to write (format by its suffix).
         names: what A and B are.
     """
     figure = canvas.new_figure(10.6, 4.4)
     paired, gaps = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
-    paired.plot([0, 1], [0, 1], **canvas.REFERENCE_LINE)
+    paired.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)
     paired.plot(a, b.loc[a.index], "o", color=TRAIN, markersize=4, alpha=0.75)
-    low, high = min(*a, *b), max(*a, *b)
-    margin = 0.05 + 0.05 * (high - low)
-    span = (max(0.0, low - margin), min(1.0, high + margin))
-    paired.set(xlim=span, ylim=span, aspect="equal")
+    paired.set_aspect("equal", adjustable="datalim")
     for letter, name, put in zip("AB", names, (paired.set_xlabel, paired.set_ylabel), strict=True):
         short = name if len(name) <= 46 else f"...{name[-43:]}"
         put(f"IoU of {letter}: {short}", fontsize=9)
     paired.set_title(f"{len(a)} volumes; above the line B is better", fontsize=10)
-    shown = differences[~differences.index.str.startswith("hd95")]
+    shown = differences[~differences.index.str.startswith("HD95")]
     at = np.arange(len(shown))[::-1]
     _draw_intervals(gaps, at, shown, VALID, lying=True)
     gaps.axvline(0.0, **canvas.REFERENCE_LINE)
-    gaps.set_yticks(at, [SCORE_WORDS.get(name, name.replace("_", " ")) for name in shown.index])
+    gaps.set_yticks(at, shown.index)
     gaps.set_title("B - A, mean over volumes with its 95 % interval", fontsize=10)
     for axes in (paired, gaps):
         canvas.style(axes)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils.errors import UserError
 from utils.figures import canvas
 from utils.figures.colours import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH, blue
 from utils.figures.slices import (
@@ -25,7 +24,6 @@ from utils.figures.slices import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def save_predictions(
@@ -33,7 +31,7 @@ def save_predictions(
     masks: Sequence[np.ndarray],
     probabilities: Sequence[np.ndarray],
     path: str | Path,
-    titles: Sequence[str] | None = None,
+    titles: Sequence[str],
 ) -> Path:
     """Draw a row a sample: image, truth on the image, probability, and where the two differ.
 
@@ -44,24 +42,23 @@ def save_predictions(
         path: picture to write (format by its suffix).
         titles: a name for each row; of volumes the slice with most labelled voxels is shown, and
             the row says which it is.
-
-    Raises:
-        ValueError: nothing to draw, or the lists or shapes do not match.
     """
-    if not images or not len(images) == len(masks) == len(probabilities):
-        raise UserError(
-            f"{len(images)} images, {len(masks)} masks and {len(probabilities)} probabilities: "
-            "as many of each are needed, and at least one"
-        )
-    count = len(images)
-    figure = canvas.new_figure(11.4, 2.9 * count + 0.5)
-    grid = figure.subplots(count, 4, squeeze=False)
-    for row in range(count):
-        title = titles[row] if titles else f"sample {row + 1}"
+    from matplotlib.patches import Patch
+
+    figure = canvas.new_figure(11.4, 2.9 * len(images) + 0.5)
+    grid = figure.subplots(len(images), 4, squeeze=False)
+    for row, title in enumerate(titles):
         *planes, which = _planes(images[row], masks[row], probabilities[row])
         shown = _draw_prediction_row(grid[row], planes, f"{title}{which}")
-        canvas.add_colour_bar(figure, shown, grid[row, 2], 0.8)
-    _add_overlay_legend(figure)
+        bar = figure.colorbar(shown, ax=grid[row, 2], shrink=0.8, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+    handles = [
+        Patch(color=TRUE_POSITIVE, label="found (true positive)"),
+        Patch(color=FALSE_POSITIVE, label="false positive"),
+        Patch(color=FALSE_NEGATIVE, label="missed (false negative)"),
+        Patch(facecolor="none", edgecolor=TRUTH, label="outline of the truth"),
+    ]
+    canvas.add_legend_below(figure, handles=handles, ncols=4)
     return canvas.save_figure(figure, path)
 
 
@@ -69,11 +66,6 @@ def _planes(
     image: np.ndarray, mask: np.ndarray, probability: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Return scaled image, mask and probability of one slice, and words that say which."""
-    if not image.shape == mask.shape == probability.shape or image.ndim not in (2, 3):
-        raise UserError(
-            f"image {image.shape}, mask {mask.shape}, probability {probability.shape}: "
-            "equal shapes of two or three axes are needed"
-        )
     image = scale_to_display(image)
     if image.ndim == 2:
         return image, mask, probability, ""
@@ -137,18 +129,3 @@ def comparison_strip(image: np.ndarray, mask: np.ndarray, probability: np.ndarra
     parts = [part for panel in panels for part in (panel, gap)][:-1]
     strip = np.swapaxes(np.concatenate(parts), 0, 1)[::-1]
     return np.round(255 * np.clip(strip, 0.0, 1.0)).astype(np.uint8)
-
-
-def _add_overlay_legend(figure: Figure) -> None:
-    from matplotlib.patches import Patch
-
-    canvas.add_legend_below(
-        figure,
-        handles=[
-            Patch(color=TRUE_POSITIVE, label="found (true positive)"),
-            Patch(color=FALSE_POSITIVE, label="false positive"),
-            Patch(color=FALSE_NEGATIVE, label="missed (false negative)"),
-            Patch(facecolor="none", edgecolor=TRUTH, label="outline of the truth"),
-        ],
-        ncols=4,
-    )

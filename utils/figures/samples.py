@@ -5,6 +5,7 @@ Slices show x to the right and y upwards; lengths are voxels unless an axis says
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,14 +78,14 @@ def _draw_column_cuts(
     radius = parameters.cone_radius * float(np.linalg.norm(volume.e_phi[column])) * edge
     outer = parameters.cone_taper * radius
     spacing = parameters.spacing * edge
-    half, low, high = 1.1 * spacing, -0.5 * spacing, 2.7 * spacing
+    half = 1.1 * spacing
     entry = volume.entry_points[column]
-    cut = _plane(image, entry, (side, axis), (-half, half), (low, high))
-    show_fluorescence(along, cut, extent=(-half, half, low, high))
+    extent = (-half, half, -0.5 * spacing, 2.7 * spacing)
+    show_fluorescence(along, _plane(image, entry, (side, axis), extent), extent=extent)
     outline = np.array([[-radius, 0], [radius, 0], [outer, length], [-outer, length], [-radius, 0]])
     along.plot(*outline.T, color=TRUTH, linestyle="--", linewidth=1.2)
     middle = entry + axis * length / 2 / edge
-    cut = _plane(image, middle, (side, np.cross(axis, side)), (-half, half), (-half, half))
+    cut = _plane(image, middle, (side, np.cross(axis, side)), (-half, half, -half, half))
     show_fluorescence(across, cut, extent=(-half, half, -half, half))
     turn = np.linspace(0.0, 2.0 * np.pi, 100)
     mean = (radius + outer) / 2
@@ -95,33 +96,25 @@ def _plane(
     image: np.ndarray,
     origin: np.ndarray,
     directions: tuple[np.ndarray, np.ndarray],
-    first: tuple[float, float],
-    second: tuple[float, float],
+    extent: tuple[float, float, float, float],
 ) -> np.ndarray:
-    """Return ``image`` on a plane, four samples a voxel, 0 outside the volume.
+    """Return ``image`` (X, Y, Z) on a plane, four samples a voxel, 0 outside the volume.
 
-    Args:
-        image: (X, Y, Z).
-        origin: (3,) in cube units.
-        directions: two unit vectors (3,).
-        first: range along the first direction from the origin, in voxels.
-        second: range along the second direction.
+    The plane goes through ``origin`` (3,), in cube units, along two unit vectors (3,); ``extent``
+    is where it begins and ends along the first and along the second of them, in voxels.
     """
     from scipy import ndimage
 
-    u = np.arange(first[0], first[1], 0.25) + 0.125
-    v = np.arange(second[0], second[1], 0.25) + 0.125
+    u = np.arange(extent[0], extent[1], 0.25) + 0.125
+    v = np.arange(extent[2], extent[3], 0.25) + 0.125
     start = origin * np.array(image.shape) - 0.5
-    at = (
-        start[:, None, None]
-        + directions[0][:, None, None] * u[:, None]
-        + directions[1][:, None, None] * v
-    )
+    along, across = np.multiply.outer(directions[0], u), np.multiply.outer(directions[1], v)
+    at = start[:, None, None] + along[:, :, None] + across[:, None]
     return ndimage.map_coordinates(image, at, order=1, mode="constant")
 
 
 def save_samples_panel(
-    volumes: Sequence[SimulatedVolume], path: str | Path, titles: Sequence[str] | None = None
+    volumes: Sequence[SimulatedVolume], path: str | Path, titles: Sequence[str]
 ) -> Path:
     """Draw samples, two a row: the slice with most labels and its outline, and the projection.
 
@@ -133,18 +126,16 @@ def save_samples_panel(
     rows = -(-len(volumes) // 2)
     figure = canvas.new_figure(11.4, 2.75 * rows + 0.3)
     grid = figure.subplots(rows, 4, squeeze=False)
-    for pair in grid.reshape(-1, 2)[len(volumes) :]:
-        for axes in pair:
-            axes.set_axis_off()
-    for k, (volume, pair) in enumerate(zip(volumes, grid.reshape(-1, 2), strict=False)):
+    for axes in grid.ravel()[2 * len(volumes) :]:
+        axes.set_axis_off()
+    for volume, title, pair in zip(volumes, titles, grid.reshape(-1, 2), strict=False):
         image, mask = scale_to_display(volume.image), volume.mask
         z = densest_slice(mask)
         show_fluorescence(pair[0], image[..., z])
         draw_outline(pair[0], mask[..., z], TRUTH, 0.6)
         bright = scale_to_display(volume.image.max(axis=2), 1.0, 99.5)
         show_fluorescence(pair[1], bright)
-        name = titles[k] if titles else f"sample {k}"
-        pair[0].set_title(f"{name}: z = {z}, outline of the mask", fontsize=8)
+        pair[0].set_title(f"{title}: z = {z}, outline of the mask", fontsize=8)
         count = len(np.unique(volume.instances)) - 1
         pair[1].set_title(f"maximum along z, {count} columns seen", fontsize=8)
     figure.supxlabel("x (voxels)", fontsize=8)
@@ -152,13 +143,13 @@ def save_samples_panel(
     return canvas.save_figure(figure, path)
 
 
-def save_geometry(volume: SimulatedVolume, path: str | Path, *, title: str = "") -> Path:
+def save_geometry(volume: SimulatedVolume, path: str | Path, *, title: str) -> Path:
     """Draw the geometry in 3D from two sides: lattice, columns by type, neurites, the cube.
 
     Args:
         volume: sample to show.
         path: picture to write (format by its suffix).
-        title: words at the top, such as the sample's name.
+        title: name of the sample.
     """
     from matplotlib.lines import Line2D
 
@@ -168,7 +159,7 @@ def save_geometry(volume: SimulatedVolume, path: str | Path, *, title: str = "")
         _draw_geometry(axes, volume)
         axes.view_init(elev=22.0, azim=azimuth)
     figure.suptitle(
-        f"{title}{': ' if title else ''}{len(volume.entry_points)} columns, "
+        f"{title}: {len(volume.entry_points)} columns, "
         f"spacing {volume.parameters.spacing:.3f} of the cube's edge",
         fontsize=10,
     )
@@ -186,34 +177,25 @@ def _draw_geometry(axes: Any, volume: SimulatedVolume) -> None:
     """Draw lattice edges, column axes, entry points, neurites and the unit cube."""
     from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
-    entry = volume.entry_points
-    ends = entry + volume.parameters.cone_length * volume.e_r
-    for lines, colours, width in (
-        (entry[volume.lattice_neighbours], LATTICE_GREY, 0.7),
-        (_neurite_curves(volume.control_points), NEURITE_VIOLET, 0.25),
-        (np.stack([entry, ends], axis=1), [TYPE_COLOURS[k] for k in volume.column_type], 2.2),
-        (_cube_edges(), "#333333", 0.8),
-    ):
-        if len(lines):
-            collection = Line3DCollection(lines, colors=colours, linewidths=width, axlim_clip=True)
-            axes.add_collection3d(collection)
-    axes.scatter(*entry.T, c=[TYPE_COLOURS[k] for k in volume.column_type], s=5, depthshade=False)
-    axes.set(
-        xlim=(-0.2, 1.2), ylim=(-0.2, 1.2), zlim=(-0.2, 1.2), xlabel="x", ylabel="y", zlabel="z"
-    )
-    axes.set_box_aspect((1, 1, 1))
-    axes.tick_params(labelsize=7)
-
-
-def _neurite_curves(control_points: np.ndarray, steps: int = 40) -> np.ndarray:
-    """Return the neurites' (N, T, 3) points of ``control_points`` (4, N, 3)."""
     from utils.simulation.neurites import evaluate_curves
 
-    return evaluate_curves(control_points, np.linspace(0.0, 1.0, steps))
-
-
-def _cube_edges() -> np.ndarray:
-    """Return the (12, 2, 3) edges of the unit cube."""
-    corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)], dtype=float)
-    pairs = [(a, b) for a in range(8) for b in range(a) if abs(corners[a] - corners[b]).sum() == 1]
-    return corners[np.array(pairs)]
+    entry = volume.entry_points
+    ends = entry + volume.parameters.cone_length * volume.e_r
+    neurites = evaluate_curves(volume.control_points, np.linspace(0.0, 1.0, 40))
+    corners = itertools.combinations(itertools.product((0.0, 1.0), repeat=3), 2)
+    cube = [pair for pair in corners if np.abs(np.subtract(*pair)).sum() == 1]
+    colours = [TYPE_COLOURS[kind] for kind in volume.column_type]
+    for lines, colour, width in (
+        (entry[volume.lattice_neighbours], LATTICE_GREY, 0.7),
+        (neurites, NEURITE_VIOLET, 0.25),
+        (np.stack([entry, ends], axis=1), colours, 2.2),
+        (cube, "#333333", 0.8),
+    ):
+        if len(lines):
+            collection = Line3DCollection(lines, colors=colour, linewidths=width, axlim_clip=True)
+            axes.add_collection3d(collection)
+    axes.scatter(*entry.T, c=colours, s=5, depthshade=False)
+    seen = (-0.2, 1.2)
+    axes.set(xlim=seen, ylim=seen, zlim=seen, xlabel="x", ylabel="y", zlabel="z")
+    axes.set_box_aspect((1, 1, 1))
+    axes.tick_params(labelsize=7)

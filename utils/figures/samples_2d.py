@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from utils.figures import canvas
-from utils.figures.colours import MASK_RED, TRUTH, blue_map, colour_map
-from utils.figures.slices import show_slice
+from utils.figures.colours import MASK_RED, TRUTH
+from utils.figures.slices import show_fluorescence, show_slice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +33,8 @@ def draw_image_sample(
 
     figure = canvas.new_figure(10.0, 3.7)
     plain, labels, both = figure.subplots(1, 3)
-    for axes in (plain, both):
-        _show_pixels(axes, image, cmap=blue_map(), vmin=0, vmax=1)
-    _show_pixels(labels, mask, cmap=colour_map("mask", ((0.0, 0.0, 0.0), MASK_RED)), vmin=0, vmax=1)
-    _draw_centres(both, mask, centres)
+    _draw_centres(plain, both, image, mask, centres)
+    show_slice(labels, mask[..., None] * np.array(MASK_RED), extent=_in_pixels(mask))
     for axes, words in zip((plain, labels, both), ("image", "mask", "centres"), strict=True):
         axes.set_title(words, fontsize=10)
         axes.set_xlabel("x (pixels)", fontsize=8)
@@ -64,18 +62,21 @@ def save_image_samples(
     for axes in pairs.ravel():
         axes.set_axis_off()
     for image, mask, points, pair in zip(images, masks, centres, pairs, strict=False):
-        for axes in pair:
-            _show_pixels(axes, image, cmap=blue_map(), vmin=0, vmax=1)
-        _draw_centres(pair[1], mask, points)
+        _draw_centres(*pair, image, mask, points)
     return canvas.save_figure(figure, path, dpi=75)
 
 
-def _show_pixels(axes: Axes, image: np.ndarray, **options: Any) -> None:
-    """Show ``image`` (X, Y) on axes in pixels: the first reaches from 0 to 1."""
-    show_slice(axes, image, extent=(0, image.shape[0], 0, image.shape[1]), **options)
-
-
-def _draw_centres(axes: Axes, mask: np.ndarray, centres: np.ndarray) -> None:
+def _draw_centres(
+    plain: Axes, marked: Axes, image: np.ndarray, mask: np.ndarray, centres: np.ndarray
+) -> None:
+    """Draw the image, and the image with outlines of the mask and centres on it."""
+    for axes in (plain, marked):
+        show_fluorescence(axes, image, extent=_in_pixels(image))
     x, y = (np.arange(edge) + 0.5 for edge in mask.shape)
-    axes.contour(x, y, mask.T, levels=[0.5], colors=[TRUTH], linewidths=0.6)
-    axes.plot(*centres.T, ".", color="white", markersize=2.5)
+    marked.contour(x, y, mask.T, levels=[0.5], colors=[TRUTH], linewidths=0.6)
+    marked.plot(*centres.T, ".", color="white", markersize=2.5)
+
+
+def _in_pixels(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Return where ``image`` (X, Y) is drawn: its first pixel reaches from 0 to 1."""
+    return (0, image.shape[0], 0, image.shape[1])

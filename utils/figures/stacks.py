@@ -52,19 +52,10 @@ def save_overlays(
             is, for data that must not be passed on. The mask is drawn as it is.
         caption: words below.
 
-    Raises:
-        ValueError: no planes, rows of different lengths, a mask of another shape than its image,
-            or a step below 1.
+    Raises UserError for a step below 1.
     """
-    if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
-        raise UserError("at least one plane, and as many in each row, are needed")
     if not step >= 1:
         raise UserError(f"step {step}: must be at least 1 voxel a pixel")
-    for overlay in (overlay for row in rows for overlay in row):
-        if overlay.image.shape != overlay.mask.shape:
-            raise UserError(
-                f"{overlay.title}: image {overlay.image.shape} and mask {overlay.mask.shape} differ"
-            )
     figure = canvas.new_figure(5.2 * len(rows[0]), 2.6 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), 2 * len(rows[0]), squeeze=False)
     for row, places in zip(rows, grid, strict=True):
