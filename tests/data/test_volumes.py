@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from utils.data import PercentileNormalizer, SegmentationFake3DDataset
 from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
-from utils.storage import PROGRAM_VERSION, VolumeFile, VolumeSet, write_simulated_file
+from utils.storage import DATA_VERSION, VolumeFile, VolumeSet, write_simulated_file
 
 FAKE_SAMPLES = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
 """Seed and row of each sample of ``fake_files``."""
@@ -76,7 +76,7 @@ def test_samples_are_found_in_their_files(fake_files: list[Path]) -> None:
 
 def test_files_are_described_with_their_version(fake_files: list[Path]) -> None:
     dataset = SegmentationFake3DDataset(fake_files, patch_size=16)
-    first = {"file": str(fake_files[0]), "seed": 1, "samples": 3, "version": PROGRAM_VERSION}
+    first = {"file": str(fake_files[0]), "seed": 1, "samples": 3, "version": DATA_VERSION}
     assert dataset.describe()[0] == first
 
 

@@ -19,9 +19,10 @@ from utils.data.augmentation import Augmentation, augmentation_rng
 from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
 from utils.data.patches import check_patches, choose_patch
+from utils.provenance import DATA_VERSION
 from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import PROGRAM_VERSION, stored_image
+from utils.storage import stored_image
 
 BUFFERED_VOLUMES = 8
 """Volumes whose patches wait in the training process to be mixed into batches."""
@@ -164,7 +165,7 @@ class OnTheFly3DDataset(EpochDataset):
             "on_the_fly": self.config.to_dict(),
             "seed": self.seed,
             "patches_per_volume": self.patches_per_volume,
-            "version": PROGRAM_VERSION,
+            "version": DATA_VERSION,
         }
 
 
