@@ -34,7 +34,6 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder of evaluate.py's results of this network; without it the card has no scores")
     add("--hardware", metavar="STR",
         help="for the card: the machine it was trained on, in words (default: what was recorded)")
-    add("--remark", metavar="STR", help="for the card: a sentence on how it came about")
     add("--output", metavar="FOLDER", help="other folder than assets/pretrained")
     add("--overwrite", action="store_true", help="replace a network of this name")
     # fmt: on
@@ -50,17 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def export(flags: argparse.Namespace) -> None:
     """Write the network and its card; raises UserError for what a user can mend."""
     from utils.checkpoints.loading import load_checkpoint, log_directory
-    from utils.checkpoints.pretrained import FOLDER, Records, save_pretrained
+    from utils.checkpoints.pretrained import FOLDER, save_pretrained
 
-    state = load_checkpoint(flags.checkpoint)
-    evaluation = None if flags.evaluation is None else Path(flags.evaluation)
     paths = save_pretrained(
         flags.pretrained,
-        state,
-        Records.read(log_directory(flags.checkpoint), evaluation),
+        load_checkpoint(flags.checkpoint),
+        log_directory(flags.checkpoint),
+        None if flags.evaluation is None else Path(flags.evaluation),
         folder=FOLDER if flags.output is None else Path(flags.output),
         hardware=flags.hardware,
-        remark=flags.remark,
         overwrite=flags.overwrite,
     )
     print("\n".join(f"wrote {path}" for path in paths))

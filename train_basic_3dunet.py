@@ -152,7 +152,7 @@ def load_data(
 
     patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
     # Always the same validation patches, so that runs of different seeds can be compared.
-    validation = SegmentationFake3DDataset(valid_files, seed=0, fixed=True, **patches)
+    validation = SegmentationFake3DDataset(valid_files, seed=0, **patches)
     validated = f"{validation.num_samples:,} validation samples in"
     if flags.on_the_fly:
         with VolumeFile(valid_files[0]) as file:

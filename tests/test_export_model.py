@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def log(tmp_path):
     config = ModelConfig(depth=1, start_channels=1)
-    experiment = Experiment.create(tmp_path / "log", {"flags": {"depth": 1}}, __file__)
+    compute = {"device": "cpu", "precision": "32"}
+    record = {"flags": {"depth": 1}, "parameters": 9, "compute": compute}
+    experiment = Experiment.create(tmp_path / "log", record, __file__)
     state = {
         "model_config": config.to_dict(),
         "model_state": build_model(config).state_dict(),
@@ -34,10 +36,10 @@ def log(tmp_path):
 def test_file_and_card(log, tmp_path, capsys):
     output = tmp_path / "pretrained"
     flags = ["--checkpoint", str(log), "--pretrained", "small", "--output", str(output)]
-    assert export_model.main([*flags, "--remark", "A trial."]) == 0
+    assert export_model.main([*flags, "--hardware", "a toaster"]) == 0
     assert capsys.readouterr().out == f"wrote {output / 'small.pth'}\nwrote {output / 'small.md'}\n"
     assert load_checkpoint(output / "small.pth")["epoch"] == 3
-    assert "A trial." in (output / "small.md").read_text()
+    assert "a toaster" in (output / "small.md").read_text()
     assert export_model.main(flags) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert export_model.main([*flags, "--overwrite"]) == 0
@@ -48,8 +50,8 @@ def test_file_and_card(log, tmp_path, capsys):
     [
         (["--checkpoint", "absent"], "absent does not exist"),
         (["--pretrained", "a b"], "'a b' is no name"),
-        (["--evaluation", "nowhere"], "nowhere does not exist"),
-        (["--checkpoint", "lonely.pth"], "config.json does not exist"),
+        (["--evaluation", "nowhere"], "nowhere/summary.json: cannot be read (No such file"),
+        (["--checkpoint", "lonely.pth"], "config.json: cannot be read (No such file"),
     ],
 )
 def test_a_users_mistake_is_one_line(log, tmp_path, monkeypatch, capsys, flags, message):

@@ -15,6 +15,7 @@ from models import ModelConfig, build_model
 from train_basic_2dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import KeypointDetectionFake2DDataset, SegmentationFake2DDataset
+from utils.storage import DATA_VERSION
 
 SCRIPT = Path(train_basic_2dunet.__file__)
 OF_3D_ONLY = (
@@ -82,7 +83,8 @@ def test_segmentation_end_to_end(
         made = SegmentationFake2DDataset(L=count, h5path=tmp_path / f"{name}_dataset.h5")
         assert made.seed == seed and len(made) == count
     config = json.loads((tmp_path / "logs" / "tiny" / "config.json").read_text())
-    assert config["data"]["test"] == {"file": "test_dataset.h5", "seed": 2222, "samples": 3}
+    expected = {"file": "test_dataset.h5", "seed": 2222, "samples": 3, "version": DATA_VERSION}
+    assert config["data"]["test"] == expected
     assert config["model"]["spatial_dims"] == 2
     assert {path.name for path in (tmp_path / "logs" / "tiny").iterdir()} == {
         *("config.json", "logs.json", "checkpoints", "train_basic_2dunet.py"),

@@ -176,7 +176,7 @@ def test_volumes_on_the_fly_need_no_training_files(
     state = load_checkpoint(directory)
     assert state["spacing_voxels"] == pytest.approx([sum(spacings) / 2] * 3)
     for record in json.loads((directory / "logs.json").read_text())["epochs"]:
-        assert record["patches_per_second"] > record["volumes_per_second"] > 0
+        assert record["volumes_per_second"] > 0
         assert record["seconds_waiting_for_data"] >= 0
 
 

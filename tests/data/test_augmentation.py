@@ -27,12 +27,9 @@ class Same(EpochDataset):
     """Items whose image is the mask; the epoch shifts them."""
 
     def __init__(self, shape: tuple[int, ...] = (12, 12, 12), length: int = 6) -> None:
+        super().__init__()
         self.shape = shape
         self.length = length
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.length

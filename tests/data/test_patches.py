@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.data import patches
 from utils.data.patches import Slices, box_counts, choose_patch, patch_slices
 
 
@@ -32,8 +33,11 @@ def corner_of(slices: Slices) -> tuple[int, ...]:
     return tuple(part.start for part in slices)
 
 
-@pytest.mark.parametrize("tries", [0, 3, 6, 1000])
-def test_patches_are_uniform_over_valid_corners(tries: int) -> None:
+@pytest.mark.parametrize("tries", [4, 6, 1000])
+def test_patches_are_uniform_over_valid_corners(
+    tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "_TRIES", tries)
     mask = np.zeros((9, 8), np.uint8)
     mask[6:, 5:] = 1
     mask[0, 0] = 1
@@ -41,7 +45,7 @@ def test_patches_are_uniform_over_valid_corners(tries: int) -> None:
     valid = set(zip(*np.nonzero(counts_one_by_one(mask, patch) >= 3), strict=True))
     rng = np.random.default_rng(0)
     drawn = Counter(
-        corner_of(choose_patch(mask.__getitem__, mask.shape, patch, 6 / 9, rng, tries=tries)[0])
+        corner_of(choose_patch(mask.__getitem__, mask.shape, patch, 6 / 9, rng)[0])
         for _ in range(400 * len(valid))
     )
     assert set(drawn) == valid
@@ -101,10 +105,3 @@ def test_the_threshold_itself_is_enough() -> None:
 
     choose_patch(read_mask, (20,), (20,), 0.95, np.random.default_rng(0))
     assert len(reads) == 1
-
-
-@pytest.mark.parametrize("patch", [(9, 4, 4), (4, 4), (4, 4, 0)])
-def test_a_patch_that_does_not_fit_is_refused(patch: tuple[int, ...]) -> None:
-    mask = np.zeros((8, 8, 8), np.uint8)
-    with pytest.raises(ValueError, match="does not fit into"):
-        choose_patch(mask.__getitem__, mask.shape, patch, 0.95, np.random.default_rng(0))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils.data import OnTheFly3DDataset, PercentileNormalizer, SegmentationFake3DDataset
-from utils.data.simulated import BUFFERED_VOLUMES, PatchBuffer, PatchMixer, RateMeter, Share
+from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
+from utils.data.simulated import BUFFERED_VOLUMES, PatchMixer
 from utils.simulation.geometry import GeometryError
+from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import VolumeSet, encode_row, new_volume_file
 from utils.training.ending import record_exit
@@ -25,6 +26,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def make(config: VolumeConfig, **options: object) -> OnTheFly3DDataset:
     defaults = {"patch_size": 8, "patches_per_epoch": 12, "patches_per_volume": 3}
     return OnTheFly3DDataset(config, **{**defaults, **options})
+
+
+def volume_of(data: OnTheFly3DDataset, index: int) -> SimulatedVolume:
+    """Return a whole volume of the data's epoch."""
+    rng = make_rng(Purpose.LIVE_VOLUME, data.seed, data.epoch, index)
+    return simulate_volume(data.config, rng)
 
 
 def batches(loader: DataLoader) -> list[tuple[Tensor, Tensor]]:
@@ -56,24 +63,22 @@ def test_items_have_the_form_of_those_of_files(tiny_config: VolumeConfig) -> Non
         assert 0 <= image.min() and image.max() <= 1
         assert set(mask.unique().tolist()) <= {0.0, 1.0} and mask.mean() >= 0.05
     assert len(set(items(data))) == 12
-    for index in (-1, 12):
-        with pytest.raises(IndexError, match="outside 0..11"):
-            data[index]
+    assert torch.equal(data[-1][0], data[11][0])
+    with pytest.raises(IndexError, match="outside -12..11"):
+        data[12]
 
 
 def test_a_whole_volume_is_what_a_file_would_give(
     tmp_path: Path, tiny_config: VolumeConfig
 ) -> None:
     """The image is rounded and scaled as if the volume had been written and read."""
-    for normalizer in (PercentileNormalizer(), PercentileNormalizer(0.0, 100.0)):
-        data = make(tiny_config, patch_size=32, patches_per_volume=1, normalizer=normalizer)
-        data.set_epoch(3)
-        path = tmp_path / f"{normalizer.low_percent}.h5"
-        with new_volume_file(path, VolumeSet(tiny_config, 0, 1)) as writer:
-            writer.append(encode_row(data.get_volume(2)))
-        stored = SegmentationFake3DDataset(path, patch_size=32, normalizer=normalizer)
-        for ours, theirs in zip(data[2], stored[0], strict=True):
-            assert torch.equal(ours, theirs)
+    data = make(tiny_config, patch_size=32, patches_per_volume=1)
+    data.set_epoch(3)
+    with new_volume_file(tmp_path / "a.h5", VolumeSet(tiny_config, 0, 1)) as writer:
+        writer.append(encode_row(volume_of(data, 2)))
+    stored = SegmentationFake3DDataset(tmp_path / "a.h5", patch_size=32)
+    for ours, theirs in zip(data[2], stored[0], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_no_volume_comes_twice_nor_from_a_file(tiny_config: VolumeConfig) -> None:
@@ -82,7 +87,7 @@ def test_no_volume_comes_twice_nor_from_a_file(tiny_config: VolumeConfig) -> Non
     for epoch in range(3):
         data.set_epoch(epoch)
         for index in range(4):
-            seen.add(data.get_volume(index).image.tobytes())
+            seen.add(volume_of(data, index).image.tobytes())
     assert len(seen) == 12
     for seed in (0, 1):
         for index in range(4):
@@ -139,8 +144,16 @@ def test_ranks_share_an_epoch_without_repeating(tiny_config: VolumeConfig) -> No
     first, second = (rows(part) for part in found)
     assert len({*first, *second}) == 12
     alone = items(data)
-    assert set(first) == {*alone[0:3], *alone[6:9]}
-    assert set(second) == {*alone[3:6], *alone[9:12]}
+    assert set(first) == {*alone[0:6]}
+    assert set(second) == {*alone[6:12]}
+
+
+def test_a_rank_may_begin_within_a_volume(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config, patches_per_epoch=10)
+    alone = items(data)
+    for rank in range(2):
+        found = batches(data.make_loader(4, rank=rank, world_size=2))
+        assert set(rows(found)) < {*alone[5 * rank : 5 * rank + 5]}  # but for the lonely last one
 
 
 def test_a_lonely_last_patch_is_left_out(tiny_config: VolumeConfig) -> None:
@@ -164,7 +177,7 @@ def test_loading_leaves_the_random_state_of_torch(tiny_config: VolumeConfig) -> 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# --- Buffer and meter -----------------------------------------------------------------------------
+# --- Mixing and measuring -------------------------------------------------------------------------
 
 
 class Counted:
@@ -180,14 +193,14 @@ class Counted:
         for volume in range(self.number):
             self.given += self.patches
             images = torch.full((self.patches, 1, 8, 8, 8), float(volume))
-            yield images, torch.ones_like(images, dtype=torch.uint8)
+            yield images, torch.ones_like(images)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_the_buffer_is_bounded(tiny_config: VolumeConfig, batch_size: int) -> None:
     source = make(tiny_config, patches_per_epoch=300)
     volumes = Counted(100, 3)
-    mixer = PatchMixer(source, Share(300, 0, 1), volumes, batch_size)
+    mixer = PatchMixer(source, volumes, 300, batch_size)
     capacity = 3 * max(BUFFERED_VOLUMES, -(-2 * batch_size // 3))
     taken, mixed = 0, 0
     for images, _ in mixer:
@@ -198,48 +211,12 @@ def test_the_buffer_is_bounded(tiny_config: VolumeConfig, batch_size: int) -> No
     assert mixed >= min(batch_size, 3)  # patches of several volumes meet in a batch
 
 
-def test_a_buffer_gives_each_patch_once() -> None:
-    buffer, rng = PatchBuffer(6, 2), np.random.default_rng(0)
-    numbers = iter(range(1000))
-    given: list[float] = []
-    put = 0
-    for _ in range(50):
-        while buffer.room >= 2:
-            values = torch.tensor([next(numbers), next(numbers)], dtype=torch.float32)
-            images = values.reshape(2, 1, 1, 1, 1).expand(2, 1, 2, 2, 2)
-            buffer.put(images, (images % 2).to(torch.uint8))
-            put += 2
-        images, masks = buffer.take(3, rng)
-        assert torch.equal(masks, images % 2) and images.shape == (3, 1, 2, 2, 2)
-        given += images[:, 0, 0, 0, 0].tolist()
-    assert len(given) == len(set(given)) == 150
-    assert set(given) <= set(range(put)) and put - len(given) == 6 - buffer.room
-
-
 def test_rates_are_of_the_last_epoch(tiny_config: VolumeConfig) -> None:
     data = make(tiny_config)
     assert data.epoch_record() == {}
     batches(data.make_loader(4))
     record = data.epoch_record()
-    assert record["patches_per_second"] == pytest.approx(3 * record["volumes_per_second"])
     assert 0 < record["seconds_waiting_for_data"] <= 4 / record["volumes_per_second"]
-
-
-def test_the_meter_counts_up_to_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0, 10.0, 10.5, 11.0, 12.0, 20.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    meter = RateMeter()  # at 0
-    meter.start(processes=2)  # at 10
-    with meter.waiting_for_volume():  # until 10.5
-        pass
-    meter.batch_done(8)  # at 11
-    assert meter.record() == {
-        "volumes_per_second": 2.0,
-        "patches_per_second": 16.0,
-        "seconds_waiting_for_data": 0.5,
-    }
-    meter.start()  # at 12
-    assert meter.record() == {}
 
 
 # --- Errors ---------------------------------------------------------------------------------------
@@ -263,12 +240,6 @@ def test_numbers_outside_their_range_are_refused(
         make(tiny_config, **options)
 
 
-def test_more_processes_than_patches_are_refused(tiny_config: VolumeConfig) -> None:
-    for batch_size, world_size in ((2, 3), (64, 13)):
-        with pytest.raises(ValueError, match=f"{world_size} devices cannot share batches"):
-            make(tiny_config).make_loader(batch_size, world_size=world_size)
-
-
 IMPOSSIBLE = VolumeConfig(shape=(16, 16, 16), lattice_intervals=(1, 1), min_columns=99, max_tries=2)
 
 
@@ -289,7 +260,3 @@ def test_an_error_in_a_worker_is_one_line(
     assert line.count("\n") == 1
     assert line.startswith("training stopped: no geometry with at least 99 columns")
     assert experiment.read_log()["exit"]["reason"] in line
-
-
-def test_a_volume_knows_all_of_itself(tiny_config: VolumeConfig) -> None:
-    assert isinstance(make(tiny_config).get_volume(0), SimulatedVolume)

@@ -15,8 +15,17 @@ from torch.utils.data import DataLoader
 
 from utils.data import PercentileNormalizer, SegmentationFake3DDataset
 from utils.errors import UserError
-from utils.simulation.volume import VolumeConfig, sample_rng
-from utils.storage import VolumeFile, VolumeSet, write_simulated_file
+from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
+from utils.storage import DATA_VERSION, VolumeFile, VolumeSet, write_simulated_file
+
+FAKE_SAMPLES = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+"""Seed and row of each sample of ``fake_files``."""
+
+
+def stored(dataset: SegmentationFake3DDataset, index: int) -> SimulatedVolume:
+    """Return a whole sample."""
+    file, row = dataset._rows[index]
+    return file.read_volume(row)
 
 
 def items(dataset: SegmentationFake3DDataset) -> list[np.ndarray]:
@@ -41,7 +50,7 @@ def test_an_item_is_a_patch_of_the_normalised_volume(fake_files: list[Path]) -> 
         assert image.dtype == mask.dtype == torch.float32
         assert 0 <= image.min() and image.max() <= 1
         assert set(mask.unique().tolist()) <= {0.0, 1.0} and mask.mean() >= 0.05
-        volume = dataset.get_volume(k)
+        volume = stored(dataset, k)
         whole = normalizer.apply(volume.image, *normalizer.fit(volume.image))
         windows = np.lib.stride_tricks.sliding_window_view(whole, (16,) * 3).reshape(-1, 16, 16, 16)
         near = np.abs(windows[:, 0, 0, 0] - image[0, 0, 0, 0].item()) < 1e-5
@@ -55,18 +64,20 @@ def test_one_path_is_enough(fake_file: Path) -> None:
 
 
 def test_samples_are_found_in_their_files(fake_files: list[Path]) -> None:
-    dataset = SegmentationFake3DDataset(fake_files, patch_size=16)
-    a, b = fake_files
-    assert [dataset.locate(k) for k in range(5)] == [(a, 0), (a, 1), (a, 2), (b, 0), (b, 1)]
-    volume = dataset.get_volume(4)
-    expected = fake_volume(sample_rng(2, 1))
-    np.testing.assert_array_equal(volume.instances, expected.instances)
-    assert volume.parameters == expected.parameters
-    for index in (-1, 5):
-        with pytest.raises(IndexError, match="outside 0..4"):
-            dataset.locate(index)
-        with pytest.raises(IndexError, match="outside 0..4"):
+    dataset = SegmentationFake3DDataset(fake_files, patch_size=32)
+    masks = [fake_volume(sample_rng(seed, row)).mask for seed, row in FAKE_SAMPLES]
+    for mask, (_, found) in zip(masks, dataset, strict=True):
+        np.testing.assert_array_equal(found[0], mask)
+    assert torch.equal(dataset[-1][1], dataset[4][1])
+    for index in (-6, 5):
+        with pytest.raises(IndexError, match="outside -5..4"):
             dataset[index]
+
+
+def test_files_are_described_with_their_version(fake_files: list[Path]) -> None:
+    dataset = SegmentationFake3DDataset(fake_files, patch_size=16)
+    first = {"file": str(fake_files[0]), "seed": 1, "samples": 3, "version": DATA_VERSION}
+    assert dataset.describe()[0] == first
 
 
 def test_a_file_of_another_version_is_read_with_a_note(fake_file: Path, tmp_path: Path) -> None:
@@ -91,13 +102,6 @@ def test_patches_follow_from_seed_and_epoch(fake_file: Path) -> None:
     assert_equal(patches(0, 3), patches(0, 3))
     assert not is_equal(patches(0, 3), patches(0, 4))
     assert not is_equal(patches(0, 3), patches(1, 3))
-
-
-def test_fixed_patches_stay(fake_file: Path) -> None:
-    dataset = SegmentationFake3DDataset(fake_file, patch_size=12, fixed=True)
-    first = items(dataset)
-    dataset.set_epoch(7)
-    assert_equal(items(dataset), first)
 
 
 @pytest.mark.parametrize("number", [1, 3, 7, 12])
@@ -152,17 +156,9 @@ def test_no_file_is_open_until_the_first_item(fake_file: Path) -> None:
     assert dataset.files[0]._file is not None
 
 
-def test_another_normaliser_is_fitted_to_whole_volumes(fake_file: Path) -> None:
-    normalizer = PercentileNormalizer(0.0, 100.0)
-    dataset = SegmentationFake3DDataset(fake_file, patch_size=32, normalizer=normalizer)
-    volume = dataset.get_volume(1).image
-    expected = (volume - volume.min()) / (volume.max() - volume.min())
-    np.testing.assert_allclose(dataset[1][0][0].numpy(), expected, atol=1e-6)
-
-
 def test_a_sparse_volume_gives_its_densest_patch(fake_file: Path) -> None:
     dataset = SegmentationFake3DDataset(fake_file, patch_size=8, background_threshold=0.0)
-    mask = dataset.get_volume(0).mask
+    mask = stored(dataset, 0).mask
     windows = np.lib.stride_tricks.sliding_window_view(mask, (8, 8, 8))
     assert dataset[0][1].sum() == windows.sum(axis=(3, 4, 5)).max()
 
@@ -211,7 +207,7 @@ def test_other_voxel_numbers_are_named(tmp_path: Path, fake_file: Path) -> None:
 
 
 def test_a_patch_larger_than_the_volume_is_named(fake_file: Path) -> None:
-    with pytest.raises(ValueError, match="fake.h5: a patch of 64 voxels"):
+    with pytest.raises(ValueError, match="a patch of 64 voxels"):
         SegmentationFake3DDataset(fake_file)
 
 

@@ -48,14 +48,14 @@ def train_and_die(arguments: list[str], moment: list[int] | None) -> int:
 
     With --on_the_fly it is the n-th volume of which patches are cut.
     """
-    reads: list[tuple[int, bool]] = []
+    reads: list[int] = []
 
     def kill_at_the_moment(kind: type, method: str) -> None:
         original, process = getattr(kind, method), os.getpid()
 
         def watched(self: Any, item: int, *more: Any) -> object:
-            reads.append((int(self._epoch), getattr(self, "fixed", False)))
-            if moment and reads.count((moment[0], False)) == moment[1]:
+            reads.append(self.epoch)  # of validation patches 0
+            if moment and reads.count(moment[0]) == moment[1]:
                 os.kill(process, signal.SIGKILL)  # the training, also where a loader process reads
             return original(self, item, *more)
 

@@ -31,13 +31,11 @@ class Patches(EpochDataset):
     """Noise whose first voxel tells the index; no memory is left in the epoch ``spoilt``."""
 
     def __init__(self, length: int, spoilt: int = -1) -> None:
-        self.length, self.spoilt, self.epoch = length, spoilt, 0
+        super().__init__()
+        self.length, self.spoilt = length, spoilt
 
     def __len__(self) -> int:
         return self.length
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if self.epoch == self.spoilt:

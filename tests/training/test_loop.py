@@ -40,12 +40,9 @@ class Blobs(EpochDataset):
     """Bright cubes in noise, drawn from (epoch, index) as the real patches are."""
 
     def __init__(self, length: int = 6, space: tuple[int, ...] = (4, 4, 4)) -> None:
+        super().__init__()
         self.length = length
         self.space = space
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return self.length

@@ -6,28 +6,7 @@ Names are imported at their first use, so that ``from utils.data.normalize impor
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from utils.data.augmentation import AugmentedDataset
-    from utils.data.images import (
-        KeypointDetectionFake2DDataset,
-        RegressionFake2DDataset,
-        SegmentationFake2DDataset,
-    )
-    from utils.data.normalize import PercentileNormalizer
-    from utils.data.simulated import OnTheFly3DDataset
-    from utils.data.volumes import SegmentationFake3DDataset
-
-__all__ = [
-    "AugmentedDataset",
-    "KeypointDetectionFake2DDataset",
-    "OnTheFly3DDataset",
-    "PercentileNormalizer",
-    "RegressionFake2DDataset",
-    "SegmentationFake2DDataset",
-    "SegmentationFake3DDataset",
-]
+from typing import Any
 
 _MODULES = {
     "AugmentedDataset": "utils.data.augmentation",
@@ -38,6 +17,8 @@ _MODULES = {
     "SegmentationFake2DDataset": "utils.data.images",
     "SegmentationFake3DDataset": "utils.data.volumes",
 }
+
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

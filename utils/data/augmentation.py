@@ -95,11 +95,10 @@ class AugmentedDataset(EpochDataset):
     """
 
     def __init__(self, dataset: EpochDataset, level: str, seed: int = 0) -> None:
+        super().__init__()
         self.dataset = dataset
         self.augmentation = Augmentation(level)
         self.seed = check_seed(seed)
-        # In shared memory, so that workers that outlive an epoch see the next one's number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         """Return the number of items in an epoch."""
@@ -107,13 +106,13 @@ class AugmentedDataset(EpochDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, here and in the data set below, in all worker processes."""
-        self._epoch.fill_(epoch)
+        super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         """Return the changed image and targets of one item."""
         index = item_index(index, len(self))
-        rng = augmentation_rng(self.seed, int(self._epoch), index)
+        rng = augmentation_rng(self.seed, self.epoch, index)
         return self.augmentation(rng, *self.dataset[index])
 
 

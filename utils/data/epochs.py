@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,14 +20,24 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     A subclass gives ``__len__``, the items of an epoch, and ``__getitem__``; all else it may leave.
     """
 
-    normalizer: PercentileNormalizer
+    normalizer = PercentileNormalizer()
     """What has scaled the images; checkpoints tell it to prediction."""
     makes_batches = False
     """Whether it has batches of its own, changed at random already, which training takes from its
     ``make_loader``: see :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`."""
 
+    def __init__(self) -> None:
+        # In shared memory, so that workers that outlive an epoch see the next one's number.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose items are given, 0 until another one is chosen."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose items are given from now on, in all worker processes."""
+        self._epoch.fill_(epoch)
 
     def epoch_record(self) -> dict[str, float]:
         """Return what the latest epoch has measured, for ``logs.json``."""
@@ -35,6 +46,7 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     def describe(self) -> Any:
         """Return, as plain JSON, all that decides the items; a run that goes on must have it alike.
 
-        File names stand under ``file``: their folder may be another one then.
+        File names stand under ``file``: their folder may be another one then. Under ``version``
+        stands the version of the simulation, which is not compared: older records lack it.
         """
         return {}

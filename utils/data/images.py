@@ -7,7 +7,6 @@ that exists is loaded. Axis order is (x, y); the pixel ``image[0, i, j]`` has it
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import secrets
 import warnings
@@ -21,9 +20,8 @@ from tqdm import tqdm
 
 from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
-from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.simulation.image import ImageConfig, SimulatedImage, image_rng, simulate_image
+from utils.simulation.image import ImageConfig, image_rng, simulate_image
 from utils.simulation.streams import check_seed
 from utils.storage import version_note
 from utils.storage.images import (
@@ -99,17 +97,18 @@ class Fake2DDataset(EpochDataset):
                 another seed; the message names the file and the difference.
             GeometryError: no placement is labelled enough within ``max_tries``.
         """
-        _check_length(L)
+        super().__init__()
+        if not isinstance(L, int | np.integer) or L < 1:
+            raise UserError(f"L must be a whole number of at least 1, got {L!r}")
         seed = None if seed is None else check_seed(seed)
-        self.config = _make_config(parameters)
+        self.config = ImageConfig.from_dict(parameters)
         self.h5path = None if h5path is None else Path(h5path)
-        self.normalizer = PercentileNormalizer()
         if self.h5path is not None and self.h5path.is_file():
             self._image_set, self._samples = _load(self.h5path, self.config, seed, L)
         else:
             fresh = secrets.randbits(32) if seed is None else seed
             self._image_set = ImageSet(self.config, fresh, int(L))
-            self._samples = _simulate(self._image_set, self.h5path, self.normalizer, progress)
+            self._samples = self._simulate(progress)
         self.seed = self._image_set.seed
 
     def __len__(self) -> int:
@@ -119,19 +118,20 @@ class Fake2DDataset(EpochDataset):
     def __repr__(self) -> str:
         place = "in memory" if self.h5path is None else f"in {self.h5path}"
         name, size = type(self).__name__, " x ".join(map(str, self.config.shape))
-        default = ImageConfig().to_dict()
-        changed = {n: v for n, v in self.config.to_dict().items() if v != default[n]}
-        others = "".join(f", {field}={v}" for field, v in changed.items() if field != "shape")
-        return f"{name}({len(self)} images of {size}, seed {self.seed}, {place}{others})"
+        return f"{name}({len(self)} images of {size}, seed {self.seed}, {place})"
 
     def centres(self, index: int) -> np.ndarray:
         """Return the centres (n, 2) float32, in pixels, of the columns inside an image."""
-        return self._samples.centres[self._checked(index)].copy()
+        return self._samples.centres[item_index(index, len(self))].copy()
 
     def describe(self) -> dict[str, Any]:
-        """Return file (None in memory), seed and number of samples."""
-        file = None if self.h5path is None else str(self.h5path)
-        return {"file": file, "seed": self.seed, "samples": len(self)}
+        """Return file (None in memory), seed, number of samples and the simulation's version."""
+        return {
+            "file": None if self.h5path is None else str(self.h5path),
+            "seed": self.seed,
+            "samples": len(self),
+            "version": self._image_set.program_version,
+        }
 
     def column_spacing(self, samples: int = 32) -> list[float]:
         """Return the columns' distance in pixels along x and y: the median over the first ones.
@@ -142,19 +142,6 @@ class Fake2DDataset(EpochDataset):
         scale = np.median([simulate_image(self.config, rng).parameters.scale for rng in rngs])
         return [float(scale) * self.config.column_distance] * 2
 
-    def get_image(self, index: int) -> SimulatedImage:
-        """Return a sample simulated once more: raw counts, instances, geometry and parameters.
-
-        Raises UserError for one that was loaded from a file of another version.
-        """
-        version = self._image_set.program_version
-        if version_note(self.h5path or Path(), version):
-            raise UserError(
-                f"{self.h5path}: version {version} of the simulation made it, "
-                "this one cannot simulate its samples again; make the file anew"
-            )
-        return simulate_image(self.config, image_rng(self.seed, self._checked(index)))
-
     def show(self, index: int = 0) -> Image:
         """Draw a sample: image, mask, and centres on the image.
 
@@ -164,18 +151,32 @@ class Fake2DDataset(EpochDataset):
         """
         from utils.figures import draw_image_sample
 
-        i = self._checked(index)
+        i = item_index(index, len(self))
         samples = self._samples
         title = f"seed {self.seed}, sample {i}"
         return draw_image_sample(samples.images[i], samples.masks[i], samples.centres[i], title)
 
+    def _simulate(self, progress: bool) -> ImageSamples:
+        """Simulate all samples, into the file too if there is to be one."""
+        image_set, path = self._image_set, self.h5path
+        samples = ImageSamples.empty(image_set.num_samples, self.config.shape)
+        hidden = None if progress else True  # None: a bar on a terminal only
+        rows = tqdm(range(image_set.num_samples), "Simulating", unit="image", disable=hidden)
+        with nullcontext() if path is None else new_image_file(path, image_set) as file:
+            for i in rows:
+                sample = simulate_image(self.config, image_rng(image_set.seed, i))
+                samples.images[i] = self.normalizer.apply(
+                    sample.image, *self.normalizer.fit(sample.image)
+                )
+                samples.masks[i] = sample.mask
+                samples.centres[i] = sample.centres
+                if file is not None:
+                    file.write(i, samples.images[i], samples.masks[i], samples.centres[i])
+        return samples
+
     def _image(self, index: int) -> torch.Tensor:
         """Return the image (1, X, Y) float32 in 0..1."""
         return torch.from_numpy(self._samples.images[index].copy())[None]
-
-    def _checked(self, index: int) -> int:
-        """Return ``index`` counted from 0; negative ones count from the end."""
-        return item_index(index, len(self), name="sample", from_end=True)
 
 
 class SegmentationFake2DDataset(Fake2DDataset):
@@ -189,7 +190,7 @@ class SegmentationFake2DDataset(Fake2DDataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image and mask, (1, X, Y) float32, of one sample."""
-        i = self._checked(index)
+        i = item_index(index, len(self))
         return self._image(i), torch.from_numpy(self._samples.masks[i].astype(np.float32))[None]
 
 
@@ -237,7 +238,7 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         """Return image and heat map, (1, X, Y), and centres (max_centres, 2), all float32."""
-        i = self._checked(index)
+        i = item_index(index, len(self))
         centres = self._samples.centres[i]
         heat = torch.from_numpy(heat_map(self.config.shape, centres, self.sigma, self.type))[None]
         if not self.with_centres:
@@ -255,7 +256,7 @@ class RegressionFake2DDataset(Fake2DDataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image (1, X, Y) and centres (max_centres, 2), float32, of one sample."""
-        i = self._checked(index)
+        i = item_index(index, len(self))
         relative = self._samples.centres[i] / np.array(self.config.shape, np.float32) - 0.5
         relative = relative.astype(np.float32)
         return self._image(i), _padded(relative, self.config.max_centres, relative[0])
@@ -268,9 +269,7 @@ def heat_map(
     x, y = (np.arange(edge, dtype=np.float32)[:, None] + 0.5 for edge in shape)
     from_x = (x - centres[:, 0]) ** 2
     from_y = (y - centres[:, 1]) ** 2
-    nearest = np.full(shape, np.inf, np.float32)
-    for k in range(len(centres)):
-        np.minimum(nearest, from_x[:, None, k] + from_y[None, :, k], out=nearest)
+    nearest = np.min(from_x[:, None] + from_y[None], axis=-1)
     if type == "Cauchy":
         return 1.0 / (1.0 + nearest / np.float32(sigma**2))
     return np.exp(-nearest / np.float32(2.0 * sigma**2))
@@ -283,21 +282,6 @@ def _padded(centres: np.ndarray, length: int, padding: np.ndarray) -> torch.Tens
     return torch.from_numpy(rows)
 
 
-def _check_length(value: Any) -> None:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 1 <= value < 2**32:
-        raise UserError(f"L must be a whole number of at least 1, got {value!r}")
-
-
-def _make_config(parameters: dict[str, Any]) -> ImageConfig:
-    known = [field.name for field in dataclasses.fields(ImageConfig)]
-    unknown = [name for name in parameters if name not in known]
-    if unknown:
-        raise TypeError(f"no such parameter: {', '.join(unknown)}; there are {', '.join(known)}")
-    tuples = {n: tuple(v) if isinstance(v, list) else v for n, v in parameters.items()}
-    return ImageConfig(**tuples)
-
-
 def _load(
     path: Path, config: ImageConfig, seed: int | None, count: int
 ) -> tuple[ImageSet, ImageSamples]:
@@ -308,26 +292,3 @@ def _load(
     asked = ImageSet(config, found.seed if seed is None else seed, int(count))
     found.check_serves(path, asked)
     return found, read_images(path, count)
-
-
-def _simulate(
-    image_set: ImageSet, path: Path | None, normalizer: PercentileNormalizer, progress: bool
-) -> ImageSamples:
-    """Simulate all samples, into the file ``path`` too unless it is None."""
-    samples = ImageSamples.empty(image_set.num_samples, image_set.config.shape)
-    with nullcontext() if path is None else new_image_file(path, image_set) as file:
-        # None: a bar on a terminal only
-        bar = tqdm(
-            range(image_set.num_samples),
-            "Simulating",
-            unit="image",
-            disable=None if progress else True,
-        )
-        for i in bar:
-            sample = simulate_image(image_set.config, image_rng(image_set.seed, i))
-            samples.images[i] = normalizer.apply(sample.image, *normalizer.fit(sample.image))
-            samples.masks[i] = sample.mask
-            samples.centres[i] = sample.centres
-            if file is not None:
-                file.write(i, samples.images[i], samples.masks[i], samples.centres[i])
-    return samples

@@ -6,8 +6,8 @@ import operator
 from typing import Any
 
 
-def item_index(index: Any, length: int, *, name: str = "item", from_end: bool = False) -> int:
-    """Return an index as an int of 0..length - 1; ``from_end`` lets -1 be the last one.
+def item_index(index: Any, length: int) -> int:
+    """Return an index as an int of 0..length - 1; negative ones count from the end.
 
     Raises IndexError, naming it, for another number, and TypeError for what is no whole number.
     """
@@ -18,7 +18,6 @@ def item_index(index: Any, length: int, *, name: str = "item", from_end: bool = 
             f"data sets take whole numbers, not {index!r}; "
             "torch.utils.data.Subset(dataset, range(2)) is a data set of the first two"
         ) from None
-    least = -length if from_end else 0
-    if not least <= number < length:
-        raise IndexError(f"{name} {number} is outside {least}..{length - 1}")
+    if not -length <= number < length:
+        raise IndexError(f"item {number} is outside {-length}..{length - 1}")
     return number % length

@@ -15,6 +15,8 @@ Slices = tuple[slice, ...]
 
 _READ_TRIES = 4
 """Patches read from the file before its whole mask: that costs as much as three of them."""
+_TRIES = 200
+"""Misses before all corners are counted."""
 
 
 def patch_slices(corner: np.ndarray, patch_shape: tuple[int, ...]) -> Slices:
@@ -37,52 +39,54 @@ def box_counts(mask: np.ndarray, patch_shape: tuple[int, ...]) -> np.ndarray:
     return counts
 
 
+def check_patches(
+    shape: tuple[int, ...], patch_size: int, background_threshold: float, **counts: int | None
+) -> None:
+    """Raise UserError for patches larger than a volume, a share outside 0..1, or no patch at all.
+
+    ``counts`` are numbers of patches by the name of their argument.
+    """
+    if not 1 <= patch_size <= min(shape):
+        raise UserError(
+            f"a patch of {patch_size} voxels an edge does not fit into volumes of {shape}"
+        )
+    if not 0 <= background_threshold <= 1:
+        raise UserError(f"background_threshold must be in 0..1, got {background_threshold}")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"{name} must be at least 1, got {count}")
+
+
 def choose_patch(
     read_mask: Callable[[Slices], np.ndarray],
     shape: tuple[int, ...],
     patch_shape: tuple[int, ...],
     max_background: float,
     rng: np.random.Generator,
-    *,
-    tries: int = 200,
 ) -> tuple[Slices, np.ndarray]:
     """Return the slices of a random patch, and its mask, with at most ``max_background``.
 
     Uniform over all corners whose patch is labelled in a share of at least ``1 - max_background``:
-    by rejection, and after ``tries`` misses from the counts of all corners. Where none has enough,
-    the densest (the first of equals). ``read_mask`` returns the mask within slices: a file's reader
-    or an array's ``__getitem__``; it is called for the first few patches and then once for the
-    whole mask. Raises ValueError if the patch is larger than the volume.
+    by rejection, and after many misses from the counts of all corners. Where none has enough, the
+    densest (the first of equals). ``read_mask`` returns the mask within slices: a file's reader or
+    an array's ``__getitem__``; it is called for the first few patches and then once for the whole
+    mask.
     """
-    if len(patch_shape) != len(shape) or any(
-        not 0 < p <= s for p, s in zip(patch_shape, shape, strict=True)
-    ):
-        raise UserError(f"a patch of {patch_shape} voxels does not fit into {shape}")
-    enough = _least_count(patch_shape, max_background)
+    # Rounded so that 0.95 of 20 voxels leaves 1, not 2.
+    enough = int(np.ceil(round((1 - max_background) * np.prod(patch_shape), 6)))
     corners = np.subtract(shape, patch_shape) + 1
-    whole: np.ndarray | None = None
-    for attempt in range(tries):
+    for _ in range(_READ_TRIES):
         slices = patch_slices(rng.integers(corners), patch_shape)
-        if attempt == _READ_TRIES:
-            whole = read_mask(patch_slices(np.zeros(len(shape)), shape))
-        mask = read_mask(slices) if whole is None else whole[slices]
+        mask = read_mask(slices)
         if np.count_nonzero(mask) >= enough:
             return slices, mask
-    if whole is None:
-        whole = read_mask(patch_slices(np.zeros(len(shape)), shape))
-    slices = patch_slices(_corner_by_counts(whole, patch_shape, enough, rng), patch_shape)
-    return slices, whole[slices]
-
-
-def _least_count(patch_shape: tuple[int, ...], max_background: float) -> int:
-    """Return the least labelled voxels; rounded so that 0.95 of 20 voxels leaves 1, not 2."""
-    return int(np.ceil(round((1 - max_background) * np.prod(patch_shape), 6)))
-
-
-def _corner_by_counts(
-    mask: np.ndarray, patch_shape: tuple[int, ...], enough: int, rng: np.random.Generator
-) -> np.ndarray:
-    counts = box_counts(mask, patch_shape)
+    whole = read_mask(patch_slices(np.zeros(len(shape)), shape))
+    for _ in range(_TRIES - _READ_TRIES):
+        slices = patch_slices(rng.integers(corners), patch_shape)
+        if np.count_nonzero(whole[slices]) >= enough:
+            return slices, whole[slices]
+    counts = box_counts(whole, patch_shape)
     valid = np.flatnonzero(counts >= enough)
     flat = rng.choice(valid) if valid.size else np.argmax(counts)
-    return np.array(np.unravel_index(flat, counts.shape))
+    slices = patch_slices(np.array(np.unravel_index(flat, counts.shape)), patch_shape)
+    return slices, whole[slices]

@@ -129,11 +129,12 @@ def changed_flags(
 
 
 def _without_folders(described: Any) -> Any:
-    """Return plain JSON with the names alone of what stands under ``file``."""
+    """Return plain JSON without versions, and of what stands under ``file`` the names alone."""
     if isinstance(described, Mapping):
         return {
             name: Path(value).name if name == "file" and value else _without_folders(value)
             for name, value in described.items()
+            if name != "version"
         }
     if isinstance(described, list | tuple):
         return [_without_folders(item) for item in described]
