@@ -36,50 +36,28 @@ def count_blue(frame: np.ndarray) -> int:
 def test_slice_animation_moves_along_z_with_blue_and_red(
     volume: SimulatedVolume, tmp_path: Path
 ) -> None:
-    path = animations.save_slice_gif(volume, tmp_path / "s.gif", title="sample 1")
+    path = animations.save_slice_gif(volume, tmp_path / "s.gif", title="sample 1", most_frames=10)
     frames = read_frames(path)
-    assert len(frames) == volume.image.shape[2]
+    assert len(frames) == 8  # every third of 24 slices
     half = frames[0].shape[1] // 2
-    labelled = np.count_nonzero(volume.mask, axis=(0, 1))
-    red = np.array([count_red(frame[24:-26, half:]) for frame in frames])
-    zoom = round(264 / 32)
-    assert np.allclose(red, labelled * zoom**2, rtol=0.2, atol=200)
+    labelled = np.count_nonzero(volume.mask, axis=(0, 1))[::3]
+    red = np.array([count_red(frame[:, half:]) for frame in frames])
+    assert np.corrcoef(red, labelled)[0, 1] > 0.99
+    assert red.max() > 30 * labelled.max()  # pixels a voxel
     assert count_blue(frames[int(labelled.argmax())][:, :half]) > 100
     with Image.open(path) as animation:
         assert animation.info["loop"] == 0
 
 
-def test_slice_animation_keeps_to_its_number_of_frames(
-    volume: SimulatedVolume, tmp_path: Path
-) -> None:
-    path = animations.save_slice_gif(volume, tmp_path / "s.gif", most_frames=10)
-    assert len(read_frames(path)) == 8  # every third of 24 slices
-
-
 def test_turning_animation_shows_both_colours_all_around(
     volume: SimulatedVolume, tmp_path: Path
 ) -> None:
-    path = animations.save_3d_gif(volume, tmp_path / "d.gif", frames=6, height=120)
+    path = animations.save_3d_gif(volume, tmp_path / "d.gif", frames=6)
     frames = read_frames(path)
     assert len(frames) == 6
     half = frames[0].shape[1] // 2
     for frame in frames:
-        assert count_red(frame[24:, half:]) > 200
-        assert count_red(frame[24:, :half]) < 20
-        assert count_blue(frame[24:, :half]) > 100
+        assert count_red(frame[:, half:]) > 200
+        assert count_red(frame[:, :half]) < 20
+        assert count_blue(frame[:, :half]) > 100
     assert all(np.any(a != b) for a, b in zip(frames, frames[1:], strict=False))
-
-
-def test_animations_take_fewer_colours_to_stay_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    frames = [Image.fromarray(frame) for frame in noise]
-    large = animations._save_gif(frames, tmp_path / "large.gif", 50).stat().st_size
-    monkeypatch.setattr(animations, "MOST_BYTES", large * 3 // 4)
-    assert animations._save_gif(frames, tmp_path / "small.gif", 50).stat().st_size < large * 3 // 4
-    monkeypatch.setattr(animations, "MOST_BYTES", 100)
-    with pytest.raises(ValueError, match="ask for fewer frames"):
-        animations._save_gif(frames, tmp_path / "none.gif", 50)
-    assert not (tmp_path / "none.gif").exists()

@@ -4,7 +4,7 @@
 - ``evaluation``: of an evaluation or comparison.
 - ``stacks``: planes of a microscope's stack and their masks.
 - ``samples``, ``samples_2d``: simulated samples in 3D and in 2D.
-- ``animations``: the GIFs, on the turning views of ``rendering`` (numpy and numba).
+- ``animations``: the GIFs, on the turning views of ``rendering`` (scipy).
 - ``colours``, ``canvas``, ``slices``: what they share.
 - ``__main__``: the command line, ``python -m utils.figures``.
 
