@@ -21,7 +21,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.provenance import DATA_VERSION, IMAGE_FORMAT
 from utils.simulation.image import ImageConfig
-from utils.storage.errors import OtherParametersError, hdf5_errors
+from utils.storage.errors import hdf5_errors
 from utils.storage.layout import GZIP_LEVEL
 from utils.storage.reading import open_checked
 from utils.storage.volume_set import differing
@@ -46,20 +46,18 @@ class ImageSet:
     program_version: str = DATA_VERSION
 
     def check_serves(self, path: Path, asked: ImageSet) -> None:
-        """Raise OtherParametersError unless a file of this set holds all samples ``asked`` for.
+        """Raise UserError unless a file of this set holds all samples ``asked`` for.
 
         It may hold more: sample i does not depend on how many there are. A file of another version
         serves too: it holds other samples of the same parameters, and is never added to.
         """
-        differences = differing(self._identity(), asked._identity())
+        here, wanted = ({**s.config.to_dict(), "seed": s.seed} for s in (self, asked))
+        differences = differing(here, wanted)
         if self.num_samples < asked.num_samples:
             differences.append(("L (number of samples)", self.num_samples, asked.num_samples))
         if differences:
-            raise OtherParametersError(path, differences)
-
-    def _identity(self) -> dict[str, Any]:
-        """Return all that decides what sample i is, but for the program's version."""
-        return {**self.config.to_dict(), "seed": self.seed}
+            text = "; ".join(f"{name} is {old}, asked for {new}" for name, old, new in differences)
+            raise UserError(f"{path}: other parameters: {text}")
 
 
 @dataclass(frozen=True)

@@ -68,14 +68,10 @@ def stored_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The percentiles are (2,) float32. Raises UserError if the image is negative or not finite.
     """
-    rounded = _to_float16(image)
-    return rounded, _percentiles(rounded)
-
-
-def _to_float16(image: np.ndarray) -> np.ndarray:
     if not image.min() >= 0 or not image.max() < np.inf:
         raise UserError("an image must be finite and nowhere negative; use milder parameters")
-    return np.minimum(image, _LARGEST_FLOAT16).astype("<f2")
+    rounded = np.minimum(image, _LARGEST_FLOAT16).astype("<f2")
+    return rounded, _percentiles(rounded)
 
 
 def _percentiles(image: np.ndarray) -> np.ndarray:

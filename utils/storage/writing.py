@@ -51,20 +51,17 @@ class VolumeWriter:
                 f"row {self.num_written} of shape {row.image.shape} does not fit "
                 f"{count} volumes of {tuple(shape)}"
             )
-        with hdf5_errors(self._path, "cannot be written"):
-            self._store(row)
-        self.num_written += 1
-
-    def _store(self, row: EncodedRow) -> None:
         index = self.num_written
-        self._images[index] = row.image
-        for name, chunks in row.chunks.items():
-            dataset = self._file[name].id
-            for corner, chunk in zip(chunk_corners(row.image.shape), chunks, strict=True):
-                if chunk:  # one that is not there reads as zeros
-                    dataset.write_direct_chunk((index, *corner), chunk)
-        for name, value in row.values.items():
-            self._file[name][index] = value
+        with hdf5_errors(self._path, "cannot be written"):
+            self._images[index] = row.image
+            for name, chunks in row.chunks.items():
+                dataset = self._file[name].id
+                for corner, chunk in zip(chunk_corners(row.image.shape), chunks, strict=True):
+                    if chunk:  # one that is not there reads as zeros
+                        dataset.write_direct_chunk((index, *corner), chunk)
+            for name, value in row.values.items():
+                self._file[name][index] = value
+        self.num_written += 1
 
 
 @contextmanager
