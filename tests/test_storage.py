@@ -324,7 +324,7 @@ def test_a_disk_that_fails_while_writing_is_named(
     with pytest.raises(UserError, match="a.h5: cannot be written: Input/output error"):
         with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
             append_rows(writer, 1)
-            monkeypatch.setattr(VolumeWriter, "_store", fail)
+            monkeypatch.setattr("h5py.Dataset.__setitem__", fail)
             append_rows(writer, 1)
     assert names(tmp_path) == []
 
