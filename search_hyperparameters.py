@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING
 from utils.errors import INTERRUPTED, UserError, exit_status
 from utils.flags import FlagParser
 from utils.replacing import make_folder, replacing
-from utils.search.definition import SCRIPTS, StudyDefinition, check_extra, read_study_file
-from utils.training.options import experiment_directory
+from utils.search.definition import SCRIPTS, StudyDefinition, read_study_file
 
 if TYPE_CHECKING:
     from utils.search.study import Search
@@ -50,8 +49,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
 
     # fmt: off
-    parser.add_argument("study_file", nargs="?", default=None, metavar="STUDY_FILE",
-        help="what to try, such as those in experiments/; experiments/search.toml when not given")
+    parser.add_argument("study_file", nargs="?", default=DEFAULT_STUDY, metavar="STUDY_FILE",
+        help="what to try, such as those in experiments/")
 
     add = parser.add_argument_group("study").add_argument
     add("--study", default=None, metavar="STR",
@@ -94,22 +93,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(flags: argparse.Namespace) -> int:
     """Search as ``flags`` say; raises UserError for mistakes of the user."""
-    definition = read_study_file(flags.study_file or DEFAULT_STUDY)
-    check_extra(definition, flags.extra)
+    definition = read_study_file(flags.study_file, flags.extra)
     n_trials = flags.n_trials or definition.n_trials or math.inf
     check_flags(flags, definition, n_trials)
     name = flags.study or definition.name
-    folder = study_folder(flags.log_path, name).resolve()
+    if Path(name).name != name or name.startswith("."):
+        raise UserError(f"--study {name!r}: must be a plain name, such as my_study")
+    folder = make_folder(Path(flags.log_path) / name).resolve()
 
-    from utils.search.study import Search, hide_password, open_study, retry_failed
+    from utils.search.study import Search, open_study, retry_failed
 
-    make_folder(folder)
     url = flags.storage or f"sqlite:///{folder / 'study.db'}"
     search = Search(
         definition,
-        open_study(url, name, definition, extra=flags.extra, seed=flags.seed),
+        open_study(url, name, definition, flags.seed),
         folder,
-        extra=flags.extra,
         n_trials=n_trials,
         jobs=flags.jobs,
         gpus=flags.gpus or (),
@@ -124,7 +122,7 @@ def run(flags: argparse.Namespace) -> int:
             f"to do: {'as many as time allows' if todo == math.inf else todo} trials"
             + f", {repeated} failed ones among them" * bool(repeated)
         )
-        search.say(f"in {folder}, recorded by {hide_password(url)}")
+        search.say(f"in {folder}")
         status = run_until_told(search, 60 * (flags.timeout_minutes or math.inf))
     report(search)
     return status
@@ -132,30 +130,15 @@ def run(flags: argparse.Namespace) -> int:
 
 def check_flags(flags: argparse.Namespace, definition: StudyDefinition, n_trials: float) -> None:
     """Raise UserError for numbers that make no sense, and for a search without an end."""
-    from utils.simulation.streams import check_seed
-
-    for name in ("n_trials", "jobs"):
+    for name in ("n_trials", "jobs", "timeout_minutes"):
         value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    if flags.seed is not None:
-        check_seed(flags.seed, "--seed")
-    minutes = flags.timeout_minutes
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise UserError(f"--timeout_minutes {minutes}: must be larger than 0, such as 480")
-    if minutes is None and min(n_trials, definition.size()) == math.inf:
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value}: must be larger than 0")
+    if flags.timeout_minutes is None and min(n_trials, definition.size()) == math.inf:
         raise UserError(
             f"the study {definition.name} has no end of its own (sampler {definition.sampler}, no "
             "n_trials): give --n_trials or --timeout_minutes"
         )
-
-
-def study_folder(log_path: str, name: str) -> Path:
-    """Return the folder of a study, there or not; raises UserError where none can be."""
-    try:
-        return experiment_directory(log_path, name, resume=True)
-    except UserError as error:
-        raise UserError(str(error).replace("--experiment_title", "--study")) from error
 
 
 def run_until_told(search: Search, seconds: float) -> int:

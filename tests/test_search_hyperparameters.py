@@ -122,12 +122,13 @@ def test_a_refused_training_is_a_row_of_the_table(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--n_trials 0", "--n_trials 0: must be at least 1"),
-        ("--jobs 0", "--jobs 0: must be at least 1"),
+        ("--n_trials 0", "--n_trials 0: must be larger than 0"),
+        ("--jobs 0", "--jobs 0: must be larger than 0"),
         ("--timeout_minutes 0", "--timeout_minutes 0.0: must be larger than 0"),
         ("--study a/b", "--study 'a/b': must be a plain name"),
-        ("--storage nonsense", "--storage nonsense: "),
-        ("-- --depth 3", "--depth after --: the study tries it"),
+        ("--storage nonsense", "--storage: Could not parse"),
+        ("-- --depth 3", "depth is tried: it cannot be fixed"),
+        ("-- --epochs many", "deeper.toml: argument --epochs: invalid int value"),
         ("-- --experiment_title x", "the search names the trials itself"),
     ],
 )

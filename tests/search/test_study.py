@@ -8,6 +8,8 @@ import textwrap
 import threading
 import time
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -26,7 +28,6 @@ from utils.search.study import (
     Search,
     build_pruner,
     build_sampler,
-    hide_password,
     open_study,
     retry_failed,
 )
@@ -35,6 +36,8 @@ from utils.search.trial import Outcome
 ROOT = Path(__file__).resolve().parents[2]
 STUB = f'''
 import json, sys, time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, {str(ROOT)!r})
@@ -83,13 +86,14 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(textwrap.dedent(STUB))
     monkeypatch.setattr(definition_module, "ROOT", path.parent)
     monkeypatch.setattr(study_module, "ROOT", path.parent)
-    monkeypatch.setattr(definition_module, "SCRIPTS", {path.name: 3})
     monkeypatch.setattr(trial_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(sys, "path", [*sys.path])  # the stub adds to it when it is imported
     return path
 
 
-def make_definition(sampler: str = "grid", pruner: str = "none", **search) -> StudyDefinition:
+def make_definition(
+    sampler: str = "grid", pruner: str = "none", extra: Sequence[str] = (), **search
+) -> StudyDefinition:
     return StudyDefinition(
         name="tiny",
         question="Does it run?",
@@ -99,6 +103,7 @@ def make_definition(sampler: str = "grid", pruner: str = "none", **search) -> St
         n_trials=None,
         fixed={"epochs": 2, "start_channels": 1},
         search=search or {"depth": [2, 3], "seed": [0, 1]},
+        extra=extra,
     )
 
 
@@ -250,7 +255,8 @@ def test_a_pruned_trial_is_told_to_end(begin, monkeypatch: pytest.MonkeyPatch) -
 
     def slowly(trial: optuna.Trial, title: str, values: dict) -> Outcome:
         """Let the second trial take 1000 seconds: it has to end after its first epoch."""
-        search.extra = ["--start_channels=1000"] if trial.number else []
+        if trial.number:
+            search.definition = replace(search.definition, extra=["--start_channels=1000"])
         return train(trial, title, values)
 
     monkeypatch.setattr(search, "_train", slowly)
@@ -261,7 +267,8 @@ def test_a_pruned_trial_is_told_to_end(begin, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_interrupted_trial_is_repeated(begin) -> None:
     definition = make_definition(depth=[2, 3])
-    search = begin(definition, extra=["--start_channels=1000"])
+    search = begin(definition)
+    search.definition = replace(definition, extra=["--start_channels=1000"])
     runner = threading.Thread(target=search.run)
     runner.start()
     log = search.folder / "trial_0000" / "logs.json"
@@ -337,12 +344,11 @@ def test_a_database_that_cannot_be_used(stub: Path, url: str) -> None:
     with pytest.raises(UserError) as caught:
         open_study(url, "tiny", make_definition())
     message = str(caught.value)
-    assert message.startswith("--storage ") and "sqlite:///study.db" in message
+    assert message.startswith("--storage: ") and "sqlite:///study.db" in message
     assert "secret" not in message and "\n" not in message
 
 
 def test_samplers_and_pruners() -> None:
-    assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     kinds = {
         "tpe": optuna.samplers.TPESampler,
         "random": optuna.samplers.RandomSampler,

@@ -7,21 +7,18 @@ the database to be run again, as Optuna's retry callback puts it there.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import queue
-import sqlite3
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import sqlalchemy
 from optuna.storages import RetryHeartbeatStaleTrialCallback
@@ -57,8 +54,6 @@ class Search:
     study: optuna.Study
     folder: Path
     """Of the trials' log directories."""
-    extra: Sequence[str] = ()
-    """Flags for every trial, after the fixed ones."""
     n_trials: float = math.inf
     """Most trials of the whole study."""
     jobs: int = 1
@@ -74,12 +69,11 @@ class Search:
     def run(self, seconds: float = math.inf) -> None:
         """Run trials until the study is complete; start none after ``seconds``."""
         began = time.monotonic()
-        self._jobs: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for job in range(self.jobs):
-            self._jobs.put(job)
+        self._free_gpus: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for job in range(self.jobs if self.gpus else 0):
+            self._free_gpus.put(self.gpus[job % len(self.gpus)])
         while not self.stop.is_set() and not self.failure:
-            with _quiet():  # those of searches that were killed
-                optuna.storages.fail_stale_trials(self.study)
+            optuna.storages.fail_stale_trials(self.study)  # those of searches that were killed
             passed, todo = time.monotonic() - began, self.remaining()
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             if passed >= seconds:
@@ -131,7 +125,7 @@ class Search:
         trial.set_user_attr("directory", str(directory))
         command = [
             *(sys.executable, str(ROOT / self.definition.script)),
-            *trial_arguments(self.definition, values, self.extra),
+            *trial_arguments(self.definition, values),
             *(f"--log_path={self.folder}", f"--experiment_title={title}"),
         ]
 
@@ -139,13 +133,12 @@ class Search:
             trial.report(record[METRIC], record["epoch"])
             return trial.should_prune()
 
-        job = self._jobs.get()
         environment = {}
         if self.jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
             threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
             environment["OMP_NUM_THREADS"] = str(threads)
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[job % len(self.gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = self._free_gpus.get()
         try:
             return run_training(
                 command,
@@ -156,7 +149,8 @@ class Search:
                 environment=environment,
             )
         finally:
-            self._jobs.put(job)
+            if self.gpus:
+                self._free_gpus.put(environment["CUDA_VISIBLE_DEVICES"])
 
     def _after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Say how a trial ended, and end the search when it is complete or in vain."""
@@ -179,12 +173,7 @@ class Search:
 
 
 def open_study(
-    url: str,
-    name: str,
-    definition: StudyDefinition,
-    *,
-    extra: Sequence[str] = (),
-    seed: int | None = None,
+    url: str, name: str, definition: StudyDefinition, seed: int | None = None
 ) -> optuna.Study:
     """Return the study ``name`` of the database at ``url``, new or as it was left.
 
@@ -192,6 +181,8 @@ def open_study(
     used, or holds another study of that name.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Said of the heartbeat.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(
         study_name=name,
         storage=_storage(url),
@@ -200,77 +191,45 @@ def open_study(
         pruner=build_pruner(definition),
     )
     study.sampler = build_sampler(definition, seed, len(study.get_trials(deepcopy=False)))
-    wanted = {**definition.plain(), "flags after --": list(extra)}
-    known = study.user_attrs.get("definition", {})
-    if not known:
-        study.set_user_attr("definition", wanted)
-    other = [key for key in wanted if known and known.get(key) != wanted[key]]
+    wanted = definition.plain()
+    known = study.user_attrs.get("definition", wanted)
+    other = [key for key in wanted if known.get(key) != wanted[key]]
     if other:
         was = "; ".join(f"{key}: {show(known.get(key))}" for key in other)
         raise UserError(
             f"the study {name} was begun with other values ({was}); choose another --study, or go "
             "on with what it was begun with"
         )
+    study.set_user_attr("definition", wanted)
     return study
 
 
 def _storage(url: str) -> optuna.storages.RDBStorage:
     """Open the database, new or as it was left; raises UserError where that cannot be."""
     is_file = url.startswith("sqlite")
+    connect = {"timeout": 60, "isolation_level": None} if is_file else {}
     try:
-        with _quiet():
-            storage = optuna.storages.RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if is_file else {},
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=DEAD_SECONDS,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MOST_REPEATS),
-            )
+        storage = optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": connect},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=DEAD_SECONDS,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MOST_REPEATS),
+        )
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         # The last two: no driver, and tables of another version of Optuna.
         said = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
-            f"--storage {hide_password(url)}: {said}; a file is written sqlite:///study.db, a "
-            "server postgresql+psycopg://user:password@host/database (its driver has to be "
-            "installed)"
+            f"--storage: {said}; a file is written sqlite:///study.db, a server "
+            "postgresql+psycopg://user:password@host/database (its driver has to be installed)"
         ) from error
     if is_file:
-        _lock_from_the_beginning(storage.engine)
+        # Two jobs must not read that a trial waits, and both take it: SQLite has no SELECT ... FOR
+        # UPDATE, so that a transaction has to exclude others from its first word.
+        sqlalchemy.event.listen(
+            storage.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE")
+        )
     return storage
-
-
-def _lock_from_the_beginning(engine: sqlalchemy.Engine) -> None:
-    """Let transactions of SQLite exclude each other from their first word.
-
-    Otherwise two jobs read that a trial waits, and both take it: SQLite has no SELECT ... FOR
-    UPDATE. The recipe is that of SQLAlchemy's documentation (SQLite, pysqlite dialect).
-    """
-
-    def leave_transactions_to_us(connection: sqlite3.Connection, record: object) -> None:
-        connection.isolation_level = None
-
-    def begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    sqlalchemy.event.listen(engine, "connect", leave_transactions_to_us)
-    sqlalchemy.event.listen(engine, "begin", begin)
-    engine.dispose()  # connections made before know nothing of this
-
-
-def hide_password(url: str) -> str:
-    """Return ``url`` without its password."""
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out the warning that Optuna's heartbeat is an experimental feature."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 def build_sampler(
@@ -283,7 +242,7 @@ def build_sampler(
     if definition.sampler == "grid":
         return optuna.samplers.GridSampler(definition.search, seed=0)
     if seed is not None:
-        seed = int(np.random.SeedSequence((seed, trials)).generate_state(1)[0])
+        seed = (seed + trials) % 2**32
     if definition.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed)
     return optuna.samplers.RandomSampler(seed=seed)
@@ -323,8 +282,7 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 def repeat(study: optuna.Study, trial: FrozenTrial) -> None:
     """Let the values of ``trial`` wait to be tried again."""
-    with _quiet():
-        RetryHeartbeatStaleTrialCallback()(study, trial)
+    RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def retry_failed(study: optuna.Study) -> int:
