@@ -8,6 +8,7 @@ is (x, y, z). While a file is made it has a temporary name, hidden beside its ow
 from __future__ import annotations
 
 from utils.provenance import DATA_VERSION
+from utils.storage.errors import OtherParametersError
 from utils.storage.layout import LAYOUT, version_note
 from utils.storage.reading import VolumeFile
 from utils.storage.rows import EncodedRow, encode_row, largest_row, stored_image
@@ -23,6 +24,7 @@ __all__ = [
     "LAYOUT",
     "DATA_VERSION",
     "EncodedRow",
+    "OtherParametersError",
     "VolumeFile",
     "VolumeSet",
     "VolumeWriter",

@@ -11,6 +11,10 @@ from pathlib import Path
 from utils.errors import UserError
 
 
+class OtherParametersError(UserError):
+    """A file holds samples of other parameters."""
+
+
 @contextmanager
 def hdf5_errors(path: Path, what: str = "cannot be read") -> Iterator[None]:
     """Turn what h5py raises in the block, which holds its call alone, into a UserError."""

@@ -21,7 +21,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.provenance import DATA_VERSION, IMAGE_FORMAT
 from utils.simulation.image import ImageConfig
-from utils.storage.errors import hdf5_errors
+from utils.storage.errors import OtherParametersError, hdf5_errors
 from utils.storage.layout import GZIP_LEVEL
 from utils.storage.reading import open_checked
 from utils.storage.volume_set import differing
@@ -46,7 +46,7 @@ class ImageSet:
     program_version: str = DATA_VERSION
 
     def check_serves(self, path: Path, asked: ImageSet) -> None:
-        """Raise UserError unless a file of this set holds all samples ``asked`` for.
+        """Raise OtherParametersError unless a file of this set holds all samples ``asked`` for.
 
         It may hold more: sample i does not depend on how many there are. A file of another version
         serves too: it holds other samples of the same parameters, and is never added to.
@@ -57,7 +57,7 @@ class ImageSet:
             differences.append(("L (number of samples)", self.num_samples, asked.num_samples))
         if differences:
             text = "; ".join(f"{name} is {old}, asked for {new}" for name, old, new in differences)
-            raise UserError(f"{path}: other parameters: {text}")
+            raise OtherParametersError(f"{path}: other parameters: {text}")
 
 
 @dataclass(frozen=True)
