@@ -27,7 +27,7 @@ from utils.training.averaging import averaged_weights
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.ending import stop_if_asked
 from utils.training.experiment import Examples, Experiment
-from utils.training.loaders import EpochSampler, build_loader, largest_batch
+from utils.training.loaders import EpochSampler, build_loader
 from utils.training.options import TrainingOptions
 from utils.training.ranks import average_buffers, loss_weight
 from utils.training.records import EpochResult, Tally, epoch_record, estimate, summary
@@ -62,8 +62,8 @@ def train(
     ever after, so that a run can be cut at any moment. Raises NonFiniteLossError, and
     Interrupted after a signal.
     """
-    patch_shape = train_data[0][0].shape
-    parts = set_up(fabric, model, options, len(patch_shape) + 1)
+    parts = set_up(fabric, model, options, train_data[0][0].ndim + 1)
+    compile_network(parts.model.module, compiling)
     loss_function = loss_function.to(fabric.device)
     sampler = EpochSampler(len(train_data), options.seed, shuffle=not options.no_shuffle)
     train_loader = build_loader(fabric, train_data, options, sampler)
@@ -75,12 +75,8 @@ def train(
     if not progress.epoch:
         experiment.save_last(whole_state(parts, description, progress, history, clock))
     first = progress.epoch + 1
-    batch_shape = (largest_batch(train_data, options), *patch_shape)
     tensorboard = options.tensorboard and fabric.is_global_zero
-    with (
-        event_files(experiment.directory, description.get("flags", {}), tensorboard) as board,
-        compile_network(fabric, parts.model, loss_function, batch_shape, compiling),
-    ):
+    with event_files(experiment.directory, description.get("flags", {}), tensorboard) as board:
         while (reason := reason_to_end(progress, clock, options)) is None:
             epoch, started = progress.epoch + 1, time.perf_counter()
             sampler.epoch = epoch
@@ -177,6 +173,7 @@ def train_one_epoch(
     return tally.result()  # device and host meet
 
 
+@torch.compiler.set_stance("force_eager")  # not worth another minute of compiling
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loss_function: nn.Module, loader: DataLoader, where: str

@@ -81,11 +81,6 @@ def own_block(length: int) -> range:
     return range(own * length // ranks, (own + 1) * length // ranks)
 
 
-def own_share(number: int) -> int:
-    """Return how many of the ``number`` samples of a batch are this rank's."""
-    return len(range(rank(), number, world_size()))
-
-
 def loss_weight(loader: object, batch: int) -> float:
     """Return the factor on the loss of ``batch`` (from 1), 1 where a loader shares no batches."""
     shares = getattr(loader, "batch_sampler", None)
