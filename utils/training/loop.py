@@ -34,7 +34,7 @@ from utils.training.records import EpochResult, Tally, epoch_record, estimate, s
 from utils.training.resuming import Resumption
 from utils.training.schedules import TrainingClock
 from utils.training.state import Progress, go_on, save_checkpoints, set_up, whole_state
-from utils.training.tensorboard import event_files
+from utils.training.tensorboard import event_files, write_epoch
 
 EXAMPLES = 3
 """Validation patches shown in ``predictions.png``."""
@@ -76,7 +76,8 @@ def train(
         experiment.save_last(whole_state(parts, description, progress, history, clock))
     first = progress.epoch + 1
     tensorboard = options.tensorboard and fabric.is_global_zero
-    with event_files(experiment.directory, description.get("flags", {}), tensorboard) as board:
+    flags = description.get("flags", {})
+    with event_files(experiment.directory, flags, first, wanted=tensorboard) as board:
         while (reason := reason_to_end(progress, clock, options)) is None:
             epoch, started = progress.epoch + 1, time.perf_counter()
             sampler.epoch = epoch
@@ -112,7 +113,7 @@ def train(
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             if board:
-                board.write_epoch(history, examples)
+                write_epoch(board, history, examples)
             logger.info(summary(history[-1], options.epochs))
             if epoch == first:
                 logger.info(estimate(history[-1], options))
