@@ -25,7 +25,6 @@ from utils.errors import UserError, exit_status
 from utils.training.flag_table import make_parser
 from utils.training.options import (
     TrainingOptions,
-    check_counts,
     check_patch_size,
     experiment_directory,
     network_settings,
@@ -123,7 +122,6 @@ def run(flags: argparse.Namespace) -> int:
     """Train as ``flags`` say; raises UserError as long as no log has been begun."""
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=2)
-    check_counts(flags, "L_train", "L_validate", "L_test")
     a_step = min(flags.batch_size, flags.L_train)
     check_patch_size(IMAGE_EDGE, flags.depth, a_step, flags.stem_stride, "images with an edge of")
     check_files(flags)

@@ -114,7 +114,7 @@ def test_a_grid_has_every_combination(write) -> None:
         ("depth = [2, 3]", "depth = []", "[search] depth = []: must be a list"),
         ("depth = [2, 3]", "depth = [2, 2]", "a value stands twice"),
         ("depth = [2, 3]", "depth = [[2]]", "must hold numbers, text, true and false only"),
-        ("depth = [2, 3]", "depth = [2, 0]", "[search] depth = 0: --depth 0: must be at least 1"),
+        ("depth = [2, 3]", "depth = [2, 0]", "[search] depth = 0: --depth 0: must lie in 1..16"),
         ("depth = [2, 3]", 'loss_type = ["mse"]', '[search] loss_type = "mse": argument'),
         ("low = 1e-4, ", "", "a range has low and high"),
         ("low = 1e-4", "low = 1", "low <= high"),

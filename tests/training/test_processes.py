@@ -46,8 +46,6 @@ def test_plan(
 @pytest.mark.parametrize(
     ("devices", "nodes", "environment", "message"),
     [
-        (0, 1, {}, "--devices 0: must be at least 1"),
-        (1, 0, {}, "--num_nodes 0: must be at least 1"),
         (1, 2, {}, "--num_nodes 2: start the script on every machine with torchrun or srun"),
         (
             2,

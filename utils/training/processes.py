@@ -61,9 +61,6 @@ def plan_processes(
     Raises UserError where flags and launcher contradict each other, and for several machines
     without a launcher.
     """
-    for flag, value in (("devices", devices), ("num_nodes", nodes)):
-        if value is not None and value < 1:
-            raise UserError(f"--{flag} {value}: must be at least 1")
     started = find_launcher(environment)
     if started is None and nodes > 1:
         raise UserError(
