@@ -164,13 +164,11 @@ def check_files(flags: argparse.Namespace) -> None:
 
 def load_data(flags: argparse.Namespace) -> TrainingData:
     """Load or simulate the training, validation and test set."""
-    from utils.training.ranks import first_rank_first
     from utils.training.run import TrainingData
 
-    with first_rank_first():  # it makes the files, the others read them
-        train = load_set(flags, "train", flags.L_train, flags.train_file)
-        validation = load_set(flags, "validation", flags.L_validate, flags.validation_file)
-        test = load_set(flags, "test", flags.L_test, flags.test_file)
+    train = load_set(flags, "train", flags.L_train, flags.train_file)
+    validation = load_set(flags, "validation", flags.L_validate, flags.validation_file)
+    test = load_set(flags, "test", flags.L_test, flags.test_file)
     keypoints = functools.partial(score_keypoints, data=test)
     return TrainingData(
         train,

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from utils.data.epochs import EpochDataset
 from utils.devices import memory_format
-from utils.training.averaging import averaged_weights
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.ending import stop_if_asked
 from utils.training.experiment import Examples, Experiment
@@ -59,8 +58,8 @@ def train(
 
     ``description`` goes into every checkpoint (``model_config``, ``normalizer``, ``patch_size``,
     ...: plain state). ``last.pth`` exists before the first epoch and holds the last completed one
-    ever after, so that a run can be cut at any moment. Raises NonFiniteLossError, and
-    Interrupted after a signal.
+    ever after, so that a run can be cut at any moment. Raises UserError for a loss that
+    is no number, and Interrupted after a signal.
     """
     parts = set_up(fabric, model, options, train_data[0][0].ndim + 1)
     compile_network(parts.model.module, compiling)
@@ -96,10 +95,9 @@ def train(
                 parts.average,
             )
             average_buffers(parts.model.module, parts.average)
-            with averaged_weights(parts.model, parts.average):
-                validated, examples = evaluate(
-                    parts.model, loss_function, valid_loader, f"epoch {epoch}, validation"
-                )
+            validated, examples = evaluate(
+                parts.validated, loss_function, valid_loader, f"epoch {epoch}, validation"
+            )
             if parts.scheduler:
                 parts.scheduler.step(validated.loss)
 
