@@ -27,9 +27,9 @@ from utils.training.options import (
     TrainingOptions,
     check_patch_size,
     experiment_directory,
+    let_waiting_threads_sleep,
     network_settings,
 )
-from utils.training.processes import let_waiting_threads_sleep
 from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:

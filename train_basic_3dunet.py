@@ -25,10 +25,10 @@ from utils.training.options import (
     TrainingOptions,
     check_patch_size,
     experiment_directory,
+    let_waiting_threads_sleep,
     network_settings,
     resolve_files,
 )
-from utils.training.processes import let_waiting_threads_sleep
 from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +266,22 @@ def test_descriptions_tell_what_is_about_to_happen() -> None:
     for part in ("7.5 minutes", "decay 0.99", "onecycle"):
         assert part in line
     assert "blocks of 2 voxels" in describe_network(network_flags(stem_stride=2), 1)
+
+
+def test_openmp_is_told_before_torch_is_loaded() -> None:
+    code = (
+        "import train_basic_3dunet as script, os, sys; script.run = lambda *_: 0;"
+        "assert script.main([]) == 0 and 'torch' not in sys.modules;"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, expected in ((None, "passive"), ("active", "active")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+        environment |= {"OMP_WAIT_POLICY": given} if given else {}
+        answer = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert answer.stdout.strip() == expected
