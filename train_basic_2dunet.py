@@ -25,12 +25,11 @@ from utils.errors import UserError, exit_status
 from utils.training.flag_table import make_parser
 from utils.training.options import (
     TrainingOptions,
-    check_counts,
     check_patch_size,
     experiment_directory,
+    let_waiting_threads_sleep,
     network_settings,
 )
-from utils.training.processes import let_waiting_threads_sleep
 from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:
@@ -123,7 +122,6 @@ def run(flags: argparse.Namespace) -> int:
     """Train as ``flags`` say; raises UserError as long as no log has been begun."""
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=2)
-    check_counts(flags, "L_train", "L_validate", "L_test")
     a_step = min(flags.batch_size, flags.L_train)
     check_patch_size(IMAGE_EDGE, flags.depth, a_step, flags.stem_stride, "images with an edge of")
     check_files(flags)
@@ -166,13 +164,11 @@ def check_files(flags: argparse.Namespace) -> None:
 
 def load_data(flags: argparse.Namespace) -> TrainingData:
     """Load or simulate the training, validation and test set."""
-    from utils.training.ranks import first_rank_first
     from utils.training.run import TrainingData
 
-    with first_rank_first():  # it makes the files, the others read them
-        train = load_set(flags, "train", flags.L_train, flags.train_file)
-        validation = load_set(flags, "validation", flags.L_validate, flags.validation_file)
-        test = load_set(flags, "test", flags.L_test, flags.test_file)
+    train = load_set(flags, "train", flags.L_train, flags.train_file)
+    validation = load_set(flags, "validation", flags.L_validate, flags.validation_file)
+    test = load_set(flags, "test", flags.L_test, flags.test_file)
     keypoints = functools.partial(score_keypoints, data=test)
     return TrainingData(
         train,

@@ -23,14 +23,12 @@ from utils.errors import exit_status
 from utils.training.flag_table import make_parser
 from utils.training.options import (
     TrainingOptions,
-    check_counts,
     check_patch_size,
-    check_patches,
     experiment_directory,
+    let_waiting_threads_sleep,
     network_settings,
     resolve_files,
 )
-from utils.training.processes import let_waiting_threads_sleep
 from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:
@@ -117,8 +115,6 @@ def run(flags: argparse.Namespace) -> int:
     options = TrainingOptions.from_flags(flags)
     settings = network_settings(flags, spatial_dims=3)
     check_patch_size(flags.patch_size, flags.depth, flags.batch_size, flags.stem_stride)
-    check_patches(flags.background_threshold, flags.patches_per_epoch)
-    check_counts(flags, "patches_per_volume")
     directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
     train_files = []
     if not flags.on_the_fly:

@@ -47,20 +47,15 @@ class OurLoop:
     def around(
         cls, model: nn.Module, compute: Compute, options: TrainingOptions, compiled: bool, edge: int
     ) -> OurLoop:
-        """Set ``model`` up as the training script does; compile it for patches of ``edge``.
-
-        Raises UserError where compiling fails.
-        """
+        """Set ``model`` up as the training script does; its first step compiles it, if it is."""
         fabric = make_fabric(compute, options.seed)
         model = model.to(memory_format=memory_format(5))
         if compute.device == "cpu":
             model = speed_up_on_cpu(model)
         model, optimizer = fabric.setup(model, build_optimizer(model, options))
-        loop = cls(fabric, model, build_loss(options).to(fabric.device), optimizer)
-        shape = (options.batch_size, 1, edge, edge, edge)
         compiling = Compiling(compiled, required=True, reason="as the benchmark is told")
-        with compile_network(fabric, model, loop.loss, shape, compiling):
-            return loop
+        compile_network(model.module, compiling)
+        return cls(fabric, model, build_loss(options).to(fabric.device), optimizer)
 
     def train(self, batches: Iterable[Batch]) -> float:
         """Take a step on each batch."""

@@ -16,12 +16,11 @@ from utils.devices import Compute
 from utils.training import ranks
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
-from utils.training.fabric import make_fabric
+from utils.training.fabric import Processes, make_fabric
 from utils.training.loaders import EpochSampler, build_loader
 from utils.training.loop import evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
-from utils.training.processes import Processes
 
 TRAINING, VALIDATION, BATCH = 10, 3, 5
 """Items and batch size; two ranks share batches of five unevenly."""

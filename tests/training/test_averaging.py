@@ -1,11 +1,11 @@
-"""The moving average of weights: its formula, its buffers, and the exchange during validation."""
+"""The moving average of weights: its formula and its buffers."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from utils.training.averaging import averaged_weights, make_average
+from utils.training.averaging import make_average
 
 
 def network() -> nn.Sequential:
@@ -14,9 +14,6 @@ def network() -> nn.Sequential:
 
 def test_no_average_without_decay() -> None:
     assert make_average(network(), 0.0) is None
-    model = network()
-    with averaged_weights(model, None):
-        pass
 
 
 def test_the_average_follows_the_formula() -> None:
@@ -36,28 +33,6 @@ def test_the_average_follows_the_formula() -> None:
     torch.testing.assert_close(found.detach(), expected)
     assert not torch.allclose(found, current)
     assert average.module[1].num_batches_tracked == model[1].num_batches_tracked == 8
-
-
-def test_weights_are_exchanged_and_come_back_to_the_bit() -> None:
-    model = network()
-    average = make_average(model, 0.9)
-    average.update_parameters(model)
-    with torch.no_grad():
-        for value in model.parameters():
-            value += torch.rand_like(value)
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    averaged = {name: value.clone() for name, value in average.module.state_dict().items()}
-    assert not torch.equal(own["0.weight"], averaged["0.weight"])
-    try:
-        with averaged_weights(model, average):
-            for name, value in model.state_dict().items():
-                assert torch.equal(value, averaged[name])
-            raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        pass
-    assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
-    state = average.module.state_dict()
-    assert all(torch.equal(averaged[name], value) for name, value in state.items())
 
 
 def test_the_count_is_not_read_from_the_device() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,15 +11,22 @@ from torch import nn
 from utils.devices import Compute
 from utils.errors import UserError
 from utils.training import compiling as module
-from utils.training.compiling import Compiling, choose_compiling, compile_network
+from utils.training.compiling import (
+    NOT_COMPILED,
+    Compiling,
+    choose_compiling,
+    compile_network,
+)
+from utils.training.ending import explain
 from utils.training.fabric import make_fabric
+from utils.training.loop import evaluate
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 
 
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_compiler", lambda device: "/usr/bin/g++")
+    monkeypatch.setattr(module, "has_compiler", lambda device: True)
 
 
 @pytest.mark.parametrize(
@@ -63,84 +70,68 @@ class Network(nn.Module):
         return self.last(torch.relu(self.norm(self.first(x))))
 
 
-def compile_with(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> list[int]:
-    """Let Module.compile trace, but leave out the minute in the C++ compiler, or fail there.
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Let Module.compile trace, but leave out the minute in the C++ compiler.
 
-    Returns the batch sizes of what is compiled.
+    Gives the batch sizes of what is compiled; a batch of three makes the compiler fail.
     """
     sizes: list[int] = []
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
-        if error:
-            raise error
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         sizes.extend(value.shape[0] for value in inputs if value.shape[1:] == (1, 4, 4, 4))
+        if sizes[-1] == 3:
+            raise RuntimeError("g++ fell over")
         return graph.forward
 
     def compile_module(self: nn.Module, **options: object) -> None:
-        compiled = torch.compile(self._call_impl, backend=backend, **options)
+        compiled = torch.compile(self._call_impl, backend=compile_graph, **options)
         self._compiled_call_impl = compiled
 
     monkeypatch.setattr(nn.Module, "compile", compile_module)
-    return sizes
+    yield sizes
+    torch._dynamo.config.suppress_errors = False
+    torch.compiler.reset()
 
 
-def set_up() -> tuple:
+def test_the_compiled_network_is_the_same_and_only_training_is_compiled(
+    backend: list[int],
+) -> None:
     torch.manual_seed(0)
     fabric = make_fabric(Compute("cpu", "32-true", "test"), 0)
-    model = Network()
-    loss = build_loss(TrainingOptions(loss_type="bce"))
-    optimizer = torch.optim.Adam(model.parameters())
-    return (fabric, *fabric.setup(model, optimizer), loss)
-
-
-def test_compiling_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = compile_with(monkeypatch)
-    fabric, model, _, loss = set_up()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    image = torch.rand(2, 1, 4, 4, 4)
-    eager = model(image).detach()
-    model.load_state_dict(before)
-    with compile_network(fabric, model, loss, (2, 1, 4, 4, 4), Compiling(True, False, "")):
-        after = model.state_dict()
-        assert all(torch.equal(before[name], after[name]) for name in before)
-        assert not [name for name in after if "_orig_mod" in name]
-        assert all(p.grad is None for p in model.parameters())
-        torch.testing.assert_close(model(image).detach(), eager)
-        # Neither a smaller batch nor validation is worth another minute of compiling.
-        assert model(torch.rand(1, 1, 4, 4, 4)).shape == (1, 1, 4, 4, 4)
-        model.eval()
-        assert model(image).shape == image.shape
-    assert sizes == [2]
-
-
-def test_a_failure_is_logged_and_training_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    compile_with(monkeypatch, RuntimeError("g++ fell over\nin two lines"))
-    fabric, model, _, loss = set_up()
-    monkeypatch.setattr(module.logger, "propagate", True)
-    caplog.set_level(logging.INFO, "utils.training")
-    with compile_network(fabric, model, loss, (2, 1, 4, 4, 4), Compiling(True, False, "auto")):
+    model = fabric.setup_module(Network())
+    names = list(model.state_dict())
+    images = torch.rand(2, 1, 4, 4, 4)
+    eager = model(images)
+    compile_network(model.module, Compiling(True, True, "on"))
+    assert list(model.state_dict()) == names
+    for _ in range(2):
+        torch.testing.assert_close(model(images), eager)
+        evaluate(model, build_loss(TrainingOptions()), [(images, images)], "validation")
         model.train()
-        assert model(torch.rand(2, 1, 4, 4, 4)).shape == (2, 1, 4, 4, 4)
-    (line,) = [r.getMessage() for r in caplog.records if "compiling failed" in r.getMessage()]
+    assert backend == [2]
+
+
+def test_training_goes_on_where_compiling_fails(
+    backend: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Network()
+    compile_network(model, Compiling(True, False, "auto"))
+    assert model(torch.rand(3, 1, 4, 4, 4)).shape == (3, 1, 4, 4, 4)
+    assert backend == [3] and "g++ fell over" in caplog.text
+
+
+def test_a_failure_is_a_line_where_compiling_is_required(backend: list[int]) -> None:
+    model = Network()
+    compile_network(model, Compiling(True, True, "on"))
+    with pytest.raises(RuntimeError) as caught:
+        model(torch.rand(3, 1, 4, 4, 4))
+    line = explain(caught.value)
+    assert line.startswith("--compile on: compiling the network failed; use --compile off")
     assert "g++ fell over" in line and "\n" not in line
 
 
-def test_a_failure_is_an_error_where_compiling_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_with(monkeypatch, RuntimeError("g++ fell over"))
-    fabric, model, _, loss = set_up()
-    with pytest.raises(UserError, match="^--compile on: .*g.. fell over"):
-        compile_network(fabric, model, loss, (2, 1, 4, 4, 4), Compiling(True, True, "on"))
-
-
-def test_no_memory_is_no_failure_of_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    fabric, model, _, loss = set_up()
-    compile_with(monkeypatch)
-
-    def blank(*args: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(module, "_blank_step", blank)
-    with pytest.raises(torch.OutOfMemoryError):
-        compile_network(fabric, model, loss, (2, 1, 4, 4, 4), Compiling(True, False, "auto"))
+def test_a_network_that_is_not_compiled(backend: list[int]) -> None:
+    model = Network()
+    compile_network(model, NOT_COMPILED)
+    assert model(torch.rand(3, 1, 4, 4, 4)).shape == (3, 1, 4, 4, 4) and not backend

@@ -14,8 +14,11 @@ from utils import devices as device
 from utils.devices import memory_format
 from utils.errors import UserError
 from utils.training import fabric
-from utils.training.fabric import choose_processes, loader_processes, make_fabric
+from utils.training.fabric import Processes, choose_processes, loader_processes, make_fabric
 from utils.training.options import TrainingOptions
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
+SRUN = {"SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "3", "SLURM_NNODES": "2"}
 
 
 def test_fabric_seeds_torch() -> None:
@@ -65,3 +68,55 @@ def test_no_more_loader_processes_than_cores(monkeypatch: pytest.MonkeyPatch) ->
     assert [loader_processes(asked) for asked in (0, 1, 2, 9)] == [0, 1, 2, 2]
     assert [loader_processes(asked, 2) for asked in (0, 1, 2)] == [0, 1, 1]
     assert loader_processes(2, 4) == 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "available", "environment", "expected"),
+    [
+        (None, 1, 1, {}, Processes(1)),
+        (None, 1, 8, {}, Processes(8)),
+        (2, 1, 8, {}, Processes(2)),
+        (None, 1, 4, TORCHRUN, Processes(4, 2, "torchrun")),
+        (4, 2, 4, TORCHRUN, Processes(4, 2, "torchrun")),
+        (None, 1, 8, SRUN, Processes(3, 2, "srun")),
+        (3, 2, 8, SRUN, Processes(3, 2, "srun")),
+        (2, 1, 8, {"SLURM_NTASKS": "1"}, Processes(2)),
+        (2, 1, 8, {**SRUN, "SLURM_JOB_NAME": "interactive"}, Processes(2)),
+        (2, 1, 2, {**TORCHRUN, **SRUN, "LOCAL_WORLD_SIZE": "2"}, Processes(2, 4, "torchrun")),
+    ],
+)
+def test_plan(
+    monkeypatch: pytest.MonkeyPatch,
+    devices: int | None,
+    nodes: int,
+    available: int,
+    environment: dict,
+    expected: Processes,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: available)
+    options = TrainingOptions(devices=devices, num_nodes=nodes)
+    assert choose_processes(options, "cuda", environment) == expected
+    assert expected.total == expected.devices * expected.nodes
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "environment", "message"),
+    [
+        (1, 2, {}, "--num_nodes 2: start the script on every machine with torchrun or srun"),
+        (
+            2,
+            1,
+            TORCHRUN,
+            "--devices 2 --num_nodes 1: torchrun has started 4 processes on each of 2",
+        ),
+        (None, 3, TORCHRUN, "--devices auto --num_nodes 3: torchrun has started 4 processes"),
+        (2, 1, SRUN, "--devices 2 --num_nodes 1: srun has started 3 processes"),
+        (None, 1, {"SLURM_NTASKS": "4"}, "--ntasks-per-node"),
+        (None, 1, {**SRUN, "SLURM_NTASKS_PER_NODE": "3(x2)"}, "--ntasks-per-node"),
+    ],
+)
+def test_contradictions_are_refused(
+    devices: int | None, nodes: int, environment: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        choose_processes(TrainingOptions(devices=devices, num_nodes=nodes), "cpu", environment)

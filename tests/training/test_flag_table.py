@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
 import train_basic_2dunet
 import train_basic_3dunet
-from utils.training.flag_table import CHOICES, HELP, TYPES, make_parser
+from utils.training.flag_table import CHOICES, HELP, TYPES, devices_number, make_parser
 
 SCRIPTS = (train_basic_3dunet, train_basic_2dunet)
 
@@ -50,3 +52,9 @@ def test_what_cannot_be_read_is_one_line(flag: str, capsys: pytest.CaptureFixtur
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and flag.split()[0] in error
+
+
+def test_devices_flag() -> None:
+    assert devices_number("auto") is None and devices_number("3") == 3
+    with pytest.raises(argparse.ArgumentTypeError, match="'two': must be a number or auto"):
+        devices_number("two")

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from utils.checkpoints.loading import load_checkpoint
 from utils.data.epochs import EpochDataset
 from utils.devices import Compute
+from utils.errors import UserError
 from utils.evaluation.confusion import confusion
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
@@ -29,7 +30,6 @@ from utils.training.loop import (
 )
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
-from utils.training.records import NonFiniteLossError
 from utils.training.schedules import build_scheduler, rate_factor
 from utils.training.state import Progress, build_optimizer
 
@@ -350,7 +350,7 @@ def test_the_same_seed_trains_the_same_network_to_the_bit(
 def test_a_non_finite_validation_loss_stops(
     fabric: Fabric, experiment: Experiment, values: list[float], where: str
 ) -> None:
-    with pytest.raises(NonFiniteLossError, match=where):
+    with pytest.raises(UserError, match=where):
         run(fabric, experiment, network(), Scripted(values))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from utils.errors import UserError
 from utils.evaluation.confusion import Confusion
 from utils.training.options import TrainingOptions
-from utils.training.records import NonFiniteLossError, Tally, duration, estimate
+from utils.training.records import Tally, duration, estimate
 
 
 def test_a_tally_gives_the_mean_over_samples_and_all_counts() -> None:
@@ -28,7 +29,7 @@ def test_a_tally_names_the_first_batch_without_a_finite_loss(value: float) -> No
     tally.read()
     for loss in (0.5, value, float("nan")):
         tally.add(torch.tensor(loss), patch, patch)
-    with pytest.raises(NonFiniteLossError, match=f"loss is {value} in epoch 3, training, batch 3"):
+    with pytest.raises(UserError, match=f"loss is {value} in epoch 3, training, batch 3"):
         tally.result()
 
 

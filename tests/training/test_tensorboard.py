@@ -24,7 +24,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from utils.figures import comparison_strip
 from utils.training import tensorboard
 from utils.training.experiment import Examples
-from utils.training.tensorboard import BEST_IOU, TensorBoard, enlarge, event_files, scalars
+from utils.training.tensorboard import BEST_IOU, FOLDER, event_files, scalars, write_epoch
 
 FLAGS = {"depth": 4, "arch": "unet", "start_lr": 1e-3, "resblocks": True, "train_files": ["a.h5"]}
 
@@ -62,11 +62,11 @@ def hparams(events: EventAccumulator, tag: str) -> HParamsPluginData:
 
 def test_every_number_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
     history = []
-    with TensorBoard(tmp_path, FLAGS) as board:
+    with event_files(tmp_path, FLAGS) as board:
         for epoch, iou in enumerate((0.3, 0.6, 0.5), 1):
             history.append(record(epoch, iou))
-            board.write_epoch(history, examples)
-    events = read(tmp_path)
+            write_epoch(board, history, examples)
+    events = read(tmp_path / FOLDER)
     for tag, name in (
         ("loss/train", "train_loss"),
         ("loss/valid", "valid_loss"),
@@ -83,33 +83,33 @@ def test_every_number_of_every_epoch(tmp_path: Path, examples: Examples) -> None
 
 
 def test_an_epoch_is_on_the_disk_before_the_run_ends(tmp_path: Path, examples: Examples) -> None:
-    board = TensorBoard(tmp_path, FLAGS)
-    for epoch in (1, 2):
-        board.write_epoch([record(epoch)], examples)
-        assert [point.step for point in read(tmp_path).Scalars("loss/train")][-1] == epoch
-    board.close(succeeded=False)
+    with event_files(tmp_path, FLAGS) as board:
+        for epoch in (1, 2):
+            write_epoch(board, [record(epoch)], examples)
+            points = read(tmp_path / FOLDER).Scalars("loss/train")
+            assert points[-1].step == epoch
 
 
 def test_slices_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
-    with TensorBoard(tmp_path, FLAGS) as board:
+    with event_files(tmp_path, FLAGS) as board:
         for epoch in (1, 2):
-            board.write_epoch([record(epoch)], examples)
-    events = read(tmp_path)
+            write_epoch(board, [record(epoch)], examples)
+    events = read(tmp_path / FOLDER)
     assert events.Tags()["images"] == ["examples/patch_1", "examples/patch_2"]
     shown = events.Images("examples/patch_1")
     assert [image.step for image in shown] == [1, 2]
     with Image.open(io.BytesIO(shown[0].encoded_image_string)) as picture:
         pixels = np.asarray(picture)
     patch = (examples.images[0], examples.masks[0], examples.probabilities[0])
-    assert np.array_equal(pixels, enlarge(comparison_strip(*patch)))
+    assert np.array_equal(pixels, comparison_strip(*patch))
 
 
 def test_hyperparameters_stand_beside_the_final_metrics(tmp_path: Path, examples: Examples) -> None:
     with event_files(tmp_path, FLAGS) as board:
-        board.write_epoch([record(1, 0.6)], examples)
+        write_epoch(board, [record(1, 0.6)], examples)
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1  # no folder of a second run
-    events = read(tmp_path / "tensorboard")
+    events = read(tmp_path / FOLDER)
     start = hparams(events, SESSION_START_INFO_TAG).session_start_info.hparams
     assert {name: value.number_value for name, value in start.items() if name != "arch"} == {
         "depth": 4,
@@ -125,25 +125,26 @@ def test_hyperparameters_stand_beside_the_final_metrics(tmp_path: Path, examples
 
 
 def test_a_failed_run_is_not_marked_a_success(tmp_path: Path, examples: Examples) -> None:
-    with pytest.raises(RuntimeError, match="diverged"), TensorBoard(tmp_path, FLAGS) as board:
-        board.write_epoch([record(1)], examples)
+    failing = pytest.raises(RuntimeError, match="diverged")
+    with failing, event_files(tmp_path, FLAGS) as board:
+        write_epoch(board, [record(1)], examples)
         raise RuntimeError("diverged")
-    events = read(tmp_path)
+    events = read(tmp_path / FOLDER)
     assert SESSION_END_INFO_TAG not in events.PluginTagToContent(PLUGIN_NAME)
     assert len(events.Scalars("loss/train")) == 1
 
 
 def test_a_resumed_run_shows_no_epoch_twice(tmp_path: Path, examples: Examples) -> None:
     first = [record(epoch, 0.2) for epoch in (1, 2, 3)]
-    board = TensorBoard(tmp_path, FLAGS)
-    for epoch in (1, 2, 3):  # epoch 3 is written, but the run dies before its checkpoint
-        board.write_epoch(first[:epoch], examples)
-    board.close(succeeded=False)
+    with pytest.raises(KeyboardInterrupt), event_files(tmp_path, FLAGS) as board:
+        for epoch in (1, 2, 3):  # epoch 3 is written, but the run dies before its checkpoint
+            write_epoch(board, first[:epoch], examples)
+        raise KeyboardInterrupt
     second = first[:2] + [record(epoch, 0.8) for epoch in (3, 4)]
-    with TensorBoard(tmp_path, FLAGS) as board:
+    with event_files(tmp_path, FLAGS, first_epoch=3) as board:
         for epoch in (3, 4):
-            board.write_epoch(second[:epoch], examples)
-    events = read(tmp_path)
+            write_epoch(board, second[:epoch], examples)
+    events = read(tmp_path / FOLDER)
     points = events.Scalars("iou/train")
     assert [point.step for point in points] == [1, 2, 3, 4]
     assert [point.value for point in points] == pytest.approx([0.2, 0.2, 0.8, 0.8])
@@ -183,11 +184,3 @@ def test_the_package_is_imported_when_training_starts() -> None:
     root = Path(tensorboard.__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, check=True, timeout=240)
-
-
-@pytest.mark.parametrize(("rows", "factor"), [(8, 24), (64, 3), (128, 1), (500, 1)])
-def test_small_slices_are_enlarged(rows: int, factor: int) -> None:
-    picture = np.arange(rows * 6, dtype=np.uint8).reshape(rows, 2, 3)
-    larger = enlarge(picture)
-    assert larger.shape == (factor * rows, factor * 2, 3)
-    assert np.array_equal(larger[::factor, ::factor], picture)

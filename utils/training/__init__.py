@@ -4,10 +4,10 @@
 - ``utils.training.options``: flags to frozen options, with every check; imports no torch.
 - ``utils.training.run``: what both scripts do with flags, network and data.
 - ``utils.training.recipes``: bundles of flags; ``utils.training.resuming``: which flags may change.
-- ``utils.training.processes``, ``fabric``, ``ranks``: several devices: who starts their processes,
-  how these share batches and sums.
+- ``utils.training.fabric``, ``ranks``: several devices: who starts their processes, how these share
+  batches and sums.
 - ``utils.training.losses``: what is minimised.
-- ``utils.training.schedules``, ``averaging``, ``compiling``, ``determinism``: what a step may have.
+- ``utils.training.schedules``, ``averaging``, ``compiling``, ``precision``: what a step may have.
 - ``utils.training.loop``: epochs over batches, on Lightning Fabric.
 - ``utils.training.loaders``, ``records``: what goes into an epoch, and what comes out.
 - ``utils.training.state``: network, optimiser, schedule and average, to a checkpoint and back.

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -36,25 +32,3 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
     average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
     return average
-
-
-@contextmanager
-def averaged_weights(model: nn.Module, average: AveragedModel | None) -> Iterator[None]:
-    """Within the block ``model`` has the averaged weights; then its own again, to the bit."""
-    _swap(model, average)
-    try:
-        yield
-    finally:
-        _swap(model, average)
-
-
-@torch.no_grad()
-def _swap(model: nn.Module, average: AveragedModel | None) -> None:
-    """Exchange the values of both networks' weights and buffers."""
-    if average is None:
-        return
-    others = chain(average.module.parameters(), average.module.buffers())
-    for own, other in zip(chain(model.parameters(), model.buffers()), others, strict=True):
-        kept = own.clone()
-        own.copy_(other)
-        other.copy_(kept)

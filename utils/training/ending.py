@@ -30,6 +30,7 @@ KNOWN = {
     "does not have a deterministic implementation": (
         "--deterministic: torch cannot, use --device cpu or leave it out"
     ),
+    "TORCHDYNAMO_VERBOSE": "--compile on: compiling the network failed; use --compile off",
     "onnection closed by peer": LOST,
     "onnection reset by peer": LOST,
 }

@@ -1,4 +1,8 @@
-"""Lightning Fabric for a training: how many processes, and how they are started.
+"""Lightning Fabric for a training: how many processes train one network, and who starts them.
+
+Each process, a rank, drives one device. torchrun and Slurm's srun start all of them; otherwise
+Fabric starts the others on this machine, with the script's own command line. Ranks are counted from
+0, over all machines; rank 0 alone writes files.
 
 Batches reach a GPU from pinned memory without waiting: the loader pins, and Fabric's wrapper of it
 copies with ``non_blocking`` to anything but a CPU.
@@ -12,7 +16,8 @@ import os
 import subprocess
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -23,7 +28,24 @@ from utils.devices import Compute, tune_gpu
 from utils.errors import UserError
 from utils.freed_memory import keep_all_freed
 from utils.training.options import TrainingOptions
-from utils.training.processes import Processes, plan_processes
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The ranks of one training."""
+
+    devices: int = 1
+    """On each machine, a process each."""
+    nodes: int = 1
+    """Machines."""
+    launcher: str | None = None
+    """``torchrun`` or ``srun`` where that has started all of them."""
+
+    @property
+    def total(self) -> int:
+        """Ranks on all machines together."""
+        return self.devices * self.nodes
+
 
 ALONE = Processes()
 """One process, one device."""
@@ -31,14 +53,31 @@ GRACE_SECONDS = 5.0
 """In which the other processes may end by themselves once the first has ended."""
 
 
-def choose_processes(options: TrainingOptions, device: str) -> Processes:
-    """Return the processes of a training, a device each; see :func:`plan_processes`.
+def choose_processes(
+    options: TrainingOptions, device: str, environment: Mapping[str, str] = os.environ
+) -> Processes:
+    """Return the processes that --devices (None: auto) and --num_nodes ask for.
 
-    ``auto`` takes every GPU of this machine, and one process on a CPU. Raises UserError for more
-    GPUs than there are, and for more devices than a batch has patches.
+    ``auto`` is what torchrun or srun has started, else every GPU of this machine, and one process
+    on a CPU. Raises UserError where flags and launcher contradict each other, for several machines
+    without a launcher, for more GPUs than there are, and for more devices than a batch has patches.
     """
+    devices, nodes = options.devices, options.num_nodes
     found = torch.cuda.device_count() if device == "cuda" else 1
-    planned = plan_processes(options.devices, options.num_nodes, found)
+    planned = find_launcher(environment)
+    if planned is None and nodes > 1:
+        raise UserError(
+            f"--num_nodes {nodes}: start the script on every machine with torchrun or srun "
+            '(README, "Several devices and machines")'
+        )
+    if planned is None:
+        planned = Processes(devices or found)
+    elif devices not in (None, planned.devices) or nodes not in (1, planned.nodes):
+        raise UserError(
+            f"--devices {devices or 'auto'} --num_nodes {nodes}: {planned.launcher} has started "
+            f"{planned.devices} processes on each of {planned.nodes} machines; give the same "
+            "numbers, or leave both flags out"
+        )
     if device == "cuda" and planned.devices > found:
         raise UserError(f"--devices {planned.devices}: torch finds {found} CUDA devices here")
     if options.batch_size < planned.total:
@@ -47,6 +86,28 @@ def choose_processes(options: TrainingOptions, device: str) -> Processes:
             "that share a batch; raise it, or lower --devices"
         )
     return planned
+
+
+def find_launcher(environment: Mapping[str, str] = os.environ) -> Processes | None:
+    """Return what torchrun or srun says in the environment that it has started, None without.
+
+    srun with a single task is none: Fabric can start the other processes. Raises UserError where
+    srun does not say how many tasks run on each machine.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        here, total = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+        return Processes(here, total // here, "torchrun")
+    interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if interactive or int(environment.get("SLURM_NTASKS", 1)) == 1:
+        return None
+    try:
+        here = int(environment["SLURM_NTASKS_PER_NODE"])
+    except (KeyError, ValueError):
+        raise UserError(
+            f"srun has started {environment['SLURM_NTASKS']} tasks; say --ntasks-per-node to "
+            "sbatch or srun (a number) instead of --ntasks"
+        ) from None
+    return Processes(here, int(environment.get("SLURM_NNODES", 1)), "srun")
 
 
 def make_fabric(

@@ -12,7 +12,6 @@ from typing import Any
 
 from utils.flags import FlagParser, whole_number
 from utils.training import options
-from utils.training.processes import devices_number
 from utils.training.recipes import RECIPES
 
 Defaults = Mapping[str, Mapping[str, Any]]
@@ -93,6 +92,15 @@ HELP = {
 """In two dimensions a patch is an image and a voxel a pixel."""
 
 CHOICES = {**options.CHOICES, "recipe": tuple(RECIPES)}
+
+
+def devices_number(text: str) -> int | None:
+    """Return the value of --devices: a number, None for ``auto``; one-line error for all else."""
+    try:
+        return None if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number or auto") from None
+
 
 TYPES: Mapping[str, Callable[[str], Any]] = {
     "patches_per_epoch": int,

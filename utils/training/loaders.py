@@ -15,7 +15,7 @@ from utils.data.epochs import EpochDataset
 from utils.simulation.streams import Purpose, make_rng
 from utils.training.fabric import loader_processes
 from utils.training.options import TrainingOptions
-from utils.training.ranks import BatchShares, own_block, own_share, rank, world_size
+from utils.training.ranks import BatchShares, own_block, rank, world_size
 
 
 class EpochSampler(Sampler[int]):
@@ -92,10 +92,3 @@ def even_batches(indices: range, batch_size: int) -> list[range]:
         number = min(number, max(1, len(indices) // 2))
     cuts = [k * len(indices) // number for k in range(number + 1)] if number else []
     return [indices[low:high] for low, high in zip(cuts, cuts[1:], strict=False)]
-
-
-def largest_batch(data: EpochDataset, options: TrainingOptions) -> int:
-    """Return the patches of a whole training batch that are this process's."""
-    whole = min(options.batch_size, len(data))
-    # A set that makes its own batches gives all processes the same number.
-    return whole // world_size() if data.makes_batches else own_share(whole)

@@ -23,18 +23,17 @@ from tqdm import tqdm
 
 from utils.data.epochs import EpochDataset
 from utils.devices import memory_format
-from utils.training.averaging import averaged_weights
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.ending import stop_if_asked
 from utils.training.experiment import Examples, Experiment
-from utils.training.loaders import EpochSampler, build_loader, largest_batch
+from utils.training.loaders import EpochSampler, build_loader
 from utils.training.options import TrainingOptions
 from utils.training.ranks import average_buffers, loss_weight
 from utils.training.records import EpochResult, Tally, epoch_record, estimate, summary
 from utils.training.resuming import Resumption
 from utils.training.schedules import TrainingClock
 from utils.training.state import Progress, go_on, save_checkpoints, set_up, whole_state
-from utils.training.tensorboard import event_files
+from utils.training.tensorboard import event_files, write_epoch
 
 EXAMPLES = 3
 """Validation patches shown in ``predictions.png``."""
@@ -59,11 +58,11 @@ def train(
 
     ``description`` goes into every checkpoint (``model_config``, ``normalizer``, ``patch_size``,
     ...: plain state). ``last.pth`` exists before the first epoch and holds the last completed one
-    ever after, so that a run can be cut at any moment. Raises NonFiniteLossError, and
-    Interrupted after a signal.
+    ever after, so that a run can be cut at any moment. Raises UserError for a loss that
+    is no number, and Interrupted after a signal.
     """
-    patch_shape = train_data[0][0].shape
-    parts = set_up(fabric, model, options, len(patch_shape) + 1)
+    parts = set_up(fabric, model, options, train_data[0][0].ndim + 1)
+    compile_network(parts.model.module, compiling)
     loss_function = loss_function.to(fabric.device)
     sampler = EpochSampler(len(train_data), options.seed, shuffle=not options.no_shuffle)
     train_loader = build_loader(fabric, train_data, options, sampler)
@@ -75,12 +74,9 @@ def train(
     if not progress.epoch:
         experiment.save_last(whole_state(parts, description, progress, history, clock))
     first = progress.epoch + 1
-    batch_shape = (largest_batch(train_data, options), *patch_shape)
     tensorboard = options.tensorboard and fabric.is_global_zero
-    with (
-        event_files(experiment.directory, description.get("flags", {}), tensorboard) as board,
-        compile_network(fabric, parts.model, loss_function, batch_shape, compiling),
-    ):
+    flags = description.get("flags", {})
+    with event_files(experiment.directory, flags, first, wanted=tensorboard) as board:
         while (reason := reason_to_end(progress, clock, options)) is None:
             epoch, started = progress.epoch + 1, time.perf_counter()
             sampler.epoch = epoch
@@ -99,10 +95,9 @@ def train(
                 parts.average,
             )
             average_buffers(parts.model.module, parts.average)
-            with averaged_weights(parts.model, parts.average):
-                validated, examples = evaluate(
-                    parts.model, loss_function, valid_loader, f"epoch {epoch}, validation"
-                )
+            validated, examples = evaluate(
+                parts.validated, loss_function, valid_loader, f"epoch {epoch}, validation"
+            )
             if parts.scheduler:
                 parts.scheduler.step(validated.loss)
 
@@ -116,7 +111,7 @@ def train(
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             if board:
-                board.write_epoch(history, examples)
+                write_epoch(board, history, examples)
             logger.info(summary(history[-1], options.epochs))
             if epoch == first:
                 logger.info(estimate(history[-1], options))
@@ -177,6 +172,7 @@ def train_one_epoch(
     return tally.result()  # device and host meet
 
 
+@torch.compiler.set_stance("force_eager")  # not worth another minute of compiling
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loss_function: nn.Module, loader: DataLoader, where: str

@@ -70,7 +70,7 @@ def outer_boundary(mask: Tensor, thickness: int) -> Tensor:
 def foreground_weight(fraction: float) -> float:
     """Return (1 - f) / f, which balances a foreground share f against the background.
 
-    Raises ValueError for a share outside 0..1 (both excluded).
+    Raises UserError for a share outside 0..1 (both excluded).
     """
     if not 0 < fraction < 1:
         raise UserError(
@@ -90,7 +90,7 @@ def build_loss(options: TrainingOptions, foreground: float | None = None) -> nn.
     """Return the loss that ``options.loss_type`` names.
 
     ``foreground`` is the labelled share of training crops, which ``weighted_bce`` needs. Raises
-    ValueError where it is missing or cannot be balanced.
+    UserError where it cannot be balanced.
     """
     if options.loss_type == "dice":
         loss: nn.Module = DiceLoss(sigmoid=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
@@ -101,8 +101,6 @@ def build_loss(options: TrainingOptions, foreground: float | None = None) -> nn.
         loss = BoundaryWeightedDiceLoss(options.boundary_weight, options.boundary_thickness)
     elif options.loss_type == "bce":
         loss = nn.BCEWithLogitsLoss()
-    elif foreground is None:
-        raise UserError("weighted_bce needs the foreground share of the training crops")
     else:
         loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(foreground_weight(foreground)))
     return Float32Loss(loss)

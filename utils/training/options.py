@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,28 @@ CHOICES = {
     "compile": ("auto", "on", "off"),
 }
 """The words that a flag takes."""
+AT_LEAST = {
+    **dict.fromkeys(("epochs", "batch_size", "early_stopping_patience", "boundary_thickness"), 1),
+    **dict.fromkeys(("devices", "num_nodes", "start_channels", "stem_stride", "num_stacks"), 1),
+    **dict.fromkeys(("patch_size", "patches_per_epoch", "patches_per_volume"), 1),
+    **dict.fromkeys(("L_train", "L_validate", "L_test"), 1),
+    **dict.fromkeys(("lr_scheduler_patience", "num_workers", "MIN_PARAMS"), 0),
+    **dict.fromkeys(("weight_decay", "boundary_weight"), 0.0),
+}
+"""The smallest value of a flag; infinity and NaN are none."""
+RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "ema": (lambda value: 0 <= value < 1, "lie in 0..1 (1 excluded), such as 0.999"),
+    "max_minutes": (lambda value: 0 < value < math.inf, "be larger than 0, such as 30"),
+    "start_lr": (lambda value: 0 < value < math.inf, "be larger than 0, such as 1e-3"),
+    "lr_scheduler_factor": (
+        lambda value: 0 < value < 1,
+        "lie between 0 and 1 (both excluded), such as 0.2",
+    ),
+    "background_threshold": (lambda value: 0 <= value <= 1, "lie in 0..1, such as 0.95"),
+    "depth": (lambda value: 1 <= value <= 16, "lie in 1..16, such as 4"),
+    "conv_kernel_size": (lambda value: value > 0 and value % 2 == 1, "be odd, such as 3"),
+}
+"""Whether another flag's value is right, and what it must do."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +103,13 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         from utils.simulation.streams import check_seed
 
-        for name in ("epochs", "batch_size", "early_stopping_patience", "boundary_thickness"):
-            _check_at_least(name, getattr(self, name), 1)
-        for name in ("lr_scheduler_patience", "num_workers"):
-            _check_at_least(name, getattr(self, name), 0)
-        for name in ("weight_decay", "boundary_weight"):
-            _check_at_least(name, getattr(self, name), 0.0)
-        for name in CHOICES:
-            if name in vars(self):
-                _check_choice(name, getattr(self, name))
-        if not 0 <= self.ema < 1:
-            raise UserError(f"--ema {self.ema}: must lie in 0..1 (1 excluded), such as 0.999")
-        minutes = self.max_minutes
-        if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
-            raise UserError(f"--max_minutes {minutes}: must be larger than 0, such as 30")
-        if minutes is not None and self.deterministic:
-            raise UserError(
-                f"--max_minutes {minutes}: where the clock ends it, a training depends on the "
-                "machine's speed; leave it out with --deterministic, and say --epochs"
-            )
-        if not (math.isfinite(self.start_lr) and self.start_lr > 0):
-            raise UserError(f"--start_lr {self.start_lr}: must be larger than 0, such as 1e-3")
-        if not 0 < self.lr_scheduler_factor < 1:
-            raise UserError(
-                f"--lr_scheduler_factor {self.lr_scheduler_factor}: must lie between 0 and 1 "
-                "(both excluded), such as 0.2"
-            )
+        check_values(vars(self))
         check_seed(self.seed, "--seed")
+        if self.max_minutes is not None and self.deterministic:
+            raise UserError(
+                f"--max_minutes {self.max_minutes}: where the clock ends it, a training depends on "
+                "the machine's speed; leave it out with --deterministic, and say --epochs"
+            )
 
     @classmethod
     def from_flags(cls, flags: argparse.Namespace) -> TrainingOptions:
@@ -115,21 +118,36 @@ class TrainingOptions:
         return cls(**{name: getattr(flags, name) for name in names if hasattr(flags, name)})
 
 
+def let_waiting_threads_sleep() -> None:
+    """Ask OpenMP, before torch loads it, that a thread that waits for others does not spin.
+
+    Where anything else runs on the cores, each step of a network otherwise waits for a time slice
+    of its slowest thread (measured: up to ten times as long). OMP_WAIT_POLICY wins where it is set.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise UserError for the first flag in ``values`` whose value is none of those it takes."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name in CHOICES and value not in CHOICES[name]:
+            raise UserError(f"--{name} {value!r}: must be one of {', '.join(CHOICES[name])}")
+        if name in AT_LEAST and not AT_LEAST[name] <= value < math.inf:
+            raise UserError(f"--{name} {value}: must be at least {AT_LEAST[name]}")
+        if name in RANGES:
+            is_right, rule = RANGES[name]
+            if not is_right(value):
+                raise UserError(f"--{name} {value}: must {rule}")
+
+
 def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, Any]:
     """Return the keyword arguments of ``models.ModelConfig`` that the flags ask for.
 
-    Reads arch, depth, start_channels, stem_stride, num_stacks, conv_kernel_size, resblocks,
-    MIN_PARAMS and MAX_PARAMS. Raises UserError for sizes that no network can have.
+    Raises UserError for a flag, whatever it is about, that has a value it cannot have.
     """
-    _check_choice("arch", flags.arch)
-    for name in ("depth", "start_channels", "stem_stride", "num_stacks", "conv_kernel_size"):
-        _check_at_least(name, getattr(flags, name), 1)
-    if flags.conv_kernel_size % 2 == 0:
-        raise UserError(
-            f"--conv_kernel_size {flags.conv_kernel_size}: must be odd, such as "
-            f"{flags.conv_kernel_size - 1} or {flags.conv_kernel_size + 1}"
-        )
-    _check_at_least("MIN_PARAMS", flags.MIN_PARAMS, 0)
+    check_values(vars(flags))
     if flags.MIN_PARAMS > flags.MAX_PARAMS:
         raise UserError(
             f"--MIN_PARAMS {flags.MIN_PARAMS}: must not be larger than --MAX_PARAMS "
@@ -147,12 +165,6 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
     }
 
 
-def check_counts(flags: argparse.Namespace, *names: str) -> None:
-    """Raise UserError that names the first of these flags below 1."""
-    for name in names:
-        _check_at_least(name, getattr(flags, name), 1)
-
-
 def check_patch_size(
     patch_size: int,
     depth: int,
@@ -165,31 +177,16 @@ def check_patch_size(
     Where a device sees a single patch in a step (``patches_a_step`` 1), the lowest level needs more
     than one voxel for its batch norm. ``what`` is the patch's name in the message.
     """
-    _check_at_least("patch_size", patch_size, 1)
-    stem = f" and --stem_stride {stem_stride}" if stem_stride > 1 else ""
-    rule = "stem_stride * 2^(depth - 1)" if stem else "2^(depth - 1)"
-    if depth > (patch_size // stem_stride).bit_length():
-        factor = f"{stem_stride} * " if stem else ""
-        smallest = str(stem_stride * 2 ** (depth - 1)) if depth < 32 else f"{factor}2^{depth - 1}"
+    smallest = stem_stride * 2 ** (depth - 1)
+    network = f"--depth {depth}" + f" and --stem_stride {stem_stride}" * (stem_stride > 1)
+    if patch_size < smallest:
+        raise UserError(f"{what} {patch_size}: must be at least {smallest} with {network}")
+    if patches_a_step == 1 and patch_size == smallest:
         raise UserError(
-            f"{what} {patch_size}: must be at least {smallest} ({rule}) with --depth {depth}{stem}"
+            f"a single patch a step: with {what} {patch_size} and {network} one voxel is left at "
+            "the lowest level, too few for batch norm; give each device at least two patches a "
+            "step (--batch_size, and as many in an epoch), or lower --depth"
         )
-    if patches_a_step == 1 and patch_size == stem_stride * 2 ** (depth - 1):
-        raise UserError(
-            f"a single patch a step: with {what} {patch_size} and --depth {depth}{stem} one voxel "
-            "is left at the lowest level, too few for batch norm; give each device at least two "
-            "patches a step (--batch_size, and as many in an epoch), or lower --depth"
-        )
-
-
-def check_patches(background_threshold: float, patches_per_epoch: int | None) -> None:
-    """Raise UserError for a share outside 0..1 or an epoch without patches."""
-    if not 0 <= background_threshold <= 1:
-        raise UserError(
-            f"--background_threshold {background_threshold}: must lie in 0..1, such as 0.95"
-        )
-    if patches_per_epoch is not None:
-        _check_at_least("patches_per_epoch", patches_per_epoch, 1)
 
 
 def check_parameter_count(count: int, minimum: int, maximum: int) -> None:
@@ -266,13 +263,3 @@ def describe_training(options: TrainingOptions) -> str:
         f"({options.lr_schedule}), batches of {options.batch_size}, at most {length}, seed "
         f"{options.seed}{average}"
     )
-
-
-def _check_at_least(name: str, value: float, minimum: float) -> None:
-    if not (math.isfinite(value) and value >= minimum):
-        raise UserError(f"--{name} {value}: must be at least {minimum}")
-
-
-def _check_choice(name: str, value: str) -> None:
-    if value not in CHOICES[name]:
-        raise UserError(f"--{name} {value!r}: must be one of {', '.join(CHOICES[name])}")

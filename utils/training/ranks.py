@@ -9,15 +9,12 @@ Only batch norm differs: each rank normalises by its own part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-
-from utils.errors import UserError
 
 
 class Order(Sized, Protocol):
@@ -41,16 +38,10 @@ class BatchShares(Sampler[list[int]]):
 
     A last batch that is too small is left out where there are others: one that leaves a rank a
     single sample, from which batch norm would take its statistics, unless a rank's part of any
-    batch is one sample; and one that leaves a rank none. Raises ValueError where an epoch has fewer
-    samples than ranks.
+    batch is one sample; and one that leaves a rank none. There must be as many samples as ranks.
     """
 
     def __init__(self, order: Order, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
-        if min(batch_size, len(order)) < ranks:
-            raise UserError(
-                f"{ranks} devices cannot share batches of {min(batch_size, len(order))} patches; "
-                "lower --devices, or raise --batch_size (and the patches of an epoch)"
-            )
         self.order = order
         self.batch_size = batch_size
         self.rank = rank
@@ -79,11 +70,6 @@ def own_block(length: int) -> range:
     """Return the indices of ``length`` items that are this rank's: each item is one rank's."""
     own, ranks = rank(), world_size()
     return range(own * length // ranks, (own + 1) * length // ranks)
-
-
-def own_share(number: int) -> int:
-    """Return how many of the ``number`` samples of a batch are this rank's."""
-    return len(range(rank(), number, world_size()))
 
 
 def loss_weight(loader: object, batch: int) -> float:
@@ -129,24 +115,6 @@ def average_buffers(*modules: nn.Module | None) -> None:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= world_size()
-
-
-@contextmanager
-def first_rank_first() -> Iterator[None]:
-    """Run the block on rank 0, then on the others: one makes a file, the others read it."""
-    if rank():
-        wait_for_all()
-    yield
-    if not rank():
-        wait_for_all()
-
-
-def wait_for_all() -> None:
-    """Return when every rank has come here, so that what rank 0 has written can be read."""
-    if _several():
-        meeting = torch.zeros(1, device=_meeting_place())
-        dist.all_reduce(meeting)
-        meeting.item()  # on a GPU the sum is only queued before
 
 
 def _several() -> bool:

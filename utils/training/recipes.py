@@ -9,46 +9,43 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from utils.errors import UserError
 from utils.training.resuming import check_unchanged, recorded_flags
 
-REFERENCE: Mapping[str, Any] = MappingProxyType(
-    {
-        "loss_type": "dice",
-        "optimizer": "adam",
-        "weight_decay": 0.0,
-        "start_lr": 1e-3,
-        "lr_schedule": "plateau",
-        "lr_scheduler_factor": 0.20,
-        "lr_scheduler_patience": 3,
-        "ema": 0.0,
-        "augment": "none",
-        "no_shuffle": True,
-    }
-)
+REFERENCE: Mapping[str, Any] = {
+    "loss_type": "dice",
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "start_lr": 1e-3,
+    "lr_schedule": "plateau",
+    "lr_scheduler_factor": 0.20,
+    "lr_scheduler_patience": 3,
+    "ema": 0.0,
+    "augment": "none",
+    "no_shuffle": True,
+}
 """How the reference trains: Adam, plateau, the same order in each epoch; of the network nothing."""
 
-FAST: Mapping[str, Any] = MappingProxyType(
-    {
-        "arch": "unet",
-        "stem_stride": 2,
-        "start_channels": 16,
-        "depth": 4,
-        "loss_type": "bce_dice",
-        "optimizer": "adamw",
-        "weight_decay": 1e-2,
-        "start_lr": 3e-3,
-        "lr_schedule": "onecycle",
-        "batch_size": 4,
-        "ema": 0.998,
-    }
-)
+FAST: Mapping[str, Any] = {
+    "arch": "unet",
+    "stem_stride": 2,
+    "start_channels": 16,
+    "depth": 4,
+    "loss_type": "bce_dice",
+    "optimizer": "adamw",
+    "weight_decay": 1e-2,
+    "start_lr": 3e-3,
+    "lr_schedule": "onecycle",
+    "batch_size": 4,
+    "ema": 0.998,
+}
 """What learns most per minute on volumes: a network on blocks of two voxels, and one cycle."""
 
-RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"reference": REFERENCE, "fast": FAST})
+RECIPES: Mapping[str, Mapping[str, Any]] = {"reference": REFERENCE, "fast": FAST}
+NEVER_TAKEN_OVER = {"resume", "experiment_title", "log_path", "overwrite"}
+"""Flags that a resumed run has as they are given."""
 
 
 def parse_training_flags(
@@ -60,51 +57,27 @@ def parse_training_flags(
     to --epochs: it is not cut before its rate has come down, unless the flag is given. ``script``
     is the path of the training script. A mistake exits with status 2 and one line.
     """
-    first = _first_look(parser, arguments)
-    plain = {action.dest: action.default for action in parser._actions}
+    first = parser.parse_args(arguments)
+    plain = {name: parser.get_default(name) for name in vars(first)}
     defaults = dict(RECIPES.get(first.recipe, {}))
     recorded = None
-    if first.resume:
-        try:
+    try:
+        if first.resume:
             directory = Path(first.log_path) / first.experiment_title
             recorded = recorded_flags(directory, Path(script).name)
-        except UserError as error:
-            parser.error(str(error))
-        defaults |= recorded
-    _set_defaults(parser, defaults)
-    flags = parser.parse_args(arguments)
-    patience = defaults.get("early_stopping_patience")
-    if flags.lr_schedule != "plateau" and patience in (None, defaults.get("epochs")):
-        parser.set_defaults(early_stopping_patience=flags.epochs)
+            defaults |= recorded
+        taken_over = defaults.keys() & plain.keys() - NEVER_TAKEN_OVER
+        parser.set_defaults(**{name: defaults[name] for name in taken_over})
         flags = parser.parse_args(arguments)
-    if recorded is not None:
-        try:
+        patience = defaults.get("early_stopping_patience")
+        if flags.lr_schedule != "plateau" and patience in (None, defaults.get("epochs")):
+            parser.set_defaults(early_stopping_patience=flags.epochs)
+            flags = parser.parse_args(arguments)
+        if recorded is not None:
             check_unchanged(flags, recorded, plain)
-        except UserError as error:
-            parser.error(str(error))
+    except UserError as error:
+        parser.error(str(error))
     return flags
-
-
-def _first_look(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
-) -> argparse.Namespace:
-    """Return --recipe, --resume and where the log directory is; mistakes are left for later."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--recipe")
-    first.add_argument("--resume", action="store_true")
-    for name in ("experiment_title", "log_path"):
-        first.add_argument(f"--{name}", default=parser.get_default(name))
-    try:
-        return first.parse_known_args(arguments)[0]
-    except argparse.ArgumentError:  # the parser proper says it in its own words
-        return first.parse_args([])
-
-
-def _set_defaults(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> None:
-    """Set those defaults that ``parser`` has flags for, but for what a run never takes over."""
-    known = {action.dest for action in parser._actions}
-    known -= {"resume", "experiment_title", "log_path", "overwrite"}
-    parser.set_defaults(**{name: value for name, value in values.items() if name in known})
 
 
 def recipe_values(flags: argparse.Namespace) -> dict[str, Any]:

@@ -17,10 +17,6 @@ from utils.training.options import TrainingOptions
 from utils.training.ranks import pooled
 
 
-class NonFiniteLossError(UserError):
-    """The loss is infinite or not a number; names the epoch and the batch."""
-
-
 @dataclass(frozen=True)
 class EpochResult:
     """What one pass over a data set gave."""
@@ -60,13 +56,13 @@ class Tally:
         self.samples += len(masks)
 
     def read(self) -> None:
-        """Wait for the device, and read the losses; raise NonFiniteLossError where one is none."""
+        """Wait for the device, and read the losses; raise UserError where one is no number."""
         losses = torch.stack(self._unread).tolist() if self._unread else []
         self._unread.clear()
         for loss in losses:
             self.batches += 1
             if not math.isfinite(loss):
-                raise NonFiniteLossError(
+                raise UserError(
                     f"the loss is {loss} in {self.where}, batch {self.batches}: lower --start_lr "
                     "or try --precision 32"
                 )

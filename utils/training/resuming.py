@@ -117,17 +117,6 @@ def find_resumption(directory: Path) -> Resumption:
     return Resumption(None, "starts from the beginning: the run has not saved a checkpoint yet")
 
 
-def changed_flags(
-    recorded: Mapping[str, Any], flags: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
-    """Return what has changed, as (was, is) by flag; a flag that was unknown was None."""
-    return {
-        name: (recorded.get(name), value)
-        for name, value in flags.items()
-        if name != "resume" and value != recorded.get(name)
-    }
-
-
 def _without_folders(described: Any) -> Any:
     """Return plain JSON without versions, and of what stands under ``file`` the names alone."""
     if isinstance(described, Mapping):

@@ -24,7 +24,6 @@ from utils.devices import Compute, choose_compute
 from utils.errors import UserError
 from utils.training import ranks
 from utils.training.compiling import choose_compiling
-from utils.training.determinism import be_deterministic, recorded_threads
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
 from utils.training.fabric import choose_processes, loader_processes, make_fabric
@@ -37,10 +36,9 @@ from utils.training.options import (
     describe_network,
     describe_training,
 )
-from utils.training.precision import choose_training_compute
-from utils.training.processes import find_launcher
+from utils.training.precision import be_deterministic, choose_training_compute, recorded_threads
 from utils.training.recipes import describe_recipe, recipe_values
-from utils.training.resuming import Resumption, changed_flags, check_data, find_resumption
+from utils.training.resuming import Resumption, check_data, find_resumption
 
 logger = logging.getLogger("utils.training")
 
@@ -90,7 +88,7 @@ def run_training(
         model_config: the network's configuration, plain state.
         build_network: makes that network.
         patch_size: edge of the items to train on, in voxels.
-        load_data: opens or makes the data, in each of several processes, which have met by then.
+        load_data: opens or makes the data, in each of several processes, the first one first.
     """
     if options.deterministic:
         be_deterministic(recorded_threads(directory))
@@ -106,7 +104,8 @@ def run_training(
     compute = choose_training_compute(options, build_network, shape, processes.total, resumed)
     deterministic = options.deterministic
     fabric = make_fabric(compute, options.seed, processes, deterministic=deterministic)
-    data = load_data()
+    with fabric.rank_zero_first():  # it makes files, the others read them
+        data = load_data()
     check_shares(data, patch_size, options, flags)
     foreground = measure_foreground(data.train) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
@@ -136,7 +135,7 @@ def run_training(
                 **({"resume": resumption.note} if resumption else {}),
                 "recipe": describe_recipe(flags),
                 "training": describe_training(options),
-                "machine": describe_machine(compute, options),
+                "machine": describe_machine(compute, options, processes.devices),
                 "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
                 "log": str(directory),
             }
@@ -163,7 +162,7 @@ def run_training(
             resumption,
         )
         if data.test is not None:
-            ranks.wait_for_all()  # until the best checkpoint is there
+            fabric.barrier()  # until the best checkpoint is there
             state = load_checkpoint(directory)
             best = build_network()
             best.load_state_dict(state["model_state"])
@@ -206,11 +205,12 @@ def open_experiment(
         return Experiment.create(directory, config, script)
     before = json.loads((directory / "config.json").read_text())
     check_data(before["data"], config["data"])
-    record = {
-        "epoch": resumption.epoch,
-        "note": resumption.note,
-        "changed": changed_flags(before["flags"], config["flags"]),
+    changed = {
+        name: (before["flags"].get(name), value)
+        for name, value in config["flags"].items()
+        if name != "resume" and value != before["flags"].get(name)
     }
+    record = {"epoch": resumption.epoch, "note": resumption.note, "changed": changed}
     history = resumption.state["history"] if resumption.state else []
     return Experiment.reopen(directory, config, script, history, record)
 
@@ -225,10 +225,9 @@ def announce(lines: Mapping[str, str]) -> None:
         logger.info(f"{topic:<{width}}  {text}")
 
 
-def describe_machine(compute: Compute, options: TrainingOptions) -> str:
+def describe_machine(compute: Compute, options: TrainingOptions, neighbours: int) -> str:
     """Return a line on where the network is evaluated, and by how many processes."""
-    total, started = ranks.world_size(), find_launcher()
-    loaders = loader_processes(options.num_workers, started.devices if started else total)
+    total, loaders = ranks.world_size(), loader_processes(options.num_workers, neighbours)
     together = f" each, {total} processes train together" if total > 1 else ""
     return compute.describe(loaders) + together
 

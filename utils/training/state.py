@@ -49,7 +49,9 @@ class TrainedParts:
     scheduler: ReduceLROnPlateau | None
     """For ``plateau`` alone."""
     average: AveragedModel | None
-    """Of the weights, with ``ema``; what is validated and predicted with."""
+    """Of the weights, with ``ema``."""
+    validated: nn.Module
+    """What is validated and predicted with: the averaged network where there is one."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
     scheduler = build_scheduler(optimizer, options)
     model, optimizer = fabric.setup(model, optimizer)
     average = make_average(model.module, options.ema)
-    return TrainedParts(fabric, model, optimizer, scheduler, average)
+    validated = fabric.setup_module(average.module) if average else model
+    return TrainedParts(fabric, model, optimizer, scheduler, average, validated)
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
@@ -115,10 +118,9 @@ def whole_state(
 
     Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
-    validated = parts.average.module if parts.average else parts.model
     return {
         **description,
-        "model_state": _weights(validated),
+        "model_state": _weights(parts.validated),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
         **_resumable_state(parts),

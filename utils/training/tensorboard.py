@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from utils.figures import comparison_strip
 
 if TYPE_CHECKING:
@@ -34,82 +32,47 @@ NAMES = {
 BEST_IOU = "iou/best_valid"
 COMPARED = (BEST_IOU, "iou/valid", "loss/valid")
 """Metrics in the table of hyperparameters, which shows the last value of each."""
-SHOWN_EDGE = 192
-"""Pixels; slices are enlarged by whole numbers up to about this height."""
 
 logger = logging.getLogger("utils.training")
 
 
-class TensorBoard:
-    """Writes the event files of one run; a context that closes them. See :func:`event_files`.
-
-    The first epoch that is written hides whatever a broken-off run before it has written of this
-    epoch and of later ones, so that a resumed run shows no epoch twice. Every epoch is flushed.
-    Those of ``flags`` that are :func:`comparable` become the hyperparameters.
-    """
-
-    def __init__(self, directory: str | Path, flags: Mapping[str, Any]) -> None:
-        self.directory = Path(directory)
-        self.flags = dict(flags)
-        self._writer: SummaryWriter | None = None
-
-    def __enter__(self) -> TensorBoard:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self.close(succeeded=kind is None)
-
-    def write_epoch(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
-        """Write the latest record of ``history`` (as in ``logs.json``) and the example patches."""
-        epoch = history[-1]["epoch"]
-        writer = self._opened(epoch)
-        for tag, value in scalars(history).items():
-            writer.add_scalar(tag, value, epoch)
-        patches = zip(examples.images, examples.masks, examples.probabilities, strict=True)
-        for number, patch in enumerate(patches, 1):
-            strip = enlarge(comparison_strip(*patch))
-            writer.add_image(f"examples/patch_{number}", strip, epoch, dataformats="HWC")
-        writer.flush()
-
-    def close(self, *, succeeded: bool) -> None:
-        """Close the file; a run that ``succeeded`` is marked so. The second call does nothing."""
-        if self._writer is None:
-            return
-        if succeeded:
-            self._writer.file_writer.add_summary(self._hyperparameter_summaries()[2])
-        self._writer.close()
-        self._writer = None
-
-    def _opened(self, epoch: int) -> SummaryWriter:
-        """Return the writer; the first call opens it and writes the hyperparameters."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.directory), purge_step=epoch)
-            for summary in self._hyperparameter_summaries()[:2]:
-                self._writer.file_writer.add_summary(summary)
-        return self._writer
-
-    def _hyperparameter_summaries(self) -> Sequence[Any]:
-        """Return what the plugin wants in the run's own folder: experiment, start and end."""
-        from torch.utils.tensorboard.summary import hparams
-
-        return hparams(comparable(self.flags), dict.fromkeys(COMPARED))
-
-
 @contextmanager
 def event_files(
-    directory: str | Path, flags: Mapping[str, Any], wanted: bool = True
-) -> Iterator[TensorBoard | None]:
+    directory: str | Path, flags: Mapping[str, Any], first_epoch: int = 1, wanted: bool = True
+) -> Iterator[SummaryWriter | None]:
     """Yield a writer into ``directory/tensorboard`` for a run with a script's ``flags``.
 
-    Yields None unless ``wanted``, and, with a line in the log, when the package is not installed.
+    What a broken-off run before it has written of ``first_epoch`` and of later ones is hidden, so
+    that a resumed run shows no epoch twice. Those flags that are :func:`comparable` become the
+    hyperparameters; a block that ends without an error is marked a success. Yields None unless
+    ``wanted``, and, with a line in the log, when the package is not installed.
     """
     if not wanted or not _is_installed():
         yield None
         return
-    with TensorBoard(Path(directory) / FOLDER, flags) as board:
-        yield board
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    experiment, start, success = hparams(comparable(flags), dict.fromkeys(COMPARED))
+    with SummaryWriter(str(Path(directory) / FOLDER), purge_step=first_epoch) as writer:
+        writer.file_writer.add_summary(experiment)
+        writer.file_writer.add_summary(start)
+        yield writer
+        writer.file_writer.add_summary(success)
+
+
+def write_epoch(
+    writer: SummaryWriter, history: Sequence[Mapping[str, Any]], examples: Examples
+) -> None:
+    """Write the latest record of ``history`` (as in ``logs.json``) and the example patches."""
+    epoch = history[-1]["epoch"]
+    for tag, value in scalars(history).items():
+        writer.add_scalar(tag, value, epoch)
+    patches = zip(examples.images, examples.masks, examples.probabilities, strict=True)
+    for number, patch in enumerate(patches, 1):
+        strip = comparison_strip(*patch)
+        writer.add_image(f"examples/patch_{number}", strip, epoch, dataformats="HWC")
+    writer.flush()
 
 
 def _is_installed() -> bool:
@@ -150,9 +113,3 @@ def tag_of(name: str) -> str:
     if phase in ("train", "valid") and metric:
         return f"{metric}/{phase}"
     return NAMES.get(name, f"other/{name}")
-
-
-def enlarge(picture: np.ndarray) -> np.ndarray:
-    """Return ``picture`` (H, W, 3) with each pixel repeated, up to about SHOWN_EDGE rows."""
-    factor = max(1, SHOWN_EDGE // picture.shape[0])
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
