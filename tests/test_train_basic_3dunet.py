@@ -196,7 +196,7 @@ def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> N
     more = ["--loss_type", loss_type, "--optimizer", "rmsprop", "--patches_per_epoch", "5"]
     assert main([*tiny, *more, "--epochs", "1", "--checkpoint_policy", "last"]) == 0
     names = set(os.listdir(tmp_path / "logs" / "tiny" / "checkpoints"))
-    assert names == {"last.pth", "last_before.pth"}
+    assert names == {"last.pth"}
     config = json.loads((tmp_path / "logs" / "tiny" / "config.json").read_text())
     assert (config["foreground"] is not None) == (loss_type == "weighted_bce")
 

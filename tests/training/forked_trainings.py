@@ -74,7 +74,7 @@ def state(epoch: int) -> dict[str, object]:
 def save_and_die(folder: Path, moment: int) -> int:
     """Save two epochs; die before the ``moment``-th call that changes the disk."""
     experiment = Experiment.create(folder, {"flags": {}}, __file__)
-    experiment.save_last(state(0))
+    experiment.save_checkpoint("last.pth", state(0))
     (folder / "saved").write_text("0")
     calls = []
 

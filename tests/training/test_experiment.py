@@ -70,7 +70,7 @@ def test_of_several_processes_only_one_writes(experiment: Experiment) -> None:
     other = Experiment(experiment.directory, writes=False)
     other.update_log(epochs=[{"epoch": 1}])
     other.save_checkpoint("best.pth", {})
-    other.save_last({})
+    other.save_checkpoint("last.pth", {})
     other.draw([], Examples([], [], []))
     other.finish("done", 0)
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before

@@ -10,7 +10,13 @@ from tests.training.test_loop import Blobs
 from utils.devices import Compute
 from utils.simulation.streams import Purpose, make_rng
 from utils.training.fabric import make_fabric
-from utils.training.loaders import EpochSampler, build_loader, even_batches
+from utils.training.loaders import (
+    BatchShares,
+    EpochSampler,
+    build_loader,
+    even_batches,
+    loss_weight,
+)
 from utils.training.options import TrainingOptions
 
 
@@ -79,3 +85,40 @@ def test_no_shuffle_keeps_the_order() -> None:
     for epoch in (1, 2):
         sampler.epoch = epoch
         assert list(sampler) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "number", "sizes"),
+    [
+        (6, 2, 1, [2, 2, 2]),
+        (5, 2, 1, [2, 2]),
+        (5, 1, 1, [1] * 5),
+        (1, 2, 1, [1]),
+        (11, 4, 1, [4, 4, 3]),
+        (10, 5, 2, [5, 5]),
+        (12, 8, 2, [8, 4]),
+        (11, 8, 2, [8]),
+        (11, 4, 4, [4, 4]),
+        (3, 8, 2, [3]),
+        (16, 8, 8, [8, 8]),
+    ],
+)
+def test_shares_are_parts_of_the_same_batches(
+    length: int, batch_size: int, number: int, sizes: list[int]
+) -> None:
+    order = list(range(100, 100 + length))
+    shares = [BatchShares(order, batch_size, rank, number) for rank in range(number)]
+    batches = list(zip(*shares, strict=True))
+    assert [sum(map(len, parts)) for parts in batches] == sizes
+    assert all(len(share) == len(sizes) for share in shares)
+    flat = [index for parts in batches for index in sorted(sum(parts, []))]
+    assert flat == order[: sum(sizes)]
+    for batch, parts in enumerate(batches, 1):
+        for share, part in zip(shares, parts, strict=True):
+            assert part
+            assert share.weight(batch) == pytest.approx(number * len(part) / sizes[batch - 1])
+        assert sum(share.weight(batch) for share in shares) == pytest.approx(number)
+
+
+def test_loaders_without_shares_weigh_one() -> None:
+    assert loss_weight([1, 2], 1) == 1.0

@@ -288,7 +288,7 @@ def test_checkpoint_policies(
 ) -> None:
     loss = build_loss(TrainingOptions())
     run(fabric, experiment, network(), loss, checkpoint_policy=policy, start_lr=0.05)
-    assert set(os.listdir(experiment.checkpoints)) == {"last.pth", "last_before.pth", *names}
+    assert set(os.listdir(experiment.checkpoints)) == {"last.pth", *names}
     epochs = experiment.read_log()["epochs"]
     if policy != "last":
         best = load_checkpoint(experiment.checkpoints / "best.pth")

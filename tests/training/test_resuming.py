@@ -172,34 +172,15 @@ def state(epoch: int) -> dict[str, Any]:
     return {"model_state": {"w": torch.zeros(1000)}, "epoch": epoch, "history": []}
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(experiment: Experiment) -> None:
-    assert find_resumption(experiment.directory).state is None
-    experiment.save_last(state(1))
-    assert find_resumption(experiment.directory).epoch == 1
-    path = experiment.save_last(state(2))
-    assert find_resumption(experiment.directory).epoch == 2
-    path.write_bytes(path.read_bytes()[:1500])
+def test_the_last_checkpoint_is_where_it_goes_on(experiment: Experiment) -> None:
     found = find_resumption(experiment.directory)
-    assert found.epoch == 1
-    assert "last.pth is no readable checkpoint" in found.note
-    assert "goes on after epoch 1 from" in found.note and "last_before.pth" in found.note
-    path.unlink()
-    assert find_resumption(experiment.directory).epoch == 1
-    path.write_bytes(b"")
-    (experiment.checkpoints / "last_before.pth").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match=r"last\.pth is no .*last_before\.pth is no"):
+    assert (found.state, found.epoch) == (None, 0) and "not saved a checkpoint" in found.note
+    path = experiment.save_checkpoint("last.pth", state(1))
+    found = find_resumption(experiment.directory)
+    assert found.epoch == 1 and "goes on after epoch 1 from" in found.note
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(CheckpointError, match=r"last\.pth is no readable checkpoint"):
         find_resumption(experiment.directory)
-
-
-def test_saving_without_hard_links(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Path, target: Path) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    for epoch in (1, 2):
-        experiment.save_last(state(epoch))
-    for name, epoch in (("last", 2), ("last_before", 1)):
-        assert load_checkpoint(experiment.checkpoints / f"{name}.pth")["epoch"] == epoch
 
 
 def test_a_directory_in_use_is_refused(experiment: Experiment) -> None:

@@ -26,8 +26,6 @@ from utils.replacing import make_folder, replacing
 
 LAST = "last.pth"
 """The last completed epoch, with all that going on needs."""
-LAST_BEFORE = "last_before.pth"
-"""The one before, for the case that the last is damaged later on."""
 RUNNING = {"reason": "running", "status": None}
 """How ``logs.json`` says that a run has not ended, or was killed."""
 
@@ -147,21 +145,6 @@ class Experiment:
                 disk = error.__context__  # torch fails again as it closes what was not written
                 raise (disk if isinstance(disk, OSError) else error) from None
         return path
-
-    def save_last(self, state: Mapping[str, Any]) -> Path:
-        """Write ``last.pth``; the one that is there becomes ``last_before.pth``.
-
-        Both names hold a whole checkpoint at every moment, once there has been one.
-        """
-        last, before = self.checkpoints / LAST, self.checkpoints / LAST_BEFORE
-        if self.writes and last.exists():
-            with replacing(before) as temporary:
-                temporary.unlink(missing_ok=True)
-                try:
-                    os.link(last, temporary)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(last, temporary)
-        return self.save_checkpoint(LAST, state)
 
     def _occupy(self, script: str | Path) -> None:
         """Lock the copy of the script until this process ends, however it does.

@@ -15,7 +15,7 @@ from utils.data.epochs import EpochDataset
 from utils.simulation.streams import Purpose, make_rng
 from utils.training.fabric import loader_processes
 from utils.training.options import TrainingOptions
-from utils.training.ranks import BatchShares, own_block, rank, world_size
+from utils.training.ranks import own_block, rank, world_size
 
 
 class EpochSampler(Sampler[int]):
@@ -38,6 +38,45 @@ class EpochSampler(Sampler[int]):
             return iter(range(self.length))
         rng = make_rng(Purpose.BATCH_ORDER, self.seed, self.epoch)
         return iter(rng.permutation(self.length).tolist())
+
+
+class BatchShares(Sampler[list[int]]):
+    """Of each batch of ``batch_size`` indices the part of one rank: every ``ranks``-th of them.
+
+    A last batch that is too small is left out where there are others: one that leaves a rank a
+    single sample, from which batch norm would take its statistics, unless a rank's part of any
+    batch is one sample; and one that leaves a rank none. There must be as many samples as ranks.
+    """
+
+    def __init__(self, order: EpochSampler, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        self.order = order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.ranks = ranks
+        self._used = len(order)
+        rest = len(order) % batch_size
+        if rest and rest < len(order) and rest // ranks < min(2, batch_size // ranks):
+            self._used -= rest
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, the same on all ranks."""
+        return -(-self._used // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(self.order)[: self._used]
+        for start in range(0, self._used, self.batch_size):
+            yield indices[start : start + self.batch_size][self.rank :: self.ranks]
+
+    def weight(self, batch: int) -> float:
+        """Return the rank's share of batch number ``batch`` (from 1), in units of an even share."""
+        whole = min(self.batch_size, self._used - (batch - 1) * self.batch_size)
+        return len(range(self.rank, whole, self.ranks)) * self.ranks / whole
+
+
+def loss_weight(loader: object, batch: int) -> float:
+    """Return the factor on the loss of ``batch`` (from 1), 1 where a loader shares no batches."""
+    shares = getattr(loader, "batch_sampler", None)
+    return shares.weight(batch) if isinstance(shares, BatchShares) else 1.0
 
 
 def build_loader(

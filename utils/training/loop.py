@@ -25,10 +25,10 @@ from utils.data.epochs import EpochDataset
 from utils.devices import memory_format
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.ending import stop_if_asked
-from utils.training.experiment import Examples, Experiment
-from utils.training.loaders import EpochSampler, build_loader
+from utils.training.experiment import LAST, Examples, Experiment
+from utils.training.loaders import EpochSampler, build_loader, loss_weight
 from utils.training.options import TrainingOptions
-from utils.training.ranks import average_buffers, loss_weight
+from utils.training.ranks import average_buffers
 from utils.training.records import EpochResult, Tally, epoch_record, estimate, summary
 from utils.training.resuming import Resumption
 from utils.training.schedules import TrainingClock
@@ -72,7 +72,8 @@ def train(
     clock = TrainingClock(options, planned, agree=fabric.broadcast, **spent)
 
     if not progress.epoch:
-        experiment.save_last(whole_state(parts, description, progress, history, clock))
+        state = whole_state(parts, description, progress, history, clock)
+        experiment.save_checkpoint(LAST, state)
     first = progress.epoch + 1
     tensorboard = options.tensorboard and fabric.is_global_zero
     flags = description.get("flags", {})

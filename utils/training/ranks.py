@@ -1,4 +1,4 @@
-"""What the processes of one training share: the batches, the sums, and the running statistics.
+"""What the processes of one training share: the sums, and the running statistics.
 
 Everything here does nothing in a single process. The training is that of a single process with the
 whole batch: ranks take their parts of the same batches, and a rank's loss weighs as much as its
@@ -8,19 +8,9 @@ Only batch norm differs: each rank normalises by its own part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
-from typing import Protocol
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import Sampler
-
-
-class Order(Sized, Protocol):
-    """Indices in the order of one epoch."""
-
-    def __iter__(self) -> Iterator[int]: ...
 
 
 def rank() -> int:
@@ -33,49 +23,10 @@ def world_size() -> int:
     return dist.get_world_size() if _several() else 1
 
 
-class BatchShares(Sampler[list[int]]):
-    """Of each batch of ``batch_size`` indices the part of one rank: every ``ranks``-th of them.
-
-    A last batch that is too small is left out where there are others: one that leaves a rank a
-    single sample, from which batch norm would take its statistics, unless a rank's part of any
-    batch is one sample; and one that leaves a rank none. There must be as many samples as ranks.
-    """
-
-    def __init__(self, order: Order, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
-        self.order = order
-        self.batch_size = batch_size
-        self.rank = rank
-        self.ranks = ranks
-        self._used = len(order)
-        rest = len(order) % batch_size
-        if rest and rest < len(order) and rest // ranks < min(2, batch_size // ranks):
-            self._used -= rest
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch, the same on all ranks."""
-        return -(-self._used // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        indices = list(self.order)[: self._used]
-        for start in range(0, self._used, self.batch_size):
-            yield indices[start : start + self.batch_size][self.rank :: self.ranks]
-
-    def weight(self, batch: int) -> float:
-        """Return the rank's share of batch number ``batch`` (from 1), in units of an even share."""
-        whole = min(self.batch_size, self._used - (batch - 1) * self.batch_size)
-        return len(range(self.rank, whole, self.ranks)) * self.ranks / whole
-
-
 def own_block(length: int) -> range:
     """Return the indices of ``length`` items that are this rank's: each item is one rank's."""
     own, ranks = rank(), world_size()
     return range(own * length // ranks, (own + 1) * length // ranks)
-
-
-def loss_weight(loader: object, batch: int) -> float:
-    """Return the factor on the loss of ``batch`` (from 1), 1 where a loader shares no batches."""
-    shares = getattr(loader, "batch_sampler", None)
-    return shares.weight(batch) if isinstance(shares, BatchShares) else 1.0
 
 
 def pooled(loss: float, samples: int, counts: Tensor) -> tuple[float, int, Tensor]:

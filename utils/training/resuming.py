@@ -94,27 +94,16 @@ def check_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 
 def find_resumption(directory: Path) -> Resumption:
-    """Load the last checkpoint of a run, or the one before where that cannot be read.
+    """Load the last checkpoint of a run; raise CheckpointError where it cannot be read."""
+    from utils.checkpoints.loading import load_checkpoint
+    from utils.training.experiment import LAST
 
-    Raises CheckpointError where there are checkpoints and none of them can be read.
-    """
-    from utils.checkpoints.loading import CheckpointError, load_checkpoint
-    from utils.training.experiment import LAST, LAST_BEFORE
-
-    paths = [directory / "checkpoints" / name for name in (LAST, LAST_BEFORE)]
-    failures = []
-    for path in paths:
-        if not path.exists():
-            continue
-        try:
-            state = load_checkpoint(path)
-            note = f"goes on after epoch {state['epoch']} from {path}"
-            return Resumption(state, "; ".join([*failures, note]))
-        except CheckpointError as error:
-            failures.append(str(error))
-    if failures:
-        raise CheckpointError("; ".join(failures))
-    return Resumption(None, "starts from the beginning: the run has not saved a checkpoint yet")
+    path = directory / "checkpoints" / LAST
+    if not path.exists():
+        note = "starts from the beginning: the run has not saved a checkpoint yet"
+        return Resumption(None, note)
+    state = load_checkpoint(path)
+    return Resumption(state, f"goes on after epoch {state['epoch']} from {path}")
 
 
 def _without_folders(described: Any) -> Any:

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from utils.devices import memory_format
 from utils.training.averaging import make_average
-from utils.training.experiment import Experiment
+from utils.training.experiment import LAST, Experiment
 from utils.training.options import TrainingOptions
 from utils.training.schedules import TrainingClock, build_scheduler
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
@@ -162,7 +162,7 @@ def save_checkpoints(
     if policy == "all":
         experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
     # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_last(state)
+    experiment.save_checkpoint(LAST, state)
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

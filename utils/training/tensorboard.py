@@ -43,7 +43,7 @@ def event_files(
     """Yield a writer into ``directory/tensorboard`` for a run with a script's ``flags``.
 
     What a broken-off run before it has written of ``first_epoch`` and of later ones is hidden, so
-    that a resumed run shows no epoch twice. Those flags that are :func:`comparable` become the
+    that a resumed run shows no epoch twice. Flags that are text, numbers or switches become the
     hyperparameters; a block that ends without an error is marked a success. Yields None unless
     ``wanted``, and, with a line in the log, when the package is not installed.
     """
@@ -53,7 +53,10 @@ def event_files(
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
-    experiment, start, success = hparams(comparable(flags), dict.fromkeys(COMPARED))
+    compared = {
+        name: value for name, value in flags.items() if isinstance(value, str | int | float)
+    }
+    experiment, start, success = hparams(compared, dict.fromkeys(COMPARED))
     with SummaryWriter(str(Path(directory) / FOLDER), purge_step=first_epoch) as writer:
         writer.file_writer.add_summary(experiment)
         writer.file_writer.add_summary(start)
@@ -84,16 +87,6 @@ def _is_installed() -> bool:
     return True
 
 
-def comparable(flags: Mapping[str, Any]) -> dict[str, str | float]:
-    """Return the flags that are text, finite numbers or switches (0 and 1)."""
-    return {
-        name: value
-        for name, value in flags.items()
-        if isinstance(value, str)
-        or (isinstance(value, (bool, int, float)) and math.isfinite(value))
-    }
-
-
 def scalars(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the finite numbers of the latest record by tag, and the best validation IoU so far.
 
@@ -101,15 +94,9 @@ def scalars(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     values = {}
     for name, value in history[-1].items():
+        phase, _, metric = name.partition("_")
+        tag = f"{metric}/{phase}" if phase in ("train", "valid") else f"other/{name}"
         if name != "epoch" and isinstance(value, (int, float)) and math.isfinite(value):
-            values[tag_of(name)] = float(value)
+            values[NAMES.get(name, tag)] = float(value)
     ious = [record["valid_iou"] for record in history if record.get("valid_iou") is not None]
     return {**values, BEST_IOU: max(ious)} if ious else values
-
-
-def tag_of(name: str) -> str:
-    """Return the tag of an entry of a record."""
-    phase, _, metric = name.partition("_")
-    if phase in ("train", "valid") and metric:
-        return f"{metric}/{phase}"
-    return NAMES.get(name, f"other/{name}")
