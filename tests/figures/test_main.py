@@ -29,8 +29,7 @@ def test_command_line_names_what_it_wrote(
 ) -> None:
     folder = str(tmp_path / "assets")
     assert (
-        command_line.main(["geometry", "--voxels", "32", "--index", "0", "--directory", folder])
-        == 0
+        command_line.main(["samples", "--voxels", "32", "--count", "1", "--directory", folder]) == 0
     )
     (line,) = capsys.readouterr().out.splitlines()
     assert Path(line).exists()

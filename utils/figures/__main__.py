@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.errors import UserError, exit_status
-from utils.figures.samples import save_column_types, save_geometry, save_samples_panel
+from utils.figures.samples import save_column_types, save_samples_panel
 from utils.figures.samples_2d import save_image_samples
 from utils.figures.stacks import Overlay, save_overlays
 from utils.flags import voxel_ranges
@@ -34,7 +34,6 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("demo", "slice_demo_3.gif, 3d_demo_3.gif and 3d_demo_20.gif: samples 3 and 20", 128, None),
         ("columns", "column_types.png: a column of each type, cut open", 256, 3),
         ("samples", "samples.png: slices and projections of the first samples", 128, None),
-        ("geometry", "geometry.png: columns, lattice and neurites in 3D", 128, 3),
         ("samples-2d", "samples_2d.png: the first 2D samples", None, None),
     ):
         command = commands.add_parser(name, help=what, description=f"Writes {what}.")
@@ -135,12 +134,9 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
     if options.command == "columns":
         coarse = VolumeConfig(shape=shape, lattice_intervals=(8, 8))
         return [save_column_types(sample(options.index, coarse), folder / "column_types.png")]
-    if options.command == "samples":
-        titles = [f"seed {options.seed}, sample {i}" for i in range(options.count)]
-        volumes = [sample(i) for i in range(options.count)]
-        return [save_samples_panel(volumes, folder / "samples.png", titles)]
-    title = f"seed {options.seed}, sample {options.index}"
-    return [save_geometry(sample(options.index), folder / "geometry.png", title=title)]
+    titles = [f"seed {options.seed}, sample {i}" for i in range(options.count)]
+    volumes = [sample(i) for i in range(options.count)]
+    return [save_samples_panel(volumes, folder / "samples.png", titles)]
 
 
 def _draw_image_samples(options: argparse.Namespace) -> Path:

@@ -5,10 +5,9 @@ Slices show x to the right and y upwards; lengths are voxels unless an axis says
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from utils.simulation import SimulatedVolume
-
-LATTICE_GREY, NEURITE_VIOLET = "#777777", "#9a7fd1"
 
 
 def save_column_types(volume: SimulatedVolume, path: str | Path) -> Path:
@@ -141,61 +138,3 @@ def save_samples_panel(
     figure.supxlabel("x (voxels)", fontsize=8)
     figure.supylabel("y (voxels)", fontsize=8)
     return canvas.save_figure(figure, path)
-
-
-def save_geometry(volume: SimulatedVolume, path: str | Path, *, title: str) -> Path:
-    """Draw the geometry in 3D from two sides: lattice, columns by type, neurites, the cube.
-
-    Args:
-        volume: sample to show.
-        path: picture to write (format by its suffix).
-        title: name of the sample.
-    """
-    from matplotlib.lines import Line2D
-
-    figure = canvas.new_figure(11.4, 5.9)
-    for k, azimuth in enumerate((-60.0, 30.0)):
-        axes = figure.add_subplot(1, 2, k + 1, projection="3d")
-        _draw_geometry(axes, volume)
-        axes.view_init(elev=22.0, azim=azimuth)
-    figure.suptitle(
-        f"{title}: {len(volume.entry_points)} columns, "
-        f"spacing {volume.parameters.spacing:.3f} of the cube's edge",
-        fontsize=10,
-    )
-    handles = [
-        Line2D([], [], color=colour, marker="o", markersize=4, label=name)
-        for name, colour in zip(TYPE_NAMES, TYPE_COLOURS, strict=True)
-    ]
-    handles.append(Line2D([], [], color=LATTICE_GREY, label="lattice neighbours"))
-    handles.append(Line2D([], [], color=NEURITE_VIOLET, linewidth=0.6, label="neurites"))
-    canvas.add_legend_below(figure, handles=handles, ncols=6)
-    return canvas.save_figure(figure, path)
-
-
-def _draw_geometry(axes: Any, volume: SimulatedVolume) -> None:
-    """Draw lattice edges, column axes, entry points, neurites and the unit cube."""
-    from mpl_toolkits.mplot3d.art3d import Line3DCollection
-
-    from utils.simulation.neurites import evaluate_curves
-
-    entry = volume.entry_points
-    ends = entry + volume.parameters.cone_length * volume.e_r
-    neurites = evaluate_curves(volume.control_points, np.linspace(0.0, 1.0, 40))
-    corners = itertools.combinations(itertools.product((0.0, 1.0), repeat=3), 2)
-    cube = [pair for pair in corners if np.abs(np.subtract(*pair)).sum() == 1]
-    colours = [TYPE_COLOURS[kind] for kind in volume.column_type]
-    for lines, colour, width in (
-        (entry[volume.lattice_neighbours], LATTICE_GREY, 0.7),
-        (neurites, NEURITE_VIOLET, 0.25),
-        (np.stack([entry, ends], axis=1), colours, 2.2),
-        (cube, "#333333", 0.8),
-    ):
-        if len(lines):
-            collection = Line3DCollection(lines, colors=colour, linewidths=width, axlim_clip=True)
-            axes.add_collection3d(collection)
-    axes.scatter(*entry.T, c=colours, s=5, depthshade=False)
-    seen = (-0.2, 1.2)
-    axes.set(xlim=seen, ylim=seen, zlim=seen, xlabel="x", ylabel="y", zlabel="z")
-    axes.set_box_aspect((1, 1, 1))
-    axes.tick_params(labelsize=7)
