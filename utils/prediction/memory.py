@@ -1,7 +1,7 @@
 """How much memory the prediction of a stack takes: told before it begins, and kept.
 
-The slabs' bytes are counted, those of windows in the network measured with blank ones. All bytes
-are of main memory.
+The slabs' bytes are counted, those of windows in the network measured with blank ones, whose
+seconds tell how long the work will take. All bytes are of main memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,7 +57,11 @@ class Memory:
         present = _resident()
         if gigabytes is not None:
             return cls(present, int(gigabytes * 1e9))
-        return cls(present, present + int(SHARE * available_memory()))
+        free = psutil.virtual_memory().available
+        with contextlib.suppress(OSError, ValueError):  # where no container sets a limit
+            limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+            free = min(free, max(0, limit - present))
+        return cls(present, present + int(SHARE * free))
 
     def peak(self, added: int) -> int:
         """Return what the process comes to with so many bytes of the stack."""
@@ -69,20 +74,6 @@ class Memory:
                 f"{what} about {self.peak(added) / 1e9:.1f} GB, and {self.limit / 1e9:.1f} GB are "
                 f"allowed; raise --memory{advice}"
             )
-
-
-def available_memory() -> int:
-    """Return the bytes that this process can still take, in a container's limit as well."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        entries = (group / "memory.stat").read_text().split()
-        used -= int(entries[entries.index("inactive_file") + 1])  # a cache that gives way
-    except (OSError, ValueError):  # no such limit
-        return free
-    return min(free, max(0, limit - used))
 
 
 def check_loading(stack: Stack, memory: Memory) -> None:
@@ -110,8 +101,10 @@ def fit_batch(
     memory: Memory,
     *,
     fixed_batch: bool = False,
-) -> tuple[Windows, int]:
-    """Return the windows with the largest batch that fits, and the estimated peak of the process.
+) -> tuple[Windows, int, float]:
+    """Return the windows with the largest batch that fits, the process's peak, and the seconds.
+
+    Both are estimated; the seconds are those of the network.
 
     Args:
         model: the network that predicts, on its device.
@@ -125,7 +118,7 @@ def fit_batch(
     Raises:
         UserError: if nothing fits; it says what the smallest batch takes.
     """
-    one = window_memory(model, windows)
+    one, seconds = measure_window(model, windows)
     written = [writing_memory(stack, name, path) for name, path in outputs.items()]
     size = windows.batch_size
     while True:
@@ -133,12 +126,13 @@ def fit_batch(
         if memory.peak(added) <= memory.limit or fixed_batch or size // 2 < 2:
             break
         size //= 2
-    memory.check(added, f"{stack.path}: needs", ", lower --window or cut the stack with --crop")
-    return replace(windows, batch_size=size), memory.peak(added)
+    advice = ", lower --window, cut the stack with --crop or write TIFF or OME-Zarr"
+    memory.check(added, f"{stack.path}: needs", advice)
+    return replace(windows, batch_size=size), memory.peak(added), seconds * windows.count(shape)
 
 
-def window_memory(model: nn.Module, windows: Windows) -> int:
-    """Return the bytes that each window of a batch takes, by the peak of two blank ones at once.
+def measure_window(model: nn.Module, windows: Windows) -> tuple[int, float]:
+    """Return the bytes and seconds that each window of a batch takes, by two blank ones at once.
 
     Two, since one alone may go through other kernels.
     """
@@ -159,10 +153,14 @@ def window_memory(model: nn.Module, windows: Windows) -> int:
         return predict_slabs(model, read, shape, blank)
 
     _peak_growth(blank_slabs(-(-edge // 4) for edge in edges))  # loads what stays loaded
+    started = time.perf_counter()
     grown = _peak_growth(blank_slabs(edges))
+    seconds = time.perf_counter() - started
     voxels = math.prod(windows.edges)
-    flips = FLIP_BYTES * voxels if windows.flips else 0
-    return int(UNEVEN * grown / (count * math.prod(edges)) * voxels) + flips
+    share = voxels / (count * math.prod(edges))
+    if not windows.flips:
+        return int(UNEVEN * grown * share), seconds * share
+    return int(UNEVEN * grown * share) + FLIP_BYTES * voxels, seconds * share * 2 ** len(edges)
 
 
 def _peak_growth(steps: Iterable[object]) -> int:
