@@ -254,8 +254,7 @@ def check_network(network: TrainedNetwork, stack: Stack, flags: argparse.Namespa
 def load_model(network: TrainedNetwork, device: str, by_planes: bool) -> nn.Module:
     """Return the network on its device, as fast as it predicts."""
     from models import ModelConfig, build_model
-    from utils.prediction.fusing import fused
-    from utils.prediction.planewise import PlaneByPlane
+    from utils.prediction.adapting import PlaneByPlane, fused
 
     config = network.parse_config(ModelConfig.from_dict)
     model = fused(network.restore(build_model(config), device, config.spatial_dims))

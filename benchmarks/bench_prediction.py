@@ -127,7 +127,7 @@ def measure(flags: argparse.Namespace) -> dict[str, float]:
 
 
 def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict[str, float]:
-    from utils.prediction.fusing import fused
+    from utils.prediction.adapting import fused
     from utils.prediction.memory import Memory, fit_batch
     from utils.prediction.sliding_window import Windows, window_within
     from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction

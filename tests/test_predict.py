@@ -14,7 +14,7 @@ import predict
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.prediction import network_voxels
-from utils.prediction.planewise import PlaneByPlane
+from utils.prediction.adapting import PlaneByPlane
 from utils.prediction.sliding_window import predict_volume
 from utils.prediction.staging import Staging
 from utils.stacks import StackLayout, open_stack, write_stack
