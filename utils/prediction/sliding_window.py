@@ -33,10 +33,7 @@ SMALL_AREA = 64 * 64
 
 @dataclass(frozen=True)
 class Windows:
-    """How windows are laid over a volume and passed through a network.
-
-    Raises ValueError for a value outside its range.
-    """
+    """How windows are laid over a volume and passed through a network."""
 
     edges: tuple[int, ...]
     """Edge of a window along each axis in voxels, no longer than the volume's."""
@@ -48,14 +45,6 @@ class Windows:
     """Average over all mirror images of each window (4 in 2D, 8 in 3D)."""
     precision: str = "32"
     """``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise UserError(f"overlap must be at least 0 and below 1, not {self.overlap!r}")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {self.batch_size!r}")
-        if self.precision not in ("32", "bf16"):
-            raise UserError(f"precision must be 32 or bf16, not {self.precision!r}")
 
     def starts(self, shape: tuple[int, ...]) -> list[list[int]]:
         """Return where windows begin along each axis of a volume; the last one ends with it."""
@@ -104,7 +93,8 @@ def predict_volume(
         float32 of the shape of ``image``, 0..1.
 
     Raises:
-        ValueError: if an argument is out of its range, or the network has several output channels.
+        UserError: for an image or window of other axes or of none, values that are not finite, and
+            a network with several output channels.
     """
     edges = window_within(image.shape, window)
     windows = Windows(edges, overlap, batch_size, flips, precision)
@@ -174,7 +164,7 @@ def predict_slabs(
 
 
 def window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the window's edge along each axis, no longer than the image's; ValueError if bad."""
+    """Return the window's edge along each axis, no longer than the image's; UserError if bad."""
     if len(shape) not in (2, 3) or 0 in shape:
         raise UserError(f"the image must have 2 or 3 axes and no empty one, not shape {shape}")
     edges = (window,) * len(shape) if isinstance(window, int) else tuple(window)
@@ -186,17 +176,12 @@ def window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple[
     return tuple(min(edge, length) for edge, length in zip(edges, shape, strict=True))
 
 
-def blending_weights(edges: Sequence[int]) -> np.ndarray:
-    """Return the weight of each voxel of a window, float32 of shape ``edges``, 1 in the middle.
-
-    A product of one Gaussian an axis, each held above the root of :data:`LEAST_WEIGHT` that makes
-    the corners weigh that much; being a product, its sum over all windows is one as well.
-    """
-    return _outer([_bell(edge, len(edges)) for edge in edges])
-
-
 def _bell(edge: int, dims: int) -> np.ndarray:
-    """Return one axis' factor of the weights, (edge,) float32."""
+    """Return one axis' factor of a window's weights, (edge,) float32, 1 in the middle.
+
+    It is held above the root of :data:`LEAST_WEIGHT` that makes the corners weigh that much. As the
+    weights are a product of one factor an axis, so is their sum over all windows.
+    """
     offset = (np.arange(edge) - (edge - 1) / 2) / (BLEND_SIGMA * edge)
     return np.maximum(np.exp(-0.5 * offset**2), LEAST_WEIGHT ** (1 / dims)).astype(np.float32)
 

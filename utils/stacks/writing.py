@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.endings import WRITERS, format_of
+from utils.stacks.endings import FORMATS, format_of
 from utils.stacks.stack import StackLayout
 
 
@@ -47,7 +47,7 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         UserError: for an unknown ending or a disk that cannot be written; nothing is left then.
     """
     path = Path(path)
-    write = WRITERS[format_of(path)]
+    write = FORMATS[format_of(path)].write
     temporary = path.with_name(f".partial.{path.name}")
     try:
         _remove(temporary)
