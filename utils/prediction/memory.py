@@ -34,8 +34,6 @@ MEASURED_VOXELS = 64**3
 UNEVEN = 1.3
 """Peak of a batch of four over twice that of two, at most: U-Nets of 1 to 16 channels had up to
 1.31, in either precision, for what the allocator leaves free between tensors."""
-FLIP_BYTES = 12
-"""Bytes a voxel of a window that averaging over its mirror images takes besides: three maps."""
 WRITTEN_WHOLE = {"nrrd": 2.25, "nifti": 1.25}
 """Formats that are written as a whole, and how often their voxels are then in memory."""
 SLAB_BYTES = 16 << 20
@@ -144,7 +142,7 @@ def measure_window(model: nn.Module, windows: Windows) -> tuple[int, float]:
 
     def blank_slabs(edges: Iterable[int]) -> Iterator[object]:
         first, *others = edges
-        blank = Windows((first, *others), 0, count, precision=windows.precision)
+        blank = replace(windows, edges=(first, *others), overlap=0, batch_size=count)
         shape = (count * first, *others)
 
         def read(start: int, stop: int) -> np.ndarray:
@@ -156,11 +154,8 @@ def measure_window(model: nn.Module, windows: Windows) -> tuple[int, float]:
     started = time.perf_counter()
     grown = _peak_growth(blank_slabs(edges))
     seconds = time.perf_counter() - started
-    voxels = math.prod(windows.edges)
-    share = voxels / (count * math.prod(edges))
-    if not windows.flips:
-        return int(UNEVEN * grown * share), seconds * share
-    return int(UNEVEN * grown * share) + FLIP_BYTES * voxels, seconds * share * 2 ** len(edges)
+    share = math.prod(windows.edges) / (count * math.prod(edges))
+    return int(UNEVEN * grown * share), seconds * share
 
 
 def _peak_growth(steps: Iterable[object]) -> int:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
@@ -66,7 +65,6 @@ def predict_volume(
     window: int | Sequence[int],
     overlap: float = 0.25,
     batch_size: int = BATCH_SIZE,
-    progress: bool = False,
     flips: bool = False,
     precision: str = "32",
 ) -> np.ndarray:
@@ -85,7 +83,6 @@ def predict_volume(
         window: edge of the windows in voxels, one for all axes or one for each.
         overlap: share of a window's edge that it has in common with the next one, 0 <= overlap < 1.
         batch_size: windows that pass the network at once, at most.
-        progress: show a progress bar over the windows.
         flips: average over all mirror images of each window.
         precision: ``32`` or ``bf16``.
 
@@ -106,9 +103,8 @@ def predict_volume(
         return normalizer.apply(image[..., start:stop], low, high)
 
     result = np.empty(image.shape, np.float32)
-    with tqdm(total=windows.count(image.shape), disable=not progress) as bar:
-        for start, slab in predict_slabs(model, read, image.shape, windows, passed=bar.update):
-            result[..., start : start + slab.shape[-1]] = slab
+    for start, slab in predict_slabs(model, read, image.shape, windows):
+        result[..., start : start + slab.shape[-1]] = slab
     return result
 
 

@@ -206,27 +206,17 @@ def library_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {said}") from error
 
 
-class _Errors(logging.Handler):
-    """Collects messages."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep one message."""
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
 def quiet(name: str) -> Iterator[list[str]]:
     """Keep what a logger says from the user; yield the list to which its errors are added."""
-    handler = _Errors(logging.ERROR)
+    messages: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger(name)
     before = logger.propagate, logger.handlers
     logger.propagate, logger.handlers = False, [handler]
     try:
-        yield handler.messages
+        yield messages
     finally:
         logger.propagate, logger.handlers = before
 

@@ -51,6 +51,7 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
     temporary = path.with_name(f".partial.{path.name}")
     try:
         _remove(temporary)
+        _check_room(path, layout.nbytes)
         write(temporary, slabs, layout)
         _move(temporary, path)
     except OSError as error:
@@ -58,6 +59,15 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         raise UserError(f"{path}: cannot be written ({reason})") from error
     finally:
         _remove(temporary)
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """Raise UserError if the disk lacks room, at which HDF5 and mapped files end the process."""
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"{path}: needs up to {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free"
+        )
 
 
 def _move(temporary: Path, path: Path) -> None:
