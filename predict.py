@@ -12,9 +12,11 @@ memory are worked off in layers. Interrupted, the same command goes on where it 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
 SCALE = "1"  # the stack's voxels have the size of the training's
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
+WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,7 +50,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         ".h5, .hdf5, .nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
     add("--output", metavar="FILE",
         help="the mask (0 and 1), in the format of its ending; default: NAME_mask.tif for Fiji "
-        "beside the input, NAME_mask.ome.zarr where the map would not fit into --memory")
+        "beside the input")
     add("--probabilities", nargs="?", const=BESIDE_OUTPUT, metavar="FILE",
         help="write the probability map as well; without a name, beside the output")
     add("--overwrite", action="store_true", help="replace outputs that exist")
@@ -106,17 +109,12 @@ def predict(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
     check_flags(flags)
     outputs = choose_outputs(flags)
-    from utils.devices import choose_compute, memory_advice
+    from utils.devices import Compute, choose_compute, memory_advice
     from utils.prediction.memory import Memory, check_loading, fit_batch
     from utils.prediction.network_voxels import check_enlargement, network_shape
-    from utils.prediction.outputs import fit_outputs
+    from utils.prediction.staging import earlier_record
     from utils.prediction.trained_network import read_network
-    from utils.prediction.whole_stack import (
-        StackPrediction,
-        measure_percentiles,
-        write_empty,
-        write_prediction,
-    )
+    from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
 
@@ -128,21 +126,27 @@ def predict(flags: argparse.Namespace) -> None:
         stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
         network = read_network(flags.checkpoint)
         compute = choose_compute(flags.device, flags.precision)
+        before = earlier_record(outputs["mask"]) if flags.precision == "auto" else {}
+        kept = before.get("device") == compute.device
+        if kept:
+            compute = Compute(compute.device, before["precision"], "auto: as before")
         by_planes = check_network(network, stack, flags) < len(stack.shape)
         check_enlargement(stack, flags.scale, by_planes=by_planes)
         model = load_model(network, compute.device, by_planes)
 
         memory = Memory.allowed(flags.memory)
         check_loading(stack, memory)
-        room = memory.limit - memory.present
-        viewed = flags.output is None and flags.probabilities in (None, BESIDE_OUTPUT)
-        beside = outputs["mask"]  # as it was asked for
-        outputs, notes = fit_outputs(stack, outputs, room, viewed=viewed, overwrite=flags.overwrite)
         shape, reasons = network_shape(stack, flags.scale, network.spacing, by_planes=by_planes)
         windows = largest_windows(shape, network.patch_size, compute, by_planes, flags)
         fixed = flags.batch_size is not None
-        windows, peak = fit_batch(model, stack, shape, windows, outputs, memory, fixed_batch=fixed)
-        print("\n".join([describe_stack(stack), *reasons, *notes]))  # now that the plan stands
+        plan = (model, stack, shape)
+        windows, peak, seconds = fit_batch(*plan, windows, outputs, memory, fixed_batch=fixed)
+        if flags.precision == "auto" and not kept and seconds > WORTH_TIMING:
+            compute = time_precisions(model, compute.device, windows)
+            if compute.precision == "bf16-mixed" and windows.precision == "32":
+                windows = replace(windows, precision="bf16")
+                windows, peak, _ = fit_batch(*plan, windows, outputs, memory, fixed_batch=fixed)
+        print("\n".join([describe_stack(stack), *reasons]))  # now that the plan stands
         warning = stack.warning()
         if warning:
             print(f"warning: {warning}")
@@ -150,37 +154,27 @@ def predict(flags: argparse.Namespace) -> None:
         print(describe_plan(stack, shape, windows, peak))
 
         percentiles = low, high = measure_percentiles(stack, network.normalizer)
-        if high > low:
-            prediction = StackPrediction(
-                model, stack, network.normalizer, percentiles, shape, windows
-            )
-            made_from = {
-                "input": [*identify(stack.path), warning, *map(float, percentiles)],
-                "choice": [flags.channel, flags.key, flags.index, flags.crop],
-                "network": network.fingerprint(),
-                "normalizer": network.normalizer.to_dict(),
-                "network_shape": shape,
-                "window": windows.edges,
-                "overlap": flags.overlap,
-                "tta": flags.tta,
-                "precision": windows.precision,
-                "threshold": flags.threshold,
-            }
-            write_prediction(
-                prediction,
-                outputs,
-                flags.threshold,
-                made_from=made_from,
-                beside=beside,
-                progress=True,
-            )
-        else:
+        if low == high:
             print(
                 f"warning: nothing to see: the percentiles {network.normalizer.low_percent:g} and "
                 f"{network.normalizer.high_percent:g} of {stack.path} are both {low:g}; the mask "
                 "is empty"
             )
-            write_empty(stack, outputs)
+        made_from = {
+            "input": [*identify(stack.path), warning, *map(float, percentiles)],
+            "choice": [flags.channel, flags.key, flags.index, flags.crop],
+            "network": network.fingerprint(),
+            "normalizer": network.normalizer.to_dict(),
+            "network_shape": shape,
+            "window": windows.edges,
+            "overlap": flags.overlap,
+            "tta": flags.tta,
+            "device": compute.device,
+            "precision": compute.precision,
+            "threshold": flags.threshold,
+        }
+        prediction = StackPrediction(model, stack, network.normalizer, percentiles, shape, windows)
+        write_prediction(prediction, outputs, flags.threshold, made_from=made_from, progress=True)
     print("\n".join(f"wrote {path}" for path in outputs.values()))
 
 
@@ -202,7 +196,6 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     """Return where mask and probabilities go; raise UserError if they cannot."""
-    from utils.prediction.outputs import check_apart
     from utils.stacks import check_output, format_of, split_ending
 
     format_of(flags.input)
@@ -219,6 +212,18 @@ def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
         check_output(outputs["probabilities"], overwrite=flags.overwrite)
     check_apart(source, outputs)
     return outputs
+
+
+def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
+    """Raise UserError if two files are one, or one is in the (Zarr) folder that another one is."""
+    for one, other in itertools.permutations([source, *outputs.values()], 2):
+        if one.resolve() == other.resolve():
+            what = "is the input itself" if source in (one, other) else "stands for two outputs"
+            raise UserError(
+                f"{other}: {what}: --input, --output and --probabilities must be different files"
+            )
+        if other.resolve() in one.resolve().parents:
+            raise UserError(f"{one}: lies within {other}, which is another of the files given")
 
 
 def check_network(network: TrainedNetwork, stack: Stack, flags: argparse.Namespace) -> int:
@@ -249,8 +254,7 @@ def check_network(network: TrainedNetwork, stack: Stack, flags: argparse.Namespa
 def load_model(network: TrainedNetwork, device: str, by_planes: bool) -> nn.Module:
     """Return the network on its device, as fast as it predicts."""
     from models import ModelConfig, build_model
-    from utils.prediction.fusing import fused
-    from utils.prediction.planewise import PlaneByPlane
+    from utils.prediction.adapting import PlaneByPlane, fused
 
     config = network.parse_config(ModelConfig.from_dict)
     model = fused(network.restore(build_model(config), device, config.spatial_dims))
@@ -272,6 +276,14 @@ def largest_windows(
         edges = (*edges[:-1], 1)
     precision = "bf16" if compute.precision.startswith("bf16") else "32"
     return Windows(edges, flags.overlap, flags.batch_size or BATCH_SIZE, flags.tta, precision)
+
+
+def time_precisions(model: nn.Module, device: str, windows: Windows) -> Compute:
+    """Return the precision in which a batch of ``windows`` is quickest on this CPU."""
+    from utils.devices import choose_compute, time_step
+
+    shape = (max(2, windows.batch_size), 1, *windows.edges)
+    return choose_compute(device, "auto", lambda precision: time_step(model, shape, precision))
 
 
 def describe_stack(stack: Stack) -> str:

@@ -127,7 +127,7 @@ def measure(flags: argparse.Namespace) -> dict[str, float]:
 
 
 def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict[str, float]:
-    from utils.prediction.fusing import fused
+    from utils.prediction.adapting import fused
     from utils.prediction.memory import Memory, fit_batch
     from utils.prediction.sliding_window import Windows, window_within
     from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
@@ -136,11 +136,11 @@ def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict
     edges = window_within(stack.shape, flags.window)
     windows = Windows(edges, flags.overlap, flags.batch_size, precision=precision)
     memory = Memory.allowed(flags.memory)
-    windows, peak = fit_batch(model, stack, stack.shape, windows, outputs, memory)
+    windows, peak, _ = fit_batch(model, stack, stack.shape, windows, outputs, memory)
     percentiles = measure_percentiles(stack, normalizer)
     start = time.perf_counter()
     ready = StackPrediction(model, stack, normalizer, percentiles, stack.shape, windows)
-    write_prediction(ready, outputs, 0.5, made_from={}, beside=target)
+    write_prediction(ready, outputs, 0.5, made_from={})
     return {
         "windows": time.perf_counter() - start,
         "estimate": peak,

@@ -3,7 +3,6 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch
 import predict
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
-from utils.prediction import network_voxels, outputs
-from utils.prediction.planewise import PlaneByPlane
+from utils.prediction import network_voxels
+from utils.prediction.adapting import PlaneByPlane
 from utils.prediction.sliding_window import predict_volume
 from utils.prediction.staging import Staging
 from utils.stacks import StackLayout, open_stack, write_stack
@@ -193,11 +192,11 @@ def test_interrupted_work_goes_on(log, brain, tmp_path, monkeypatch, capsys):
     calls = []
     append = Staging.append
 
-    def interrupted(self, slab, threshold):
+    def interrupted(self, slab):
         if calls:
             raise KeyboardInterrupt
         calls.append(slab.shape)
-        append(self, slab, threshold)
+        append(self, slab)
 
     output = tmp_path / "m.tif"
     monkeypatch.setattr(Staging, "append", interrupted)
@@ -205,7 +204,7 @@ def test_interrupted_work_goes_on(log, brain, tmp_path, monkeypatch, capsys):
     assert "the same command goes on" in capsys.readouterr().err
     assert not output.exists()
     folder = tmp_path / "m.tif.partial"
-    assert (folder / "mask.raw").stat().st_size == 8 * 20 * 18
+    assert (folder / "planes.raw").stat().st_size == 8 * 20 * 18 * 4
     monkeypatch.setattr(Staging, "append", append)
     assert run(log, brain, output, "--probabilities") == 0
     assert "going on after 8 of 24 planes" in capsys.readouterr().out
@@ -231,9 +230,9 @@ predict.main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize(("syncs", "scale"), [(9, "1"), (12, "1.3")])
+@pytest.mark.parametrize(("syncs", "scale"), [(5, "1"), (6, "1.3")])
 def test_killed_work_goes_on_to_the_same_bits(log, tmp_path, syncs, scale):
-    """Killed between the voxels of a slab and the note that they are there."""
+    """Killed as soon as the disk has a slab."""
     image = make_image((20, 18, 60))
     source = save(tmp_path / "brain.tif", image)
     flags = ["--probabilities", "--precision", "32", "--scale", scale, "--batch_size", "2"]
@@ -246,9 +245,7 @@ def test_killed_work_goes_on_to_the_same_bits(log, tmp_path, syncs, scale):
 
     ended = run_anew(["-c", KILLED, str(syncs)], "m.h5")
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    sizes = {"mask": 20 * 18, "probabilities": 4 * 20 * 18}
-    files = {name: tmp_path / "m.h5.partial" / f"{name}.raw" for name in sizes}
-    done = min(path.stat().st_size // sizes[name] for name, path in files.items())
+    done = (tmp_path / "m.h5.partial" / "planes.raw").stat().st_size // (4 * 20 * 18)
     assert 0 < done < 60 and not (tmp_path / "m.h5").exists()
     resumed = run_anew(["predict.py"], "m.h5")
     assert resumed.returncode == 0, resumed.stderr
@@ -270,47 +267,14 @@ def test_without_an_output_the_mask_stands_beside_the_input(log, brain, tmp_path
     assert "brain_mask.tif: exists already" in capsys.readouterr().err
 
 
-def test_what_exceeds_the_memory_becomes_ome_zarr(log, brain, tmp_path, monkeypatch, capsys):
-    small = outputs.writing_memory
-
-    def large(stack, name, path):
-        return 10**15 if path.name.endswith(".nrrd") else small(stack, name, path)
-
-    monkeypatch.setattr(outputs, "writing_memory", large)
-    assert run(log, brain, tmp_path / "m.nrrd") == 0
-    out = capsys.readouterr().out
-    assert "m.nrrd would take 1000000.0 GB of memory at once; writing m.ome.zarr instead" in out
-    assert read(tmp_path / "m.ome.zarr")[0].shape == (20, 18, 24)
-    assert not (tmp_path / "m.nrrd").exists()
-    assert run(log, brain, tmp_path / "m.nrrd") == 2
-    assert "m.ome.zarr: exists already" in capsys.readouterr().err
-
-
-def test_an_input_is_never_replaced(log, tmp_path, monkeypatch, capsys):
-    """As by the OME-Zarr that is written instead of another format, or with the folder it is in."""
+def test_an_input_is_never_replaced(log, tmp_path, capsys):
     source = save(tmp_path / "a.ome.zarr", make_image((20, 18, 24)))
-    monkeypatch.setattr(outputs, "writing_memory", lambda stack, name, path: 10**15)
-    assert run(log, source, tmp_path / "a.nrrd", "--overwrite") == 2
+    assert run(log, source, source, "--overwrite") == 2
     assert "a.ome.zarr: is the input itself" in capsys.readouterr().err
     inner = save(tmp_path / "outer.zarr" / "in.tif", make_image((20, 18, 24)), parents=True)
     assert run(log, inner, tmp_path / "outer.zarr", "--overwrite") == 2
     assert "in.tif: lies within" in capsys.readouterr().err
     assert read(source)[0].shape == read(inner)[0].shape == (20, 18, 24)
-
-
-def test_a_default_output_is_a_tiff_as_long_as_its_map_fits(brain):
-    flags = predict.parse_flags(["--checkpoint", "x", "--input", str(brain)])
-    chosen = predict.choose_outputs(flags)
-    options = {"viewed": True, "overwrite": False}
-    with open_stack(brain) as stack:
-        long = replace(stack, shape=(20, 18, 10**6))
-        enough = 4 * 20 * 18 * 10**6
-        assert outputs.fit_outputs(long, chosen, enough, **options) == (chosen, [])
-        fitting, notes = outputs.fit_outputs(long, chosen, enough - 1, **options)
-        assert fitting == {"mask": brain.with_name("brain_mask.ome.zarr")}
-        assert "writing brain_mask.ome.zarr instead" in notes[0]
-        options["viewed"] = False
-        assert outputs.fit_outputs(long, chosen, enough - 1, **options) == (chosen, [])
 
 
 def test_chunks_that_are_absent_are_counted(log, tmp_path, capsys):
@@ -322,6 +286,35 @@ def test_chunks_that_are_absent_are_counted(log, tmp_path, capsys):
     assert "a.ome.zarr: 1 of the 2 chunks of its array 0 is absent" in warnings[0]
     assert run(log, source, tmp_path / "n.tif", "--crop", ":16,:,:") == 0
     assert "absent" in capsys.readouterr().out
+
+
+def test_auto_times_long_work_and_goes_on_in_its_precision(
+    log, brain, tmp_path, monkeypatch, capsys
+):
+    """bfloat16 is taken where it is quicker, and kept by an attempt that would choose otherwise."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    seconds = {"32-true": 2.0, "bf16-mixed": 1.0}
+    monkeypatch.setattr("utils.devices.time_step", lambda model, shape, name: seconds[name])
+    assert run(log, brain, tmp_path / "short.tif", "--precision", "auto") == 0
+    assert "in 32 (auto: too little to do to time bfloat16)" in capsys.readouterr().out
+    monkeypatch.setattr(predict, "WORTH_TIMING", 0.0)
+    append = Staging.append
+
+    def interrupted(self, slab):
+        append(self, slab)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Staging, "append", interrupted)
+    assert run(log, brain, tmp_path / "m.tif", "--precision", "auto") == 130
+    assert "in bf16 (auto: here a step in bfloat16 is 2.00 times" in capsys.readouterr().out
+    monkeypatch.setattr(Staging, "append", append)
+    seconds["bf16-mixed"] = 3.0
+    assert run(log, brain, tmp_path / "m.tif", "--precision", "auto") == 0
+    out = capsys.readouterr().out
+    assert "in bf16 (auto: as before)" in out and "going on after 8 of 24 planes" in out
+    assert run(log, brain, tmp_path / "n.tif", "--precision", "auto") == 0
+    assert "in 32 (auto: here a step in bfloat16 is 0.67 times" in capsys.readouterr().out
 
 
 def test_work_begun_on_an_incomplete_copy_starts_again(log, tmp_path, monkeypatch, capsys):
@@ -347,7 +340,6 @@ def test_work_begun_on_an_incomplete_copy_starts_again(log, tmp_path, monkeypatc
 
 
 def test_nothing_is_announced_before_a_refusal(log, brain, tmp_path, capsys):
-    """As of an OME-Zarr that will not be written either."""
     for flags in (["--memory", "0.001"], ["--memory", "0.2", "--probabilities"]):
         assert run(log, brain, tmp_path / "m.nrrd", *flags) == 2
         shown = capsys.readouterr()

@@ -9,7 +9,7 @@ from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.prediction.sliding_window import Windows, predict_volume
-from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_empty
+from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
 from utils.stacks import open_stack
 
 NORMALIZER = PercentileNormalizer()
@@ -112,7 +112,9 @@ def test_nan_is_refused(open_array):
 def test_empty_outputs(open_array, tmp_path):
     outputs = {"mask": tmp_path / "m.tif", "probabilities": tmp_path / "p.h5"}
     with open_array(np.zeros((5, 6, 7), np.uint8), (2, 1, 1)) as stack:
-        write_empty(stack, outputs)
+        windows = Windows((4, 4, 4))
+        empty = StackPrediction(Identity(), stack, NORMALIZER, (0.0, 0.0), stack.shape, windows)
+        write_prediction(empty, outputs, 0.5, made_from={})
     for path, dtype in zip(outputs.values(), (np.uint8, np.float32), strict=True):
         with open_stack(path) as stack:
             assert (stack.shape, stack.dtype, stack.spacing) == ((5, 6, 7), dtype, (1, 1, 2))

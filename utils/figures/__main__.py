@@ -74,7 +74,10 @@ def _describe_wave(plane: np.ndarray) -> str:
     from utils.stacks.column_spacing import strongest_wave
 
     wave = strongest_wave(plane)
-    return "no period" if wave is None else f"strongest {wave.describe()}"
+    if wave is None:
+        return "no period"
+    period, angle = wave
+    return f"strongest period {period:.1f} voxels, {angle:.0f} degrees"
 
 
 def _draw_stack(options: argparse.Namespace) -> Path:

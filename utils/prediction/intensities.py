@@ -1,7 +1,8 @@
 """Percentiles of a stack that need not fit into memory, exact and in one or two readings.
 
-The bits of a number of 16 bits, put into the numbers' order, index a histogram of 65536 counts; a
-float32 is two such halves.
+Whole numbers of 8 or 16 bits index a histogram. The bits of a float32, put into the numbers' order,
+are two halves that index one each: the upper halves are counted in a first reading, the lower ones
+of those that matter in a second.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 
 BINS = 1 << 16
+SIGN = np.uint32(1 << 31)
 
 
 def fit_slabs(
@@ -23,83 +25,61 @@ def fit_slabs(
 
     Args:
         normalizer: the rule.
-        slabs: starts a reading of the stack from its beginning; called once, twice for float32.
+        slabs: starts a reading of the stack from its beginning; called once, twice for floats.
         dtype: of the slabs: whole numbers of 8 or 16 bits, float16 or float32.
 
     Raises:
         UserError: if a value is NaN or infinite.
     """
-    counts = _count(slabs(), lambda keys: _upper(keys, dtype), dtype)
-    size = int(counts.sum())
+    counts = np.zeros(BINS, np.int64)
+    for slab in slabs():
+        if dtype.kind == "f" and not np.isfinite(slab).all():
+            raise UserError("holds values that are not finite (NaN or infinite)")
+        keys = _float_keys(slab) >> 16 if dtype.kind == "f" else _whole_keys(slab)
+        counts += np.bincount(keys, minlength=BINS)
     shares = np.array([normalizer.low_percent, normalizer.high_percent]) / 100
-    positions = shares * (size - 1)
+    positions = shares * (counts.sum() - 1)
     ranks = np.unique(np.concatenate([np.floor(positions), np.ceil(positions)]).astype(np.int64))
-    values = _ordered(ranks, counts, slabs, dtype)
+    bins, within = _places(counts, ranks)
+    if dtype.kind == "f":
+        values = _refined(slabs, bins, within)
+    else:
+        values = (bins + np.iinfo(dtype).min).astype(np.float64)
     low, high = np.interp(positions, ranks, values)
     return float(low), float(high)
 
 
-def _ordered(
-    ranks: np.ndarray,
-    counts: np.ndarray,
-    slabs: Callable[[], Iterator[np.ndarray]],
-    dtype: np.dtype,
-) -> np.ndarray:
-    """Return the values of these ranks (0 is the smallest), float64, from the histogram."""
+def _places(counts: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bins that hold the values of these ranks, and their ranks there, both from 0."""
     cumulative = np.cumsum(counts)
     bins = np.searchsorted(cumulative, ranks, side="right")
-    if dtype.itemsize < 4:
-        return _values(bins, dtype)
-    wanted = np.unique(bins)
-    lower = np.zeros((len(wanted), BINS), np.int64)
-    for slab in slabs():
-        keys = _keys(slab)
-        tops = keys >> 16
-        for row, top in enumerate(wanted):
-            lower[row] += np.bincount(keys[tops == top] & 0xFFFF, minlength=BINS)
-    below = cumulative[bins] - counts[bins]
-    rows = np.searchsorted(wanted, bins)
-    ends = [
-        np.searchsorted(np.cumsum(lower[row]), rank, side="right")
-        for row, rank in zip(rows, ranks - below, strict=True)
-    ]
-    return _values(bins * BINS + np.array(ends), dtype)
+    return bins, ranks - (cumulative[bins] - counts[bins])
 
 
-def _count(
-    slabs: Iterator[np.ndarray], bin_of: Callable[[np.ndarray], np.ndarray], dtype: np.dtype
+def _refined(
+    slabs: Callable[[], Iterator[np.ndarray]], bins: np.ndarray, within: np.ndarray
 ) -> np.ndarray:
-    counts = np.zeros(BINS, np.int64)
-    for slab in slabs:
-        if dtype.kind == "f" and not np.isfinite(slab).all():
-            raise UserError("holds values that are not finite (NaN or infinite)")
-        counts += np.bincount(bin_of(_keys(slab)), minlength=BINS)
-    return counts
+    """Return the floats, as float64, that have these ranks ``within`` the bins of their halves."""
+    lower = {upper: np.zeros(BINS, np.int64) for upper in bins}
+    for slab in slabs():
+        keys = _float_keys(slab)
+        uppers = keys >> 16
+        for upper, counts in lower.items():
+            counts += np.bincount(keys[uppers == upper] & 0xFFFF, minlength=BINS)
+    ends = [_places(lower[upper], rank)[0] for upper, rank in zip(bins, within, strict=True)]
+    keys = (bins * BINS + np.array(ends)).astype(np.uint32)
+    bits = np.where(keys & SIGN, keys ^ SIGN, ~keys)  # the inverse of _float_keys
+    return bits.view(np.float32).astype(np.float64)
 
 
-def _upper(keys: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return keys >> 16 if dtype.itemsize == 4 else keys
-
-
-def _keys(slab: np.ndarray) -> np.ndarray:
-    """Return unsigned whole numbers in the order of the values, flat, in no order of their own."""
+def _whole_keys(slab: np.ndarray) -> np.ndarray:
+    """Return whole numbers from 0 on in the order of the values, flat, in no order of their own."""
     flat = slab.ravel(order="K")
-    if flat.dtype.kind == "u":
-        return flat
-    if flat.dtype.kind == "i":
-        return flat.astype(np.int32) + (1 << (8 * flat.itemsize - 1))
-    flat = flat + flat.dtype.type(0)  # without negative zeros
-    bits = flat.view(f"u{flat.itemsize}")
-    sign = bits.dtype.type(1 << (8 * flat.itemsize - 1))
-    return np.where(bits & sign, ~bits, bits | sign)
+    return flat if flat.dtype.kind == "u" else flat.astype(np.int32) - np.iinfo(flat.dtype).min
 
 
-def _values(keys: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return the values of these keys as float64: the inverse of :func:`_keys`."""
-    if dtype.kind == "u":
-        return keys.astype(np.float64)
-    top = 1 << (8 * dtype.itemsize - 1)
-    if dtype.kind == "i":
-        return (keys - top).astype(np.float64)
-    bits = np.where(keys >= top, keys - top, 2 * top - 1 - keys)
-    return bits.astype(f"u{dtype.itemsize}").view(dtype).astype(np.float64)
+def _float_keys(slab: np.ndarray) -> np.ndarray:
+    """Return unsigned whole numbers in the order of the values, flat, in no order of their own."""
+    flat = slab.ravel(order="K").astype(np.float32) + np.float32(0)  # without negative zeros
+    bits = flat.view(np.uint32)
+    return np.where(bits & SIGN, ~bits, bits | SIGN)

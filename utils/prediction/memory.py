@@ -1,7 +1,7 @@
 """How much memory the prediction of a stack takes: told before it begins, and kept.
 
-The slabs' bytes are counted, those of windows in the network measured with blank ones. All bytes
-are of main memory.
+The slabs' bytes are counted, those of windows in the network measured with blank ones, whose
+seconds tell how long the work will take. All bytes are of main memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +34,6 @@ MEASURED_VOXELS = 64**3
 UNEVEN = 1.3
 """Peak of a batch of four over twice that of two, at most: U-Nets of 1 to 16 channels had up to
 1.31, in either precision, for what the allocator leaves free between tensors."""
-FLIP_BYTES = 12
-"""Bytes a voxel of a window that averaging over its mirror images takes besides: three maps."""
 WRITTEN_WHOLE = {"nrrd": 2.25, "nifti": 1.25}
 """Formats that are written as a whole, and how often their voxels are then in memory."""
 SLAB_BYTES = 16 << 20
@@ -56,7 +55,11 @@ class Memory:
         present = _resident()
         if gigabytes is not None:
             return cls(present, int(gigabytes * 1e9))
-        return cls(present, present + int(SHARE * available_memory()))
+        free = psutil.virtual_memory().available
+        with contextlib.suppress(OSError, ValueError):  # where no container sets a limit
+            limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+            free = min(free, max(0, limit - present))
+        return cls(present, present + int(SHARE * free))
 
     def peak(self, added: int) -> int:
         """Return what the process comes to with so many bytes of the stack."""
@@ -69,20 +72,6 @@ class Memory:
                 f"{what} about {self.peak(added) / 1e9:.1f} GB, and {self.limit / 1e9:.1f} GB are "
                 f"allowed; raise --memory{advice}"
             )
-
-
-def available_memory() -> int:
-    """Return the bytes that this process can still take, in a container's limit as well."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        entries = (group / "memory.stat").read_text().split()
-        used -= int(entries[entries.index("inactive_file") + 1])  # a cache that gives way
-    except (OSError, ValueError):  # no such limit
-        return free
-    return min(free, max(0, limit - used))
 
 
 def check_loading(stack: Stack, memory: Memory) -> None:
@@ -110,8 +99,10 @@ def fit_batch(
     memory: Memory,
     *,
     fixed_batch: bool = False,
-) -> tuple[Windows, int]:
-    """Return the windows with the largest batch that fits, and the estimated peak of the process.
+) -> tuple[Windows, int, float]:
+    """Return the windows with the largest batch that fits, the process's peak, and the seconds.
+
+    Both are estimated; the seconds are those of the network.
 
     Args:
         model: the network that predicts, on its device.
@@ -125,7 +116,7 @@ def fit_batch(
     Raises:
         UserError: if nothing fits; it says what the smallest batch takes.
     """
-    one = window_memory(model, windows)
+    one, seconds = measure_window(model, windows)
     written = [writing_memory(stack, name, path) for name, path in outputs.items()]
     size = windows.batch_size
     while True:
@@ -133,12 +124,13 @@ def fit_batch(
         if memory.peak(added) <= memory.limit or fixed_batch or size // 2 < 2:
             break
         size //= 2
-    memory.check(added, f"{stack.path}: needs", ", lower --window or cut the stack with --crop")
-    return replace(windows, batch_size=size), memory.peak(added)
+    advice = ", lower --window, cut the stack with --crop or write TIFF or OME-Zarr"
+    memory.check(added, f"{stack.path}: needs", advice)
+    return replace(windows, batch_size=size), memory.peak(added), seconds * windows.count(shape)
 
 
-def window_memory(model: nn.Module, windows: Windows) -> int:
-    """Return the bytes that each window of a batch takes, by the peak of two blank ones at once.
+def measure_window(model: nn.Module, windows: Windows) -> tuple[int, float]:
+    """Return the bytes and seconds that each window of a batch takes, by two blank ones at once.
 
     Two, since one alone may go through other kernels.
     """
@@ -150,7 +142,7 @@ def window_memory(model: nn.Module, windows: Windows) -> int:
 
     def blank_slabs(edges: Iterable[int]) -> Iterator[object]:
         first, *others = edges
-        blank = Windows((first, *others), 0, count, precision=windows.precision)
+        blank = replace(windows, edges=(first, *others), overlap=0, batch_size=count)
         shape = (count * first, *others)
 
         def read(start: int, stop: int) -> np.ndarray:
@@ -159,10 +151,11 @@ def window_memory(model: nn.Module, windows: Windows) -> int:
         return predict_slabs(model, read, shape, blank)
 
     _peak_growth(blank_slabs(-(-edge // 4) for edge in edges))  # loads what stays loaded
+    started = time.perf_counter()
     grown = _peak_growth(blank_slabs(edges))
-    voxels = math.prod(windows.edges)
-    flips = FLIP_BYTES * voxels if windows.flips else 0
-    return int(UNEVEN * grown / (count * math.prod(edges)) * voxels) + flips
+    seconds = time.perf_counter() - started
+    share = math.prod(windows.edges) / (count * math.prod(edges))
+    return int(UNEVEN * grown * share), seconds * share
 
 
 def _peak_growth(steps: Iterable[object]) -> int:

@@ -26,7 +26,6 @@ def network_shape(
     Raises:
         UserError: for an enlargement that cannot be meant, and where no columns are found.
     """
-    check_enlargement(stack, scale, by_planes=by_planes)
     reasons = []
     if scale == "auto":
         scale, found = _measure_scale(stack, trained_spacing)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
@@ -33,10 +32,7 @@ SMALL_AREA = 64 * 64
 
 @dataclass(frozen=True)
 class Windows:
-    """How windows are laid over a volume and passed through a network.
-
-    Raises ValueError for a value outside its range.
-    """
+    """How windows are laid over a volume and passed through a network."""
 
     edges: tuple[int, ...]
     """Edge of a window along each axis in voxels, no longer than the volume's."""
@@ -48,14 +44,6 @@ class Windows:
     """Average over all mirror images of each window (4 in 2D, 8 in 3D)."""
     precision: str = "32"
     """``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise UserError(f"overlap must be at least 0 and below 1, not {self.overlap!r}")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {self.batch_size!r}")
-        if self.precision not in ("32", "bf16"):
-            raise UserError(f"precision must be 32 or bf16, not {self.precision!r}")
 
     def starts(self, shape: tuple[int, ...]) -> list[list[int]]:
         """Return where windows begin along each axis of a volume; the last one ends with it."""
@@ -77,7 +65,6 @@ def predict_volume(
     window: int | Sequence[int],
     overlap: float = 0.25,
     batch_size: int = BATCH_SIZE,
-    progress: bool = False,
     flips: bool = False,
     precision: str = "32",
 ) -> np.ndarray:
@@ -96,7 +83,6 @@ def predict_volume(
         window: edge of the windows in voxels, one for all axes or one for each.
         overlap: share of a window's edge that it has in common with the next one, 0 <= overlap < 1.
         batch_size: windows that pass the network at once, at most.
-        progress: show a progress bar over the windows.
         flips: average over all mirror images of each window.
         precision: ``32`` or ``bf16``.
 
@@ -104,7 +90,8 @@ def predict_volume(
         float32 of the shape of ``image``, 0..1.
 
     Raises:
-        ValueError: if an argument is out of its range, or the network has several output channels.
+        UserError: for an image or window of other axes or of none, values that are not finite, and
+            a network with several output channels.
     """
     edges = window_within(image.shape, window)
     windows = Windows(edges, overlap, batch_size, flips, precision)
@@ -116,9 +103,8 @@ def predict_volume(
         return normalizer.apply(image[..., start:stop], low, high)
 
     result = np.empty(image.shape, np.float32)
-    with tqdm(total=windows.count(image.shape), disable=not progress) as bar:
-        for start, slab in predict_slabs(model, read, image.shape, windows, passed=bar.update):
-            result[..., start : start + slab.shape[-1]] = slab
+    for start, slab in predict_slabs(model, read, image.shape, windows):
+        result[..., start : start + slab.shape[-1]] = slab
     return result
 
 
@@ -174,7 +160,7 @@ def predict_slabs(
 
 
 def window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the window's edge along each axis, no longer than the image's; ValueError if bad."""
+    """Return the window's edge along each axis, no longer than the image's; UserError if bad."""
     if len(shape) not in (2, 3) or 0 in shape:
         raise UserError(f"the image must have 2 or 3 axes and no empty one, not shape {shape}")
     edges = (window,) * len(shape) if isinstance(window, int) else tuple(window)
@@ -186,17 +172,12 @@ def window_within(shape: tuple[int, ...], window: int | Sequence[int]) -> tuple[
     return tuple(min(edge, length) for edge, length in zip(edges, shape, strict=True))
 
 
-def blending_weights(edges: Sequence[int]) -> np.ndarray:
-    """Return the weight of each voxel of a window, float32 of shape ``edges``, 1 in the middle.
-
-    A product of one Gaussian an axis, each held above the root of :data:`LEAST_WEIGHT` that makes
-    the corners weigh that much; being a product, its sum over all windows is one as well.
-    """
-    return _outer([_bell(edge, len(edges)) for edge in edges])
-
-
 def _bell(edge: int, dims: int) -> np.ndarray:
-    """Return one axis' factor of the weights, (edge,) float32."""
+    """Return one axis' factor of a window's weights, (edge,) float32, 1 in the middle.
+
+    It is held above the root of :data:`LEAST_WEIGHT` that makes the corners weigh that much. As the
+    weights are a product of one factor an axis, so is their sum over all windows.
+    """
     offset = (np.arange(edge) - (edge - 1) / 2) / (BLEND_SIGMA * edge)
     return np.maximum(np.exp(-0.5 * offset**2), LEAST_WEIGHT ** (1 / dims)).astype(np.float32)
 

@@ -30,7 +30,7 @@ def measure_percentiles(stack: Stack, normalizer: PercentileNormalizer) -> tuple
 
     Raises UserError for values that are not finite, and for a stack that cannot be read.
     """
-    planes = planes_at_once(stack.shape, "probabilities")
+    planes = planes_at_once(4 * math.prod(stack.shape[:-1]))
 
     def slabs() -> Iterator[np.ndarray]:
         for start in range(0, stack.shape[-1], planes):
@@ -65,7 +65,15 @@ class StackPrediction:
         """Yield (start, probabilities) of the stack's own planes, in order from ``first``.
 
         As :func:`predict_slabs`, with the stack resampled to the network's voxels and the map back.
+        All are zero where both percentiles are the same: nothing is to be seen.
         """
+        if self.percentiles[0] == self.percentiles[1]:
+            lateral, length = self.stack.shape[:-1], self.stack.shape[-1]
+            planes = planes_at_once(4 * math.prod(lateral))
+            passed(self.windows.count(self.shape))
+            for start in range(first, length, planes):
+                yield start, np.zeros((*lateral, min(planes, length - start)), np.float32)
+            return
         if self.shape == self.stack.shape:
             yield from predict_slabs(
                 self.model, self.read, self.shape, self.windows, first=first, passed=passed
@@ -91,44 +99,37 @@ def write_prediction(
     threshold: float,
     *,
     made_from: Mapping[str, Any],
-    beside: Path,
     progress: bool = False,
 ) -> None:
     """Predict a stack and write its outputs, going on where an earlier attempt stopped.
 
     Args:
         prediction: what makes the probabilities.
-        outputs: ``mask`` and, if wanted, ``probabilities``, and where they go.
+        outputs: ``mask`` and, if wanted, ``probabilities``, and where they go; beside the mask's
+            name the planes that are done are kept.
         threshold: probability from which a voxel belongs to the mask.
         made_from: plain JSON that tells all that the outputs depend on; other planes are not taken
             up.
-        beside: file beside whose name the planes that are done are kept.
         progress: show a bar over the voxels, and how many planes are there already.
 
     Raises:
         UserError: for a stack that cannot be read, or a disk that cannot be written.
     """
     stack, windows = prediction.stack, prediction.windows.count(prediction.shape)
+    staged = "probabilities" if "probabilities" in outputs else "mask"
     bar = {"unit": "voxel", "unit_scale": math.prod(stack.shape) / windows, "desc": "predicting"}
     with (
-        open_staging(beside, stack.shape, tuple(outputs), made_from) as staging,
+        open_staging(outputs["mask"], stack.shape, DTYPES[staged], made_from) as staging,
         tqdm(total=windows, disable=not progress, **bar) as passed,
     ):
         if staging.done and progress:
             known = f"going on after {staging.done} of {stack.shape[-1]} planes that are done"
             passed.write(known)
         if staging.done < stack.shape[-1]:
-            staging.extend(prediction.slabs(staging.done, passed.update), threshold)
+            for _, slab in prediction.slabs(staging.done, passed.update):
+                staging.append(slab if staged == "probabilities" else slab >= threshold)
         for name, path in outputs.items():
-            write_stack(path, staging.slabs(name), StackLayout.like(stack, DTYPES[name]))
-
-
-def write_empty(stack: Stack, outputs: Mapping[str, Path]) -> None:
-    """Write outputs that are zero everywhere."""
-    for name, path in outputs.items():
-        planes = planes_at_once(stack.shape, name)
-        slabs = (
-            np.zeros((*stack.shape[:-1], min(planes, stack.shape[-1] - start)), DTYPES[name])
-            for start in range(0, stack.shape[-1], planes)
-        )
-        write_stack(path, slabs, StackLayout.like(stack, DTYPES[name]))
+            slabs = staging.slabs()
+            if name != staged:
+                slabs = ((slab >= threshold).astype(DTYPES[name]) for slab in slabs)
+            write_stack(path, slabs, StackLayout.like(stack, DTYPES[name]))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
-from utils.stacks.stack import Source, StackLayout
 
 ENDINGS = {
     ".tif": "tiff",
@@ -23,24 +19,16 @@ ENDINGS = {
     ".npy": "numpy",
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
-READERS: dict[str, Callable[[Path, str | None], Source]] = {
-    "tiff": tiff.read,
-    "hdf5": hdf5.read,
-    "nrrd": nrrd.read,
-    "nifti": nifti.read,
-    "zarr": zarr.read,
-    "numpy": npy.read,
+FORMATS = {
+    "tiff": tiff,
+    "hdf5": hdf5,
+    "nrrd": nrrd,
+    "nifti": nifti,
+    "zarr": zarr,
+    "numpy": npy,
 }
-"""Open a file, with the name of the array wanted or None, and tell what it holds."""
-WRITERS: dict[str, Callable[[Path, Iterable[np.ndarray], StackLayout], None]] = {
-    "tiff": tiff.write,
-    "hdf5": hdf5.write,
-    "nrrd": nrrd.write,
-    "nifti": nifti.write,
-    "zarr": zarr.write,
-    "numpy": npy.write,
-}
-"""Write slabs (X, Y, n), in order, under a name that is free."""
+"""Their modules. ``read`` opens a file, with the name of the array wanted or None, and returns what
+it holds as a Source; ``write`` puts slabs (X, Y, n), in order, under a name that is free."""
 
 
 def format_of(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.endings import READERS, format_of
+from utils.stacks.endings import FORMATS, format_of
 from utils.stacks.stack import Source, Stack
 
 MOST_CHANNELS = 4
@@ -42,7 +42,7 @@ def open_stack(
     _check_present(path, folder=kind == "zarr")
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
-    source = READERS[kind](path, key)
+    source = FORMATS[kind].read(path, key)
     try:
         return _select(path, source, channel, voxel_size, index)
     except BaseException:
@@ -105,18 +105,16 @@ def _select(
         return source.array.part(tuple(where)).transpose(order)
 
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
-    spacing = _spacing(path, voxel_size, source.spacing, spatial)
-    corrected = not _alike(spacing, _spacing(path, None, source.spacing, spatial))
     return Stack(
         path=path,
         shape=tuple(lengths),
         dtype=dtype,
-        spacing=spacing,
+        spacing=_spacing(path, voxel_size, source.spacing, spatial),
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         loaded=source.loaded,
         voxel_bytes=_voxel_bytes(source, axes, dtype),
-        placement={} if corrected else source.placement,  # in which the wrong size stands
+        placement=source.placement if voxel_size is None else {},  # the wrong size stands in it
         origin=(0,) * len(lengths),
         warning=source.warning,
         part=part,
@@ -158,13 +156,6 @@ def _guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     if len(shape) not in names:
         raise UserError(f"{path}: an array of {len(shape)} axes without names is no stack")
     return names[len(shape)]
-
-
-def _alike(sizes: Sequence[float] | None, others: Sequence[float] | None) -> bool:
-    """Return whether both are the same voxel but for rounding, as of TIFF's fractions."""
-    if sizes is None or others is None:
-        return sizes is others
-    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(sizes, others, strict=True))
 
 
 def _spacing(

@@ -206,27 +206,17 @@ def library_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {said}") from error
 
 
-class _Errors(logging.Handler):
-    """Collects messages."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep one message."""
-        self.messages.append(record.getMessage())
-
-
 @contextmanager
 def quiet(name: str) -> Iterator[list[str]]:
     """Keep what a logger says from the user; yield the list to which its errors are added."""
-    handler = _Errors(logging.ERROR)
+    messages: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: messages.append(record.getMessage())
     logger = logging.getLogger(name)
     before = logger.propagate, logger.handlers
     logger.propagate, logger.handlers = False, [handler]
     try:
-        yield handler.messages
+        yield messages
     finally:
         logger.propagate, logger.handlers = before
 
@@ -272,19 +262,10 @@ def gathered(slabs: Iterable[np.ndarray], planes: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held, axis=-1)
 
 
-def _placed(slabs: Iterable[np.ndarray]) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield each slab with where it begins and ends."""
-    start = 0
-    for slab in slabs:
-        yield start, start + slab.shape[-1], slab
-        start += slab.shape[-1]
-
-
 def whole_of(slabs: Iterable[np.ndarray], layout: StackLayout) -> np.ndarray:
     """Return the slabs as one array, x fastest, for formats that are written as a whole."""
     whole = np.empty(layout.shape, layout.dtype, order="F")
-    for start, stop, slab in _placed(slabs):
-        whole[..., start:stop] = slab
+    fill(whole, "XYZ"[: whole.ndim], slabs)
     return whole
 
 
@@ -298,10 +279,12 @@ def fill(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> None:
     """Put the slabs into an array (of a file) whose axes stand in the order ``axes``."""
     letters = "XYZ"[: len(axes)]
     order = [letters.index(a) for a in axes]
-    for start, stop, slab in _placed(slabs):
+    start = 0
+    for slab in slabs:
         where = [slice(None)] * len(axes)
-        where[axes.index(letters[-1])] = slice(start, stop)
+        where[axes.index(letters[-1])] = slice(start, start + slab.shape[-1])
         array[tuple(where)] = slab.transpose(order)
+        start += slab.shape[-1]
 
 
 def fill_chunks(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.endings import WRITERS, format_of
+from utils.stacks.endings import FORMATS, format_of
 from utils.stacks.stack import StackLayout
 
 
@@ -47,10 +47,11 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         UserError: for an unknown ending or a disk that cannot be written; nothing is left then.
     """
     path = Path(path)
-    write = WRITERS[format_of(path)]
+    write = FORMATS[format_of(path)].write
     temporary = path.with_name(f".partial.{path.name}")
     try:
         _remove(temporary)
+        _check_room(path, layout.nbytes)
         write(temporary, slabs, layout)
         _move(temporary, path)
     except OSError as error:
@@ -58,6 +59,15 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         raise UserError(f"{path}: cannot be written ({reason})") from error
     finally:
         _remove(temporary)
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """Raise UserError if the disk lacks room, at which HDF5 and mapped files end the process."""
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"{path}: needs up to {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free"
+        )
 
 
 def _move(temporary: Path, path: Path) -> None:

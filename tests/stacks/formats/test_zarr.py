@@ -89,52 +89,6 @@ def test_damaged_folders_give_one_line(tmp_path_factory, sound_folders, name, da
         assert "\n" not in str(error) and name in str(error)
 
 
-def test_viewers_find_a_pyramid(tmp_path):
-    array = np.zeros((1030, 20, 5), np.uint8)
-    array[4:8, 8:12, 2:4] = 1
-    array[100, 10, 2] = 1
-    path = save(tmp_path / "a.ome.zarr", array, spacing=SPACING)
-    group = zarr.open_group(str(path), mode="r")
-    (multiscale,) = group.attrs["multiscales"]
-    levels = [group[entry["path"]] for entry in multiscale["datasets"]]
-    assert [level.shape for level in levels] == [
-        (5, 20, 1030),
-        (3, 10, 515),
-        (2, 5, 258),
-        (1, 3, 129),
-    ]
-    np.testing.assert_array_equal(levels[0][:], array.T)
-    expected = np.zeros((3, 10, 515), np.uint8)
-    expected[1, 4:6, 2:4] = 1  # and the lone voxel is outvoted
-    np.testing.assert_array_equal(levels[1][:], expected)
-    assert levels[2][0, 2, 1] == 1 and levels[2][:].sum() == 1
-    for level, entry in enumerate(multiscale["datasets"]):
-        scale, *moved = entry["coordinateTransformations"]
-        factor = 2**level
-        assert scale == {"type": "scale", "scale": [2.0 * factor, 0.5 * factor, 0.25 * factor]}
-        shift = [(factor - 1) / 2 * size for size in (2.0, 0.5, 0.25)]
-        expected_steps = [{"type": "translation", "translation": shift}] if level else []
-        assert moved == expected_steps
-    with open_stack(path) as stack:
-        np.testing.assert_array_equal(stack.read(), array)
-        assert stack.spacing == pytest.approx(SPACING)
-    with open_stack(path, key="1") as stack:
-        np.testing.assert_array_equal(stack.read(), expected.T)
-        assert stack.spacing == pytest.approx([2 * size for size in SPACING])
-
-
-def test_the_levels_of_a_map_are_means_and_images_have_them_too(tmp_path):
-    array = np.random.default_rng(0).random((600, 31)).astype(np.float32)
-    path = save(tmp_path / "a.zarr", array)
-    group = zarr.open_group(str(path), mode="r")
-    assert [group[name].shape for name in "012"] == [(31, 600), (16, 300), (8, 150)]
-    pairs = array[:, :30].T.reshape(15, 2, 300, 2).mean(axis=(1, 3))
-    np.testing.assert_allclose(group["1"][:15], pairs, rtol=1e-5)
-    np.testing.assert_allclose(group["1"][15], array[:, 30].reshape(300, 2).mean(axis=1), rtol=1e-5)
-    axes = group.attrs["multiscales"][0]["axes"]
-    assert axes == [{"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
-
-
 def plain(path, version, **options):
     """Write 8 x 8 x 8 voxels, none of them 0, in 2 x 1 x 4 chunks."""
     array = zarr.create_array(
@@ -189,7 +143,7 @@ def test_our_own_files_have_all_their_chunks(tmp_path):
     path = save(tmp_path / "a.ome.zarr", np.zeros((300, 20, 5), np.uint8))
     with open_stack(path) as stack:
         assert stack.warning() is None
-    assert chunk_files(path / "0") and chunk_files(path / "1")
+    assert len(chunk_files(path / "0")) == 3
     save(tmp_path / "a.tif", random_stack())
     with open_stack(tmp_path / "a.tif") as stack:
         assert stack.warning() is None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,51 +85,11 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     axes = layout.axes
     letters = "XYZ"[: len(axes)]
     shape = tuple(layout.shape[letters.index(a)] for a in axes)
-    with _Output(path, "w+") as output:
-        with h5py.File(output, "w") as file:
-            array = file.create_dataset(
-                "data", shape, layout.dtype, chunks=chunks_of(shape, axes), compression=1
-            )
-            array.attrs["axes"] = axes
-            if layout.spacing:
-                array.attrs["element_size_um"] = [layout.spacing[letters.index(a)] for a in axes]
-            fill_chunks(array, axes, output.as_long_as_written(slabs))
-        output.check()
-
-
-class _Output(io.FileIO):
-    """A file that keeps its first failure for :meth:`check` and from then on takes all for written.
-
-    HDF5 cannot close a file whose disk is full, and the process ends in a segmentation fault.
-    """
-
-    failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write all of ``data``."""
-        rest = memoryview(data)
-        try:
-            while rest and self.failure is None:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.failure = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Cut or lengthen the file."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = self.failure or error
-            return size or 0
-
-    def check(self) -> None:
-        """Raise the failure if there was one."""
-        if self.failure is not None:
-            raise self.failure
-
-    def as_long_as_written(self, slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the slabs; raise the failure as soon as there is one."""
-        for slab in slabs:
-            yield slab
-            self.check()
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset(
+            "data", shape, layout.dtype, chunks=chunks_of(shape, axes), compression=1
+        )
+        array.attrs["axes"] = axes
+        if layout.spacing:
+            array.attrs["element_size_um"] = [layout.spacing[letters.index(a)] for a in axes]
+        fill_chunks(array, axes, slabs)

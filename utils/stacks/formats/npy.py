@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +21,5 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     letters = "XYZ"[: len(layout.axes)]
     shape = tuple(layout.shape[letters.index(a)] for a in layout.axes)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=layout.dtype, shape=shape)
-    with open(path, "r+b") as file:  # a mapped page for which the disk has no room ends the process
-        os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
     fill(array, layout.axes, slabs)
     array.flush()

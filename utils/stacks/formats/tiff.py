@@ -97,27 +97,15 @@ def _spacing(file: Any) -> dict[str, float]:
 
 
 def _placement(file: Any) -> dict[str, Any]:
-    """Return where the first voxel lies, if the file tells.
+    """Return where the first voxel lies, if ImageJ tells.
 
-    ImageJ: ``xorigin``, ``yorigin`` and ``zorigin``, the voxel that lies at 0, in voxels
-    (``ij.measure.Calibration``). OME: the stage's place for the first plane, here in micrometres.
+    It does by ``xorigin``, ``yorigin`` and ``zorigin``, the voxel that lies at 0, in voxels
+    (``ij.measure.Calibration``).
     """
-    if file.ome_metadata:
-        plane = _first(_ome_pixels(file).get("Plane", {}))
-        places = {
-            a: _number(plane.get(f"Position{a}"))
-            * micrometres(str(plane.get(f"Position{a}Unit", "")))
-            for a in "XYZ"
-        }
-        return _known("ome position", places)
     found = file.imagej_metadata or {}
-    return _known("imagej origin", {a: _number(found.get(f"{a.lower()}origin")) for a in "XYZ"})
-
-
-def _known(name: str, places: dict[str, float]) -> dict[str, Any]:
-    """Return the places that are known under ``name``, nothing where none is."""
+    places = {a: _number(found.get(f"{a.lower()}origin")) for a in "XYZ"}
     known = {axis: place for axis, place in places.items() if math.isfinite(place)}
-    return {name: known} if known else {}
+    return {"imagej origin": known} if known else {}
 
 
 def _number(entry: Any) -> float:
@@ -132,25 +120,21 @@ def _ome_pixels(file: Any) -> dict[str, Any]:
     """Return the element ``Pixels`` of the first image, https://docs.openmicroscopy.org/ome-model."""
     import tifffile
 
-    return _first(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])["Pixels"]
-
-
-def _first(elements: Any) -> Any:
-    """Return the first of several XML elements, or the only one."""
-    return elements[0] if isinstance(elements, (list, tuple)) else elements
+    images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+    return (images[0] if isinstance(images, (list, tuple)) else images)["Pixels"]
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write ImageJ's TIFF, or OME's if the name says so, page by page.
 
-    A box says where it was cut out, as :func:`_placement` reads it.
+    In ImageJ's, a box says where it was cut out, as :func:`_placement` reads it.
     """
     import tifffile
 
     flat = len(layout.shape) == 2
     ome = ".ome.tif" in path.name.lower()
     metadata: dict[str, Any] = {"axes": "YX" if flat else "ZYX"}
-    metadata |= _ome_place(layout) if ome else _imagej_place(layout)
+    metadata |= {} if ome else _imagej_place(layout)
     resolution = None
     if layout.spacing:
         resolution = (1 / layout.spacing[0], 1 / layout.spacing[1])
@@ -180,18 +164,3 @@ def _imagej_place(layout: StackLayout) -> dict[str, float]:
     own, origin = layout.placement.get("imagej origin", {}), layout.origin or (0,) * 3
     places = {a: own.get(a, 0.0) - start for a, start in zip("XYZ", origin, strict=False)}
     return {f"{axis.lower()}origin": place for axis, place in places.items() if place}
-
-
-def _ome_place(layout: StackLayout) -> dict[str, Any]:
-    """Return OME's planes with their places; none for a whole stack that had none."""
-    own = layout.placement.get("ome position", {})
-    if not own and not any(layout.origin):
-        return {}
-    depth = layout.shape[2] if len(layout.shape) > 2 else 1
-    unit, steps = ("µm", layout.spacing) if layout.spacing else ("pixel", (1.0,) * 3)
-    planes: dict[str, list[Any]] = {}
-    for axis, shift, step in zip("XYZ", layout.shift, steps, strict=False):
-        first = shift + (own.get(axis, 0.0) if layout.spacing else 0.0)
-        planes[f"Position{axis}"] = [first + step * z * (axis == "Z") for z in range(depth)]
-        planes[f"Position{axis}Unit"] = [unit] * depth
-    return {"Plane": planes}

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,6 @@ from utils.stacks.stack import (
     micrometres,
     named,
 )
-
-CHUNK_NAME = re.compile(r"(c[./])?(\d+([./]\d+)*)")
-"""File of a chunk below its array's folder, by either Zarr format's rules."""
-COARSEST = 256
-"""Longest edge, in voxels, of a pyramid's coarsest level: a viewer's first glance."""
 
 
 def read(path: Path, key: str | None) -> Source:
@@ -90,14 +84,13 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
     edges = array.shards or array.chunks
     counts = [math.ceil(n / edge) for n, edge in zip(array.shape, edges, strict=True)]
     folder = path / array.path
-    present = sum(
-        _is_chunk(below + name, counts)
+    present = {
+        os.path.relpath(os.path.join(place, name), folder)
         for place, _, names in os.walk(folder, followlinks=True)
-        for below in ["" if place == str(folder) else os.path.relpath(place, folder) + "/"]
         for name in names
-    )
-    total = math.prod(counts)
-    absent = total - present
+    }
+    keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
+    total, absent = math.prod(counts), sum(key not in present for key in keys)
     if not absent:
         return None
     of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
@@ -106,15 +99,6 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
         f"value, {array.fill_value}: right if nothing was to be stored there, wrong if the copy is "
         "not complete"
     )
-
-
-def _is_chunk(name: str, counts: list[int]) -> bool:
-    """Return whether a file below an array's folder is one of its chunks."""
-    found = CHUNK_NAME.fullmatch(name.replace(os.sep, "/"))
-    if not found:
-        return False
-    places = [int(number) for number in re.split("[./]", found[2])]
-    return len(places) == len(counts) and all(map(int.__lt__, places, counts))
 
 
 def _lengths(
@@ -129,90 +113,35 @@ def _lengths(
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
-    """Write OME-Zarr 0.4: the stack and, down to :data:`COARSEST`, copies of half the size each.
+    """Write OME-Zarr 0.4 (https://ngff.openmicroscopy.org/0.4) of one level.
 
-    A copy's voxel holds the mean of its two voxels an axis, rounded for whole numbers, so that of a
-    mask the majority remains. Axes of a single voxel are not halved.
+    A box says where it was cut out by a translation.
     """
     import zarr
 
     axes = "YX" if len(layout.shape) == 2 else "ZYX"
-    pyramid = _pyramid(layout.shape[::-1])
-    group = zarr.open_group(str(path), mode="w", zarr_format=2)
-    group.attrs["multiscales"] = [_multiscale(axes, pyramid, layout)]
-    levels = [
-        group.create_array(
-            str(level),
-            shape=shape,
-            dtype=layout.dtype,
-            chunks=chunks_of(shape, axes),
-            chunk_key_encoding={"name": "v2", "separator": "/"},
-            config={"write_empty_chunks": True},  # so that one that is absent was lost
-        )
-        for level, (shape, _) in enumerate(pyramid)
-    ]
-    fill_chunks(levels[0], axes, slabs)
-    for fine, coarse in itertools.pairwise(levels):
-        _halve(fine, coarse)
-
-
-def _pyramid(shape: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return each level's shape, and how many of the finest voxels an axis one of it covers."""
-    factors = (1,) * len(shape)
-    levels = [(shape, factors)]
-    while max(shape) > COARSEST:
-        factors = tuple(f if n == 1 else 2 * f for f, n in zip(factors, shape, strict=True))
-        shape = tuple((n + 1) // 2 for n in shape)
-        levels.append((shape, factors))
-    return levels
-
-
-def _multiscale(
-    axes: str, pyramid: list[tuple[tuple[int, ...], tuple[int, ...]]], layout: StackLayout
-) -> dict[str, Any]:
-    """Return the metadata of a pyramid, https://ngff.openmicroscopy.org/0.4.
-
-    Coordinates are those of voxels' centres: each level's first voxel lies in the middle of the
-    finest voxels that it stands for, hence a translation; another one where a box was cut out.
-    """
-    sizes = (layout.spacing or (1.0,) * len(axes))[::-1]
     own = layout.placement.get("zarr translation", {}) if layout.spacing else {}
+    sizes = (layout.spacing or (1.0,) * len(axes))[::-1]
     first = [own.get(a, 0.0) + way for a, way in zip(axes, layout.shift[::-1], strict=True)]
+    steps = [{"type": "scale", "scale": list(map(float, sizes))}]
+    if any(first):
+        steps.append({"type": "translation", "translation": list(map(float, first))})
     unit = {"unit": "micrometer"} if layout.spacing else {}
-    datasets = []
-    for level, (_, factors) in enumerate(pyramid):
-        pairs = list(zip(factors, sizes, strict=True))
-        steps = [{"type": "scale", "scale": [float(f * size) for f, size in pairs]}]
-        shift = [
-            float(place + (f - 1) / 2 * size) for place, (f, size) in zip(first, pairs, strict=True)
-        ]
-        if level or any(shift):
-            steps.append({"type": "translation", "translation": shift})
-        datasets.append({"path": str(level), "coordinateTransformations": steps})
-    return {
+    multiscale = {
         "version": "0.4",
         "name": "data",
-        "type": "mean",
         "axes": [{"name": a.lower(), "type": "space", **unit} for a in axes],
-        "datasets": datasets,
+        "datasets": [{"path": "0", "coordinateTransformations": steps}],
     }
-
-
-def _halve(fine: Any, coarse: Any) -> None:
-    """Fill the coarse array from the fine one, chunk by chunk."""
-    factors = [1 if n == 1 else 2 for n in fine.shape]
-    starts = [range(0, n, edge) for n, edge in zip(coarse.shape, coarse.chunks, strict=True)]
-    for corner in itertools.product(*starts):
-        box = [slice(a, a + edge) for a, edge in zip(corner, coarse.chunks, strict=True)]
-        source = [slice(f * b.start, f * b.stop) for f, b in zip(factors, box, strict=True)]
-        coarse[tuple(box)] = _means(fine[tuple(source)], factors)
-
-
-def _means(block: np.ndarray, factors: list[int]) -> np.ndarray:
-    """Return the means of boxes of ``factors`` voxels; the border is repeated to fill the last."""
-    block = np.pad(
-        block, [(0, -n % f) for n, f in zip(block.shape, factors, strict=True)], mode="edge"
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    group.attrs["multiscales"] = [multiscale]
+    shape = layout.shape[::-1]
+    array = group.create_array(
+        "0",
+        shape=shape,
+        dtype=layout.dtype,
+        chunks=chunks_of(shape, axes),
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+        config={"write_empty_chunks": True},  # so that one that is absent was lost
     )
-    split = [k for n, f in zip(block.shape, factors, strict=True) for k in (n // f, f)]
-    means = block.reshape(split).mean(axis=tuple(range(1, len(split), 2)), dtype=np.float32)
-    return means if block.dtype.kind == "f" else np.floor(means + 0.5).astype(block.dtype)
+    fill_chunks(array, axes, slabs)

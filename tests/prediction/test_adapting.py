@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from models import ModelConfig, build_model
-from utils.prediction.fusing import fused
+from utils.prediction.adapting import PlaneByPlane, fused
 
 
 def unlike_initial(model):
@@ -52,3 +52,14 @@ def test_what_does_not_follow_a_convolution_stays():
     got = fused(model)
     assert isinstance(got[2], nn.BatchNorm3d)
     torch.testing.assert_close(got(x), model(x))
+
+
+@pytest.mark.parametrize("arch", ["unet", "stacked_unet"])
+def test_a_plane_is_answered_like_an_image(arch: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(arch=arch, spatial_dims=2, depth=2, start_channels=2, num_stacks=2)
+    network = build_model(config).eval()
+    windows = torch.rand(3, 1, 12, 10, 1)
+    expected = network(windows[..., 0])
+    expected = expected[-1] if arch == "stacked_unet" else expected
+    assert torch.equal(PlaneByPlane(network)(windows)[..., 0], expected)
