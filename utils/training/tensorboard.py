@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from utils.figures import comparison_strip
+from utils.figures import compared_slice
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -34,8 +32,6 @@ NAMES = {
 BEST_IOU = "iou/best_valid"
 COMPARED = (BEST_IOU, "iou/valid", "loss/valid")
 """Metrics in the table of hyperparameters, which shows the last value of each."""
-SHOWN_EDGE = 192
-"""Pixels; slices are enlarged by whole numbers up to about this height."""
 
 logger = logging.getLogger("utils.training")
 
@@ -67,8 +63,8 @@ class TensorBoard:
             writer.add_scalar(tag, value, epoch)
         patches = zip(examples.images, examples.masks, examples.probabilities, strict=True)
         for number, patch in enumerate(patches, 1):
-            strip = enlarge(comparison_strip(*patch))
-            writer.add_image(f"examples/patch_{number}", strip, epoch, dataformats="HWC")
+            picture = compared_slice(*patch)
+            writer.add_image(f"examples/patch_{number}", picture, epoch, dataformats="HWC")
         writer.flush()
 
     def close(self, *, succeeded: bool) -> None:
@@ -150,9 +146,3 @@ def tag_of(name: str) -> str:
     if phase in ("train", "valid") and metric:
         return f"{metric}/{phase}"
     return NAMES.get(name, f"other/{name}")
-
-
-def enlarge(picture: np.ndarray) -> np.ndarray:
-    """Return ``picture`` (H, W, 3) with each pixel repeated, up to about SHOWN_EDGE rows."""
-    factor = max(1, SHOWN_EDGE // picture.shape[0])
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
