@@ -295,7 +295,7 @@ def test_show_draws_the_image_with_outlines_and_centres_beside_it(
 ) -> None:
     picture = dataset.show(1)
     pixels = np.asarray(picture).astype(int)
-    assert picture.width > 600 and picture._repr_png_()
+    assert picture.width > 400 and picture._repr_png_()
     half = pixels.shape[1] // 2
     orange = (pixels[..., 0] > 200) & (pixels[..., 2] < 80)
     assert orange[:, half:].sum() > 1_000 and orange[:, :half].sum() == 0

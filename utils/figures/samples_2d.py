@@ -29,7 +29,7 @@ def draw_image_sample(image: np.ndarray, mask: np.ndarray, centres: np.ndarray) 
     from PIL import Image
 
     memory = io.BytesIO()
-    _draw([image], [mask], [centres]).savefig(memory, dpi=220)
+    _draw([image], [mask], [centres]).savefig(memory, dpi=160)
     with Image.open(memory) as picture:
         return picture.convert("RGB")
 
