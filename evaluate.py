@@ -107,15 +107,15 @@ def evaluate(flags: argparse.Namespace) -> None:
     check_flags(flags)
     work = prepare(flags, flags.checkpoint, flags.predictions)
     folder = make_folder(default_output(flags))
-    scores, means, paths = score_and_write(work, folder, flags)
-    print(score_lines(scores, means))
+    _, means, paths = score_and_write(work, folder, flags)
+    print(score_lines(means))
     print(*(f"wrote {path}" for path in paths), *(f"note: {n}" for n in work.notes), sep="\n")
 
 
 def compare(flags: argparse.Namespace) -> None:
     """Score what is not scored yet, write and print the paired differences."""
     from utils.evaluation.comparison import EarlierScores, check_same_volumes
-    from utils.evaluation.report import comparison_lines, worded
+    from utils.evaluation.report import comparison_lines
     from utils.evaluation.statistics import paired_differences
     from utils.evaluation.tables import common_scores, make_folder, write_comparison
     from utils.figures import save_comparison
@@ -148,7 +148,7 @@ def compare(flags: argparse.Namespace) -> None:
     }
     paths += write_comparison(output, a, b, differences, about)
     picture = output / "comparison.png"
-    paths.append(save_comparison(a["iou"], b["iou"], worded(differences), picture, flags.compare))
+    paths.append(save_comparison(a["iou"], b["iou"], picture, flags.compare))
     print(comparison_lines(flags.compare, differences))
     print(*(f"wrote {path}" for path in paths), *notes, sep="\n")
 

@@ -23,7 +23,7 @@ from utils.data import SegmentationFake2DDataset
 def timed(count: int, path: Path | None) -> float:
     """Return the seconds to simulate ``count`` images, or to load them where there is a file."""
     start = time.perf_counter()
-    SegmentationFake2DDataset(L=count, seed=0, h5path=path, progress=False)
+    SegmentationFake2DDataset(L=count, seed=0, h5path=path)
     return time.perf_counter() - start
 
 

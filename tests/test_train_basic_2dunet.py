@@ -180,7 +180,7 @@ def test_mistakes_are_one_line_and_leave_no_log(
 def test_a_data_file_of_another_seed_is_refused(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    SegmentationFake2DDataset(L=4, seed=7, h5path=tmp_path / "train_dataset.h5", progress=False)
+    SegmentationFake2DDataset(L=4, seed=7, h5path=tmp_path / "train_dataset.h5")
     assert main(tiny) == 2
     error = capsys.readouterr().err
     assert "train_dataset.h5: other parameters: seed is 7, asked for 111; --overwrite" in error

@@ -283,20 +283,22 @@ def test_repr(file: Path) -> None:
 
 
 def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    SegmentationFake2DDataset(L=1, seed=0)
+    assert capsys.readouterr().err == ""  # it is no terminal
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    SegmentationFake2DDataset(L=1, seed=0, progress=False)
-    assert capsys.readouterr().err == ""
     SegmentationFake2DDataset(L=1, seed=0)
     assert "Simulating" in capsys.readouterr().err
 
 
-def test_show_draws_image_mask_and_centres(dataset: SegmentationFake2DDataset) -> None:
+def test_show_draws_the_image_with_outlines_and_centres_beside_it(
+    dataset: SegmentationFake2DDataset,
+) -> None:
     picture = dataset.show(1)
     pixels = np.asarray(picture).astype(int)
-    assert picture.width > 600 and picture._repr_png_()
-    third = pixels.shape[1] // 3
-    red = (pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=2) < 80)
-    assert red[:, third : 2 * third].sum() > 5_000 and red[:, :third].sum() == 0
+    assert picture.width > 400 and picture._repr_png_()
+    half = pixels.shape[1] // 2
+    orange = (pixels[..., 0] > 200) & (pixels[..., 2] < 80)
+    assert orange[:, half:].sum() > 1_000 and orange[:, :half].sum() == 0
     assert not np.array_equal(pixels, np.asarray(dataset.show(2)).astype(int))
 
 

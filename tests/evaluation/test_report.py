@@ -4,37 +4,26 @@ import math
 
 import pandas as pd
 
-from utils.evaluation.report import (
-    BESIDE_THE_SHEET,
-    MOST_ROWS,
-    SCORES,
-    comparison_lines,
-    score_lines,
-    worded,
-)
+from utils.evaluation.report import SCORES, comparison_lines, score_lines, worded
 from utils.evaluation.statistics import means_over_volumes, paired_differences
 
 
-def scored(volumes, **changes):
-    """Table and means of volumes whose every score is a half, unless ``changes`` say otherwise."""
-    row = dict.fromkeys([*BESIDE_THE_SHEET, *SCORES], 0.5) | changes
-    table = pd.DataFrame([row] * volumes)
-    return table, means_over_volumes(table, seed=0)
+def means_of(volumes, **changes):
+    """Means over volumes whose every score is a half, unless ``changes`` say otherwise."""
+    table = pd.DataFrame([dict.fromkeys(SCORES, 0.5) | changes] * volumes)
+    return means_over_volumes(table, seed=0)
 
 
-def test_volumes_beyond_the_first_are_only_counted():
-    text = score_lines(*scored(MOST_ROWS + 3, iou_gain=0.25))
-    lines = text.splitlines()
-    assert sum(line.startswith("volume ") for line in lines) == MOST_ROWS
-    assert "and 3 more volumes in metrics.csv" in lines
+def test_means_are_listed_with_their_intervals():
+    lines = score_lines(means_of(19, iou_gain=0.25)).splitlines()
     (gain,) = (line for line in lines if line.startswith("the difference"))
     assert gain.split()[-4:] == ["0.250", "0.250", "0.250", "19"]
 
 
 def test_what_has_no_meaning_is_a_dash_or_left_out():
-    text = score_lines(*scored(1, sheet_auc=math.nan, covered_left_out=math.nan))
+    text = score_lines(means_of(1, covered_left_out=math.nan))
     rows = {line[:9].strip(): line.split() for line in text.splitlines()}
-    assert rows["volume 0"][-1] == "-" and rows["precision"][1:] == ["0.500", "-", "-", "1"]
+    assert rows["precision"][1:] == ["0.500", "-", "-", "1"]
     assert "nan" not in text and SCORES["covered_left_out"] not in text
 
 

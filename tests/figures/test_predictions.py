@@ -56,19 +56,15 @@ def test_overlay_colours_name_hits_and_errors() -> None:
     assert not nothing.any()
 
 
-def test_a_comparison_strip_shows_the_fullest_slice_in_four_panels() -> None:
+def test_the_fullest_slice_is_compared_with_y_upwards() -> None:
     image = np.zeros((64, 40, 3), dtype=np.float32)
     image[10, 0, 1] = 1.0
     mask, probability = np.zeros_like(image), np.zeros_like(image)
     mask[10, :2, 1], probability[10, 0, 1], probability[63, 39, 1] = 1, 1, 0.5
-    strip = predictions.comparison_strip(image, mask, probability)
-    assert strip.shape == (40, 4 * 64 + 3 * 2, 3) and strip.dtype == np.uint8
-    truth, chance, compared = (strip[:, k * 66 : k * 66 + 64] for k in (1, 2, 3))
-    assert truth[39, 10].tolist() == truth[38, 10].tolist() == [255] * 3  # y runs upwards
-    assert np.count_nonzero(truth) == 2 * 3
-    assert chance[39, 10, 0] == 255 and chance[0, 63, 0] == 128
-    assert [compared[39, 10].argmax(), compared[0, 63].argmax(), compared[38, 10].argmax()] == [
+    picture = predictions.compared_slice(image, mask, probability)
+    assert picture.shape == (40, 64, 3) and 0 <= picture.min() and picture.max() <= 1
+    assert [picture[39, 10].argmax(), picture[0, 63].argmax(), picture[38, 10].argmax()] == [
         *(1, 0, 2),  # found, false positive, missed
     ]
-    flat = predictions.comparison_strip(image[..., 1], mask[..., 1], probability[..., 1])
-    assert np.array_equal(flat, strip)
+    flat = predictions.compared_slice(image[..., 1], mask[..., 1], probability[..., 1])
+    assert np.array_equal(flat, picture)

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.metadata import (
 )
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from utils.figures import comparison_strip
+from utils.figures import compared_slice
 from utils.training import tensorboard
 from utils.training.experiment import Examples
 from utils.training.tensorboard import BEST_IOU, FOLDER, event_files, scalars, write_epoch
@@ -101,7 +101,7 @@ def test_slices_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
     with Image.open(io.BytesIO(shown[0].encoded_image_string)) as picture:
         pixels = np.asarray(picture)
     patch = (examples.images[0], examples.masks[0], examples.probabilities[0])
-    assert np.array_equal(pixels, comparison_strip(*patch))
+    np.testing.assert_allclose(pixels, 255 * compared_slice(*patch), atol=1)
 
 
 def test_hyperparameters_stand_beside_the_final_metrics(tmp_path: Path, examples: Examples) -> None:

@@ -48,8 +48,6 @@ class Fake2DDataset(EpochDataset):
         L: int,
         seed: int | None = None,
         h5path: str | os.PathLike[str] | None = None,
-        *,
-        progress: bool = True,
         **parameters: Any,
     ) -> None:
         """Simulate or load the samples.
@@ -62,7 +60,6 @@ class Fake2DDataset(EpochDataset):
             h5path: file to load, or to make where there is none yet (its folder must exist); it
                 may hold more samples than ``L``. None keeps the samples in memory only. One of
                 another version of the program is loaded as it is, with a warning.
-            progress: whether to show a progress bar while simulating (on a terminal).
             **parameters: any of the generator's parameters below, ranges as (low, high).
 
         Parameters of the generator, with their defaults (those of
@@ -108,7 +105,7 @@ class Fake2DDataset(EpochDataset):
         else:
             fresh = secrets.randbits(32) if seed is None else seed
             self._image_set = ImageSet(self.config, fresh, int(L))
-            self._samples = self._simulate(progress)
+            self._samples = self._simulate()
         self.seed = self._image_set.seed
 
     def __len__(self) -> int:
@@ -143,7 +140,7 @@ class Fake2DDataset(EpochDataset):
         return [float(scale) * self.config.column_distance] * 2
 
     def show(self, index: int = 0) -> Image:
-        """Draw a sample: image, mask, and centres on the image.
+        """Draw a sample: its image, and outlines of the mask and centres on it.
 
         Returns:
             A picture that a notebook shows; elsewhere ``.show()`` opens and ``.save(path)``
@@ -153,15 +150,14 @@ class Fake2DDataset(EpochDataset):
 
         i = item_index(index, len(self))
         samples = self._samples
-        title = f"seed {self.seed}, sample {i}"
-        return draw_image_sample(samples.images[i], samples.masks[i], samples.centres[i], title)
+        return draw_image_sample(samples.images[i], samples.masks[i], samples.centres[i])
 
-    def _simulate(self, progress: bool) -> ImageSamples:
+    def _simulate(self) -> ImageSamples:
         """Simulate all samples, into the file too if there is to be one."""
         image_set, path = self._image_set, self.h5path
         samples = ImageSamples.empty(image_set.num_samples, self.config.shape)
-        hidden = None if progress else True  # None: a bar on a terminal only
-        rows = tqdm(range(image_set.num_samples), "Simulating", unit="image", disable=hidden)
+        # disable=None: a bar on a terminal only
+        rows = tqdm(range(image_set.num_samples), "Simulating", unit="image", disable=None)
         with nullcontext() if path is None else new_image_file(path, image_set) as file:
             for i in rows:
                 sample = simulate_image(self.config, image_rng(image_set.seed, i))
@@ -222,7 +218,7 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
             type: "Gaussian", exp(-d^2 / (2 sigma^2)), or "Cauchy", 1 / (1 + d^2 / sigma^2), with d
                 the distance of a pixel's centre from the column's.
             with_centres: False leaves the centres out of the items: (image, heat map).
-            **options: ``progress`` and the generator's parameters.
+            **options: the generator's parameters.
 
         Raises:
             UserError: as there, and for another type or a sigma that is not positive.

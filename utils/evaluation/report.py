@@ -8,38 +8,18 @@ import pandas as pd
 
 from utils.checkpoints.pretrained import SCORE_NAMES
 
-MOST_ROWS = 16
-"""Volumes that are listed one by one."""
-BESIDE_THE_SHEET = {
-    "iou": "IoU",
-    "baseline_iou": "whole sheet's",
-    "sheet_iou": "IoU inside the sheet",
-    "sheet_baseline_iou": "whole sheet's",
-    "sheet_auc": "AUC there",
-}
-"""Scores that are listed volume by volume, and how."""
 SCORES = {
     **SCORE_NAMES,
     "hd95_um": "HD95 (micrometres)",
     "sheet_false_positive_rate": "share of the gaps called column",
 }
-"""Scores whose means are listed, compared and drawn, and how."""
+"""Scores whose means are listed and compared, and how."""
 
 
-def score_lines(scores: pd.DataFrame, means: pd.DataFrame) -> str:
-    """Return the prediction's scores beside the whole sheet's, and all means.
-
-    Args:
-        scores: a row a volume.
-        means: over the volumes, a row a score, with its interval.
-    """
-    volumes = scores.head(MOST_ROWS).rename(index="volume {}".format)
-    table = volumes[list(BESIDE_THE_SHEET)].rename(columns=BESIDE_THE_SHEET).rename_axis(None)
-    more = len(scores) - len(volumes)
-    rest = f"\nand {more} more volumes in metrics.csv" if more else ""
+def score_lines(means: pd.DataFrame) -> str:
+    """Return means over volumes, a row a score, with their intervals."""
     columns = {"mean": "mean", "low": "95 % from", "high": "95 % to", "volumes": "volumes"}
-    spread = worded(means)[list(columns)].rename(columns=columns)
-    return f"{_text(table)}{rest}\n\n{_text(spread)}"
+    return _text(worded(means)[list(columns)].rename(columns=columns))
 
 
 def comparison_lines(names: Sequence[str], differences: pd.DataFrame) -> str:

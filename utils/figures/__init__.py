@@ -15,14 +15,14 @@ package and ``python -m utils.figures --help`` cost nothing.
 
 from utils.figures.evaluation import save_comparison, save_evaluation
 from utils.figures.learning import WHOLE_SHEET_IOU, save_learning_curves
-from utils.figures.predictions import comparison_strip, save_predictions
+from utils.figures.predictions import compared_slice, save_predictions
 from utils.figures.samples_2d import draw_image_sample
 from utils.figures.slices import densest_slice, scale_to_display
 from utils.figures.studies import save_study
 
 __all__ = [
     "WHOLE_SHEET_IOU",
-    "comparison_strip",
+    "compared_slice",
     "densest_slice",
     "draw_image_sample",
     "save_comparison",

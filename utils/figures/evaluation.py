@@ -18,7 +18,6 @@ from utils.figures.predictions import save_predictions
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
     from utils.evaluation.scoring import ScoredVolume
 
@@ -81,7 +80,10 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
         (0.1, "covered", "share of the columns at least half covered", VALID),
     ):
         shares = means.loc[[f"{name}_{kind}" for kind in KINDS]]
-        _draw_intervals(axes, np.arange(len(shares)) + shift, shares, colour, label)
+        middle = shares["mean"].to_numpy()
+        ends = np.abs(shares[["low", "high"]].to_numpy().T - middle)
+        look = {"fmt": "o", "color": colour, "markersize": 4, "capsize": 3, "linewidth": 1.2}
+        axes.errorbar(np.arange(len(shares)) + shift, middle, ends, label=label, **look)
     axes.axhline(means.loc["sheet_false_positive_rate", "mean"], **canvas.REFERENCE_LINE,
                  label="share of the gaps between columns called column")  # fmt: skip
     ticks = [f"{words.get(k, k)}\n{scores[f'columns_{k}'].sum():.0f} columns" for k in KINDS]
@@ -92,23 +94,6 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
     canvas.style(axes)
     canvas.add_legend_below(figure)
     return canvas.save_figure(figure, path)
-
-
-def _draw_intervals(
-    axes: Axes,
-    at: np.ndarray,
-    found: pd.DataFrame,
-    colour: str,
-    label: str | None = None,
-    *,
-    lying: bool = False,
-) -> None:
-    """Draw means as dots over ``at`` (beside, if ``lying``), and their intervals if any as bars."""
-    means = found["mean"].to_numpy()
-    ends = np.abs(found[["low", "high"]].to_numpy().T - means)
-    places = (means, at) if lying else (at, means)
-    axes.errorbar(*places, **{"xerr" if lying else "yerr": ends}, fmt="o", color=colour,
-                  markersize=4, capsize=3, linewidth=1.2, label=label)  # fmt: skip
 
 
 def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
@@ -145,34 +130,23 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     return canvas.save_figure(figure, path)
 
 
-def save_comparison(
-    a: pd.Series, b: pd.Series, differences: pd.DataFrame, path: str | Path, names: Sequence[str]
-) -> Path:
-    """Draw two sets of scores of the same volumes: B over A, and the paired differences.
+def save_comparison(a: pd.Series, b: pd.Series, path: str | Path, names: Sequence[str]) -> Path:
+    """Draw two sets of scores of the same volumes, B over A.
 
     Args:
         a: IoU of A by volume.
         b: IoU of B, of the same volumes.
-        differences: B - A, a row a score under the words that name it; those of distances
-            (HD95) are left out, as they are no shares.
         path: picture to write (format by its suffix).
         names: what A and B are.
     """
-    figure = canvas.new_figure(10.6, 4.4)
-    paired, gaps = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
-    paired.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)
-    paired.plot(a, b.loc[a.index], "o", color=TRAIN, markersize=4, alpha=0.75)
-    paired.set_aspect("equal", adjustable="datalim")
-    for letter, name, put in zip("AB", names, (paired.set_xlabel, paired.set_ylabel), strict=True):
+    figure = canvas.new_figure(5.0, 4.8)
+    axes = figure.subplots()
+    axes.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)
+    axes.plot(a, b.loc[a.index], "o", color=TRAIN, markersize=4, alpha=0.75)
+    axes.set_aspect("equal", adjustable="datalim")
+    for letter, name, put in zip("AB", names, (axes.set_xlabel, axes.set_ylabel), strict=True):
         short = name if len(name) <= 46 else f"...{name[-43:]}"
         put(f"IoU of {letter}: {short}", fontsize=9)
-    paired.set_title(f"{len(a)} volumes; above the line B is better", fontsize=10)
-    shown = differences[~differences.index.str.startswith("HD95")]
-    at = np.arange(len(shown))[::-1]
-    _draw_intervals(gaps, at, shown, VALID, lying=True)
-    gaps.axvline(0.0, **canvas.REFERENCE_LINE)
-    gaps.set_yticks(at, shown.index)
-    gaps.set_title("B - A, mean over volumes with its 95 % interval", fontsize=10)
-    for axes in (paired, gaps):
-        canvas.style(axes)
+    axes.set_title(f"{len(a)} volumes; above the line B is better", fontsize=10)
+    canvas.style(axes)
     return canvas.save_figure(figure, path)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from utils.figures import canvas
-from utils.figures.colours import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH, blue
+from utils.figures.colours import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH
 from utils.figures.slices import (
     densest_slice,
     draw_outline,
@@ -110,22 +110,10 @@ def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np
     return colours
 
 
-def comparison_strip(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """Return fluorescence, truth, probability and their comparison side by side, as one picture.
+def compared_slice(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return where truth and prediction differ, on the grey image, as one picture.
 
-    Args:
-        image: (X, Y) or (X, Y, Z), scaled between its own 1st and 99th percentile.
-        mask: truth of the same shape, 0/1.
-        probability: of the same shape, 0..1; the comparison cuts it at 0.5.
-
-    Returns:
-        (Y, 4 X + gaps, 3) uint8, x to the right and y upwards; of a volume the slice with most
-        labelled voxels.
+    Args are those of a row of :func:`save_predictions`; returns (Y, X, 3), 0..1, y upwards.
     """
-    image, mask, probability, _ = _planes(image, mask, probability)
-    grey = [np.repeat(plane[..., None], 3, axis=2) for plane in (mask, probability)]
-    panels = [blue(image), *grey, _compare(image, mask, probability)]
-    gap = np.ones((max(1, image.shape[0] // 32), image.shape[1], 3))
-    parts = [part for panel in panels for part in (panel, gap)][:-1]
-    strip = np.swapaxes(np.concatenate(parts), 0, 1)[::-1]
-    return np.round(255 * np.clip(strip, 0.0, 1.0)).astype(np.uint8)
+    *planes, _ = _planes(image, mask, probability)
+    return np.swapaxes(_compare(*planes), 0, 1)[::-1]

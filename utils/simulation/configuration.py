@@ -5,27 +5,25 @@ A range is a field (low, high); both ends are values that may be drawn.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from utils.errors import UserError
 
-Config = TypeVar("Config")
 
+class PlainConfig:
+    """A frozen dataclass of numbers and tuples of numbers that JSON can hold."""
 
-def to_plain(config: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass as plain JSON types, tuples as lists."""
-    return {
-        k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()
-    }
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
-
-def from_plain(cls: type[Config], values: Mapping[str, Any]) -> Config:
-    """Build a ``cls`` from :func:`to_plain`'s result."""
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from :meth:`to_dict`'s result."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def check_each(config: Any, minima: Mapping[str, float]) -> None:

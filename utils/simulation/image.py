@@ -8,7 +8,6 @@ image; lengths in a record are in pixels. Intensities are photon counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import correlate1d
@@ -16,11 +15,10 @@ from scipy.ndimage import correlate1d
 from utils.errors import UserError
 from utils.simulation import imaging
 from utils.simulation.configuration import (
+    PlainConfig,
     check_each,
     check_minima,
     check_ranges,
-    from_plain,
-    to_plain,
 )
 from utils.simulation.coordinates import axis_rotation, rotate
 from utils.simulation.geometry import GeometryError
@@ -35,7 +33,7 @@ CLOUD_REACH = 4.0
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(PlainConfig):
     """All that governs a random image; ranges are (low, high) of uniform draws.
 
     Defaults are those of the reference generator. Raises UserError, naming the field, for a value
@@ -89,15 +87,6 @@ class ImageConfig:
     def __post_init__(self) -> None:
         _check(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ImageConfig:
-        """Build a configuration from :meth:`to_dict`'s result."""
-        return from_plain(cls, values)
-
 
 def _check(config: ImageConfig) -> None:
     """Raise UserError that names the first field outside its range."""
@@ -133,8 +122,6 @@ class ImageParameters:
     """Angle between the basis vectors."""
     turn: float
     """Angle of the first basis vector to the x axis."""
-    shift: tuple[float, float]
-    """Place of a lattice site relative to the image's centre."""
     cutoff_point: tuple[float, float]
     cutoff_normal: tuple[float, float]
     """The columns on this side of the line through that point are kept."""
@@ -142,8 +129,6 @@ class ImageParameters:
     label_radius: float
     box_size: int
     blur_size: int
-    tries: int
-    """Placements drawn until this one was accepted."""
 
 
 @dataclass(frozen=True)
@@ -208,8 +193,8 @@ def _place_columns(
 ) -> tuple[ImageParameters, np.ndarray, np.ndarray]:
     """Draw placements until one is accepted; return it, its centres and its instances."""
     most_labelled, fewest_centres = 0.0, config.shape[0] * config.shape[1]
-    for tries in range(1, config.max_tries + 1):
-        parameters, centres = _draw_placement(config, rng, tries)
+    for _ in range(config.max_tries):
+        parameters, centres = _draw_placement(config, rng)
         count = int(np.count_nonzero(inside(centres, config.shape)))
         fewest_centres = min(fewest_centres, count)
         if not 0 < count < config.max_centres:
@@ -228,7 +213,7 @@ def _place_columns(
 
 
 def _draw_placement(
-    config: ImageConfig, rng: np.random.Generator, tries: int
+    config: ImageConfig, rng: np.random.Generator
 ) -> tuple[ImageParameters, np.ndarray]:
     """Draw one placement; return it and the centres (N, 2) float32 whose light can reach in.
 
@@ -260,14 +245,12 @@ def _draw_placement(
         scale=scale,
         lattice_angle=float(angle),
         turn=turn,
-        shift=(float(shift[0]), float(shift[1])),
         cutoff_point=(float(point[0]), float(point[1])),
         cutoff_normal=(float(normal[0]), float(normal[1])),
         ring_share=rng.uniform(*config.ring_share_range),
         label_radius=config.label_radius * scale,
         box_size=max(1, int(config.box_size * scale)),
         blur_size=int(rng.choice(config.blur_sizes)),
-        tries=tries,
     )
     return parameters, kept
 

@@ -7,18 +7,16 @@ the units of ``baseline_intensity``, unless a name says voxels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.simulation import fluorescence, imaging
 from utils.simulation.configuration import (
+    PlainConfig,
     check_each,
     check_minima,
     check_ranges,
-    from_plain,
-    to_plain,
 )
 from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
 from utils.simulation.labels import paint_cones
@@ -28,7 +26,7 @@ from utils.simulation.streams import Purpose, make_rng
 
 
 @dataclass(frozen=True)
-class VolumeConfig:
+class VolumeConfig(PlainConfig):
     """All that governs a random volume; ranges are (low, high) of uniform draws.
 
     Defaults are those of the reference generator. Raises UserError, naming the field, for a value
@@ -70,15 +68,6 @@ class VolumeConfig:
 
     def __post_init__(self) -> None:
         _check(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
-        return to_plain(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> VolumeConfig:
-        """Build a configuration from :meth:`to_dict`'s result."""
-        return from_plain(cls, values)
 
 
 def _check(config: VolumeConfig) -> None:

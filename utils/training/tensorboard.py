@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.figures import comparison_strip
+from utils.figures import compared_slice
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -73,8 +73,8 @@ def write_epoch(
         writer.add_scalar(tag, value, epoch)
     patches = zip(examples.images, examples.masks, examples.probabilities, strict=True)
     for number, patch in enumerate(patches, 1):
-        strip = comparison_strip(*patch)
-        writer.add_image(f"examples/patch_{number}", strip, epoch, dataformats="HWC")
+        picture = compared_slice(*patch)
+        writer.add_image(f"examples/patch_{number}", picture, epoch, dataformats="HWC")
     writer.flush()
 
 
