@@ -315,7 +315,7 @@ def in_epoch(
     read = SegmentationFake3DDataset.__getitem__
 
     def reading(self: SegmentationFake3DDataset, item: int) -> object:
-        if int(self._epoch) == number and not self.fixed:
+        if self.epoch == number:
             act(self)
         return read(self, item)
 

@@ -80,12 +80,15 @@ class OnTheFly3DDataset(EpochDataset):
         return self.patches_per_epoch
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        """Return image and mask, (1, p, p, p) float32, of one patch."""
+        """Return image and mask, (1, p, p, p) float32, of one patch.
+
+        The image is the one that is remembered: copy it before you change it in place.
+        """
         volume, place = divmod(item_index(item, len(self)), self.patches_per_volume)
         if self._last is None or self._last[0] != (self.epoch, volume):
             self._last = (self.epoch, volume), self.cut_patches(volume)
         image, mask = self._last[1][place]
-        return image.clone(), mask.float()
+        return image, mask.float()
 
     def cut_patches(self, index: int) -> list[tuple[Tensor, ...]]:
         """Return image float32 and mask uint8, (1, p, p, p), of each patch of a volume."""
