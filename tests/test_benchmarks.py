@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import run_and_time
 
+from tests.conftest import run_and_time
 from utils.simulation import VolumeConfig
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 

@@ -25,10 +25,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import run_and_time
 from distributed import LocalCluster
 
 import generate_3d_data
+from tests.conftest import run_and_time
 from utils.errors import UserError
 from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import VolumeFile, VolumeSet

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import run_and_time
 from PIL import Image
 
 import search_hyperparameters
 from search_hyperparameters import DEFAULT_STUDY, main
+from tests.conftest import run_and_time
 from utils.simulation import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
 

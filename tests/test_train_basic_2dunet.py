@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run_and_time
-from test_train_basic_3dunet import OUR_DEFAULTS, REFERENCE_DEFAULTS
 
 import train_basic_2dunet
 from models import ModelConfig, build_model
+from tests.conftest import run_and_time
+from tests.test_train_basic_3dunet import OUR_DEFAULTS, REFERENCE_DEFAULTS
 from train_basic_2dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import KeypointDetectionFake2DDataset, SegmentationFake2DDataset

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_and_time
 
 import train_basic_3dunet
 from models import ModelConfig, build_model
+from tests.conftest import run_and_time
 from train_basic_3dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import SegmentationFake3DDataset

@@ -14,12 +14,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import write_fake_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils.data import DataLoader
 
+from tests.conftest import write_fake_file
 from utils.data import (
     KeypointDetectionFake2DDataset,
     RegressionFake2DDataset,

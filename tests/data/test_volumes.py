@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import fake_volume, write_fake_file
 from torch.utils.data import DataLoader
 
+from tests.conftest import fake_volume, write_fake_file
 from utils.data import PercentileNormalizer, SegmentationFake3DDataset
 from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng

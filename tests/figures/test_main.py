@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_and_time
 
+from tests.conftest import run_and_time
 from utils.figures import __main__ as command_line
 from utils.stacks import StackLayout, write_stack
 

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import ranks_worker
 import torch
-from conftest import write_fake_file
 
 import train_basic_3dunet
+from tests.conftest import write_fake_file
+from tests.training import ranks_worker
 from utils.checkpoints.loading import load_checkpoint
 from utils.devices import Compute
 from utils.training.fabric import make_fabric

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_fake_file
 
 import train_basic_3dunet
+from tests.conftest import write_fake_file
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
 from utils.simulation.volume import VolumeConfig
