@@ -153,19 +153,17 @@ def test_blending_leaves_no_seam():
     assert np.abs(np.diff(hard[:, 0, 0])).max() > 0.9
 
 
-def test_the_modes_of_all_modules_come_back():
-    model = build_model(ModelConfig(depth=2)).train()
-    model.body.encoder.eval()
-    before = {name: module.training for name, module in model.named_modules()}
+def test_a_network_is_put_into_evaluation_mode():
+    model = nn.Sequential(nn.Conv3d(1, 1, 1), nn.BatchNorm3d(1), nn.Dropout(1.0)).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    predict_volume(model, volume(8, 8, 8), NORMALIZER, window=8)
-    assert {name: module.training for name, module in model.named_modules()} == before
+    got = predict_volume(model, volume(8, 8, 8), NORMALIZER, window=8)
+    assert np.ptp(got) > 0 and not model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="one channel"):
-        predict_volume(
-            torch.nn.Sequential(nn.Conv3d(1, 2, 1)), volume(8, 8, 8), NORMALIZER, window=8
-        )
-    assert model.training and not model.body.encoder.training
+
+
+def test_a_network_of_several_maps_is_refused():
+    with pytest.raises(ValueError, match="one channel of logits"):
+        predict_volume(nn.Conv3d(1, 2, 1), volume(8, 8, 8), NORMALIZER, window=8)
 
 
 def test_a_constant_volume_is_predicted():

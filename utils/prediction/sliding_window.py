@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +73,7 @@ def predict_volume(
     Windows that overlap are blended with Gaussian weights, as a network knows least about what lies
     at a window's rim. An axis shorter than the window gets a window of its own length. The image
     and the map stay in main memory; windows alone travel to the model's device. The model is put
-    into evaluation mode and afterwards back into the mode in which it came.
+    into evaluation mode.
 
     Args:
         model: network with one output channel, on any device.
@@ -123,7 +122,7 @@ def predict_slabs(
     one layer of windows (as wide as the volume, one window deep), its input and a batch's features.
 
     Args:
-        model: network with one output channel, on any device.
+        model: network with one output channel, on any device; put into evaluation mode.
         read: returns the normalised slab ``start <= z < stop`` as (X, Y, stop - start) float32.
         shape: the whole volume's.
         windows: from :func:`window_within`, none longer than the volume.
@@ -134,6 +133,7 @@ def predict_slabs(
         (start, slab): float32 (X, Y, n), 0..1, in order from ``first`` to the end. A slab's memory
         is used again: it holds until the next one is asked for.
     """
+    model.eval()
     starts = windows.starts(shape)
     bells = [_bell(edge, len(shape)) for edge in windows.edges]
     totals = [_covered(length, *pair) for length, *pair in zip(shape, starts, bells, strict=True)]
@@ -218,7 +218,7 @@ def _add_layer(
         for corner in corners
     ]
     device = next(model.parameters()).device
-    with _evaluating(model), torch.inference_mode():
+    with torch.inference_mode():
         for batch in _batches(boxes, windows.batch_size):
             inputs = torch.stack([slab[box] for box in batch])[:, None].to(device)
             answers = _answers(model, inputs, windows).cpu()  # to the host, once a batch
@@ -284,15 +284,3 @@ def _probabilities(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
             f"logits, not with shape {tuple(logits.shape)}"
         )
     return torch.sigmoid(logits.float())
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode for a while, then each of its modules back as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -143,10 +143,9 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
                 metadata.update({f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"})
         else:
             metadata.update(unit="um", **({} if flat else {"spacing": layout.spacing[2]}))
-    pages = (np.concatenate(list(slabs), axis=-1).T,) if flat else planes_of(slabs)
     tifffile.imwrite(
         path,
-        pages[0] if isinstance(pages, tuple) else pages,
+        np.concatenate(list(slabs), axis=-1).T if flat else planes_of(slabs),
         shape=layout.shape[::-1],
         dtype=layout.dtype,
         imagej=not ome,
