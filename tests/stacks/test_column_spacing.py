@@ -3,7 +3,7 @@ import pytest
 from scipy import ndimage
 
 from utils.stacks import open_stack
-from utils.stacks.column_spacing import CALIBRATION, estimate_spacing, strongest_wave
+from utils.stacks.column_spacing import CALIBRATION, estimate_spacing
 
 
 def hexagonal_lattice(spacing, edge, tilt):
@@ -68,19 +68,3 @@ def test_where_there_is_nothing_to_see(estimate):
     assert estimate(np.zeros((40, 40, 40), np.uint8)) is None
     found = estimate(np.random.default_rng(0).random((6, 6, 6)))
     assert found is None or not found.sure
-
-
-@pytest.mark.parametrize(("period", "angle"), [(3.4, 90), (5.0, 0), (4.2, 135), (2.5, 60)])
-def test_rows_are_found_with_their_direction(period, angle):
-    x, y = np.meshgrid(np.arange(60), np.arange(48), indexing="ij")
-    along = x * np.cos(np.radians(angle)) + y * np.sin(np.radians(angle))
-    noise = np.random.default_rng(0).normal(0, 20, x.shape)
-    plane = 100 + 50 * np.exp(-((x - 30) ** 2) / 200) + 30 * np.cos(2 * np.pi * along / period)
-    found, direction = strongest_wave(plane + noise)
-    assert found == pytest.approx(period, rel=0.02)
-    assert abs((direction - angle + 90) % 180 - 90) < 3
-
-
-@pytest.mark.parametrize("value", [0, 7])
-def test_a_constant_plane_has_no_rows(value):
-    assert strongest_wave(np.full((20, 30), value)) is None

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from utils.errors import UserError, exit_status
 from utils.figures.samples import save_column_types, save_samples_panel
 from utils.figures.samples_2d import save_image_samples
@@ -70,16 +68,6 @@ def _add_stack_command(commands: Any) -> None:
     add("--caption", default="", help="words below the picture")
 
 
-def _describe_wave(plane: np.ndarray) -> str:
-    from utils.stacks.column_spacing import strongest_wave
-
-    wave = strongest_wave(plane)
-    if wave is None:
-        return "no period"
-    period, angle = wave
-    return f"strongest period {period:.1f} voxels, {angle:.0f} degrees"
-
-
 def _draw_stack(options: argparse.Namespace) -> Path:
     """Read the planes of the stack and its masks, and draw them."""
     from utils.stacks import open_stack
@@ -103,7 +91,7 @@ def _draw_stack(options: argparse.Namespace) -> Path:
                 planes = [[s.read(z - start, z - start + 1)[..., 0] for s in (part, mask)]
                           for z in options.z]  # fmt: skip
                 rows.append([
-                    Overlay(*pair, f"{label}z = {z}", *map(_describe_wave, pair))
+                    Overlay(*pair, f"{label}z = {z}")
                     for pair, z in zip(planes, options.z, strict=True)
                 ])  # fmt: skip
         spacing = stack.spacing and stack.spacing[:2]

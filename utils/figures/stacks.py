@@ -28,10 +28,6 @@ class Overlay:
     mask: np.ndarray
     """(X, Y) 0/1."""
     title: str
-    image_note: str = ""
-    """Words below the image."""
-    mask_note: str = ""
-    """Words below the image with the mask."""
 
 
 def save_overlays(
@@ -89,8 +85,6 @@ def _draw_overlay(
     marked.imshow(colours.swapaxes(0, 1), interpolation="nearest", **placed)
     plain.set_title(overlay.title, fontsize=9)
     marked.set_title("prediction", fontsize=9)
-    plain.set_xlabel(overlay.image_note, fontsize=8)
-    marked.set_xlabel(overlay.mask_note, fontsize=8)
     for axes in places:
         axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     _draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")

@@ -44,8 +44,6 @@ noise and scattered blobs reach a prominence of 2.0.
 """
 LEAST_BLOCKS = 3
 """Parts of the stack that it takes to agree."""
-PERIODS = (2.1, 6.7)
-"""Pixels of a wave in a plane: above the 2 of the sampling limit, below the tissue's outline."""
 MARGIN = 4
 """Bands at either end in which nothing can stand out of its surroundings."""
 
@@ -101,28 +99,6 @@ def estimate_spacing(stack: Stack) -> SpacingEstimate | None:
     low, high = np.quantile(others, [0.16, 0.84])
     spacings = LATTICE / CALIBRATION / np.array([position, high, low])
     return SpacingEstimate(*map(float, spacings), prominence, len(table))
-
-
-def strongest_wave(plane: np.ndarray) -> tuple[float, float] | None:
-    """Return the wave with most power among those of :data:`PERIODS`; None where there is none.
-
-    Rows of columns that are seen end-on make one. The plane is (X, Y) with square pixels; its
-    logarithm is taken, as fluorescence spans decades. Returned are the period in pixels and the
-    angle across the rows, degrees from +x towards +y, 0 <= angle < 180.
-    """
-    values = np.log1p(np.maximum(plane, 0).astype(np.float64))
-    window = np.hanning(plane.shape[0] + 2)[1:-1, None] * np.hanning(plane.shape[1] + 2)[1:-1]
-    values = (values - np.average(values, weights=window)) * window
-    finer = [4 * n for n in plane.shape]
-    power = np.abs(np.fft.fft2(values, finer)) ** 2
-    x, y = np.meshgrid(*map(np.fft.fftfreq, finer), indexing="ij")
-    length = np.hypot(x, y)
-    power[(length < 1 / PERIODS[1]) | (length > 1 / PERIODS[0])] = 0
-    if not power.max() > 1e-12:
-        return None
-    best = np.unravel_index(np.argmax(power), power.shape)
-    angle = np.degrees(np.arctan2(y[best], x[best])) % 180
-    return float(1 / length[best]), float(angle)
 
 
 def _brightest(stack: Stack) -> Iterator[np.ndarray]:

@@ -104,17 +104,21 @@ def _select(
         where[last] = slice(start, stop)
         return source.array.part(tuple(where)).transpose(order)
 
+    spacing = _spacing(path, voxel_size, source.spacing, spatial)
+    own = _spacing(path, None, source.spacing, spatial)
+    # The file's place is of its own voxel size; TIFF's fractions round that.
+    keeps_place = spacing == own or bool(spacing and own and np.allclose(spacing, own, rtol=1e-4))
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
     return Stack(
         path=path,
         shape=tuple(lengths),
         dtype=dtype,
-        spacing=_spacing(path, voxel_size, source.spacing, spatial),
+        spacing=spacing,
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         loaded=source.loaded,
         voxel_bytes=_voxel_bytes(source, axes, dtype),
-        placement=source.placement if voxel_size is None else {},  # the wrong size stands in it
+        placement=source.placement if keeps_place else {},
         origin=(0,) * len(lengths),
         warning=source.warning,
         part=part,
