@@ -185,7 +185,9 @@ def test_a_corrected_voxel_size_leaves_no_place_in_space(tmp_path: Path) -> None
 
 def test_a_voxel_size_that_the_file_has_too_keeps_its_place(tmp_path: Path) -> None:
     affine = np.array([[-0.5, 0, 0, 5.0], [0, 0.6, 0, 6.0], [0, 0, 2.0, 7.0], [0, 0, 0, 1]])
-    nibabel.save(nibabel.Nifti1Image(IMAGE, affine), tmp_path / "a.nii")
+    image = nibabel.Nifti1Image(IMAGE, affine)
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii")
     with open_stack(tmp_path / "a.nii", voxel_size=(2, 0.60001, 0.5)) as stack:
         write_stack(tmp_path / "b.nii", [stack.read()], StackLayout.like(stack, np.uint16))
     np.testing.assert_allclose(nibabel.load(tmp_path / "b.nii").affine, affine, rtol=1e-4)
