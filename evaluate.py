@@ -118,7 +118,7 @@ def compare(flags: argparse.Namespace) -> None:
     from utils.evaluation.report import comparison_lines
     from utils.evaluation.statistics import paired_differences
     from utils.evaluation.tables import common_scores, make_folder, write_comparison
-    from utils.figures import save_comparison
+    from utils.figures.evaluation import save_comparison
     from utils.provenance import describe_program
 
     check_flags(flags)
@@ -277,7 +277,7 @@ def score_and_write(
     from utils.evaluation.scoring import score_volumes
     from utils.evaluation.statistics import means_over_volumes
     from utils.evaluation.tables import only_scores, table_of, write_results
-    from utils.figures import save_evaluation
+    from utils.figures.evaluation import save_evaluation
     from utils.provenance import describe_program
 
     tolerance = None if flags.no_surface else flags.surface_tolerance

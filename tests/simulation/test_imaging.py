@@ -98,16 +98,16 @@ def test_shot_noise_saturates_instead_of_wrapping():
 def test_a_thousandth_of_an_image_may_be_cut_off_and_no_more():
     image = np.ones((10, 10, 100), dtype=np.float32)
     image[:, 0, 0] = 3_001.0
-    imaging.check_exposure(image, 20.0)  # 3000 are the most
+    imaging.check_cut_off(image, imaging.MOST_PHOTONS / 20.0, "the gain")  # 3000 are the most
     image[0, 1, 0] = 3_001.0
-    imaging.check_exposure(image, 19.0)
-    with pytest.raises(UserError, match="0.1% of an image would count more than 60000 photons"):
-        imaging.check_exposure(image, 20.0)
+    imaging.check_cut_off(image, imaging.MOST_PHOTONS / 19.0, "the gain")
+    with pytest.raises(UserError, match="0.1% of an image would be too bright"):
+        imaging.check_cut_off(image, imaging.MOST_PHOTONS / 20.0, "the gain")
     image[image > 1] = 65_504.0
-    imaging.check_brightness(image)
+    imaging.check_cut_off(image, imaging.MOST_STORED, "the gain")
     image *= 2
-    with pytest.raises(UserError, match="0.1% of an image would be brighter than 65504"):
-        imaging.check_brightness(image)
+    with pytest.raises(UserError, match="0.1% of an image would be too bright"):
+        imaging.check_cut_off(image, imaging.MOST_STORED, "the gain")
 
 
 def test_read_noise_sd_follows_its_formula():

@@ -14,6 +14,7 @@ import torch
 
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
+from utils.figures import learning, predictions
 from utils.provenance import git_revision
 from utils.training.experiment import Examples, Experiment
 
@@ -188,13 +189,11 @@ def test_git_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shape, baseline", [((8, 8, 8), 0.44), ((8, 8), None)])
 def test_only_curves_of_volumes_show_the_whole_sheet(tmp_path, monkeypatch, shape, baseline):
-    from utils import figures
-
     shown = []
     monkeypatch.setattr(
-        figures, "save_learning_curves", lambda *args, baseline: shown.append(baseline)
+        learning, "save_learning_curves", lambda *_, baseline: shown.append(baseline)
     )
-    monkeypatch.setattr(figures, "save_predictions", lambda *args, titles: None)
+    monkeypatch.setattr(predictions, "save_predictions", lambda *_, titles: None)
     patch = [np.zeros(shape, np.float32)]
     Experiment(tmp_path).draw([{"epoch": 1}], Examples(patch, patch, patch))
     assert shown == [baseline]

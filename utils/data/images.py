@@ -146,7 +146,7 @@ class Fake2DDataset(EpochDataset):
             A picture that a notebook shows; elsewhere ``.show()`` opens and ``.save(path)``
             writes it.
         """
-        from utils.figures import draw_image_sample
+        from utils.figures.samples_2d import draw_image_sample
 
         i = item_index(index, len(self))
         samples = self._samples

@@ -1,1 +1,1 @@
-"""From a trained network and a whole volume to probabilities, and from those to scores."""
+"""From a trained network and a stack of any size to probabilities and a mask."""

@@ -160,9 +160,7 @@ def measure_window(model: nn.Module, windows: Windows) -> tuple[int, float]:
 
 def _peak_growth(steps: Iterable[object]) -> int:
     """Go through the steps; return by how much the resident memory grew at its highest."""
-    with contextlib.suppress(
-        OSError
-    ):  # Linux counts the peak anew; elsewhere there is no such file
+    with contextlib.suppress(OSError):  # elsewhere than on Linux there is no such file
         Path("/proc/self/clear_refs").write_text("5")
     before = _resident()
     for _ in steps:

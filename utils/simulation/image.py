@@ -323,7 +323,7 @@ def _take_image(
     window = tuple(slice(margin, margin + edge) for edge in config.shape)
     image = sharp[window] + wide[window] + sharp[window].mean()
     image = np.ascontiguousarray(np.maximum(image, np.float32(0.0)))
-    imaging.check_exposure(image, config.gain)
+    imaging.check_cut_off(image, imaging.MOST_PHOTONS / config.gain, "the gain or the intensity")
     counts = imaging.shot_noise(image, config.gain, draw_key(rng))
     sd = config.read_noise_share * float(counts.std())
     return imaging.read_noise_and_contrast(counts, sd, 1.0, draw_key(rng))

@@ -222,28 +222,11 @@ def _compose(box_image, background_image, inverse, weight):  # type: ignore[no-u
     return out
 
 
-def check_exposure(image: np.ndarray, gain: float) -> None:
-    """Raise UserError if more than a thousandth of n-D ``image`` x ``gain`` would be cut off."""
-    share = _share_above(image, MOST_PHOTONS / gain)
+def check_cut_off(image: np.ndarray, limit: float, remedy: str) -> None:
+    """Raise UserError if more than a thousandth of an n-D image lies above ``limit``."""
+    share = np.count_nonzero(image > limit) / image.size if image.max() > limit else 0.0
     if share > CUT_OFF:
-        raise UserError(
-            f"{share:.1%} of an image would count more than {MOST_PHOTONS} photons and be cut off: "
-            "lower the gain, the background or baseline_intensity"
-        )
-
-
-def check_brightness(image: np.ndarray) -> None:
-    """Raise UserError if more than a thousandth of an n-D image is too bright for a file."""
-    share = _share_above(image, MOST_STORED)
-    if share > CUT_OFF:
-        raise UserError(
-            f"{share:.1%} of an image would be brighter than {MOST_STORED} and be cut off: lower "
-            "the gain or the contrast"
-        )
-
-
-def _share_above(image: np.ndarray, limit: float) -> float:
-    return np.count_nonzero(image > limit) / image.size if image.max() > limit else 0.0
+        raise UserError(f"{share:.1%} of an image would be too bright and cut off: lower {remedy}")
 
 
 GRID = 16

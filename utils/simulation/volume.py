@@ -327,9 +327,10 @@ def _take_image(
     del across  # here and below: the next arrays take its memory, which spares page faults
     image = imaging.compose(box, light, parameters.background_weight)
     del box, light
-    imaging.check_exposure(image, parameters.gain)
+    most = imaging.MOST_PHOTONS / parameters.gain
+    imaging.check_cut_off(image, most, "the gain, the background or baseline_intensity")
     counts = imaging.shot_noise(image, parameters.gain, draw_key(rng))
     sd = imaging.read_noise_sd(counts)
     taken = imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))
-    imaging.check_brightness(taken)
+    imaging.check_cut_off(taken, imaging.MOST_STORED, "the gain or the contrast")
     return taken

@@ -106,7 +106,7 @@ def _select(
 
     spacing = _spacing(path, voxel_size, source.spacing, spatial)
     own = _spacing(path, None, source.spacing, spatial)
-    # The file's place is of its own voxel size; TIFF's fractions round that.
+    # A file's place is of its own voxel size, which TIFF's fractions round.
     keeps_place = spacing == own or bool(spacing and own and np.allclose(spacing, own, rtol=1e-4))
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
     return Stack(

@@ -171,14 +171,15 @@ class Experiment:
         """
         if not self.writes:
             return
-        from utils import figures
+        from utils.figures.learning import WHOLE_SHEET_IOU, save_learning_curves
+        from utils.figures.predictions import save_predictions
 
-        baseline = figures.WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
+        baseline = WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
         curves = self.directory / "learning_curves.png"
-        figures.save_learning_curves(history, curves, baseline=baseline)
+        save_learning_curves(history, curves, baseline=baseline)
         epoch = history[-1]["epoch"]
         titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
-        figures.save_predictions(
+        save_predictions(
             examples.images,
             examples.masks,
             examples.probabilities,
