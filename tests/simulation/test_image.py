@@ -174,7 +174,7 @@ def test_rings_are_dark_in_the_middle_and_clouds_are_not(ring: bool) -> None:
 
 
 def test_a_gain_that_cuts_the_image_off_is_refused() -> None:
-    with pytest.raises(UserError, match="more than 60000 photons"):
+    with pytest.raises(UserError, match="too bright and cut off"):
         simulate_image(ImageConfig(gain=1e6), image_rng(0, 0))
 
 
