@@ -76,7 +76,7 @@ def test_the_layout_is_the_tree():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_runs(page, tmp_path, monkeypatch):
     (tmp_path / "vol_data").mkdir()
-    write_fake_file(tmp_path / "vol_data" / "vol_val_set.h5")
+    write_fake_file(tmp_path / "vol_data" / "vol_val_set.h5", num_samples=15)
     monkeypatch.chdir(tmp_path)
     for code in blocks(page, "python"):
         exec(compile(code, page.name, "exec"), {})

@@ -110,17 +110,16 @@ def write_prediction(
         threshold: probability from which a voxel belongs to the mask.
         made_from: plain JSON that tells all that the outputs depend on; other planes are not taken
             up.
-        progress: show a bar over the voxels, and how many planes are there already.
+        progress: show a bar over the windows, and how many planes are there already.
 
     Raises:
         UserError: for a stack that cannot be read, or a disk that cannot be written.
     """
     stack, windows = prediction.stack, prediction.windows.count(prediction.shape)
     staged = "probabilities" if "probabilities" in outputs else "mask"
-    bar = {"unit": "voxel", "unit_scale": math.prod(stack.shape) / windows, "desc": "predicting"}
     with (
         open_staging(outputs["mask"], stack.shape, DTYPES[staged], made_from) as staging,
-        tqdm(total=windows, disable=not progress, **bar) as passed,
+        tqdm(desc="predicting", total=windows, unit="window", disable=not progress) as passed,
     ):
         if staging.done and progress:
             known = f"going on after {staging.done} of {stack.shape[-1]} planes that are done"
