@@ -31,7 +31,8 @@ def commands() -> list[tuple[str, str]]:
     found = [
         re.search(r"(?:python |\s)(\w+\.py|-m utils\.figures \w+)(.*)", line) for line in lines
     ]
-    return sorted({(m.group(1), m.group(2).split("#")[0]) for m in found if m})
+    own = [(m.group(1), re.split("#| -- ", m.group(2))[0]) for m in found if m]
+    return sorted(set(own))
 
 
 def test_readme_fits_a_screen_or_two():
