@@ -317,14 +317,8 @@ def simulated_rows(
     """Return the rows, made by the workers that the flags ask for."""
     if args.dask_scheduler:
         return dask_rows(volume_set, args.dask_scheduler)
-    return local_rows(volume_set, min(args.workers or usable_cores(), volume_set.num_samples))
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return local_rows(volume_set, min(args.workers or cores, volume_set.num_samples))
 
 
 # --- The file -------------------------------------------------------------------------------------
@@ -377,6 +371,8 @@ def generate(args: argparse.Namespace) -> None:
     with simulated_rows(args, volume_set) as rows, new_volume_file(path, volume_set) as file:
         for row in tqdm(rows, path.name, total=count, unit="volume"):
             file.append(row)
+            if _signals:
+                raise KeyboardInterrupt
     seconds = time.perf_counter() - started
     size = in_words(path.stat().st_size)
     print(f"{path}: {count} volumes, seed {volume_set.seed}, {size}, {seconds:.0f} s")
@@ -388,8 +384,18 @@ def main(argv: list[str] | None = None) -> int:
     return exit_status(Path(__file__).name, lambda: generate(args))
 
 
+_signals: list[int] = []
+
+
+def _note(number: int, frame: Any) -> None:
+    """Note a signal, asked for after each row; what is raised here, Python may drop in h5py."""
+    _signals.append(number)
+    signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _note)
+    signal.signal(signal.SIGTERM, _note)
     # One thread a process, in workers too: none waits for another, and samples are the same to the
     # bit on all machines.
     for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):

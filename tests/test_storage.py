@@ -26,16 +26,16 @@ from tests.conftest import fake_volume, write_fake_file
 from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.storage import (
-    LAYOUT,
     VolumeFile,
     VolumeSet,
-    VolumeWriter,
     disk_space,
     encode_row,
     largest_row,
     new_volume_file,
     write_simulated_file,
 )
+from utils.storage.layout import LAYOUT
+from utils.storage.writing import VolumeWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (32, 32, 32)

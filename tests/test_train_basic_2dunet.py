@@ -15,7 +15,7 @@ from tests.test_train_basic_3dunet import OUR_DEFAULTS, REFERENCE_DEFAULTS
 from train_basic_2dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import KeypointDetectionFake2DDataset, SegmentationFake2DDataset
-from utils.storage import DATA_VERSION
+from utils.provenance import DATA_VERSION
 
 SCRIPT = Path(train_basic_2dunet.__file__)
 OF_3D_ONLY = (

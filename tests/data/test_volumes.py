@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from tests.conftest import fake_volume, write_fake_file
 from utils.data import PercentileNormalizer, SegmentationFake3DDataset
 from utils.errors import UserError
+from utils.provenance import DATA_VERSION
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
-from utils.storage import DATA_VERSION, VolumeFile, VolumeSet, write_simulated_file
+from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 
 FAKE_SAMPLES = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
 """Seed and row of each sample of ``fake_files``."""

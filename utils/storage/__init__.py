@@ -1,33 +1,24 @@
 """The HDF5 file of simulated volumes: its layout, how a row gets into it, and how it is read.
 
 No module outside this package knows a dataset's name. Plain h5py opens the file without plugins;
-``LAYOUT`` lists the datasets and each carries its text as the attribute ``description``. Axis order
-is (x, y, z). While a file is made it has a temporary name, hidden beside its own.
+``layout.LAYOUT`` lists the datasets; each carries its text as the attribute ``description``. Axis
+order is (x, y, z). While a file is made it has a temporary name, hidden beside its own.
 """
 
 from __future__ import annotations
 
-from utils.provenance import DATA_VERSION
 from utils.storage.errors import OtherParametersError
-from utils.storage.layout import LAYOUT, version_note
+from utils.storage.layout import version_note
 from utils.storage.reading import VolumeFile
 from utils.storage.rows import EncodedRow, encode_row, largest_row, stored_image
 from utils.storage.volume_set import VolumeSet, disk_space
-from utils.storage.writing import (
-    VolumeWriter,
-    in_words,
-    new_volume_file,
-    write_simulated_file,
-)
+from utils.storage.writing import in_words, new_volume_file, write_simulated_file
 
 __all__ = [
-    "LAYOUT",
-    "DATA_VERSION",
     "EncodedRow",
     "OtherParametersError",
     "VolumeFile",
     "VolumeSet",
-    "VolumeWriter",
     "disk_space",
     "encode_row",
     "in_words",
