@@ -24,12 +24,12 @@ esac
 readonly DATA=quickstart/data LOGS=quickstart/logs TITLE=unet3d
 # Larger columns, in smaller and cleaner volumes than the defaults of generate_3d_data.py.
 readonly VOLUMES=(
-    --L_xy 80 --L_z 80 --lattice_low 5 --lattice_high 7 --min_columns 30
+    --L_xy 80 --L_z 80 --lattice_low 4 --lattice_high 6 --min_columns 30
     --gain_low 60 --gain_high 100 --contrast_low 1.0 --contrast_high 1.0 --background_high 0.001
     --std_intensity_range_low 0.2 --std_intensity_range_high 0.4
 )
 readonly TRAINING=(
-    --recipe fast --patch_size 48 --patches_per_epoch 400 --epochs 16 --num_workers 0
+    --recipe fast --patch_size 48 --patches_per_epoch 400 --epochs 14 --num_workers 0
 )
 
 # Simulate file $1 of $2 volumes with seed $3; a complete file is kept.
