@@ -12,7 +12,7 @@ from models import layers
 from models.unet import UNetBody
 
 
-class Stack(nn.Module):
+class Hourglass(nn.Module):
     """One hourglass: features ``y`` and the score map read off them.
 
     ``y = ReLU(norm(1x1 conv(body(x))))`` and ``score = 1x1 conv(y)``.
@@ -49,9 +49,9 @@ class ReEntry(nn.Module):
 class StackedUNet(nn.Module):
     """Several U-Nets in a row, each with a score map of its own for intermediate supervision.
 
-    A stem lifts the input to ``start_channels``; each :class:`Stack` gives features and logits, and
-    if another one follows, both re-enter (:class:`ReEntry`). Weights are not shared. The loss is
-    meant to be summed over the returned logits; the last ones are the prediction.
+    A stem lifts the input to ``start_channels``; each :class:`Hourglass` gives features and logits,
+    and if another one follows, both re-enter (:class:`ReEntry`). Weights are not shared. The loss
+    is meant to be summed over the returned logits; the last ones are the prediction.
 
     Differences from the paper: its hourglasses add skip features through residual modules at a
     constant width; these bodies are U-Nets, which concatenate them and double the channels
@@ -109,7 +109,7 @@ class StackedUNet(nn.Module):
             spatial_dims, in_channels * block, start_channels, conv_kernel_size
         )
         self.stacks = nn.ModuleList(
-            Stack(spatial_dims, start_channels, scores, body()) for _ in range(num_stacks)
+            Hourglass(spatial_dims, start_channels, scores, body()) for _ in range(num_stacks)
         )
         self.re_entries = nn.ModuleList(
             ReEntry(spatial_dims, start_channels, scores) for _ in range(num_stacks - 1)
