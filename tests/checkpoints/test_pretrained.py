@@ -141,6 +141,7 @@ def test_an_evaluation_of_the_unrounded_weights_says_so(log: Path, tmp_path: Pat
         ({"epoch": 3}, "of another network .epoch 3"),
         ({"model": {**CONFIG.to_dict(), "depth": 4}}, "of another network"),
         ({"model": {}}, "of another network"),
+        ({"model": None}, "of another network"),
     ],
 )
 def test_scores_of_another_network_are_refused(
@@ -148,6 +149,15 @@ def test_scores_of_another_network_are_refused(
 ) -> None:
     evaluation = write_evaluation(tmp_path / "scores", **changes)
     with pytest.raises(UserError, match=message):
+        save(log, tmp_path / "p", evaluation)
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"null", b"{", b"\xff\xfe\x00"])
+def test_what_is_no_summary_is_one_line(log: Path, tmp_path: Path, content: bytes) -> None:
+    evaluation = write_evaluation(tmp_path / "scores")
+    (evaluation / "summary.json").write_bytes(content)
+    with pytest.raises(UserError, match="summary.json is damaged or no record of ours"):
         save(log, tmp_path / "p", evaluation)
     assert not (tmp_path / "p").exists()
 

@@ -156,9 +156,12 @@ def _pack(state: Mapping[str, Any]) -> dict[str, Any]:
 def _read_json(path: Path) -> Any:
     try:
         with disk_errors(path):
-            return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged or no JSON") from error
+            content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged or no record of ours") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged or no record of ours")
+    return content
 
 
 def _portable(value: Any) -> str:
@@ -230,7 +233,7 @@ def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | Non
     if evaluation is None:
         return "Not evaluated yet."
     summary = _read_json(evaluation / "summary.json")
-    epoch, model = summary.get("epoch"), summary.get("model", {})
+    epoch, model = summary.get("epoch"), summary.get("model") or {}
     if epoch != state["epoch"] or not state["model_config"].items() <= model.items():
         raise UserError(
             f"{evaluation / 'summary.json'}: is of another network (epoch {epoch}, {model}); the "
