@@ -60,6 +60,7 @@ FLAGS = {
         "num_workers": 0,
     },
     "network": {
+        "init": None,
         "arch": "unet",
         "depth": 4,
         "start_channels": 4,

@@ -56,6 +56,7 @@ FLAGS = {
         "num_workers": 2,
     },
     "network": {
+        "init": None,
         "arch": "unet",
         "depth": 4,
         "start_channels": 4,

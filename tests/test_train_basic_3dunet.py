@@ -64,6 +64,7 @@ OUR_DEFAULTS = {
     "resblocks": False,
     "stem_stride": 1,
     "recipe": None,
+    "init": None,
     "resume": False,
     "deterministic": False,
     "max_minutes": None,

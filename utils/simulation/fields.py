@@ -12,12 +12,12 @@ class ColumnFields:
     """For each voxel the nearest column's axis and the place beside it; all (X, Y, Z)."""
 
     owner: np.ndarray
-    """uint16: 0 outside of the sheets, else k + 1 for the nearest path k; gaps have an owner too."""
+    """uint16: 0 outside of the sheets, else k + 1 for the nearest path k; gaps are owned too."""
     distance: np.ndarray
     """float32: distance to the owner's path, in the owner's nearest-neighbour distances there."""
     depth: np.ndarray
     """float32: place along the owner's path, 0 at its proximal and 1 at its distal end."""
 
     def instances(self, radius: float) -> np.ndarray:
-        """Return (X, Y, Z) uint16: the owner within ``radius`` spacings of its path, 0 elsewhere."""
+        """Return (X, Y, Z) uint16: the owner within ``radius`` spacings of its path, else 0."""
         return np.where(self.distance <= np.float32(radius), self.owner, np.uint16(0))

@@ -55,6 +55,8 @@ HELP = {
     "stem_stride": "edge of the blocks of voxels that the network works on; 1 is full resolution",
     "num_stacks": "U-Nets in a row, for --arch stacked_unet",
     "conv_kernel_size": "edge of the convolution kernels, in voxels; odd",
+    "init": "start from the weights of a network: a log directory, a .pth file or a pretrained "
+    "network's name; the network's flags are then its own, the rate lower and the plan shorter",
     "resblocks": "residual blocks instead of plain ones",
     "MAX_PARAMS": "training does not start with more parameters; 30e6 can be written too",
     "MIN_PARAMS": "training does not start with fewer parameters",
@@ -103,6 +105,7 @@ def devices_number(text: str) -> int | None:
 
 
 TYPES: Mapping[str, Callable[[str], Any]] = {
+    "init": str,
     "patches_per_epoch": int,
     "max_minutes": float,
     "MAX_PARAMS": whole_number,

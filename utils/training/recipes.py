@@ -51,7 +51,7 @@ NEVER_TAKEN_OVER = {"resume", "experiment_title", "log_path", "overwrite"}
 def parse_training_flags(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, script: str
 ) -> argparse.Namespace:
-    """Parse with the defaults of --recipe, or those of the run that --resume goes on with.
+    """Parse with the defaults of --recipe and --init, or of the run that --resume goes on with.
 
     A schedule whose end is planned (any but plateau) sets the default of --early_stopping_patience
     to --epochs: it is not cut before its rate has come down, unless the flag is given. ``script``
@@ -66,6 +66,11 @@ def parse_training_flags(
             directory = Path(first.log_path) / first.experiment_title
             recorded = recorded_flags(directory, Path(script).name)
             defaults |= recorded
+        elif first.init:
+            from utils.training.ancestor import ancestor_defaults, check_network_flags  # torch
+
+            inherited = ancestor_defaults(first.init, defaults.get("start_lr", plain["start_lr"]))
+            defaults |= inherited
         taken_over = defaults.keys() & plain.keys() - NEVER_TAKEN_OVER
         parser.set_defaults(**{name: defaults[name] for name in taken_over})
         flags = parser.parse_args(arguments)
@@ -75,6 +80,8 @@ def parse_training_flags(
             flags = parser.parse_args(arguments)
         if recorded is not None:
             check_unchanged(flags, recorded, plain)
+        elif first.init:
+            check_network_flags(flags, inherited)
     except UserError as error:
         parser.error(str(error))
     return flags

@@ -22,7 +22,7 @@ from utils.data.augmentation import AugmentedDataset
 from utils.data.epochs import EpochDataset
 from utils.devices import Compute, choose_compute
 from utils.errors import UserError
-from utils.training import ranks
+from utils.training import ancestor, ranks
 from utils.training.compiling import choose_compiling
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
@@ -113,11 +113,16 @@ def run_training(
     if flags.augment != "none" and not data.train.makes_batches:
         trained_on = AugmentedDataset(data.train, flags.augment, flags.seed)
     model = build_network()
+    parent = None
+    if flags.init and not flags.resume:
+        parent = ancestor.read_ancestor(flags.init, model_config)
+        model = ancestor.inherit(model, parent)
 
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
         "model": dict(model_config),
+        "ancestor": parent and ancestor.describe_ancestor(parent),
         "parameters": parameters,
         "compute": vars(compute),
         "processes": ranks.world_size(),
@@ -131,6 +136,7 @@ def run_training(
         announce(
             {
                 "network": describe_network(flags, parameters),
+                **({"init": f"weights of {parent.path}, epoch {parent.epoch}"} if parent else {}),
                 **data.about,
                 **({"resume": resumption.note} if resumption else {}),
                 "recipe": describe_recipe(flags),
@@ -205,6 +211,7 @@ def open_experiment(
         return Experiment.create(directory, config, script)
     before = json.loads((directory / "config.json").read_text())
     check_data(before["data"], config["data"])
+    config = {**config, "ancestor": before.get("ancestor")}
     changed = {
         name: (before["flags"].get(name), value)
         for name, value in config["flags"].items()
