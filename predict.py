@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from utils.devices import Compute
+    from utils.grey_values import Limits
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
     from utils.stacks import Stack
@@ -66,6 +67,12 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
 
+    add("--percentiles", type=percentiles, metavar="LOW,HIGH",
+        help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
+        "default: 1 and 99, without saturated voxels, and higher where columns are sparse")
+    add("--nan", choices=("background", "error"), default="background",
+        help="what NaN and infinite voxels are: background, or a reason to refuse the stack")
+
     add = parser.add_argument_group("prediction").add_argument
     add("--threshold", type=float, default=THRESHOLD, metavar="FLOAT",
         help="probability from which a voxel belongs to the mask")
@@ -89,6 +96,18 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def percentiles(text: str) -> tuple[float, float]:
+    """Return (low, high); ArgumentTypeError unless these are two percentiles in order."""
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not 0 <= low < high <= 100:
+        message = f"{text!r}: give two percentiles in order, such as 1,99.8"
+        raise argparse.ArgumentTypeError(message)
+    return low, high
+
+
 def scale(text: str) -> float | str:
     """Return the factor, or ``auto``; ArgumentTypeError for anything else."""
     try:
@@ -109,12 +128,13 @@ def predict(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
     check_flags(flags)
     outputs = choose_outputs(flags)
+    from utils.data.normalize import PercentileNormalizer
     from utils.devices import Compute, choose_compute, memory_advice
     from utils.prediction.memory import Memory, check_loading, fit_batch
     from utils.prediction.network_voxels import check_enlargement, network_shape
     from utils.prediction.staging import earlier_record
     from utils.prediction.trained_network import read_network
-    from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
+    from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
 
@@ -125,6 +145,9 @@ def predict(flags: argparse.Namespace) -> None:
     ):
         stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
         network = read_network(flags.checkpoint)
+        normalizer = network.normalizer
+        if flags.percentiles:
+            normalizer = PercentileNormalizer(*flags.percentiles, rule="percentiles")
         compute = choose_compute(flags.device, flags.precision)
         before = earlier_record(outputs["mask"]) if flags.precision == "auto" else {}
         kept = before.get("device") == compute.device
@@ -153,18 +176,13 @@ def predict(flags: argparse.Namespace) -> None:
         print(describe_network(network, compute, windows))
         print(describe_plan(stack, shape, windows, peak))
 
-        percentiles = low, high = measure_percentiles(stack, network.normalizer)
-        if low == high:
-            print(
-                f"warning: nothing to see: the percentiles {network.normalizer.low_percent:g} and "
-                f"{network.normalizer.high_percent:g} of {stack.path} are both {low:g}; the mask "
-                "is empty"
-            )
+        limits = measure_limits(stack, normalizer)
+        tell_grey_values(stack, limits, flags)
         made_from = {
-            "input": [*identify(stack.path), warning, *map(float, percentiles)],
+            "input": [*identify(stack.path), warning, limits.low, limits.high],
             "choice": [flags.channel, flags.key, flags.index, flags.crop],
             "network": network.fingerprint(),
-            "normalizer": network.normalizer.to_dict(),
+            "normalizer": normalizer.to_dict(),
             "network_shape": shape,
             "window": windows.edges,
             "overlap": flags.overlap,
@@ -173,9 +191,32 @@ def predict(flags: argparse.Namespace) -> None:
             "precision": compute.precision,
             "threshold": flags.threshold,
         }
-        prediction = StackPrediction(model, stack, network.normalizer, percentiles, shape, windows)
+        prediction = StackPrediction(model, stack, normalizer, limits, shape, windows)
         write_prediction(prediction, outputs, flags.threshold, made_from=made_from, progress=True)
     print("\n".join(f"wrote {path}" for path in outputs.values()))
+
+
+def tell_grey_values(stack: Stack, limits: Limits, flags: argparse.Namespace) -> None:
+    """Print what a person should know of the grey values; UserError for what --nan refuses."""
+    voxels = math.prod(stack.shape)
+    if limits.missing:
+        count = f"{limits.missing:,} of {voxels:,} voxels are not finite (NaN or infinite)"
+        if flags.nan == "error" or limits.missing == voxels:
+            way = (
+                "--nan background takes them for background"
+                if flags.nan == "error"
+                else ("there is nothing to predict on: check --channel, --key and --crop")
+            )
+            raise UserError(f"{stack.path}: {count}; {way}")
+        print(f"note: {count}: they are background in the mask and left out of the grey values")
+    if limits.low == limits.high:
+        print(
+            f"warning: nothing to see: the grey values of {stack.path} that become 0 and 1 are "
+            f"both {limits.low:g}; the mask is empty. --crop to where the columns are, or "
+            "--percentiles LOW,HIGH, may show something"
+        )
+    for warning in limits.warnings():
+        print(f"warning: {warning}")
 
 
 def check_flags(flags: argparse.Namespace) -> None:

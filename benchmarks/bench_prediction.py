@@ -130,14 +130,14 @@ def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict
     from utils.prediction.adapting import fused
     from utils.prediction.memory import Memory, fit_batch
     from utils.prediction.sliding_window import Windows, window_within
-    from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
+    from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
 
     model, outputs = fused(model), {"mask": target}
     edges = window_within(stack.shape, flags.window)
     windows = Windows(edges, flags.overlap, flags.batch_size, precision=precision)
     memory = Memory.allowed(flags.memory)
     windows, peak, _ = fit_batch(model, stack, stack.shape, windows, outputs, memory)
-    percentiles = measure_percentiles(stack, normalizer)
+    percentiles = measure_limits(stack, normalizer)
     start = time.perf_counter()
     ready = StackPrediction(model, stack, normalizer, percentiles, stack.shape, windows)
     write_prediction(ready, outputs, 0.5, made_from={})
@@ -155,10 +155,11 @@ def run_monai(stack, target, model, config, normalizer, precision, flags) -> dic
     from monai.inferers import sliding_window_inference
 
     from utils.prediction.sliding_window import window_within
-    from utils.prediction.whole_stack import measure_percentiles
+    from utils.prediction.whole_stack import measure_limits
     from utils.stacks import StackLayout, write_stack
 
-    low, high = measure_percentiles(stack, normalizer)
+    limits = measure_limits(stack, normalizer)
+    low, high = limits.low, limits.high
     image = np.empty(stack.shape, np.float32)
     for z in range(0, stack.shape[2], 16):
         stop = min(z + 16, stack.shape[2])

@@ -146,7 +146,7 @@ def test_checkpoints_rebuild_the_network(tiny: list[str], data_dir: Path, tmp_pa
     model.load_state_dict(state["model_state"])
     assert len(model.eval()(torch.zeros(1, 1, 8, 8, 8))) == 2
     assert state["patch_size"] == 8
-    assert state["normalizer"] == {"low_percent": 1.0, "high_percent": 99.0}
+    assert state["normalizer"] == {"low_percent": 1.0, "high_percent": 99.0, "rule": "robust"}
     spacings = []
     for name in ("train1.h5", "train2.h5"):
         with VolumeFile(data_dir / name) as file:

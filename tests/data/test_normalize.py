@@ -9,8 +9,9 @@ from utils.data import PercentileNormalizer
 
 
 def test_the_percentiles_of_a_ramp() -> None:
-    assert PercentileNormalizer().fit(np.arange(101.0)) == (1.0, 99.0)
-    assert PercentileNormalizer(10, 50).fit(np.arange(101.0).reshape(1, 101)) == (10.0, 50.0)
+    ramp, rule = np.arange(101.0), "percentiles"
+    assert PercentileNormalizer(rule=rule).fit(ramp) == (1.0, 99.0)
+    assert PercentileNormalizer(10, 50, rule).fit(ramp.reshape(1, 101)) == (10.0, 50.0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float64])
@@ -39,7 +40,7 @@ def test_a_constant_volume_becomes_zeros() -> None:
 
 
 def test_it_travels_through_json() -> None:
-    normalizer = PercentileNormalizer(0.5, 99.9)
+    normalizer = PercentileNormalizer(0.5, 99.9, "percentiles")
     assert (
         PercentileNormalizer.from_dict(json.loads(json.dumps(normalizer.to_dict()))) == normalizer
     )
@@ -49,3 +50,10 @@ def test_it_travels_through_json() -> None:
 def test_percentiles_outside_their_range_are_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="low_percent < high_percent"):
         PercentileNormalizer(low, high)
+
+
+def test_checkpoints_that_name_no_rule_have_the_robust_one() -> None:
+    old = {"low_percent": 1.0, "high_percent": 99.0}
+    assert PercentileNormalizer.from_dict(old) == PercentileNormalizer(rule="robust")
+    with pytest.raises(ValueError, match="must be of robust, percentiles"):
+        PercentileNormalizer(rule="other")

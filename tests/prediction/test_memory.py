@@ -105,7 +105,7 @@ from utils.stacks import open_stack
 from utils.prediction.memory import Memory, fit_batch
 from utils.prediction.sliding_window import Windows
 from utils.prediction.staging import open_staging
-from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
+from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
 
 torch.set_num_threads(1)
 model = build_model(ModelConfig(depth=1, start_channels=1, conv_kernel_size=1)).eval()
@@ -115,7 +115,7 @@ with open_stack(source) as stack:
     shape = tuple(int(n * SCALE) for n in stack.shape)
     memory = Memory.allowed(LIMIT)
     windows, peak, _ = fit_batch(model, stack, shape, Windows(WINDOW), outputs, memory)
-    percentiles = measure_percentiles(stack, PercentileNormalizer())
+    percentiles = measure_limits(stack, PercentileNormalizer())
     ready = StackPrediction(model, stack, PercentileNormalizer(), percentiles, shape, windows)
     if SLABS:
         with open_staging(targets[0], stack.shape, "u1", {}) as staging:

@@ -7,9 +7,8 @@ from torch import nn
 
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
-from utils.errors import UserError
 from utils.prediction.sliding_window import Windows, predict_volume
-from utils.prediction.whole_stack import StackPrediction, measure_percentiles, write_prediction
+from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
 from utils.stacks import open_stack
 
 NORMALIZER = PercentileNormalizer()
@@ -41,7 +40,7 @@ def noise(shape, dtype=np.float32):
 
 def run(model, stack, shape, edge, first=0, passed=lambda count: None, **options):
     windows = Windows(tuple(min(edge, n) for n in shape), **options)
-    percentiles = measure_percentiles(stack, NORMALIZER)
+    percentiles = measure_limits(stack, NORMALIZER)
     prediction = StackPrediction(model, stack, NORMALIZER, percentiles, shape, windows)
     pieces = [(start, slab.copy()) for start, slab in prediction.slabs(first, passed)]
     assert pieces[0][0] == first
@@ -102,18 +101,29 @@ def test_resampled_there_and_back(open_array, factor, first):
     assert got.shape == expected.shape
 
 
-def test_nan_is_refused(open_array):
-    image = noise((8, 8, 8))
-    image[3, 3, 7] = np.nan
-    with open_array(image) as stack, pytest.raises(UserError, match=r"a\.npy: .*not finite"):
-        measure_percentiles(stack, NORMALIZER)
+def test_voxels_that_are_not_finite_are_background(open_array):
+    image = np.random.default_rng(0).random((9, 8, 12), np.float32)
+    bad = np.zeros(image.shape, bool)
+    bad[3, 3, 7] = bad[:, :, 11] = True
+    image[bad] = np.nan
+    image[3, 3, 7] = np.inf
+    with open_array(image) as stack:
+        limits = measure_limits(stack, NORMALIZER)
+        assert limits.missing == bad.sum()
+        expected = NORMALIZER.fit(image[~bad])
+        np.testing.assert_allclose((limits.low, limits.high), expected)
+        for shape in (image.shape, (18, 16, 24)):
+            found = run(Identity(), stack, shape, 8)
+            assert np.isfinite(found).all() and not found[bad].any()
+            assert (found[~bad] > 0).mean() > 0.9
 
 
 def test_empty_outputs(open_array, tmp_path):
     outputs = {"mask": tmp_path / "m.tif", "probabilities": tmp_path / "p.h5"}
     with open_array(np.zeros((5, 6, 7), np.uint8), (2, 1, 1)) as stack:
         windows = Windows((4, 4, 4))
-        empty = StackPrediction(Identity(), stack, NORMALIZER, (0.0, 0.0), stack.shape, windows)
+        limits = measure_limits(stack, NORMALIZER)
+        empty = StackPrediction(Identity(), stack, NORMALIZER, limits, stack.shape, windows)
         write_prediction(empty, outputs, 0.5, made_from={})
     for path, dtype in zip(outputs.values(), (np.uint8, np.float32), strict=True):
         with open_stack(path) as stack:

@@ -25,7 +25,7 @@ from utils.stacks.stack import CHUNK_PLANES
 
 SHARE = 0.8
 """Of what is free, unless the user says otherwise."""
-OVERHEAD = 100 << 20
+OVERHEAD = 140 << 20
 """Bytes for libraries that are loaded on the way, and for what the allocators keep."""
 LOADING = 3
 """Copies of a stack that is loaded as a whole while it is: packed, unpacked, in its own order."""

@@ -16,8 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from utils.data.normalize import PercentileNormalizer
-from utils.errors import UserError
-from utils.prediction.intensities import fit_slabs
+from utils.grey_values import Limits
 from utils.prediction.memory import DTYPES
 from utils.prediction.sliding_window import Windows, predict_slabs
 from utils.prediction.staging import open_staging, planes_at_once
@@ -25,10 +24,10 @@ from utils.stacks import Stack, StackLayout, write_stack
 from utils.stacks.resampling import Resampling
 
 
-def measure_percentiles(stack: Stack, normalizer: PercentileNormalizer) -> tuple[float, float]:
-    """Return the normaliser's percentiles of the whole stack, read by slabs.
+def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:
+    """Return the normaliser's limits of the whole stack, read by slabs.
 
-    Raises UserError for values that are not finite, and for a stack that cannot be read.
+    Raises UserError for a stack that cannot be read.
     """
     planes = planes_at_once(4 * math.prod(stack.shape[:-1]))
 
@@ -36,10 +35,7 @@ def measure_percentiles(stack: Stack, normalizer: PercentileNormalizer) -> tuple
         for start in range(0, stack.shape[-1], planes):
             yield stack.read(start, min(start + planes, stack.shape[-1]))
 
-    try:
-        return fit_slabs(normalizer, slabs, stack.dtype)
-    except UserError as error:
-        raise UserError(f"{stack.path}: {error}") from error
+    return normalizer.limits(slabs, stack.dtype)
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,19 @@ class StackPrediction:
     model: nn.Module
     stack: Stack
     normalizer: PercentileNormalizer
-    percentiles: tuple[float, float]
-    """The stack's, from :func:`measure_percentiles`."""
+    limits: Limits
+    """The stack's, from :func:`measure_limits`."""
     shape: tuple[int, ...]
     """Of what the network sees: the stack's own, or that after resampling."""
     windows: Windows
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the planes ``start <= z < stop`` of the stack as the network sees grey values."""
-        return self.normalizer.apply(self.stack.read(start, stop), *self.percentiles)
+        planes = self.stack.read(start, stop)
+        scaled = self.normalizer.apply(planes, self.limits.low, self.limits.high)
+        if self.limits.missing:
+            scaled[~np.isfinite(planes)] = 0
+        return scaled
 
     def slabs(
         self, first: int = 0, passed: Callable[[int], object] = lambda count: None
@@ -65,9 +65,19 @@ class StackPrediction:
         """Yield (start, probabilities) of the stack's own planes, in order from ``first``.
 
         As :func:`predict_slabs`, with the stack resampled to the network's voxels and the map back.
-        All are zero where both percentiles are the same: nothing is to be seen.
+        Voxels that are NaN or infinite have none, and all are zero where both limits are the same:
+        nothing is to be seen.
         """
-        if self.percentiles[0] == self.percentiles[1]:
+        for start, slab in self._mapped(first, passed):
+            if self.limits.missing:
+                slab[~np.isfinite(self.stack.read(start, start + slab.shape[-1]))] = 0
+            yield start, slab
+
+    def _mapped(
+        self, first: int, passed: Callable[[int], object]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield what :meth:`slabs` yields, with what the network makes of missing voxels."""
+        if not self.limits.high > self.limits.low:
             lateral, length = self.stack.shape[:-1], self.stack.shape[-1]
             planes = planes_at_once(4 * math.prod(lateral))
             passed(self.windows.count(self.shape))

@@ -64,7 +64,7 @@ RAGGED = {
     "lattice_neighbours": _Ragged("<i4", (-1, 2), "pairs (k, l), k < l, of neighbouring columns"),
 }
 PARAMETER_TEXT = "lengths in edges of the unit cube, angles in radians"
-PERCENTILES_TEXT = "1st and 99th percentile of each image as stored"
+PERCENTILES_TEXT = "grey values of each image as stored that become 0 and 1, by the rule robust"
 
 LAYOUT: dict[str, str] = {
     "vol_data": IMAGE_TEXT,

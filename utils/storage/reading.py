@@ -100,7 +100,7 @@ class VolumeFile:
         return self._read("vol_instances", index, slices)
 
     def percentiles(self, index: int) -> tuple[float, float]:
-        """Return the 1st and 99th percentile of the whole image."""
+        """Return the grey values of the whole image that become 0 and 1."""
         low, high = self._read("vol_percentiles", index)
         return float(low), float(high)
 

@@ -1,0 +1,218 @@
+"""Which grey values of a stack become 0 and 1: one rule for storage, training and prediction.
+
+The rule ``robust``, by default with the percentiles 1 and 99:
+
+1. Voxels at the top value, as saturated debris leaves them, count as at most one in ten thousand,
+   unless the rest is all of one value.
+2. The lower limit is the lower percentile of the voxels that count.
+3. The upper limit is their upper percentile, but where few voxels stand above the noise a higher
+   one: at most a quarter of those, and one voxel in a thousand beside them, lie beyond it. Above
+   the noise is what exceeds the median by three spreads; a spread is the distance of the median
+   from the 16th percentile, or 0.7 times that from the 75th, whichever is larger.
+
+The rule ``percentiles`` takes both percentiles as they are. Both are order statistics (linear
+between two neighbours), so that v -> a v + b moves the limits likewise. Voxels that are NaN or
+infinite, outside of a registered field of view, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+RULES = ("robust", "percentiles")
+TOP_SHARE = 1e-4
+"""Share of all voxels that may count at the top value."""
+SPREADS = 3.0
+UPPER_SPREAD = 0.7
+SHARE_BEYOND = 0.25
+"""Of the voxels above the noise, beyond the upper limit at most."""
+LEAST_BEYOND = 1e-3
+"""Of all voxels, beside that share: hot pixels alone set no limit."""
+SATURATED = 0.01
+"""Share of voxels at the top value from which :meth:`Limits.warnings` tells of it."""
+NEAR_NOISE = 1.15
+"""Distances of the noise's end from the median up to which an upper limit is near the noise."""
+PATTERNS = 1 << 16
+PIECE = 1 << 17
+UPPER_HALF, LOWER_HALF = 16, 0xFFFF
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The grey values that become 0 and 1, and what is to be known of them."""
+
+    low: float
+    high: float
+    median: float
+    noise_end: float
+    """Where what stands above the noise begins."""
+    top: float
+    """The largest value."""
+    share_at_top: float
+    """Of all finite voxels."""
+    missing: int
+    """Voxels that are NaN or infinite."""
+
+    def warnings(self) -> list[str]:
+        """Return what a person should know of these grey values, in words; often nothing."""
+        found = []
+        if self.share_at_top >= SATURATED and self.top > self.low:
+            found.append(
+                f"{100 * self.share_at_top:.1f} % of the voxels stand at the top value "
+                f"{self.top:g}: what is saturated shows no columns"
+            )
+        if self.low < self.high <= self.median + NEAR_NOISE * (self.noise_end - self.median):
+            found.append(
+                f"nothing stands out: the grey value that becomes 1, {self.high:.4g}, lies near "
+                f"the noise (median {self.median:.4g}); --crop to where the columns are, or "
+                "--percentiles LOW,HIGH, sets others"
+            )
+        return found
+
+
+def find_limits(counts: GreyCounts, low_percent: float, high_percent: float, rule: str) -> Limits:
+    """Return the limits of counted voxels by one of :data:`RULES`; all NaN where none is finite.
+
+    ``low_percent`` and ``high_percent`` lie in 0..100.
+    """
+    total = counts.total
+    if not total:
+        nan = float("nan")
+        return Limits(nan, nan, nan, nan, nan, 0.0, counts.missing)
+    top, at_top = counts.top()
+    robust = rule == "robust"
+    left_out = max(0, at_top - 1 - int(TOP_SHARE * total)) if robust else 0
+    percents = np.array([low_percent, 16, 50, 75, high_percent])
+    for last in (total - 1 - left_out, total - 1):
+        low, lower, median, upper, high = counts.values(percents / 100 * last)
+        noise_end = median + SPREADS * max(median - lower, UPPER_SPREAD * (upper - median))
+        if robust:
+            standing = max(0, counts.above(noise_end) - (total - 1 - last))
+            beyond = LEAST_BEYOND * last + SHARE_BEYOND * standing
+            if beyond < (1 - high_percent / 100) * last:
+                high = counts.values(np.array([last - beyond]))[0]
+        if high > low:
+            break
+    numbers = (float(x) for x in (low, high, median, noise_end, top))
+    return Limits(*numbers, at_top / total, counts.missing)
+
+
+class GreyCounts:
+    """Exact order statistics of voxels that need not fit into memory.
+
+    Numbers of 8 or 16 bits are counted by their bits in one reading. Others are taken as float32:
+    the upper halves of their bits are counted first, the lower halves of those that matter in a
+    second reading, and in a third and fourth where few voxels stand above the noise.
+
+    Args:
+        slabs: starts a reading of all voxels, as arrays of any shape.
+        dtype: of the slabs: real numbers.
+    """
+
+    def __init__(self, slabs: Callable[[], Iterable[np.ndarray]], dtype: np.dtype) -> None:
+        floating = dtype.kind == "f"
+        self._slabs = slabs
+        self._halves = dtype.itemsize > 2
+        plain = np.float16 if floating else np.int16 if dtype.kind == "i" else np.uint16
+        self._dtype = np.dtype(np.float32 if self._halves else plain)
+        counts = np.zeros(PATTERNS, np.int64)
+        for bits in self._bits():
+            counts += np.bincount(bits >> UPPER_HALF if self._halves else bits, minlength=PATTERNS)
+        self.missing = 0
+        if self._dtype.kind == "f":
+            exponent = 0x7F80 if self._halves else 0x7C00
+            unreal = np.arange(PATTERNS) & exponent == exponent
+            self.missing = int(counts[unreal].sum())
+            counts[unreal] = 0
+        self._order = _order(self._dtype.kind)
+        self._cumulative = np.cumsum(counts[self._order])
+        self.total = int(self._cumulative[-1])
+        self._lower: dict[int, np.ndarray] = {}
+
+    def values(self, positions: np.ndarray) -> np.ndarray:
+        """Return the values (float64) at places 0..total - 1 of the sorted voxels, interpolated."""
+        ranks = np.unique(np.concatenate([np.floor(positions), np.ceil(positions)]).astype(int))
+        places = np.searchsorted(self._cumulative, ranks, side="right")
+        bits = self._order[places].astype(np.uint32)
+        if self._halves:
+            self._refine(bits)
+            before = np.where(places > 0, self._cumulative[places - 1], 0)
+            lower = [
+                np.searchsorted(np.cumsum(self._lower[int(upper)]), within, side="right")
+                for upper, within in zip(bits, ranks - before, strict=True)
+            ]
+            negative = bits >> 15 == 1
+            lower = np.where(negative, LOWER_HALF - np.array(lower), lower).astype(np.uint32)
+            found = (bits << UPPER_HALF | lower).view(np.float32)
+        else:
+            found = bits.astype(np.uint16).view(self._dtype)
+        return np.interp(positions, ranks, found.astype(np.float64) + 0.0)  # no negative zeros
+
+    def top(self) -> tuple[float, int]:
+        """Return the largest value and how many voxels have it."""
+        value = float(self.values(np.array([self.total - 1]))[0])
+        place = int(np.searchsorted(self._cumulative, self.total - 1, side="right"))
+        counts = np.diff(self._cumulative, prepend=0)
+        if self._halves:
+            counts = self._lower[int(self._order[place])]
+            place = int(np.flatnonzero(counts)[-1])
+        return value, int(counts[place])
+
+    def above(self, value: float) -> int:
+        """Return how many voxels are larger than ``value``."""
+        if self._dtype.kind != "f":
+            info = np.iinfo(self._dtype)
+            place = int(np.clip(np.floor(value), info.min - 1, info.max)) - info.min
+            return self.total - (int(self._cumulative[place]) if place >= 0 else 0)
+        with np.errstate(over="ignore"):
+            edge = np.array(value + 0.0, self._dtype)
+            if float(edge) > value:  # rounded up: the next smaller number is as good
+                edge = np.nextafter(edge, np.array(-np.inf, self._dtype))
+        bits = int(edge.view(f"u{self._dtype.itemsize}"))
+        upper = bits >> UPPER_HALF if self._halves else bits
+        place = int(np.flatnonzero(self._order == upper)[0])
+        larger = self.total - int(self._cumulative[place])
+        if self._halves:
+            self._refine(np.array([upper]))
+            lower = bits & LOWER_HALF
+            within = LOWER_HALF - lower if upper >> 15 else lower
+            larger += int(self._lower[upper][within + 1 :].sum())
+        return larger
+
+    def _refine(self, uppers: np.ndarray) -> None:
+        """Count, in one reading, the lower halves of the bits that follow these upper halves."""
+        new = [int(upper) for upper in np.unique(uppers) if int(upper) not in self._lower]
+        if not new:
+            return
+        self._lower |= {upper: np.zeros(PATTERNS, np.int64) for upper in new}
+        for bits in self._bits():
+            halves = bits >> UPPER_HALF
+            for upper in new:
+                lower = bits[halves == upper] & LOWER_HALF
+                self._lower[upper] += np.bincount(lower, minlength=PATTERNS)
+        for upper in new:
+            if upper >> 15:  # negative: the larger bits are the smaller number
+                self._lower[upper] = self._lower[upper][::-1]
+
+    def _bits(self) -> Iterator[np.ndarray]:
+        """Yield the bits of all numbers, flat, in no order of their own, a few at a time.
+
+        A few, since counting takes several times their memory.
+        """
+        for slab in self._slabs():
+            flat = slab.ravel(order="K")
+            for start in range(0, flat.size, PIECE):
+                piece = flat[start : start + PIECE].astype(self._dtype, copy=False)
+                yield piece.view(np.uint32 if self._halves else np.uint16)
+
+
+def _order(kind: str) -> np.ndarray:
+    """Return all 16-bit patterns in the order of the numbers whose (upper) bits they are."""
+    patterns = np.arange(PATTERNS)
+    positive, negative = patterns[: PATTERNS // 2], patterns[PATTERNS // 2 :]
+    if kind == "u":
+        return patterns
+    return np.concatenate([negative[::-1] if kind == "f" else negative, positive])
