@@ -25,7 +25,7 @@ from utils.stacks.stack import CHUNK_PLANES
 
 SHARE = 0.8
 """Of what is free, unless the user says otherwise."""
-OVERHEAD = 140 << 20
+OVERHEAD = 120 << 20
 """Bytes for libraries that are loaded on the way, and for what the allocators keep."""
 LOADING = 3
 """Copies of a stack that is loaded as a whole while it is: packed, unpacked, in its own order."""
@@ -34,7 +34,7 @@ MEASURED_VOXELS = 64**3
 UNEVEN = 1.3
 """Peak of a batch of four over twice that of two, at most: U-Nets of 1 to 16 channels had up to
 1.31, in either precision, for what the allocator leaves free between tensors."""
-WRITTEN_WHOLE = {"nrrd": 2.25, "nifti": 1.25}
+WRITTEN_WHOLE = {"nrrd": 2.6, "nifti": 1.25}
 """Formats that are written as a whole, and how often their voxels are then in memory."""
 SLAB_BYTES = 16 << 20
 """Size of the slabs in which a stack is read for its percentiles, and an output is written."""
