@@ -473,14 +473,14 @@ def test_a_users_mistake_is_one_line(log, brain, tmp_path, flags, message, capsy
     base = {"--checkpoint": log, "--input": brain, "--output": tmp_path / "out.tif"}
     if flags[1] == "inputs/a.zarr/m.tif":
         base["--input"] = inputs / "a.zarr"
-    name, value = flags
+    name, value, *more = flags
     if name == "--input":
         value = inputs / value
     elif name in ("--output", "--checkpoint", "--probabilities") and value:
         value = tmp_path / value
     base[name] = value
     before = sorted(tmp_path.rglob("*"))
-    assert predict.main([str(part) for pair in base.items() for part in pair]) == 2
+    assert predict.main([*(str(part) for pair in base.items() for part in pair), *more]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("predict.py: ") and captured.err.count("\n") == 1
     assert re.search(message, captured.err)
