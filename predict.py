@@ -66,7 +66,6 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
-
     add("--percentiles", type=percentiles, metavar="LOW,HIGH",
         help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
         "default: 1 and 99, without saturated voxels, and higher where columns are sparse")
@@ -201,13 +200,10 @@ def tell_grey_values(stack: Stack, limits: Limits, flags: argparse.Namespace) ->
     voxels = math.prod(stack.shape)
     if limits.missing:
         count = f"{limits.missing:,} of {voxels:,} voxels are not finite (NaN or infinite)"
-        if flags.nan == "error" or limits.missing == voxels:
-            way = (
-                "--nan background takes them for background"
-                if flags.nan == "error"
-                else ("there is nothing to predict on: check --channel, --key and --crop")
-            )
-            raise UserError(f"{stack.path}: {count}; {way}")
+        if limits.missing == voxels:
+            raise UserError(f"{stack.path}: {count}; check --channel, --key and --crop")
+        if flags.nan == "error":
+            raise UserError(f"{stack.path}: {count}; --nan background takes them for background")
         print(f"note: {count}: they are background in the mask and left out of the grey values")
     if limits.low == limits.high:
         print(

@@ -137,9 +137,9 @@ def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict
     windows = Windows(edges, flags.overlap, flags.batch_size, precision=precision)
     memory = Memory.allowed(flags.memory)
     windows, peak, _ = fit_batch(model, stack, stack.shape, windows, outputs, memory)
-    percentiles = measure_limits(stack, normalizer)
+    limits = measure_limits(stack, normalizer)
     start = time.perf_counter()
-    ready = StackPrediction(model, stack, normalizer, percentiles, stack.shape, windows)
+    ready = StackPrediction(model, stack, normalizer, limits, stack.shape, windows)
     write_prediction(ready, outputs, 0.5, made_from={})
     return {
         "windows": time.perf_counter() - start,

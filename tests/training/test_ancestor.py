@@ -72,6 +72,19 @@ def test_resuming_needs_the_ancestor_no_longer(folder: Path) -> None:
     assert load_checkpoint(folder / "third" / "checkpoints" / "last.pth")["epoch"] == 2
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_from_the_ancestor_again(
+    folder: Path,
+) -> None:
+    more = ["--init", str(folder / "first"), "--epochs", "1", "--start_lr", "1e-30"]
+    assert train_basic_3dunet.main([*flags(folder, "killed"), *more]) == 0
+    for path in (folder / "killed" / "checkpoints").iterdir():
+        path.unlink()
+    again = ["--resume", "--log_path", str(folder), "--experiment_title", "killed"]
+    assert train_basic_3dunet.main(again) == 0
+    first, second = load_checkpoint(folder / "first"), load_checkpoint(folder / "killed")
+    assert torch.equal(first["model_state"]["head.weight"], second["model_state"]["head.weight"])
+
+
 def test_what_differs_is_refused_with_both_values(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

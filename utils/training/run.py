@@ -113,8 +113,9 @@ def run_training(
     if flags.augment != "none" and not data.train.makes_batches:
         trained_on = AugmentedDataset(data.train, flags.augment, flags.seed)
     model = build_network()
+    resumption = find_resumption(directory) if flags.resume else None
     parent = None
-    if flags.init and not flags.resume:
+    if flags.init and not (resumption and resumption.state):
         parent = ancestor.read_ancestor(flags.init, model_config)
         model = ancestor.inherit(model, parent)
 
@@ -130,7 +131,6 @@ def run_training(
         "foreground": foreground,
         "data": {name: one.describe() for name, one in data.sets().items()},
     }
-    resumption = find_resumption(directory) if flags.resume else None
     experiment = open_experiment(directory, config, script, resumption)
     if not ranks.rank():
         announce(
@@ -211,7 +211,7 @@ def open_experiment(
         return Experiment.create(directory, config, script)
     before = json.loads((directory / "config.json").read_text())
     check_data(before["data"], config["data"])
-    config = {**config, "ancestor": before.get("ancestor")}
+    config = {**config, "ancestor": config["ancestor"] or before.get("ancestor")}
     changed = {
         name: (before["flags"].get(name), value)
         for name, value in config["flags"].items()
