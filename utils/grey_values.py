@@ -6,9 +6,10 @@ The rule ``robust``, by default with the percentiles 1 and 99:
    unless the rest is all of one value.
 2. The lower limit is the lower percentile of the voxels that count.
 3. The upper limit is their upper percentile, but where few voxels stand above the noise a higher
-   one: at most a quarter of those, and one voxel in a thousand beside them, lie beyond it. Above
-   the noise is what exceeds the median by three spreads; a spread is the distance of the median
-   from the 16th percentile, or 0.7 times that from the 75th, whichever is larger.
+   one: where a share s of the voxels does, at most 0.001 + 4.5 s^2 lie beyond it, so that the
+   fewer they are, the more of them stay below. Above the noise is what exceeds the median by three
+   spreads; a spread is the distance of the median from the 16th percentile, or 0.7 times that from
+   the 75th, whichever is larger.
 
 The rule ``percentiles`` takes both percentiles as they are. Both are order statistics (linear
 between two neighbours), so that v -> a v + b moves the limits likewise. Voxels that are NaN or
@@ -27,10 +28,11 @@ TOP_SHARE = 1e-4
 """Share of all voxels that may count at the top value."""
 SPREADS = 3.0
 UPPER_SPREAD = 0.7
-SHARE_BEYOND = 0.25
-"""Of the voxels above the noise, beyond the upper limit at most."""
 LEAST_BEYOND = 1e-3
-"""Of all voxels, beside that share: hot pixels alone set no limit."""
+"""Share of voxels beyond the upper limit at least: hot pixels alone set no limit."""
+MORE_BEYOND = 4.5
+"""With the square of the share above the noise. On 64 default volumes that is 0.047 or more, and
+the upper limit the percentile 99, from 0.045 on."""
 SATURATED = 0.01
 """Share of voxels at the top value from which :meth:`Limits.warnings` tells of it."""
 NEAR_NOISE = 1.15
@@ -91,9 +93,10 @@ def find_limits(counts: GreyCounts, low_percent: float, high_percent: float, rul
         noise_end = median + SPREADS * max(median - lower, UPPER_SPREAD * (upper - median))
         if robust:
             standing = max(0, counts.above(noise_end) - (total - 1 - last))
-            beyond = LEAST_BEYOND * last + SHARE_BEYOND * standing
+            beyond = (LEAST_BEYOND + MORE_BEYOND * (standing / total) ** 2) * last
             if beyond < (1 - high_percent / 100) * last:
-                high = counts.values(np.array([last - beyond]))[0]
+                # a whole number: a value that is there, also of two-valued stacks
+                high = counts.values(np.array([last - np.floor(beyond)]))[0]
         if high > low:
             break
     numbers = (float(x) for x in (low, high, median, noise_end, top))
