@@ -110,7 +110,8 @@ def test_the_test_scores_are_those_of_the_checkpoint(tiny: list[str], tmp_path: 
     assert record["iou"] == pytest.approx(tp / (tp + fp + fn), abs=1e-3)
     low, high = 10 * 1.28 * 0.9, 10 * 1.28 * 1.5
     assert len(best["spacing_voxels"]) == 2 and low < best["spacing_voxels"][0] < high
-    assert best["normalizer"] == {"low_percent": 1.0, "high_percent": 99.0}
+    plain = {"low_percent": 1.0, "high_percent": 99.0, "rule": "percentiles"}
+    assert best["normalizer"] == plain
 
 
 def test_keypoints_end_to_end_in_memory(tiny: list[str], tmp_path: Path) -> None:

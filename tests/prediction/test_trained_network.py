@@ -110,3 +110,12 @@ def test_a_training_file_is_known_by_its_seed(tmp_path):
     experiment = Experiment.create(tmp_path / "log", {"data": {"train": train}}, __file__)
     assert training_file(experiment.directory, 5) == "b.h5"
     assert training_file(experiment.directory, 6) is None
+
+
+@pytest.mark.parametrize(("dims", "rule"), [(3, "robust"), (2, "percentiles")])
+def test_a_checkpoint_that_names_no_rule_of_grey_values(checkpoint, dims, rule):
+    plain = {"low_percent": 1.0, "high_percent": 99.0}
+    older = checkpoint(model_config={"spatial_dims": dims}, normalizer=plain)
+    assert read_network(older).normalizer == PercentileNormalizer(rule=rule)
+    read_again = read_network(older).normalizer.to_dict()
+    assert read_again == {**plain, "rule": rule}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -23,8 +24,11 @@ NETWORK = ["--depth", "2", "--start_channels", "2", "--conv_kernel_size", "1"]
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_config: VolumeConfig) -> Path:
     """With a data file and the log directory of a first training."""
     folder = tmp_path_factory.mktemp("ancestor")
+    logger = logging.getLogger("utils.training")
+    before = list(logger.handlers), logger.propagate
     write_simulated_file(folder / "tiny.h5", VolumeSet(tiny_config, 1, 3))
     assert train_basic_3dunet.main([*flags(folder, "first"), *NETWORK, "--epochs", "1"]) == 0
+    logger.handlers[:], logger.propagate = before  # announced before a test's own are kept
     return folder
 
 

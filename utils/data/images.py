@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
+from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.simulation.image import ImageConfig, image_rng, simulate_image
 from utils.simulation.streams import check_seed
@@ -42,6 +43,10 @@ HEAT_MAPS = ("Gaussian", "Cauchy")
 
 class Fake2DDataset(EpochDataset):
     """What the data sets of simulated images share; each gives its own targets."""
+
+    normalizer = PercentileNormalizer(rule="percentiles")
+    """Plain: bright spots fill so little of an image that the other rule would take a higher limit,
+    and make other images of the same seed."""
 
     def __init__(
         self,

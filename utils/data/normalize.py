@@ -28,8 +28,7 @@ class PercentileNormalizer:
     high_percent: float = 99.0
     rule: str = "robust"
     """``percentiles`` takes both percentiles as they are. Checkpoints that name no rule are of the
-    days of that one; the limits of both are the same within 1 % on volumes as they were trained on.
-    """
+    days of that one; on volumes as they were trained on both give the same limits."""
 
     def __post_init__(self) -> None:
         """Check the range."""

@@ -92,7 +92,9 @@ def read_network(path: str | Path) -> TrainedNetwork:
             epoch=int(state["epoch"]),
             config=dict(state["model_config"]),
             weights=state["model_state"],
-            normalizer=PercentileNormalizer.from_dict(state["normalizer"]),
+            normalizer=PercentileNormalizer.from_dict(
+                {"rule": _older_rule(state), **state["normalizer"]}
+            ),
             patch_size=int(state["patch_size"]),
             spacing=sum(lengths) / len(lengths),
             objective=dict(state.get("flags", {})).get("objective"),
@@ -110,6 +112,11 @@ def read_network(path: str | Path) -> TrainedNetwork:
                 "earlier checkpoint"
             )
     return network
+
+
+def _older_rule(state: Mapping[str, Any]) -> str:
+    """Return the rule of a checkpoint that names none: images are still scaled as they were."""
+    return "percentiles" if dict(state["model_config"]).get("spatial_dims") == 2 else "robust"
 
 
 @dataclass(frozen=True)
