@@ -87,10 +87,10 @@ def _draw_overlay(
     marked.set_title("prediction", fontsize=9)
     for axes in places:
         axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    _draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
+    draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
 
 
-def _draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
+def draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
     """Draw a bar of a round length, at most a quarter of the width."""
     power = 10.0 ** np.floor(np.log10(width / 4))
     length = power * max(k for k in (1, 2, 5) if k * power <= width / 4)
