@@ -97,4 +97,5 @@ def draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
     x, y = width * 0.95, height * 0.95
     axes.plot([x - length, x], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
     axes.text(x - length / 2, y - height * 0.02, f"{length:g} {unit}", color="white", fontsize=8,
-              ha="center", va="bottom")  # fmt: skip
+              ha="center", va="bottom",
+              bbox={"facecolor": "black", "alpha": 0.5, "pad": 1.0, "linewidth": 0})  # fmt: skip
