@@ -310,7 +310,7 @@ def test_the_preview_is_of_what_was_read_and_found(log, brain, tmp_path, monkeyp
         base += ["--output", str(output), "--threshold", threshold, "--precision", "32"]
         assert predict.main([*base, *flags]) == 0
         sections, mask = drawn[-1], read(output)[0]
-        assert 0.4 < mask.mean() < 0.6
+        assert 0.1 < mask.mean() < 0.9
         x, y, z = sections.middle
         assert sections.origin == (3, 0, 2) and sections.marked == mask.sum()
         planes = [(slice(None), slice(None), z), (slice(None), y), (x,)]
