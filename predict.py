@@ -1,8 +1,9 @@
 r"""Find columns in a stack from a microscope, of any size, with a trained network.
 
-    python predict.py --checkpoint logs/my_experiment --input brain.tif --output brain_mask.tif
+    python predict.py --input brain.tif
     python predict.py --checkpoint logs/my_experiment --input brain.tif --channel 1 \
-        --scale auto --output brain_mask.tif --probabilities
+        --scale 2.5 --output brain_mask.nrrd --probabilities
+    python predict.py --list brain.tif
 
 Reads TIFF, OME-TIFF, HDF5, NRRD, NIfTI, Zarr, OME-Zarr and NumPy, and writes the same by the
 output's ending, with the input's voxel size; TIFFs open in Fiji and napari. Stacks larger than
@@ -16,7 +17,7 @@ import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from utils.training.options import DEVICES, PRECISIONS
 if TYPE_CHECKING:
     from torch import nn
 
+    from utils.data.normalize import PercentileNormalizer
     from utils.devices import Compute
     from utils.grey_values import Limits
     from utils.prediction.sliding_window import Windows
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
-SCALE = "1"  # the stack's voxels have the size of the training's
+SCALE = "auto"  # as far as the stack shows how far apart its columns stand
+CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
+CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
@@ -44,17 +48,24 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the flags; exit with status 2 for those that cannot be read."""
     parser = FlagParser(prog="predict.py", description=__doc__.splitlines()[0])
     # fmt: off
-    add = parser.add_argument_group("files").add_argument
-    add("--checkpoint", required=True, metavar="PATH",
+    files = parser.add_argument_group("files")
+    add = files.add_argument
+    add("--checkpoint", default=CHECKPOINT, metavar="PATH",
         help="log directory of an experiment, a .pth file, or a pretrained network's name")
-    add("--input", required=True, metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, "
-        ".h5, .hdf5, .nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
+    add("--input", metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, .h5, .hdf5, "
+        ".nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
+    add("--list", metavar="FILE",
+        help="show what is in a file and what would be read of it, and do nothing else")
     add("--output", metavar="FILE",
         help="the mask (0 and 1), in the format of its ending; default: NAME_mask.tif for Fiji "
         "beside the input")
     add("--probabilities", nargs="?", const=BESIDE_OUTPUT, metavar="FILE",
         help="write the probability map as well; without a name, beside the output")
+    add("--no-preview", action="store_true",
+        help="draw no NAME_preview.png of the mask NAME: three planes with the mask's outline")
+    add = files.add_mutually_exclusive_group().add_argument
     add("--overwrite", action="store_true", help="replace outputs that exist")
+    add("--skip_existing", action="store_true", help="do nothing, status 0, where they all exist")
 
     add = parser.add_argument_group("what to read").add_argument
     add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
@@ -77,7 +88,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="probability from which a voxel belongs to the mask")
     add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
         help="enlarge the stack so much for the network (and the result back), so that columns "
-        "stand as far apart as in training; auto measures how far they do")
+        "stand as far apart as in training; auto measures how far they do, leaves voxels as they "
+        "are where that is not certain, and says so")
     add("--tta", action="store_true", help="average over mirrored windows: 8 times slower, 4 in 2D")
     add("--window", type=int, metavar="INT",
         help="edge of the sliding window in voxels; default: the patch size of the training")
@@ -92,7 +104,10 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--memory", type=float, metavar="GB",
         help="most memory to take, in GB (1e9 bytes); default: most of what is free")
     # fmt: on
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.input is None and flags.list is None:
+        parser.error("--input FILE is needed, or --list FILE to see what is in one")
+    return flags
 
 
 def percentiles(text: str) -> tuple[float, float]:
@@ -125,13 +140,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def predict(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
+    if flags.list is not None:
+        print(describe_entries(flags.list))
+        return
     check_flags(flags)
-    outputs = choose_outputs(flags)
-    from utils.data.normalize import PercentileNormalizer
-    from utils.devices import Compute, choose_compute, memory_advice
-    from utils.prediction.memory import Memory, check_loading, fit_batch
-    from utils.prediction.network_voxels import check_enlargement, network_shape
-    from utils.prediction.staging import earlier_record
+    outputs = name_outputs(flags)
+    preview = None if flags.no_preview else preview_name(outputs["mask"])
+    if flags.skip_existing and all(path.exists() for path in outputs.values()):
+        print("\n".join(f"{path}: exists already, skipped" for path in outputs.values()))
+        return
+    check_outputs(flags, outputs, preview)
+    from utils.devices import memory_advice
+    from utils.figures.previews import save_preview
     from utils.prediction.trained_network import read_network
     from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
     from utils.stacks import open_stack
@@ -144,37 +164,10 @@ def predict(flags: argparse.Namespace) -> None:
     ):
         stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
         network = read_network(flags.checkpoint)
-        normalizer = network.normalizer
-        if flags.percentiles:
-            normalizer = PercentileNormalizer(*flags.percentiles, rule="percentiles")
-        compute = choose_compute(flags.device, flags.precision)
-        before = earlier_record(outputs["mask"]) if flags.precision == "auto" else {}
-        kept = before.get("device") == compute.device
-        if kept:
-            compute = Compute(compute.device, before["precision"], "auto: as before")
-        by_planes = check_network(network, stack, flags) < len(stack.shape)
-        check_enlargement(stack, flags.scale, by_planes=by_planes)
-        model = load_model(network, compute.device, by_planes)
-
-        memory = Memory.allowed(flags.memory)
-        check_loading(stack, memory)
-        shape, reasons = network_shape(stack, flags.scale, network.spacing, by_planes=by_planes)
-        windows = largest_windows(shape, network.patch_size, compute, by_planes, flags)
-        fixed = flags.batch_size is not None
-        plan = (model, stack, shape)
-        windows, peak, seconds = fit_batch(*plan, windows, outputs, memory, fixed_batch=fixed)
-        if flags.precision == "auto" and not kept and seconds > WORTH_TIMING:
-            compute = time_precisions(model, compute.device, windows)
-            if compute.precision == "bf16-mixed" and windows.precision == "32":
-                windows = replace(windows, precision="bf16")
-                windows, peak, _ = fit_batch(*plan, windows, outputs, memory, fixed_batch=fixed)
-        print("\n".join([describe_stack(stack), *reasons]))  # now that the plan stands
+        normalizer = choose_normalizer(network, flags)
+        plan = make_plan(flags, stack, network, outputs)
         warning = stack.warning()
-        if warning:
-            print(f"warning: {warning}")
-        print(describe_network(network, compute, windows))
-        print(describe_plan(stack, shape, windows, peak))
-
+        tell_plan(stack, network, plan, warning)
         limits = measure_limits(stack, normalizer)
         tell_grey_values(stack, limits, flags)
         made_from = {
@@ -182,17 +175,86 @@ def predict(flags: argparse.Namespace) -> None:
             "choice": [flags.channel, flags.key, flags.index, flags.crop],
             "network": network.fingerprint(),
             "normalizer": normalizer.to_dict(),
-            "network_shape": shape,
-            "window": windows.edges,
+            "network_shape": plan.shape,
+            "window": plan.windows.edges,
             "overlap": flags.overlap,
             "tta": flags.tta,
-            "device": compute.device,
-            "precision": compute.precision,
+            "device": plan.compute.device,
+            "precision": plan.compute.precision,
             "threshold": flags.threshold,
         }
-        prediction = StackPrediction(model, stack, normalizer, limits, shape, windows)
-        write_prediction(prediction, outputs, flags.threshold, made_from=made_from, progress=True)
+        ready = StackPrediction(plan.model, stack, normalizer, limits, plan.shape, plan.windows)
+        kept = {"made_from": made_from, "progress": True, "preview": preview is not None}
+        sections = write_prediction(ready, outputs, flags.threshold, **kept)
+    if preview and sections:
+        outputs["preview"] = save_preview(sections, preview, stack.path.name)
     print("\n".join(f"wrote {path}" for path in outputs.values()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stack will be worked off."""
+
+    model: nn.Module
+    """On its device."""
+    compute: Compute
+    shape: tuple[int, ...]
+    """Of what the network sees."""
+    windows: Windows
+    reasons: list[str]
+    """Lines that say why it is this shape."""
+    peak: int
+    """Bytes of memory, estimated."""
+
+
+def make_plan(
+    flags: argparse.Namespace, stack: Stack, network: TrainedNetwork, outputs: Mapping[str, Path]
+) -> Plan:
+    """Return what fits the stack, the network and the machine; UserError if nothing does."""
+    from utils.devices import Compute, choose_compute
+    from utils.prediction.memory import Memory, check_loading, fit_batch
+    from utils.prediction.network_voxels import check_enlargement, network_shape
+    from utils.prediction.staging import earlier_record
+
+    compute = choose_compute(flags.device, flags.precision)
+    before = earlier_record(outputs["mask"]) if flags.precision == "auto" else {}
+    kept = before.get("device") == compute.device
+    if kept:
+        compute = Compute(compute.device, before["precision"], "auto: as before")
+    by_planes = check_network(network, stack, flags) < len(stack.shape)
+    check_enlargement(stack, flags.scale, by_planes=by_planes)
+    model = load_model(network, compute.device, by_planes)
+    memory = Memory.allowed(flags.memory)
+    check_loading(stack, memory)
+    shape, reasons = network_shape(stack, flags.scale, network.spacing, by_planes=by_planes)
+    windows = largest_windows(shape, network.patch_size, compute, by_planes, flags)
+    fixed = flags.batch_size is not None
+    work = (model, stack, shape)
+    windows, peak, seconds = fit_batch(*work, windows, outputs, memory, fixed_batch=fixed)
+    if flags.precision == "auto" and not kept and seconds > WORTH_TIMING:
+        compute = time_precisions(model, compute.device, windows)
+        if compute.precision == "bf16-mixed" and windows.precision == "32":
+            windows = replace(windows, precision="bf16")
+            windows, peak, _ = fit_batch(*work, windows, outputs, memory, fixed_batch=fixed)
+    return Plan(model, compute, shape, windows, reasons, peak)
+
+
+def choose_normalizer(network: TrainedNetwork, flags: argparse.Namespace) -> PercentileNormalizer:
+    """Return the training's, or that of --percentiles."""
+    from utils.data.normalize import PercentileNormalizer
+
+    if flags.percentiles:
+        return PercentileNormalizer(*flags.percentiles, rule="percentiles")
+    return network.normalizer
+
+
+def tell_plan(stack: Stack, network: TrainedNetwork, plan: Plan, warning: str | None) -> None:
+    """Print what will be done, now that nothing speaks against it."""
+    print("\n".join([describe_stack(stack), *plan.reasons]))
+    if warning:
+        print(f"warning: {warning}")
+    print(describe_network(network, plan.compute, plan.windows))
+    print(describe_plan(stack, plan.shape, plan.windows, plan.peak))
 
 
 def tell_grey_values(stack: Stack, limits: Limits, flags: argparse.Namespace) -> None:
@@ -231,24 +293,41 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
 
 
-def choose_outputs(flags: argparse.Namespace) -> dict[str, Path]:
-    """Return where mask and probabilities go; raise UserError if they cannot."""
-    from utils.stacks import check_output, format_of, split_ending
+def name_outputs(flags: argparse.Namespace) -> dict[str, Path]:
+    """Return where mask and probabilities go."""
+    from utils.stacks import format_of, split_ending
 
     format_of(flags.input)
     source = Path(flags.input)
     default = source.with_name(f"{split_ending(source)[0]}_mask.tif")
     outputs = {"mask": default if flags.output is None else Path(flags.output)}
-    check_output(outputs["mask"], overwrite=flags.overwrite)
     if flags.probabilities == BESIDE_OUTPUT:
         stem, ending = split_ending(outputs["mask"])
         outputs["probabilities"] = outputs["mask"].with_name(f"{stem}_probabilities{ending}")
     elif flags.probabilities is not None:
         outputs["probabilities"] = Path(flags.probabilities)
-    if "probabilities" in outputs:
-        check_output(outputs["probabilities"], overwrite=flags.overwrite)
-    check_apart(source, outputs)
     return outputs
+
+
+def preview_name(mask: Path) -> Path:
+    """Return where the picture beside a mask goes."""
+    from utils.stacks import split_ending
+
+    return mask.with_name(f"{split_ending(mask)[0]}_preview.png")
+
+
+def check_outputs(
+    flags: argparse.Namespace, outputs: Mapping[str, Path], preview: Path | None
+) -> None:
+    """Raise UserError if an output, or the preview, cannot be written."""
+    from utils.stacks import check_output
+    from utils.stacks.writing import check_free
+
+    for path in outputs.values():
+        check_output(path, overwrite=flags.overwrite)
+    check_apart(Path(flags.input), outputs)
+    if preview is not None:
+        check_free(preview, overwrite=flags.overwrite)
 
 
 def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
@@ -321,6 +400,28 @@ def time_precisions(model: nn.Module, device: str, windows: Windows) -> Compute:
 
     shape = (max(2, windows.batch_size), 1, *windows.edges)
     return choose_compute(device, "auto", lambda precision: time_step(model, shape, precision))
+
+
+def describe_entries(path: str) -> str:
+    """Return a table of what is in a file; UserError for one that cannot be read."""
+    from utils.stacks import list_stacks
+
+    rows = [("name", "shape", "axes", "type", "voxel size (um)", "read")]
+    for entry in list_stacks(path):
+        known = {axis: entry.spacing.get(axis, math.nan) for axis in "ZYX"}
+        sizes = ", ".join(f"{a.lower()} {n:.4g}" for a, n in known.items() if math.isfinite(n))
+        several = [
+            f"--{CHOSEN_BY[axis]} 0..{length - 1}"
+            for axis, length in zip(entry.axes or "", entry.shape, strict=False)
+            if axis in CHOSEN_BY and length > 1
+        ]
+        chosen = " ".join(["yes" if entry.chosen else "no", *several])
+        shape = " x ".join(map(str, entry.shape))
+        cells = (entry.key or "-", shape, entry.axes or "unnamed", str(entry.dtype))
+        rows.append((*cells, sizes or "unknown", chosen))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join([f"{path}:", *lines])
 
 
 def describe_stack(stack: Stack) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 import predict
 from models import ModelConfig, build_model
@@ -70,7 +71,7 @@ def brain(tmp_path):
 
 def run(log, source, output, *flags):
     base = ["--checkpoint", str(log), "--input", str(source), "--output", str(output)]
-    return predict.main([*base, "--precision", "32", *flags])
+    return predict.main([*base, "--precision", "32", "--no-preview", *flags])
 
 
 def expected_map(log, image, window=16, **options):
@@ -263,8 +264,102 @@ def test_without_an_output_the_mask_stands_beside_the_input(log, brain, tmp_path
     assert predict.main([*base, "--probabilities"]) == 0
     assert read(tmp_path / "brain_mask.tif")[0].shape == (20, 18, 24)
     assert read(tmp_path / "brain_mask_probabilities.tif")[0].shape == (20, 18, 24)
+    assert f"wrote {tmp_path / 'brain_mask_preview.png'}" in capsys.readouterr().out
     assert predict.main(base) == 2
     assert "brain_mask.tif: exists already" in capsys.readouterr().err
+
+
+def test_an_input_alone_is_enough(brain, tmp_path, capsys):
+    assert predict.main(["--input", str(brain)]) == 0
+    said = capsys.readouterr().out
+    assert "network: unet, 3D, epoch 40" in said
+    assert "scale: voxels as they are: no certain column spacing is seen" in said
+    names = {"brain.tif", "brain_mask.tif", "brain_mask_preview.png"}
+    assert {entry.name for entry in tmp_path.iterdir()} == names
+    with Image.open(tmp_path / "brain_mask_preview.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_a_preview_is_only_replaced_on_request(log, brain, tmp_path, capsys):
+    base = ["--checkpoint", str(log), "--input", str(brain)]
+    base += ["--output", str(tmp_path / "m.ome.zarr")]
+    preview = tmp_path / "m_preview.png"
+    preview.write_text("kept")
+    assert predict.main(base) == 2
+    captured = capsys.readouterr()
+    assert "m_preview.png: exists already; --overwrite" in captured.err and not captured.out
+    assert preview.read_text() == "kept" and not (tmp_path / "m.ome.zarr").exists()
+    assert predict.main([*base, "--overwrite"]) == 0
+    with Image.open(preview) as picture:
+        picture.verify()
+
+
+def test_the_preview_is_of_what_was_read_and_found(log, brain, tmp_path, monkeypatch):
+    drawn = []
+
+    def keep(sections, path, name):
+        drawn.append(sections)
+        return path
+
+    monkeypatch.setattr("utils.figures.previews.save_preview", keep)
+    box = make_image((20, 18, 24))[3:, :17, 2:]
+    threshold = str(float(np.median(expected_map(log, box))))
+    for flags in ([], ["--probabilities"]):
+        base = ["--checkpoint", str(log), "--input", str(brain), "--crop", "2:,:17,3:"]
+        output = tmp_path / f"m{len(flags)}.h5"
+        base += ["--output", str(output), "--threshold", threshold, "--precision", "32"]
+        assert predict.main([*base, *flags]) == 0
+        sections, mask = drawn[-1], read(output)[0]
+        assert 0.1 < mask.mean() < 0.9
+        x, y, z = sections.middle
+        assert sections.origin == (3, 0, 2) and sections.marked == mask.sum()
+        planes = [(slice(None), slice(None), z), (slice(None), y), (x,)]
+        for seen, found, where in zip(sections.images, sections.masks, planes, strict=True):
+            np.testing.assert_array_equal(found, mask[where])
+            assert seen.min() >= 0 and seen.max() <= 1
+            inner = (seen > 0) & (seen < 1)
+            assert np.corrcoef(seen[inner], box[where][inner])[0, 1] > 0.999
+
+
+def test_outputs_that_exist_are_skipped_on_request(log, brain, tmp_path, capsys):
+    output = tmp_path / "m.tif"
+    assert run(log, brain, output, "--skip_existing") == 0
+    before = output.stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(log, brain, output, "--skip_existing") == 0
+    assert capsys.readouterr().out == f"{output}: exists already, skipped\n"
+    assert output.stat().st_mtime_ns == before
+    assert run(log, brain, output, "--skip_existing", "--probabilities") == 2
+    assert "m.tif: exists already; --overwrite replaces it" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run(log, brain, output, "--skip_existing", "--overwrite")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_is_in_a_file_is_listed(tmp_path, capsys):
+    path = tmp_path / "a.tif"
+    stack = np.zeros((2, 5, 3, 7, 8), np.uint16)
+    sizes = {"axes": "TZCYX", "spacing": 2.0, "unit": "um"}
+    resolution = (4, 4)
+    tifffile.imwrite(path, stack, imagej=True, metadata=sizes, resolution=resolution)
+    assert predict.main(["--list", str(path)]) == 0
+    title, head, row = capsys.readouterr().out.splitlines()
+    assert title == f"{path}:"
+    assert head.index("axes") == row.index("TZCYX") and head.index("read") == row.index("yes")
+    assert "2 x 5 x 3 x 7 x 8  TZCYX  uint16  z 2, y 0.25, x 0.25" in row
+    assert row.endswith("yes --index 0..1 --channel 0..2")
+    np.save(tmp_path / "b.npy", stack[0, 0])
+    assert predict.main(["--list", str(tmp_path / "b.npy")]) == 0
+    assert "3 x 7 x 8  unnamed  uint16  unknown" in capsys.readouterr().out
+    assert predict.main(["--list", str(tmp_path / "none.tif")]) == 2
+    assert "none.tif: no such file" in capsys.readouterr().err
+
+
+def test_without_an_input_the_flag_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        predict.main([])
+    error = capsys.readouterr().err
+    assert "--input FILE is needed" in error and error.count("\n") == 1
 
 
 def test_an_input_is_never_replaced(log, tmp_path, capsys):
@@ -386,11 +481,35 @@ def test_auto_scale_says_what_it_found(log, tmp_path, monkeypatch, capsys):
     assert "columns 6.0 voxels apart (68 % between 5.8 and 6.1" in out
     assert "the network knows 9.0: enlarged 1.50 times" in out
     assert "resampled to 30 x 27 x 36" in out
-    unsure = SpacingEstimate(6.0, 3.8, 9.1, 0.5, 9)
-    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: unsure)
-    assert run(log, source, tmp_path / "n.tif", "--scale", "auto") == 2
-    assert "no certain column spacing" in capsys.readouterr().err
-    assert not (tmp_path / "n.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (SpacingEstimate(6.0, 3.8, 9.1, 0.5, 9), "no certain column spacing is seen (best guess"),
+        (None, "no certain column spacing is seen; if you know it, give --scale 9.0 divided by"),
+        (SpacingEstimate(8.0, 7.9, 8.1, 3.0, 9), "the network knows 9.0: near enough"),
+    ],
+)
+def test_auto_scale_leaves_voxels_where_it_is_not_certain(
+    log, brain, tmp_path, found, words, monkeypatch, capsys
+):
+    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: found)
+    outputs = [tmp_path / "default.h5", tmp_path / "auto.h5", tmp_path / "one.h5"]
+    for output, flags in zip(outputs, ([], ["--scale", "auto"], ["--scale", "1"]), strict=True):
+        assert run(log, brain, output, *flags) == 0
+        said = capsys.readouterr().out
+        assert (words in said and "voxels as they are" in said) != ("1" in flags)
+        assert "resampled" not in said
+        np.testing.assert_array_equal(read(output)[0], read(outputs[0])[0])
+
+
+def test_auto_scale_measures_nothing_for_planes_one_by_one(tmp_path, monkeypatch, capsys):
+    log = make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=2, start_channels=2))
+    source = save(tmp_path / "brain.tif", make_image((20, 18, 5)))
+    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: pytest.fail("measured"))
+    assert run(log, source, tmp_path / "m.tif") == 0
+    assert "spacings are not measured for planes one by one" in capsys.readouterr().out
 
 
 class Bomb:

@@ -87,14 +87,15 @@ def _draw_overlay(
     marked.set_title("prediction", fontsize=9)
     for axes in places:
         axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    _draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
+    draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
 
 
-def _draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
+def draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
     """Draw a bar of a round length, at most a quarter of the width."""
     power = 10.0 ** np.floor(np.log10(width / 4))
     length = power * max(k for k in (1, 2, 5) if k * power <= width / 4)
     x, y = width * 0.95, height * 0.95
     axes.plot([x - length, x], [y, y], color="white", linewidth=2.5, solid_capstyle="butt")
     axes.text(x - length / 2, y - height * 0.02, f"{length:g} {unit}", color="white", fontsize=8,
-              ha="center", va="bottom")  # fmt: skip
+              ha="center", va="bottom",
+              bbox={"facecolor": "black", "alpha": 0.5, "pad": 1.0, "linewidth": 0})  # fmt: skip

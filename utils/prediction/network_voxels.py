@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from utils.errors import UserError
 from utils.stacks import Stack
 from utils.stacks.column_spacing import estimate_spacing
 from utils.stacks.resampling import cube_factors, scaled_shape
 
 SAME_VOXEL = 0.02
 """Difference of voxel edges that is not worth resampling."""
+SAME_SPACING = 1.15
+"""Quotient of spacings that may be the estimate's error: it was within 15 % of the truth."""
 
 
 def network_shape(
@@ -19,17 +20,19 @@ def network_shape(
     Args:
         stack: read once if ``scale`` is ``auto``.
         scale: factor by which all axes are enlarged, or ``auto``: so that columns stand as far
-            apart as in training.
+            apart as in training, 1 where the stack does not show how far they do.
         trained_spacing: their distance there, in voxels.
         by_planes: leave the last axis as it is, planes are predicted one by one.
 
     Raises:
-        UserError: for an enlargement that cannot be meant, and where no columns are found.
+        UserError: for an enlargement that cannot be meant.
     """
     reasons = []
     if scale == "auto":
-        scale, found = _measure_scale(stack, trained_spacing)
-        reasons.append(found)
+        scale, found = 1.0, "voxels as they are: spacings are not measured for planes one by one"
+        if not by_planes:
+            scale, found = _measure_scale(stack, trained_spacing)
+        reasons.append(f"scale: {found}")
     if by_planes:
         reasons.append("note: a 2D network on a stack: each plane along z is predicted by itself")
     if stack.spacing is None and len(stack.shape) == 3:
@@ -52,16 +55,16 @@ def _factors(stack: Stack, scale: float, by_planes: bool) -> tuple[float, ...]:
 
 
 def _measure_scale(stack: Stack, trained: float) -> tuple[float, str]:
-    """Return training's column spacing by the stack's, both in voxels, and a line on both."""
+    """Return training's column spacing by the stack's, both in voxels, and words on both."""
     found = estimate_spacing(stack)
-    if found is None:
-        raise UserError(f"--scale auto: no columns to be seen in {stack.path}; give a factor")
-    if not found.sure:
-        raise UserError(
-            f"--scale auto: the spectrum of {stack.path} shows no certain column spacing (best "
-            f"guess {found.describe()}); give a factor: {trained:.1f} divided by the distance of "
-            "neighbouring columns in voxels"
+    if found is None or not found.sure:
+        guess = "" if found is None else f" (best guess: {found.describe()})"
+        return 1.0, (
+            f"voxels as they are: no certain column spacing is seen{guess}; if you know it, give "
+            f"--scale {trained:.1f} divided by the distance of neighbouring columns in voxels"
         )
     factor = trained / found.spacing
-    known = f"the network knows {trained:.1f}: enlarged {factor:.2f} times"
-    return factor, f"scale: {found.describe()}; {known}"
+    known = f"{found.describe()}; the network knows {trained:.1f}"
+    if 1 / SAME_SPACING <= factor <= SAME_SPACING:
+        return 1.0, f"{known}: near enough, voxels as they are"
+    return factor, f"{known}: enlarged {factor:.2f} times"

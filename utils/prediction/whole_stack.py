@@ -6,7 +6,7 @@ Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from utils.data.normalize import PercentileNormalizer
 from utils.grey_values import Limits
 from utils.prediction.memory import DTYPES
+from utils.prediction.sections import Sections, cut, middle_of
 from utils.prediction.sliding_window import Windows, predict_slabs
 from utils.prediction.staging import open_staging, planes_at_once
 from utils.stacks import Stack, StackLayout, write_stack
@@ -102,6 +103,17 @@ class StackPrediction:
         )
         yield from back.stream(slabs, first)
 
+    def sections(self, masks: Callable[[], Iterable[np.ndarray]]) -> Sections:
+        """Return planes of the stack, as the network sees grey values, and of its mask's slabs."""
+        stack, length = self.stack, self.stack.shape[-1]
+        depth = planes_at_once(4 * math.prod(stack.shape[:-1]))
+        middle, marked = middle_of(masks(), stack.shape)
+        seen = (self.read(z, min(z + depth, length)) for z in range(0, length, depth))
+        return Sections(
+            stack.shape, stack.spacing, stack.origin, middle, marked,
+            cut(seen, stack.shape, middle), cut(masks(), stack.shape, middle),
+        )  # fmt: skip
+
 
 def write_prediction(
     prediction: StackPrediction,
@@ -110,7 +122,8 @@ def write_prediction(
     *,
     made_from: Mapping[str, Any],
     progress: bool = False,
-) -> None:
+    preview: bool = False,
+) -> Sections | None:
     """Predict a stack and write its outputs, going on where an earlier attempt stopped.
 
     Args:
@@ -121,6 +134,7 @@ def write_prediction(
         made_from: plain JSON that tells all that the outputs depend on; other planes are not taken
             up.
         progress: show a bar over the windows, and how many planes are there already.
+        preview: read the stack once more and return its planes through the middle of the mask.
 
     Raises:
         UserError: for a stack that cannot be read, or a disk that cannot be written.
@@ -137,8 +151,12 @@ def write_prediction(
         if staging.done < stack.shape[-1]:
             for _, slab in prediction.slabs(staging.done, passed.update):
                 staging.append(slab if staged == "probabilities" else slab >= threshold)
+
+        def masks() -> Iterator[np.ndarray]:
+            for slab in staging.slabs():
+                yield slab if staged == "mask" else (slab >= threshold).astype(np.uint8)
+
+        slabs = {"mask": masks, "probabilities": staging.slabs}
         for name, path in outputs.items():
-            slabs = staging.slabs()
-            if name != staged:
-                slabs = ((slab >= threshold).astype(DTYPES[name]) for slab in slabs)
-            write_stack(path, slabs, StackLayout.like(stack, DTYPES[name]))
+            write_stack(path, slabs[name](), StackLayout.like(stack, DTYPES[name]))
+        return prediction.sections(masks) if preview else None

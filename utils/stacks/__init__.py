@@ -7,16 +7,18 @@ file. Files are written under a temporary name and renamed when complete.
 """
 
 from utils.stacks.endings import ENDINGS, format_of, split_ending
-from utils.stacks.opening import open_stack
-from utils.stacks.stack import Stack, StackLayout
+from utils.stacks.opening import list_stacks, open_stack
+from utils.stacks.stack import Entry, Stack, StackLayout
 from utils.stacks.writing import check_output, write_stack
 
 __all__ = [
     "ENDINGS",
+    "Entry",
     "Stack",
     "StackLayout",
     "check_output",
     "format_of",
+    "list_stacks",
     "open_stack",
     "split_ending",
     "write_stack",

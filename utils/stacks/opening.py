@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError, disk_errors
 from utils.stacks.endings import FORMATS, format_of
-from utils.stacks.stack import Source, Stack
+from utils.stacks.stack import Entry, Source, Stack
 
 MOST_CHANNELS = 4
 """Entries up to which a last axis of unnamed axes is taken for channels, as in RGB and RGBA."""
@@ -37,9 +37,7 @@ def open_stack(
         UserError: for a file that is missing, damaged, of an unknown format or without what was
             asked for.
     """
-    path = Path(path)
-    kind = format_of(path)
-    _check_present(path, folder=kind == "zarr")
+    path, kind = _present(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     source = FORMATS[kind].read(path, key)
@@ -50,7 +48,21 @@ def open_stack(
         raise
 
 
-def _check_present(path: Path, folder: bool) -> None:
+def list_stacks(path: str | Path) -> list[Entry]:
+    """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
+    path, kind = _present(path)
+    if hasattr(FORMATS[kind], "entries"):  # of the formats that hold several
+        return FORMATS[kind].entries(path)
+    source = FORMATS[kind].read(path, None)
+    source.close()
+    return [Entry.of(source)]
+
+
+def _present(path: str | Path) -> tuple[Path, str]:
+    """Return the path and its format; UserError unless it is there to be read in parts."""
+    path = Path(path)
+    kind = format_of(path)
+    folder = kind == "zarr"
     with disk_errors(path):
         present = path.exists()
     if not present:
@@ -60,6 +72,7 @@ def _check_present(path: Path, folder: bool) -> None:
         raise UserError(f"{path}: {what}")
     if not folder and not path.is_file():
         raise UserError(f"{path}: no regular file, so it cannot be read in parts")
+    return path, kind
 
 
 def _select(

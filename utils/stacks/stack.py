@@ -171,6 +171,32 @@ class Source:
     placement: Mapping[str, Any] = field(default_factory=dict)
     warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
+    chunks: tuple[int, ...] | None = None
+    """Edges of what is unpacked at a time whichever part is wanted; None for any part alone."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one array, series or image in a file is; from :func:`list_stacks`."""
+
+    key: str
+    """What names it (``--key``, ``--series``); empty where the file has nothing else."""
+    shape: tuple[int, ...]
+    """Lengths of all axes in the file's order, channels (C, S) and time points (T, N) too."""
+    axes: str | None
+    """A letter an axis as in :class:`Source`; None if unknown."""
+    dtype: np.dtype
+    """As it is stored."""
+    spacing: Mapping[str, float]
+    """Micrometres by axis letter, as far as the file tells."""
+    chosen: bool
+    """Whether it is read if nothing is named."""
+
+    @classmethod
+    def of(cls, source: Source, key: str = "", *, chosen: bool = True) -> Entry:
+        """Return what ``source`` is, without a look at its voxels."""
+        array = source.array
+        return cls(key, array.shape, source.axes, array.dtype, source.spacing, chosen)
 
 
 @contextmanager

@@ -17,8 +17,12 @@ from utils.stacks.stack import StackLayout
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
-    path = Path(path)
     format_of(path)
+    check_free(Path(path), overwrite=overwrite)
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless a file, of whatever ending, may be written; leaves nothing."""
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already; --overwrite replaces it")
     if path.is_dir() and not path.name.lower().endswith(".zarr"):
