@@ -12,9 +12,9 @@ from utils.errors import UserError
 from utils.simulation.fields import ColumnFields
 from utils.simulation.sheet import Columns
 
-REACH = 0.75
+REACH = 0.8
 """A column at a border owns voxels up to here, in its nearest-neighbour distances."""
-INNER_REACH = 1.1
+INNER_REACH = 1.2
 """The same of a column with all its six neighbours, so that no gap between columns stays open."""
 NOWHERE = 2.0
 """Distance of voxels without an owner."""
