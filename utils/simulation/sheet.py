@@ -7,6 +7,7 @@ proximal end (depth 0) to its distal end (depth 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,7 +68,7 @@ class SheetConfig(PlainConfig):
     """Probability that the sheet ends at a straight border inside of the volume."""
     holes: tuple[int, int] = (0, 2)
     """Number of holes without columns, inclusive."""
-    hole_radius: tuple[float, float] = (1.0, 4.0)
+    hole_radius: tuple[float, float] = (1.0, 3.0)
     """Radius of a hole, in spacings."""
     second_sheet: float = 0.2
     """Probability of a second sheet beside the first."""
@@ -166,22 +167,24 @@ def draw_columns(
     Raises:
         GeometryError: none of ``config.max_tries`` geometries had enough columns.
     """
+    return draw_until_enough(lambda: _draw_once(config, shape, rng), config, shape)
+
+
+def draw_until_enough(
+    draw: Callable[[], Columns], config: SheetConfig, shape: tuple[int, int, int]
+) -> Columns:
+    """Return the first geometry that has enough columns; GeometryError where none has."""
     most = 0
     for tries in range(1, config.max_tries + 1):
-        columns = _draw_once(config, shape, rng)
+        columns = draw()
         inside = int(_middle_inside(columns.paths, shape).sum())
         if inside >= config.min_columns:
             return replace(columns, parameters={**columns.parameters, "tries": float(tries)})
         most = max(most, inside)
-    raise _too_few(config, shape, most)
-
-
-def _too_few(config: SheetConfig, shape: tuple[int, int, int], most: int) -> GeometryError:
-    low, high = config.spacing
-    return GeometryError(
-        f"no geometry with at least {config.min_columns} columns in a volume of {shape} in "
-        f"{config.max_tries} tries (most found: {most}; spacing {low}..{high} voxels): ask for "
-        "fewer columns (min_columns) or a finer lattice (spacing)"
+    raise GeometryError(
+        f"no geometry with at least {config.min_columns} columns in {shape} voxels in "
+        f"{config.max_tries} tries (most found: {most}; spacing {config.spacing[0]}.."
+        f"{config.spacing[1]} voxels): ask for fewer columns (min_columns) or a finer lattice"
     )
 
 
@@ -195,9 +198,10 @@ def _draw_once(
     config: SheetConfig, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> Columns:
     size = np.array(shape, dtype=np.float64)
-    turn, parameters = draw_turn(rng)
+    (x, y, z), angle = draw_turn(rng)
+    parameters = {"axis_x": x, "axis_y": y, "axis_z": z, "turn": angle}
     origin = size * (0.5 + rng.uniform(-config.shift, config.shift, size=3))
-    sheet, drawn = _draw_sheet(config, shape, origin, turn, rng)
+    sheet, drawn = _draw_sheet(config, shape, origin, turn_to((x, y, z), angle), rng)
     parameters |= drawn
     paths, spacing, lattice = _stand(config, sheet, shape, rng)
     if rng.random() < config.second_sheet:
@@ -216,27 +220,29 @@ def _draw_once(
     neuropil = np.zeros((0, 4, 3))
     if rng.random() < config.neuropil:
         neuropil = _draw_neuropil(config, sheet, rng)
-    columns = _near_volume(paths, spacing, lattice, shape, parameters)
+    columns = near_volume(paths, spacing, lattice, shape, parameters)
+    return replace(draw_left_out(config, columns, rng), neuropil=neuropil.astype(np.float32))
+
+
+def draw_left_out(config: SheetConfig, columns: Columns, rng: np.random.Generator) -> Columns:
+    """Draw the share of columns left out, and which."""
     share = rng.uniform(*config.left_out)
+    left_out = rng.random(len(columns.paths)) < share
     return replace(
-        columns,
-        left_out=rng.random(len(columns.paths)) < share,
-        parameters={**parameters, "left_out": float(share)},
-        neuropil=neuropil.astype(np.float32),
+        columns, left_out=left_out, parameters={**columns.parameters, "left_out": float(share)}
     )
 
 
-def draw_turn(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, float]]:
-    """Draw a random rotation (3, 3), uniformly, and what it is made of.
-
-    The third column is the direction to which +z is turned, after a turn about z.
-    """
+def draw_turn(rng: np.random.Generator) -> tuple[tuple[float, float, float], float]:
+    """Draw a rotation, uniformly, as the arguments of :func:`turn_to`."""
     direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
-    angle = rng.uniform(0.0, 2.0 * np.pi)
-    turn = rotate(rotation_to_z(direction).T, axis_rotation(2, angle).T).T
-    x, y, z = (float(v) for v in direction)
-    return turn, {"axis_x": x, "axis_y": y, "axis_z": z, "turn": float(angle)}
+    x, y, z = (direction / np.sqrt(np.sum(direction**2))).tolist()
+    return (x, y, z), float(rng.uniform(0.0, 2.0 * np.pi))
+
+
+def turn_to(axis: tuple[float, float, float], angle: float) -> np.ndarray:
+    """Return the (3, 3) turn by ``angle`` radians about z that then takes +z to ``axis``."""
+    return rotate(rotation_to_z(np.array(axis)).T, axis_rotation(2, angle).T).T
 
 
 def _draw_sheet(
@@ -433,7 +439,7 @@ def _map(sheet: _Sheet, places: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ndj->ndi", sheet.turn, points) + sheet.origin
 
 
-def _near_volume(
+def near_volume(
     paths: np.ndarray,
     spacing: np.ndarray,
     lattice: np.ndarray,
