@@ -60,7 +60,8 @@ class ColumnTable:
         squared spacing; without any cell it is the median nearest distance.
         """
         middle = self.nodes.shape[1] // 2
-        at = dict(zip(zip(self.p.tolist(), self.q.tolist(), strict=True), self.nodes[:, middle]))
+        sites = zip(self.p.tolist(), self.q.tolist(), strict=True)
+        at = dict(zip(sites, self.nodes[:, middle], strict=True))
         areas = [
             np.linalg.norm(np.cross(at[p + 1, q] - place, at[p, q + 1] - place))
             for (p, q), place in at.items()

@@ -52,12 +52,14 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
 
 def _reaches(columns: Columns) -> np.ndarray:
     """Return (N, D) float32: up to which distance, in voxels, each node's column owns voxels."""
-    k, l = columns.neighbours.T
+    first, second = columns.neighbours.T
     n, depths = columns.spacing.shape
-    steps = np.sqrt(np.sum((columns.paths[k] - columns.paths[l]).astype(np.float64) ** 2, axis=2))
+    steps = np.sqrt(
+        np.sum((columns.paths[first] - columns.paths[second]).astype(np.float64) ** 2, axis=2)
+    )
     degree = np.bincount(columns.neighbours.ravel(), minlength=n)
     total = np.zeros((n, depths))
-    for end in (k, l):
+    for end in (first, second):
         np.add.at(total, end, steps)
     lonely = (degree == 0)[:, None]
     mean = np.where(lonely, columns.spacing, total / np.maximum(degree, 1)[:, None])
