@@ -40,6 +40,7 @@ OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
+CHOICES = ("channel", "voxel_size", "key", "index", "axes")  # flags that say what is read
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
@@ -77,6 +78,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
+    add("--axes", metavar="STR",
+        help="what the array's axes are, slowest first, where the file does not tell or is wrong: "
+        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX; --list shows lengths")
     add("--percentiles", type=percentiles, metavar="LOW,HIGH",
         help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
         "default: 1 and 99, without saturated voxels, and higher where columns are sparse")
@@ -157,7 +161,7 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
 
-    choice = {name: getattr(flags, name) for name in ("channel", "voxel_size", "key", "index")}
+    choice = {name: getattr(flags, name) for name in CHOICES}
     with (
         open_stack(flags.input, **choice) as whole,
         memory_advice("lower --batch_size or --window"),
@@ -172,7 +176,7 @@ def predict(flags: argparse.Namespace) -> None:
         tell_grey_values(stack, limits, flags)
         made_from = {
             "input": [*identify(stack.path), warning, limits.low, limits.high],
-            "choice": [flags.channel, flags.key, flags.index, flags.crop],
+            "choice": [flags.channel, flags.key, flags.index, flags.crop, flags.axes],
             "network": network.fingerprint(),
             "normalizer": normalizer.to_dict(),
             "network_shape": plan.shape,

@@ -20,17 +20,8 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.units import micrometres_per
 
-MICROMETRES = {
-    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "microns"), 1.0),
-    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
-    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
-    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
-    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
-    **dict.fromkeys(("m", "meter", "metre"), 1e6),
-    "inch": 25400.0,
-}
-"""Length of a unit, by the names that files use for it."""
 UNSUPPORTED = re.compile(
     "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
 )
@@ -64,15 +55,22 @@ class Stack:
     """Bytes that stay in memory from the first reading on; 0 for what is read by slabs."""
     voxel_bytes: int
     """What a voxel of a slab takes while it is read: in the file's pages, copied, converted."""
+    layer: int
+    """Planes in a layer of chunks (TIFF: of strips) that are unpacked whole: all of them for one.
+    """
+    unpacked: int
+    """Bytes of one such chunk; 0 where any part is read alone."""
     placement: Mapping[str, Any] = field(repr=False)
     """Where the format puts the file's first voxel; carried to an output of the same format."""
     origin: tuple[int, ...]
     """The first voxel's place among the file's, from 0 along each axis: not 0 in a box cut out."""
     warning: Callable[[], str | None] = field(repr=False)
     """Looks whether the file can be read but may not be whole; says so in one line."""
-    part: Callable[[int, int], np.ndarray] = field(repr=False)
-    """Reads a slab in (X, Y, Z) order and the file's dtype; :meth:`read` is for everyone else."""
+    part: Callable[[tuple[slice, ...]], np.ndarray] = field(repr=False)
+    """Reads a box (x, y, z) in the file's dtype; :meth:`read` is for everyone else."""
     close: Callable[[], None] = field(repr=False)
+    kept: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The layer of chunks that was read last, by its first plane."""
 
     @property
     def nbytes(self) -> int:
@@ -82,10 +80,28 @@ class Stack:
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the slab ``start <= z < stop`` (y of an image) as (X, Y, stop - start).
 
-        Raises UserError where the file is cut or damaged.
+        Of planes whose chunks are unpacked whole the last layer is kept for the next slab. Raises
+        UserError where the file is cut or damaged.
         """
         stop = self.shape[-1] if stop is None else stop
-        return self.part(start, stop).astype(self.dtype, copy=False)
+        if self.layer == 1:
+            return self._planes(start, stop)
+        slab = np.empty((*self.shape[:-1], stop - start), self.dtype, order="F")
+        before = self.origin[-1] % self.layer  # planes of the first layer that a crop left out
+        for place in range((start + before) // self.layer * self.layer - before, stop, self.layer):
+            first, end = max(place, 0), min(place + self.layer, self.shape[-1])
+            if first not in self.kept:
+                self.kept.clear()
+                self.kept[first] = self._planes(first, end)
+            begin, behind = max(first, start), min(end, stop)
+            slab[..., begin - start : behind - start] = self.kept[first][
+                ..., begin - first : behind - first
+            ]
+        return slab
+
+    def _planes(self, start: int, stop: int) -> np.ndarray:
+        box = (*map(slice, (0,) * (len(self.shape) - 1), self.shape[:-1]), slice(start, stop))
+        return self.part(box).astype(self.dtype, copy=False)
 
     def __enter__(self) -> Stack:
         """Return itself; leaving the block closes the file."""
@@ -172,7 +188,8 @@ class Source:
     warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
     chunks: tuple[int, ...] | None = None
-    """Edges of what is unpacked at a time whichever part is wanted; None for any part alone."""
+    """Edges, one an axis, of what is unpacked whole whichever part of it is wanted; None for an
+    array of which any part is read alone."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +260,7 @@ def quiet(name: str) -> Iterator[list[str]]:
 
 def micrometres(unit: str | None) -> float:
     """Return the length of ``unit``, micrometres if none is given; NaN for an unknown one."""
-    return 1.0 if unit is None else MICROMETRES.get(unit.strip().lower(), math.nan)
+    return 1.0 if unit is None else micrometres_per(unit) or math.nan
 
 
 def named(path: Path, arrays: Mapping[str, FileArray], key: str | None) -> str:
