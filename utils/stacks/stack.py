@@ -263,16 +263,21 @@ def micrometres(unit: str | None) -> float:
     return 1.0 if unit is None else micrometres_per(unit) or math.nan
 
 
-def named(path: Path, arrays: Mapping[str, FileArray], key: str | None) -> str:
-    """Return the name of the array called ``key``, or of the only one."""
+def named(path: Path, arrays: Mapping[str, Any], key: str | None, lost: str = "") -> str:
+    """Return the name of the array called ``key``, or of the only one.
+
+    ``lost`` is added to what is said where that fails.
+    """
     shown = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:8])
     if key is not None:
         if key.strip("/") not in arrays:
-            raise UserError(f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}")
+            raise UserError(
+                f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}{lost}"
+            )
         return key.strip("/")
     if len(arrays) != 1:
         advice = f"several arrays; name one with --key: {shown}" if arrays else "no arrays"
-        raise UserError(f"{path}: holds {advice}")
+        raise UserError(f"{path}: holds {advice}{lost}")
     return next(iter(arrays))
 
 

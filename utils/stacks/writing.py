@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.endings import FORMATS, format_of
+from utils.stacks.endings import FORMATS, READ_ONLY, format_of
 from utils.stacks.stack import StackLayout
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
     format_of(path)
+    if Path(path).suffix.lower() in READ_ONLY:
+        raise UserError(f"{path}: is of a format that is only read; give .tif or another one")
     check_free(Path(path), overwrite=overwrite)
 
 

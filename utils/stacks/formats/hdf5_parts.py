@@ -1,0 +1,120 @@
+"""What HDF5 arrays need beside their file: filters, other files, chunks that were written.
+
+HDF5 itself reads as its fill value, without a word, whatever is not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+
+def readable(path: Path, array: Any) -> Any:
+    """Return a dataset to read from; UserError if a filter, or a file of its bytes, is not there.
+
+    Files that hold its bytes are looked for beside the file; HDF5 alone looks where it is run.
+    """
+    import h5py
+
+    made = array.id.get_create_plist()
+    filters = [made.get_filter(k) for k in range(made.get_nfilters())]
+    for code, _, _, name in filters:
+        if not h5py.h5z.filter_avail(code) and not _plugins():
+            called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
+            raise UserError(
+                f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}) that "
+                "needs the package hdf5plugin: pip install hdf5plugin"
+            )
+    needed = math.prod(array.shape) * array.dtype.itemsize
+    folder = Path(array.file.filename).parent
+    for name, first, size in array.external or ():
+        wanted = min(size, needed)
+        needed -= wanted
+        file = folder / name
+        if not file.exists():
+            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is absent")
+        if file.stat().st_size < first + wanted:
+            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is cut")
+    if not array.external:
+        return array
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_efile_prefix(bytes(folder.resolve()))
+    return h5py.Dataset(h5py.h5d.open(array.file.id, array.name.encode(), access))
+
+
+def _plugins() -> bool:
+    """Make the filters of the package hdf5plugin known, and say whether it is installed."""
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError:
+        return False
+    return True
+
+
+def packed_chunks(array: Any) -> tuple[int, ...] | None:
+    """Return the edges of chunks that are unpacked whole; of plain bytes any part is read."""
+    return array.chunks if array.id.get_create_plist().get_nfilters() else None
+
+
+def warn_of_absent(path: Path, arrays: Iterable[Any]) -> str | None:
+    """Say what of datasets is read as the fill value for want of chunks, files or datasets."""
+    found = [loss for array in arrays for loss in _losses(array)]
+    if not found:
+        return None
+    more = f", and {len(found) - 3} more like it" if len(found) > 3 else ""
+    return (
+        f"{path}: {'; '.join(found[:3])}{more}: read as the fill value, which is right if nothing "
+        "was to be stored there, and wrong if writing was cut short or a file was left behind"
+    )
+
+
+def _losses(array: Any) -> Iterator[str]:
+    """Yield what is not there of a dataset, a line each."""
+    import h5py
+
+    name = array.name.strip("/")
+    if array.is_virtual:
+        yield from _lost_sources(array)
+    elif array.chunks:
+        edges = zip(array.shape, array.chunks, strict=True)
+        total = math.prod(math.ceil(n / edge) for n, edge in edges)
+        absent = total - array.id.get_num_chunks()
+        if absent > 0:
+            yield f"{absent} of the {total} chunks of {name} were never written"
+    elif array.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS and not array.external:
+        if array.id.get_storage_size() == 0:
+            yield f"nothing of {name} was ever written"
+
+
+def _lost_sources(array: Any) -> Iterator[str]:
+    """Yield what a virtual dataset refers to without its being there, or refers to nothing."""
+    import h5py
+
+    name, folder = array.name.strip("/"), Path(array.file.filename).parent
+    mapped = 0
+    for source in array.virtual_sources():
+        if "%" in source.file_name + source.dset_name:  # a pattern of files, read as far as they go
+            mapped = array.size
+            continue
+        mapped += source.vspace.get_select_npoints()
+        here = source.file_name == "."
+        places = [folder / source.file_name, Path(source.file_name)]
+        file = next((place for place in places if here or place.is_file()), None)
+        if file is None:
+            yield f"a part of {name} stands in {source.file_name}, which is absent"
+            continue
+        with h5py.File(array.file.filename if here else file, "r") as opened:
+            found = opened.get(source.dset_name)
+            size = () if found is None else found.shape
+            if any(a < b for a, b in zip(size, source.src_space.shape, strict=False)) or not size:
+                lacks = "lacks it" if found is None else "holds less of it"
+                yield f"a part of {name} is {source.dset_name} of {file.name}, which {lacks}"
+            else:
+                yield from _losses(found)
+    if mapped < array.size:
+        yield f"{array.size - mapped:,} of the {array.size:,} voxels of {name} stand nowhere"
