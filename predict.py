@@ -6,8 +6,8 @@ r"""Find columns in a stack from a microscope, of any size, with a trained netwo
     python predict.py --list brain.tif
 
 Reads TIFF, OME-TIFF, HDF5, NRRD, NIfTI, Zarr, OME-Zarr and NumPy, and writes the same by the
-output's ending, with the input's voxel size; TIFFs open in Fiji and napari. Stacks larger than
-memory are worked off in layers. Interrupted, the same command goes on where it stopped.
+output's ending, with the input's voxel size; TIFFs open in Fiji and napari. BigDataViewer's and
+Imaris's files are read. Stacks larger than memory are worked off in layers. Interrupted, the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", default=CHECKPOINT, metavar="PATH",
         help="log directory of an experiment, a .pth file, or a pretrained network's name")
     add("--input", metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, .h5, .hdf5, "
-        ".nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
+        ".nrrd, .nii, .nii.gz, .npy, .ims, BigDataViewer's .xml, or a .zarr folder or one in it")
     add("--list", metavar="FILE",
         help="show what is in a file and what would be read of it, and do nothing else")
     add("--output", metavar="FILE",
@@ -299,11 +299,12 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def name_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     """Return where mask and probabilities go."""
-    from utils.stacks import format_of, split_ending
+    from utils.stacks import format_of, split_ending, zarr_around
 
     format_of(flags.input)
-    source = Path(flags.input)
-    default = source.with_name(f"{split_ending(source)[0]}_mask.tif")
+    source = zarr_around(flags.input)
+    within = Path(flags.input).relative_to(source).parts  # never written into a Zarr folder
+    default = source.with_name("_".join([split_ending(source)[0], *within, "mask.tif"]))
     outputs = {"mask": default if flags.output is None else Path(flags.output)}
     if flags.probabilities == BESIDE_OUTPUT:
         stem, ending = split_ending(outputs["mask"])

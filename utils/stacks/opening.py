@@ -138,7 +138,7 @@ def _select(
         loaded=source.loaded,
         voxel_bytes=_voxel_bytes(source, axes, dtype),
         layer=1 if source.chunks is None else source.chunks[last],
-        unpacked=math.prod(source.chunks or (0,)) * source.array.dtype.itemsize,
+        unpacked=_unpacked_bytes(source),
         placement=source.placement if keeps_place else {},
         origin=(0,) * len(lengths),
         warning=source.warning,
@@ -153,6 +153,12 @@ def _voxel_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
     behind = source.array.shape[max(axes.rfind(a) for a in "XYZ") + 1 :]
     converted = 0 if stored == dtype else dtype.itemsize
     return stored.itemsize * (math.prod(behind) + 1) + converted
+
+
+def _unpacked_bytes(source: Source) -> int:
+    """Return what chunks take while they are unpacked: packed ones and what becomes of them."""
+    chunk = math.prod(source.chunks or (0,)) * source.array.dtype.itemsize
+    return 2 * source.at_once * chunk
 
 
 def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:

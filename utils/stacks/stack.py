@@ -59,7 +59,7 @@ class Stack:
     """Planes in a layer of chunks (TIFF: of strips) that are unpacked whole: all of them for one.
     """
     unpacked: int
-    """Bytes of one such chunk; 0 where any part is read alone."""
+    """Bytes that the chunks take while they are unpacked; 0 where any part is read alone."""
     placement: Mapping[str, Any] = field(repr=False)
     """Where the format puts the file's first voxel; carried to an output of the same format."""
     origin: tuple[int, ...]
@@ -187,6 +187,8 @@ class Source:
     placement: Mapping[str, Any] = field(default_factory=dict)
     warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
+    at_once: int = 1
+    """Chunks that are unpacked at a time."""
     chunks: tuple[int, ...] | None = None
     """Edges, one an axis, of what is unpacked whole whichever part of it is wanted; None for an
     array of which any part is read alone."""

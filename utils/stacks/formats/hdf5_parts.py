@@ -27,8 +27,8 @@ def readable(path: Path, array: Any) -> Any:
         if not h5py.h5z.filter_avail(code) and not _plugins():
             called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
             raise UserError(
-                f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}) that "
-                "needs the package hdf5plugin: pip install hdf5plugin"
+                f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}), "
+                "which needs the package hdf5plugin: pip install hdf5plugin"
             )
     needed = math.prod(array.shape) * array.dtype.itemsize
     folder = Path(array.file.filename).parent

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from utils.stacks.stack import (
     named,
 )
 
+MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
+"""Chunks that are unpacked at a time, and their bytes at most, but for a single larger one."""
 NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names")
 """Attributes of an array in which the names of its axes may stand."""
 
@@ -128,16 +131,36 @@ def _source(
         axes, spacing, placement = _places(_levels(path, images, name), len(opened.shape))
         own = [opened.attrs.get(attribute) for attribute in NAMED_BY]
         own = [*own, getattr(opened.metadata, "dimension_names", None)]
-        told = (axis_letters([n or "" for n in names]) for names in own if names)
+        told = (axis_letters(names) for names in own if names)
         axes = axes or next((letters for letters in told if letters), None)
+    at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // max(1, _chunk_bytes(opened))))
     return Source(
-        arrays[name],
+        replace(arrays[name], load=lambda: _FewAtOnce(opened, at_once)),
         axes,
         spacing,
         placement=placement,
         warning=lambda: _warn_of_absent(path, opened),
+        at_once=at_once,
         chunks=opened.chunks,
     )
+
+
+@dataclass(frozen=True)
+class _FewAtOnce:
+    """An array of which no more chunks are unpacked at a time than memory is counted for."""
+
+    array: Any
+    count: int
+
+    def __getitem__(self, where: Any) -> Any:
+        import zarr
+
+        with zarr.config.set({"async.concurrency": self.count}):
+            return self.array[where]
+
+
+def _chunk_bytes(array: Any) -> int:
+    return math.prod(array.chunks) * array.dtype.itemsize
 
 
 def _levels(
