@@ -7,7 +7,8 @@ r"""Find columns in a stack from a microscope, of any size, with a trained netwo
 
 Reads TIFF, OME-TIFF, HDF5, NRRD, NIfTI, Zarr, OME-Zarr and NumPy, and writes the same by the
 output's ending, with the input's voxel size; TIFFs open in Fiji and napari. BigDataViewer's and
-Imaris's files are read. Stacks larger than memory are worked off in layers. Interrupted, the same command goes on where it stopped.
+Imaris's files are read. Stacks larger than memory are worked off in layers. Interrupted, the same
+command goes on where it stopped.
 """
 
 from __future__ import annotations

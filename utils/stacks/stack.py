@@ -28,7 +28,7 @@ UNSUPPORTED = re.compile(
 """What the libraries say of files that are sound, but stored in a way that is not read here."""
 OF_THE_SYSTEM = (
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-    *(errno.EMFILE, errno.ENFILE),
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN),
 )
 """What the system says of files and disks, not of bytes that make no sense."""
 CHUNK_PLANES, CHUNK_EDGE = 16, 128
@@ -236,7 +236,9 @@ def library_errors(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         if isinstance(error, MemoryError):
             said = f"not enough memory to read it ({reason})"
-        elif isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        elif isinstance(error, OSError) and (
+            error.errno in OF_THE_SYSTEM or "already open" in reason
+        ):
             said = f"cannot be read ({reason})"
         elif isinstance(error, ImportError | NotImplementedError) or UNSUPPORTED.search(reason):
             said = f"stored in a way that cannot be read here ({reason})"

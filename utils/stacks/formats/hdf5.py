@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.stacks.axes import axis_letters
 from utils.stacks.formats import hdf5_split
-from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
+from utils.stacks.formats.hdf5_parts import beside, packed_chunks, readable, warn_of_absent
 from utils.stacks.stack import (
     Entry,
     FileArray,
@@ -110,8 +110,9 @@ def _contents(path: Path) -> _Contents:
         with library_errors(path):
             for name, item in _walk(file, lost):
                 if isinstance(item, h5py.Dataset) and item.ndim > 1:
-                    (others if item in known else arrays)[name] = item
-                    known.add(item)
+                    array = beside(item)
+                    (others if array in known else arrays)[name] = array
+                    known.add(array)
         stacks = hdf5_split.split_stacks(path, file, arrays, sizes)
     except BaseException:
         file.close()

@@ -14,11 +14,24 @@ from typing import Any
 from utils.errors import UserError
 
 
-def readable(path: Path, array: Any) -> Any:
-    """Return a dataset to read from; UserError if a filter, or a file of its bytes, is not there.
+def beside(array: Any) -> Any:
+    """Return a dataset opened so that files which hold its bytes are looked for beside its own.
 
-    Files that hold its bytes are looked for beside the file; HDF5 alone looks where it is run.
+    HDF5 itself looks for them where the program was started.
     """
+    import h5py
+
+    if not array.external:
+        return array
+    file, name = array.file, array.name.encode()
+    array.id.close()  # one that is open keeps its way of looking
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_efile_prefix(bytes(Path(file.filename).parent.resolve()))
+    return h5py.Dataset(h5py.h5d.open(file.id, name, access))
+
+
+def readable(path: Path, array: Any) -> Any:
+    """Return a dataset; UserError if a filter, or a file of its bytes, is not there."""
     import h5py
 
     made = array.id.get_create_plist()
@@ -31,20 +44,14 @@ def readable(path: Path, array: Any) -> Any:
                 "which needs the package hdf5plugin: pip install hdf5plugin"
             )
     needed = math.prod(array.shape) * array.dtype.itemsize
-    folder = Path(array.file.filename).parent
     for name, first, size in array.external or ():
         wanted = min(size, needed)
         needed -= wanted
-        file = folder / name
-        if not file.exists():
-            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is absent")
-        if file.stat().st_size < first + wanted:
-            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is cut")
-    if not array.external:
-        return array
-    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-    access.set_efile_prefix(bytes(folder.resolve()))
-    return h5py.Dataset(h5py.h5d.open(array.file.id, array.name.encode(), access))
+        file = Path(array.file.filename).parent / name
+        if not file.exists() or file.stat().st_size < first + wanted:
+            lacks = "cut" if file.exists() else "absent"
+            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is {lacks}")
+    return array
 
 
 def _plugins() -> bool:

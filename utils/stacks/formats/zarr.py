@@ -73,7 +73,12 @@ def _contents(path: Path) -> tuple[dict[str, FileArray], dict[str, Mapping[str, 
         for name, item in members
         if isinstance(item, zarr.Array) and (item.ndim > 1 or whole)
     }
-    return arrays, {g: image for g, image in images.items() if _finest(g, image) in arrays}
+    for group, image in images.items():
+        if _finest(group, image) not in arrays:
+            raise UserError(
+                f"{path}: lacks the array {_finest(group, image)}, the full resolution of an image"
+            )
+    return arrays, images
 
 
 def _image(group: Any) -> Mapping[str, Any] | None:
