@@ -46,7 +46,11 @@ def test_virtual_datasets(tmp_path, how):
         (tmp_path / "1.h5").unlink()
     virtual(tmp_path / "a.h5", [("0.h5", 4), *([] if how == "hole" else [("1.h5", 4)])])
     with open_stack(tmp_path / "a.h5") as stack:
-        said, read = stack.warning(), stack.read()
+        said = stack.warning()
+        if how == "short":  # HDF5 itself refuses
+            with pytest.raises(UserError, match="insufficient elements"):
+                stack.read()
+        read = stack.read(0, 4) if how == "short" else stack.read()
     np.testing.assert_array_equal(read[..., :4], parts[0].T)
     expected = {
         "absent": "a part of data stands in 1.h5, which is absent",

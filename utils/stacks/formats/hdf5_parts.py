@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.stacks.stack import library_errors
 
 
 def beside(array: Any) -> Any:
@@ -70,7 +71,8 @@ def packed_chunks(array: Any) -> tuple[int, ...] | None:
 
 def warn_of_absent(path: Path, arrays: Iterable[Any]) -> str | None:
     """Say what of datasets is read as the fill value for want of chunks, files or datasets."""
-    found = [loss for array in arrays for loss in _losses(array)]
+    with library_errors(path):
+        found = [loss for array in arrays for loss in _losses(array)]
     if not found:
         return None
     more = f", and {len(found) - 3} more like it" if len(found) > 3 else ""

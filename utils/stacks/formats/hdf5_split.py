@@ -93,7 +93,8 @@ def split_stacks(
             full[int(match["time"]), int(match["channel"])] = array, match
     times = sorted({time for time, _ in full})
     channels = sorted({channel for _, channel in full})
-    kinds = {(array.shape, array.dtype) for array, _ in full.values()}
+    with library_errors(path):
+        kinds = {(array.shape, array.dtype) for array, _ in full.values()}
     alike = len(kinds) == 1 and len({str(sizes.get(channel)) for channel in channels}) == 1
     groups = {"": channels} if alike else {f"s{channel:02d}": [channel] for channel in channels}
     stacks = {}
@@ -120,8 +121,8 @@ def _stack(
 ) -> Source:
     """Return arrays by place along T and C as one stack; ``match`` is of the name of one."""
     one = next(iter(parts.values()))
-    dtype, size = one.dtype, one.shape
     with library_errors(path):
+        dtype, size = one.dtype, one.shape
         if match.re is BDV:
             spacing = _scaled(file, match, sizes)
             dtype = np.dtype(f"{dtype.byteorder}u2") if dtype == np.int16 else dtype
