@@ -49,6 +49,13 @@ def format_of(path: str | Path) -> str:
     raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
 
 
+def written_format(path: str | Path) -> str:
+    """Return the format that an output's ending means; UserError for one that is only read."""
+    if Path(path).suffix.lower() in READ_ONLY:
+        raise UserError(f"{path}: is of a format that is only read; give .tif or another ending")
+    return format_of(path)
+
+
 def zarr_around(path: str | Path) -> Path:
     """Return the outermost folder ending in ``.zarr`` that ``path`` lies in, or is; else itself."""
     path = Path(path)

@@ -119,11 +119,13 @@ def _lost_sources(array: Any) -> Iterator[str]:
             continue
         with h5py.File(array.file.filename if here else file, "r") as opened:
             found = opened.get(source.dset_name)
-            size = () if found is None else found.shape
-            if any(a < b for a, b in zip(size, source.src_space.shape, strict=False)) or not size:
-                lacks = "lacks it" if found is None else "holds less of it"
-                yield f"a part of {name} is {source.dset_name} of {file.name}, which {lacks}"
-            else:
-                yield from _losses(found)
+            if found is None:
+                yield f"a part of {name} is {source.dset_name} of {file.name}, which lacks it"
+                continue
+            last = source.src_space.get_select_bounds()[1]
+            beyond = any(k >= n for k, n in zip(last, found.shape, strict=True))
+            if beyond or source.vspace.get_select_npoints() > found.size:
+                yield f"a part of {name} is {source.dset_name} of {file.name}, which holds less"
+            yield from _losses(found)
     if mapped < array.size:
         yield f"{array.size - mapped:,} of the {array.size:,} voxels of {name} stand nowhere"
