@@ -18,7 +18,7 @@ from utils.stacks.cropping import crop_stack
 from utils.stacks.stack import FileArray
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_chunks_give_the_same_voxels(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("chunks")
@@ -34,10 +34,10 @@ def test_any_chunks_give_the_same_voxels(tmp_path_factory, data):
             file.create_dataset("data", data=array, chunks=chunks, compression=packed)
     box = [sorted(data.draw(st.permutations(range(n + 1)))[:2]) for n in shape]
     expected = array[tuple(slice(*pair) for pair in box)].T
-    with open_stack(folder / name) as whole:
+    with open_stack(folder / name, axes="ZYX") as whole:
         stack = crop_stack(whole, box)
         assert stack.layer == (1 if name == "plain.h5" else chunks[0])
-        for _ in range(4):
+        for _ in range(3):
             start, stop = sorted(data.draw(st.permutations(range(stack.shape[-1] + 1)))[:2])
             slab = stack.read(start, stop)
             assert slab.dtype == stack.dtype and slab.shape == (*stack.shape[:-1], stop - start)

@@ -121,11 +121,9 @@ def _lost_sources(array: Any) -> Iterator[str]:
             found = opened.get(source.dset_name)
             if found is None:
                 yield f"a part of {name} is {source.dset_name} of {file.name}, which lacks it"
-                continue
-            last = source.src_space.get_select_bounds()[1]
-            beyond = any(k >= n for k, n in zip(last, found.shape, strict=True))
-            if beyond or source.vspace.get_select_npoints() > found.size:
+            elif source.vspace.get_select_npoints() > found.size:
                 yield f"a part of {name} is {source.dset_name} of {file.name}, which holds less"
-            yield from _losses(found)
+            else:
+                yield from _losses(found)
     if mapped < array.size:
         yield f"{array.size - mapped:,} of the {array.size:,} voxels of {name} stand nowhere"
