@@ -62,7 +62,8 @@ def _contents(path: Path) -> tuple[dict[str, FileArray], dict[str, Mapping[str, 
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
         whole = isinstance(opened, zarr.Array)
-        members = [("", opened), *([] if whole else opened.members(None))]
+        below = [] if whole else list(opened.members(None))  # in no order
+        members = [("", opened), *sorted(below, key=lambda item: (len(item[0]), item[0]))]
         images = {
             name: image
             for name, item in members
