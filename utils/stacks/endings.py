@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from utils.errors import UserError
 from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
+from utils.stacks.place import Place
 
 ENDINGS = {
     ".tif": "tiff",
@@ -17,8 +20,39 @@ ENDINGS = {
     ".nii.gz": "nifti",
     ".zarr": "zarr",
     ".npy": "numpy",
+    ".lsm": "tiff",
+    ".nhdr": "nrrd",
+    ".hdr": "nifti",
+    ".img": "nifti",
+    ".hdr.gz": "nifti",
+    ".img.gz": "nifti",
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
+ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz")
+"""Endings that no output may have: two files, or another program's own."""
+KEPT = {
+    "tiff": ("voxel size", "place"),
+    "hdf5": ("voxel size",),
+    "nrrd": ("voxel size", "place", "directions"),
+    "nifti": ("voxel size", "place", "directions"),
+    "zarr": ("voxel size", "place"),
+    "numpy": (),
+}
+"""What a format can hold beside the voxels."""
+CONVERTED = {
+    **dict.fromkeys(
+        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".ims", ".stk", ".sld", ".mvd2"),
+        "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw on it",
+    ),
+    ".h5j": "open it in Fiji or VVD Viewer and save it as .nrrd or .tif",
+    ".v3draw": "open it in Vaa3D or Fiji and save it as .tif",
+    ".v3dpbd": "open it in Vaa3D or Fiji and save it as .tif",
+    ".am": "open it in Fiji and save it as .nrrd or .tif",
+    ".mrc": "open it in Fiji (Bio-Formats) and save it as .tif",
+    ".png": "put the planes of a stack in a folder, as .tif",
+    ".companion.ome": "name one of the .ome.tif files beside it",
+}
+"""How to make a stack that is read of one that is not, by its ending."""
 FORMATS = {
     "tiff": tiff,
     "hdf5": hdf5,
@@ -32,12 +66,37 @@ it holds as a Source; ``write`` puts slabs (X, Y, n), in order, under a name tha
 
 
 def format_of(path: str | Path) -> str:
-    """Return the format that the ending of ``path`` means; UserError for an unknown one."""
+    """Return the format that the ending of ``path`` means; UserError for an unknown one.
+
+    A folder whose name ends like none of them is one of planes.
+    """
     name = Path(path).name.lower()
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
+    if Path(path).is_dir():
+        return "tiff"
+    for ending, advice in CONVERTED.items():
+        if name.endswith(ending):
+            raise UserError(f"{path}: {ending} is not read here: {advice}")
     raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+
+
+def not_kept(path: str | Path, place: Place) -> str | None:
+    """Return one line on what an output of this ending cannot hold of ``place``; None for all."""
+    kind = format_of(path)
+    here = {
+        "voxel size": place.tells_ratio,
+        "place": np.any(np.abs(place.way) > 0),
+        "directions": place.turned,
+    }
+    lost = [name for name, given in here.items() if given and name not in KEPT[kind]]
+    if kind == "hdf5" and place.spacing is None and place.tells_ratio:
+        lost.insert(0, "voxel size without a unit")
+    if not lost:
+        return None
+    others = ".nrrd and .nii.gz can" if lost[-1] != "voxel size" else ".tif and others can"
+    return f"{path}: cannot hold the input's {' and '.join(lost)}; {others}"
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
@@ -47,8 +106,8 @@ def split_ending(path: str | Path) -> tuple[str, str]:
     """
     path = Path(path)
     format_of(path)
-    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len)
-    stem = path.name[: -len(ending)]
+    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len, default="")
+    stem = path.name.removesuffix(path.name[len(path.name) - len(ending) :])
     if stem.lower().endswith(".ome"):
         stem = stem[: -len(".ome")]
     return stem, path.name[len(stem) :]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.endings import FORMATS, format_of
+from utils.stacks.endings import ENDINGS, FORMATS, format_of
+from utils.stacks.place import Place
 from utils.stacks.stack import Entry, Source, Stack
 
 MOST_CHANNELS = 4
@@ -23,6 +24,7 @@ def open_stack(
     voxel_size: Sequence[float] | None = None,
     key: str | None = None,
     index: int | None = None,
+    series: int | None = None,
 ) -> Stack:
     """Open one stack or image for reading by slabs.
 
@@ -32,6 +34,7 @@ def open_stack(
         voxel_size: edge of a voxel along z, y, x (or y, x) in micrometres; overrides the file's.
         key: name of the array inside HDF5 or Zarr; needed where there are several.
         index: which time point, or which sample of a file of simulated volumes, from 0.
+        series: which series of a TIFF, from 0; the largest if none is named.
 
     Raises:
         UserError: for a file that is missing, damaged, of an unknown format or without what was
@@ -40,7 +43,9 @@ def open_stack(
     path, kind = _present(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
-    source = FORMATS[kind].read(path, key)
+    if series is not None and kind != "tiff":
+        raise UserError(f"{path}: has no series; --series {series} is for TIFF")
+    source = FORMATS[kind].read(path, key if series is None else str(series))
     try:
         return _select(path, source, channel, voxel_size, index)
     except BaseException:
@@ -62,9 +67,10 @@ def _present(path: str | Path) -> tuple[Path, str]:
     """Return the path and its format; UserError unless it is there to be read in parts."""
     path = Path(path)
     kind = format_of(path)
-    folder = kind == "zarr"
     with disk_errors(path):
         present = path.exists()
+        planes = path.is_dir() and not path.name.lower().endswith(tuple(ENDINGS))
+    folder = kind == "zarr" or planes
     if not present:
         raise UserError(f"{path}: no such file")
     if path.is_dir() != folder:
@@ -117,23 +123,21 @@ def _select(
         where[last] = slice(start, stop)
         return source.array.part(tuple(where)).transpose(order)
 
-    spacing = _spacing(path, voxel_size, source.spacing, spatial)
-    own = _spacing(path, None, source.spacing, spatial)
-    # A file's place is of its own voxel size, which TIFF's fractions round.
-    keeps_place = spacing == own or bool(spacing and own and np.allclose(spacing, own, rtol=1e-4))
+    place = _place(path, voxel_size, source, spatial)
+    notes = [*source.notes, *filter(None, [place.note()])]
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
     return Stack(
         path=path,
         shape=tuple(lengths),
         dtype=dtype,
-        spacing=spacing,
+        spacing=place.spacing,
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         loaded=source.loaded,
         voxel_bytes=_voxel_bytes(source, axes, dtype),
-        placement=source.placement if keeps_place else {},
+        place=place,
         origin=(0,) * len(lengths),
-        warning=source.warning,
+        warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
         part=part,
         close=source.close,
     )
@@ -175,17 +179,14 @@ def _guess_axes(path: Path, shape: tuple[int, ...]) -> str:
     return names[len(shape)]
 
 
-def _spacing(
-    path: Path, voxel_size: Sequence[float] | None, known: Mapping[str, float], spatial: str
-) -> tuple[float, ...] | None:
-    """Return micrometres along x, y, z: the user's, else the file's if it has all of them."""
-    letters = [a for a in "XYZ" if a in spatial]
-    if voxel_size is not None:
-        if len(voxel_size) != len(letters):
-            raise UserError(
-                f"{path}: has {len(letters)} axes in space, but --voxel_size has {len(voxel_size)} "
-                f"numbers; give {','.join(reversed(letters)).lower()}"
-            )
-        return tuple(float(size) for size in reversed(voxel_size))
-    sizes = [float(known.get(letter, math.nan)) for letter in letters]
-    return tuple(sizes) if all(math.isfinite(s) and s > 0 for s in sizes) else None
+def _place(path: Path, voxel_size: Sequence[float] | None, source: Source, spatial: str) -> Place:
+    """Return where the voxels stand: as the file says, of the user's size if there is one."""
+    place = (source.place or Place.aligned(source.spacing)).within(len(spatial))
+    if voxel_size is None:
+        return place
+    if len(voxel_size) != len(spatial):
+        raise UserError(
+            f"{path}: has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} "
+            f"numbers; give {'z,y,x'[-2 * len(spatial) + 1 :]}"
+        )
+    return place.resized(reversed(voxel_size))

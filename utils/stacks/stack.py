@@ -20,17 +20,8 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.place import Place
 
-MICROMETRES = {
-    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "microns"), 1.0),
-    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
-    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
-    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
-    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
-    **dict.fromkeys(("m", "meter", "metre"), 1e6),
-    "inch": 25400.0,
-}
-"""Length of a unit, by the names that files use for it."""
 UNSUPPORTED = re.compile(
     "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
 )
@@ -64,8 +55,8 @@ class Stack:
     """Bytes that stay in memory from the first reading on; 0 for what is read by slabs."""
     voxel_bytes: int
     """What a voxel of a slab takes while it is read: in the file's pages, copied, converted."""
-    placement: Mapping[str, Any] = field(repr=False)
-    """Where the format puts the file's first voxel; carried to an output of the same format."""
+    place: Place = field(repr=False)
+    """Where its voxels stand, and their size in the file's own unit."""
     origin: tuple[int, ...]
     """The first voxel's place among the file's, from 0 along each axis: not 0 in a box cut out."""
     warning: Callable[[], str | None] = field(repr=False)
@@ -73,6 +64,11 @@ class Stack:
     part: Callable[[int, int], np.ndarray] = field(repr=False)
     """Reads a slab in (X, Y, Z) order and the file's dtype; :meth:`read` is for everyone else."""
     close: Callable[[], None] = field(repr=False)
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Edges of a voxel by their ratio: the spacing, else by the finest edge; 1 if unknown."""
+        return self.spacing or tuple(n / min(self.place.sizes) for n in self.place.sizes)
 
     @property
     def nbytes(self) -> int:
@@ -105,22 +101,19 @@ class StackLayout:
     spacing: tuple[float, ...] | None = None
     axes: str = "ZYX"
     """Order of the axes in formats that know no order of their own (HDF5 and NumPy)."""
-    placement: Mapping[str, Any] = field(default_factory=dict)
-    origin: tuple[int, ...] = ()
-    """Empty for a stack that is no part of another."""
+    place: Place | None = field(default=None, repr=False)
+    """None for a stack at 0 along the axes of space."""
 
     @classmethod
     def like(cls, stack: Stack, dtype: Any) -> StackLayout:
         """Return the layout of a result with the voxels of ``stack``."""
-        place = (stack.axes, stack.placement, stack.origin)
-        return cls(stack.shape, np.dtype(dtype), stack.spacing, *place)
+        return cls(stack.shape, np.dtype(dtype), stack.spacing, stack.axes, stack.place)
 
     @property
-    def shift(self) -> tuple[float, ...]:
-        """Way from the whole's first voxel to this one's, in micrometres (voxels if unknown)."""
-        sizes = self.spacing or (1.0,) * len(self.shape)
-        origin = self.origin or (0,) * len(self.shape)
-        return tuple(start * size for start, size in zip(origin, sizes, strict=True))
+    def placed(self) -> Place:
+        """The place, made of the spacing where there is none."""
+        sizes = dict(zip("XYZ", self.spacing or (), strict=False))
+        return self.place or Place.aligned(sizes).within(len(self.shape))
 
     @property
     def nbytes(self) -> int:
@@ -168,7 +161,10 @@ class Source:
     """Micrometres by axis letter."""
     loaded: int = 0
     """Bytes that the first access loads and keeps, where the format is read as a whole."""
-    placement: Mapping[str, Any] = field(default_factory=dict)
+    place: Place | None = None
+    """None for a file that tells sizes in micrometres at most."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the file is read."""
     warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
     chunks: tuple[int, ...] | None = None
@@ -239,11 +235,6 @@ def quiet(name: str) -> Iterator[list[str]]:
         yield messages
     finally:
         logger.propagate, logger.handlers = before
-
-
-def micrometres(unit: str | None) -> float:
-    """Return the length of ``unit``, micrometres if none is given; NaN for an unknown one."""
-    return 1.0 if unit is None else MICROMETRES.get(unit.strip().lower(), math.nan)
 
 
 def named(path: Path, arrays: Mapping[str, FileArray], key: str | None) -> str:

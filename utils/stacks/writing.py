@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.endings import FORMATS, format_of
+from utils.stacks.endings import ENDINGS, FORMATS, ONLY_READ, format_of
 from utils.stacks.stack import StackLayout
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
     format_of(path)
+    name = Path(path).name.lower()
+    if name.endswith(ONLY_READ) or not name.endswith(tuple(ENDINGS)):
+        raise UserError(f"{path}: is read, not written; name an output .tif, .nrrd or .nii.gz")
     check_free(Path(path), overwrite=overwrite)
 
 

@@ -7,12 +7,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.place import Place
 from utils.stacks.stack import (
     FileArray,
     Source,
@@ -20,9 +22,9 @@ from utils.stacks.stack import (
     chunks_of,
     fill_chunks,
     library_errors,
-    micrometres,
     named,
 )
+from utils.stacks.units import micrometres_per
 
 
 def read(path: Path, key: str | None) -> Source:
@@ -47,22 +49,22 @@ def read(path: Path, key: str | None) -> Source:
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
         own = opened.attrs.get("axes")
-        axes, spacing, placement = _places(multiscale, opened.path)
+        axes, spacing, place = _places(multiscale, opened.path)
     return Source(
         array,
         axes or (str(own).upper() if own else None),
         spacing,
-        placement=placement,
+        place=place,
         warning=lambda: _warn_of_absent(path, opened),
     )
 
 
 def _places(
     multiscale: Mapping[str, Any], name: str
-) -> tuple[str | None, dict[str, float], dict[str, Any]]:
-    """Return axes, spacing and placement of an array by OME-NGFF's metadata, if there are any."""
+) -> tuple[str | None, dict[str, float], Place | None]:
+    """Return axes, spacing and place of an array by OME-NGFF's metadata, if there are any."""
     if not multiscale:
-        return None, {}, {}
+        return None, {}, None
     entries = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
     own = [d for d in multiscale["datasets"] if d["path"].strip("/") == name.strip("/")]
     steps = own[0].get("coordinateTransformations", []) if own else []
@@ -71,9 +73,9 @@ def _places(
         place = _lengths(steps, "translation", entries)
     except (TypeError, ValueError):  # left out where it cannot be read, as in TIFF
         place = {}
-    known = {axis: length for axis, length in place.items() if math.isfinite(length)}
+    known = [n if math.isfinite(n) else 0.0 for n in (place.get(a, 0.0) for a in "XYZ")]
     axes = "".join(str(entry["name"]) for entry in entries).upper()
-    return axes, spacing, {"zarr translation": known} if known else {}
+    return axes, spacing, replace(Place.aligned(spacing), first=np.array(known))
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:
@@ -107,7 +109,8 @@ def _lengths(
     """Return the first transformation of a kind, in micrometres by axis letter; empty for none."""
     found = [step[kind] for step in steps if step.get("type") == kind]
     return {
-        str(axis["name"]).upper(): float(length) * micrometres(axis.get("unit", ""))
+        str(axis["name"]).upper(): float(length)
+        * (micrometres_per(axis.get("unit", "")) or math.nan)
         for axis, length in zip(axes, found[0] if found else [], strict=bool(found))
     }
 
@@ -120,13 +123,11 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     import zarr
 
     axes = "YX" if len(layout.shape) == 2 else "ZYX"
-    own = layout.placement.get("zarr translation", {}) if layout.spacing else {}
-    sizes = (layout.spacing or (1.0,) * len(axes))[::-1]
-    first = [own.get(a, 0.0) + way for a, way in zip(axes, layout.shift[::-1], strict=True)]
-    steps = [{"type": "scale", "scale": list(map(float, sizes))}]
-    if any(first):
-        steps.append({"type": "translation", "translation": list(map(float, first))})
-    unit = {"unit": "micrometer"} if layout.spacing else {}
+    place = layout.placed.in_units(1.0)
+    steps = [{"type": "scale", "scale": place.sizes[::-1]}]
+    if any(place.way):
+        steps.append({"type": "translation", "translation": place.way[::-1]})
+    unit = {"unit": "micrometer"} if math.isfinite(place.unit) else {}
     multiscale = {
         "version": "0.4",
         "name": "data",
