@@ -41,7 +41,7 @@ KEPT = {
 """What a format can hold beside the voxels."""
 CONVERTED = {
     **dict.fromkeys(
-        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".ims", ".stk", ".sld", ".mvd2"),
+        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mvd2"),
         "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw on it",
     ),
     ".h5j": "open it in Fiji or VVD Viewer and save it as .nrrd or .tif",
@@ -74,7 +74,7 @@ def format_of(path: str | Path) -> str:
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
-    if Path(path).is_dir():
+    if name and Path(path).is_dir():
         return "tiff"
     for ending, advice in CONVERTED.items():
         if name.endswith(ending):

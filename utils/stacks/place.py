@@ -54,7 +54,7 @@ class Place:
     @property
     def sizes(self) -> tuple[float, ...]:
         """Edge of a voxel along x, y, z (or x, y), in units."""
-        return tuple(map(float, np.linalg.norm(self.steps, axis=0)))
+        return tuple(math.hypot(*column) for column in self.steps.T)
 
     @property
     def usable(self) -> bool:

@@ -17,10 +17,10 @@ from utils.stacks.stack import StackLayout
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
-    format_of(path)
-    name = Path(path).name.lower()
-    if name.endswith(ONLY_READ) or not name.endswith(tuple(ENDINGS)):
-        raise UserError(f"{path}: is read, not written; name an output .tif, .nrrd or .nii.gz")
+    name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
+    if not name.endswith(tuple(written)):
+        what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
+        raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
     check_free(Path(path), overwrite=overwrite)
 
 

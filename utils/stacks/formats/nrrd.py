@@ -96,10 +96,11 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
     if directions is not None:
         names = list(header.get("space units", ()))
         lengths = np.array([micrometres_per(str(name)) or math.nan for name in names] or [math.nan])
-        unit = float(lengths[0]) if len({*lengths}) == 1 else 1.0
+        mixed = len({*lengths}) > 1  # each axis of space has its own
+        unit = 1.0 if mixed else float(lengths[0])
         steps = np.array([np.ravel(directions[axis]) for axis in spatial], float).T
         first = np.array(header.get("space origin", np.zeros(len(steps))), float)
-        if unit != lengths[0]:  # each axis of space has its own
+        if mixed:
             steps, first = steps * lengths[:, None], first * lengths
         place = Place(steps, first, unit, str(header.get("space", "")))
         if place.usable:

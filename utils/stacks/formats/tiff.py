@@ -1,4 +1,4 @@
-"""TIFF by tifffile: ImageJ's, OME's, Zeiss's LSM and others, RGB and big ones, folders of planes."""
+"""TIFF by tifffile: ImageJ's, OME's, Zeiss's LSM and others, big ones, folders of planes."""
 
 from __future__ import annotations
 
@@ -43,14 +43,12 @@ def read(path: Path, key: str | None) -> Source:
     try:
         number = _chosen(path, found, key)
         series = found[number]
+        notes = []
         if key is None and len(found) > 1:
-            left = len(found) - 1
-            notes = [
-                f"holds {len(found)} series of which number {number}, the largest, is read; "
-                f"--series chooses (predict.py --list shows {'it' if left == 1 else 'them'})"
-            ]
-        else:
-            notes = []
+            notes.append(
+                f"only the largest of {len(found)} series is read, number {number} of shape "
+                f"{series.shape}; --series 0..{len(found) - 1} chooses, and --list shows them"
+            )
         return _source(path, file, series, number, notes)
     except BaseException:
         file.close()
