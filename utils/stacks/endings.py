@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from utils.errors import UserError
 from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
 from utils.stacks.place import Place
@@ -41,15 +39,12 @@ KEPT = {
 """What a format can hold beside the voxels."""
 CONVERTED = {
     **dict.fromkeys(
-        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mvd2"),
-        "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw on it",
+        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc"),
+        "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw",
     ),
-    ".h5j": "open it in Fiji or VVD Viewer and save it as .nrrd or .tif",
-    ".v3draw": "open it in Vaa3D or Fiji and save it as .tif",
-    ".v3dpbd": "open it in Vaa3D or Fiji and save it as .tif",
-    ".am": "open it in Fiji and save it as .nrrd or .tif",
-    ".mrc": "open it in Fiji (Bio-Formats) and save it as .tif",
-    ".png": "put the planes of a stack in a folder, as .tif",
+    **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),
+    **dict.fromkeys((".v3draw", ".v3dpbd"), "open it in Vaa3D and save it as .tif"),
+    **dict.fromkeys((".png", ".jpg"), "save the planes as .tif, and name their folder"),
     ".companion.ome": "name one of the .ome.tif files beside it",
 }
 """How to make a stack that is read of one that is not, by its ending."""
@@ -84,19 +79,9 @@ def format_of(path: str | Path) -> str:
 
 def not_kept(path: str | Path, place: Place) -> str | None:
     """Return one line on what an output of this ending cannot hold of ``place``; None for all."""
-    kind = format_of(path)
-    here = {
-        "voxel size": place.tells_ratio,
-        "place": np.any(np.abs(place.way) > 0),
-        "directions": place.turned,
-    }
-    lost = [name for name, given in here.items() if given and name not in KEPT[kind]]
-    if kind == "hdf5" and place.spacing is None and place.tells_ratio:
-        lost.insert(0, "voxel size without a unit")
-    if not lost:
-        return None
-    others = ".nrrd and .nii.gz can" if lost[-1] != "voxel size" else ".tif and others can"
-    return f"{path}: cannot hold the input's {' and '.join(lost)}; {others}"
+    has = {"voxel size": place.tells_ratio, "place": any(place.way), "directions": place.turned}
+    lost = [name for name, given in has.items() if given and name not in KEPT[format_of(path)]]
+    return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
@@ -107,7 +92,7 @@ def split_ending(path: str | Path) -> tuple[str, str]:
     path = Path(path)
     format_of(path)
     ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len, default="")
-    stem = path.name.removesuffix(path.name[len(path.name) - len(ending) :])
+    stem = path.name[: len(path.name) - len(ending)]
     if stem.lower().endswith(".ome"):
         stem = stem[: -len(".ome")]
     return stem, path.name[len(stem) :]

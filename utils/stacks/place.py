@@ -14,9 +14,9 @@ import numpy as np
 SAME_SIZE = 1e-4
 """Part by which two sizes may differ that are one: TIFF's fractions round, NIfTI has float32."""
 SIGNS = {
-    **dict.fromkeys(("left-posterior-superior", "lps"), (-1, -1, 1)),
-    **dict.fromkeys(("right-anterior-superior", "ras"), (1, 1, 1)),
-    **dict.fromkeys(("left-anterior-superior", "las"), (-1, 1, 1)),
+    **dict.fromkeys(("left-posterior-superior", "LPS"), (-1, -1, 1)),
+    **dict.fromkeys(("right-anterior-superior", "RAS"), (1, 1, 1)),
+    **dict.fromkeys(("left-anterior-superior", "LAS"), (-1, 1, 1)),
 }
 """Spaces of NRRD, and the signs that turn their axes into those of NIfTI, which is RAS."""
 
@@ -38,12 +38,7 @@ class Place:
 
     @classmethod
     def aligned(cls, sizes: Mapping[str, float], unit: float = 1.0) -> Place:
-        """Return the place of a stack at 0 along the axes of space.
-
-        Args:
-            sizes: of a voxel by axis, X, Y and Z, as far as known: finite and above 0.
-            unit: micrometres of their unit.
-        """
+        """Return the place of a stack at 0 along the axes of space; ``sizes`` as far as known."""
         known = {a: abs(float(sizes.get(a, math.nan))) for a in "XYZ"}
         known = {a: n for a, n in known.items() if 0 < n < math.inf}
         finest = min(known.values(), default=1.0)
@@ -55,6 +50,13 @@ class Place:
     def sizes(self) -> tuple[float, ...]:
         """Edge of a voxel along x, y, z (or x, y), in units."""
         return tuple(math.hypot(*column) for column in self.steps.T)
+
+    @property
+    def known(self) -> dict[str, float]:
+        """The sizes that the file tells, by axis, in micrometres if the unit is known."""
+        unit = self.unit if math.isfinite(self.unit) else 1.0
+        sizes = zip("XYZ", self.sizes, strict=False)
+        return {a: size * unit for a, size in sizes if a not in self.guessed}
 
     @property
     def usable(self) -> bool:
@@ -124,25 +126,19 @@ class Place:
 
     def in_space(self, space: str) -> Place:
         """Return the same in another space; itself where either is not one of :data:`SIGNS`."""
-        names = (self.space.lower(), space.lower())
-        if not all(name in SIGNS for name in names) or len(self.first) != 3:
+        if not {self.space, space} <= {*SIGNS} or len(self.first) != 3:
             return self
-        signs = np.array(SIGNS[names[0]]) * SIGNS[names[1]]
+        signs = np.array(SIGNS[self.space]) * SIGNS[space]
         return replace(self, steps=signs[:, None] * self.steps, first=signs * self.first)
 
     def note(self) -> str | None:
         """Return what a person must know of sizes that the file does not tell; None if it does."""
-        sizes = [f"{n:.4g}" for n in self.sizes]
+        sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         if self.guessed:
-            names = " and ".join(self.guessed.lower())
-            return (
-                f"the file tells no voxel size along {names}, taken for that of the finest axis, "
-                f"{sizes['XYZ'.index(self.guessed[0])]}; --voxel_size gives it"
-            )
-        if math.isfinite(self.unit) or not self.tells_ratio:
+            axes = " and ".join(self.guessed.lower())
+            said = f"no voxel size along {axes} in the file, taken for that of the finest axis"
+        elif not math.isfinite(self.unit) and self.tells_ratio:
+            said = "the voxel size in the file has no unit, its ratio is used and kept"
+        else:
             return None
-        return (
-            f"the file's voxel size ({', '.join(reversed(sizes))} along "
-            f"{', '.join(reversed('xyz'[: len(sizes)]))}) has no unit: the ratio is used and kept; "
-            "--voxel_size gives micrometres"
-        )
+        return f"{said}: {sizes} (x, y, z); --voxel_size Z,Y,X gives it in micrometres"

@@ -192,7 +192,9 @@ class Entry:
     def of(cls, source: Source, key: str = "", *, chosen: bool = True) -> Entry:
         """Return what ``source`` is, without a look at its voxels."""
         array = source.array
-        return cls(key, array.shape, source.axes, array.dtype, source.spacing, chosen)
+        place = source.place or Place.aligned(source.spacing)
+        sizes = place.known if math.isfinite(place.unit) else {}
+        return cls(key, array.shape, source.axes, array.dtype, sizes, chosen)
 
 
 @contextmanager

@@ -43,10 +43,9 @@ def read(path: Path, key: str | None) -> Source:
     notes = []
     if not np.allclose(place.sizes[:count], sizes[:3], rtol=1e-3) and not np.allclose(sizes, 1):
         notes.append("voxel sizes are those of its affine; its pixdim differs")
-    spacing = {a: n * length for a, n in zip("XYZ"[:count], place.sizes, strict=False)}
     dtype = np.dtype(np.float64) if scaled and stored.kind in "uif" else stored
     array = FileArray(path, image.shape, dtype, lambda: image.dataobj)
-    return Source(array, "XYZTC"[:count], spacing, place=place, notes=tuple(notes))
+    return Source(array, "XYZTC"[:count], place=place, notes=tuple(notes))
 
 
 def _opener(path: Path) -> Any:

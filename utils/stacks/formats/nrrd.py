@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,32 +37,34 @@ def read(path: Path, key: str | None) -> Source:
 
     with library_errors(path):
         with open(path, "rb") as file:
-            lines = (line.decode("latin-1") for line in iter(file.readline, b""))
-            header = nrrd.read_header(lines)  # bytes would lose the sign of micro
+            header = nrrd.read_header(_lines(path, file))
             offset = file.tell()
         shape = tuple(int(length) for length in header["sizes"])
         dimension, encoding = header["dimension"], header["encoding"]
         dtype = _dtype(header)
         axes, place = _axes(header, len(shape))
-    files = str(header.get("data file", header.get("datafile", "")))
-    if files.startswith("LIST") or "%" in files:
-        raise UserError(f"{path}: its voxels lie in several files, which is not read; join them")
     if dimension != len(shape) or min(shape) < 1:
         raise UserError(f"{path}: damaged: its header speaks of sizes {shape}")
-    lengths = zip("XYZ", place.sizes, strict=False)
-    spacing = {a: n * place.unit for a, n in lengths if a in axes and a not in place.guessed}
     if encoding == "raw" and not any(name in header for name in ELSEWHERE):
         mapped = FileArray.found(
             path, lambda: np.memmap(path, dtype, "r", offset, shape, order="F")
         )
-        return Source(mapped, axes, spacing, place=place)
+        return Source(mapped, axes, place=place)
 
     @functools.cache
     def load() -> np.ndarray:
         return nrrd.read(str(path), index_order="F")[0]
 
     size = math.prod(shape) * dtype.itemsize
-    return Source(FileArray(path, shape, dtype, load), axes, spacing, size, place)
+    return Source(FileArray(path, shape, dtype, load), axes, loaded=size, place=place)
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Yield the header's lines as text: of bytes pynrrd would drop the sign of micro."""
+    for line in iter(file.readline, b""):
+        if re.match(rb"data ?file:\s*(LIST|.*%)", line):
+            raise UserError(f"{path}: its voxels lie in several files; save it as one .nrrd")
+        yield line.decode("latin-1")
 
 
 def _dtype(header: Mapping[str, Any]) -> np.dtype:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,69 +33,62 @@ PLANES = (".tif", ".tiff")
 
 
 def read(path: Path, key: str | None) -> Source:
-    """Open a series of a file, the largest if none is named, or a folder of planes.
+    """Open the series of number ``key`` of a file, else the largest, or a folder of planes.
 
-    Voxels that stand in one piece are mapped. ``key`` is the number of the series.
+    Voxels that stand in one piece are mapped.
     """
-    if path.is_dir():
-        if key is not None:
-            raise UserError(f"{path}: a folder of planes has no series; --series {key} is for TIFF")
-        return _read_planes(path)
     file, found = _open(path)
-    try:
+    with _closed_if_it_fails(file):
         number = _chosen(path, found, key)
-        series = found[number]
-        notes = []
+        source = _source(path, file, found, number)
         if key is None and len(found) > 1:
-            notes.append(
+            said = (
                 f"only the largest of {len(found)} series is read, number {number} of shape "
-                f"{series.shape}; --series 0..{len(found) - 1} chooses, and --list shows them"
+                f"{source.array.shape}; --series 0..{len(found) - 1} chooses, --list shows them"
             )
-        return _source(path, file, series, number, notes)
-    except BaseException:
-        file.close()
-        raise
+            source = replace(source, notes=(*source.notes, said))
+        return source
 
 
 def entries(path: Path) -> list[Entry]:
     """Return an entry for each series of a file."""
-    if path.is_dir():
-        return [Entry.of(_read_planes(path))]
     file, found = _open(path)
+    chosen = _chosen(path, found, None)
+    with _closed_if_it_fails(file):
+        sources = [_source(path, file, found, number) for number in range(len(found))]
+    file.close()
+    keys = [str(k) if len(sources) > 1 else "" for k in range(len(sources))]
+    return [Entry.of(s, key, chosen=k == chosen) for k, (s, key) in enumerate(zip(sources, keys))]
+
+
+@contextmanager
+def _closed_if_it_fails(file: Any) -> Iterator[None]:
     try:
-        chosen = _chosen(path, found, None)
-        listed = []
-        for number, series in enumerate(found):
-            with library_errors(path):
-                place = _place(file, series, number)
-            spacing = _micrometres(place)
-            facts = (series.shape, _axes(series.axes), np.dtype(series.dtype), spacing)
-            listed.append(Entry(str(number), *facts, number == chosen))
-        return listed
-    finally:
-        file.close()
-
-
-def _open(path: Path) -> tuple[Any, list[Any]]:
-    """Return the library's file and its series, single pages of one kind joined to one."""
-    import tifffile
-
-    with library_errors(path):
-        file = tifffile.TiffFile(path)
-    try:
-        with library_errors(path):
-            if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
-                xml = _master(path, file.ome_metadata)
-                file.close()
-                file = tifffile.TiffFile(path, omexml=xml)
-            with quiet("tifffile") as messages:
-                found = _joined(file, list(file.series))
-            damage = [text for text in messages if TIFF_DAMAGE.search(text)]
-            if damage or not found:
-                raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
+        yield
     except BaseException:
         file.close()
         raise
+
+
+def _open(path: Path) -> tuple[Any, list[Any]]:
+    """Return the library's file and its series: appended single pages, and planes, are one."""
+    import tifffile
+
+    planes = _planes(path) if path.is_dir() else [path]
+    with library_errors(planes[0]):
+        file = tifffile.TiffFile(planes[0])
+    with _closed_if_it_fails(file), library_errors(path):
+        if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
+            xml = _master(planes[0], file.ome_metadata)
+            file.close()
+            file = tifffile.TiffFile(planes[0], omexml=xml)
+        with quiet("tifffile") as messages:
+            found = _joined(file, list(file.series))
+        damage = [text for text in messages if TIFF_DAMAGE.search(text)]
+        if damage or not found:
+            raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
+        if len(planes) > 1 and not found[0].is_multifile:
+            found = [_stacked(path, file, planes)]
     return file, found
 
 
@@ -102,13 +97,13 @@ def _master(path: Path, xml: str) -> str:
     import tifffile
 
     named = re.search(r'MetadataFile="([^"]+)"', xml)
-    master = path.with_name(Path(named[1]).name if named else "")
-    if not named or not master.is_file():
+    master = path.with_name(Path(named[1]).name if named else "metadata")
+    if not master.is_file():
         raise UserError(f"{path}: is a part of an OME-TIFF that needs {master.name} beside it")
-    if master.suffix.lower() in PLANES:
-        with tifffile.TiffFile(master) as file:
-            return str(file.ome_metadata)
-    return master.read_text(encoding="utf-8")
+    if master.suffix.lower() not in PLANES:
+        return master.read_text(encoding="utf-8")
+    with tifffile.TiffFile(master) as file:
+        return str(file.ome_metadata)
 
 
 def _joined(file: Any, found: list[Any]) -> list[Any]:
@@ -116,25 +111,51 @@ def _joined(file: Any, found: list[Any]) -> list[Any]:
 
     A program that appends page by page leaves each as a series of its own.
     """
-    import tifffile
-
     alike: dict[Any, list[Any]] = {}
     for number, series in enumerate(found):
         single = series.axes in ("YX", "YXS") and len(series.pages) == 1 and series.kind != "ome"
         alike.setdefault(series.pages[0].hash if single else number, []).append(series)
     return [
-        group[0]
-        if len(group) == 1
-        else tifffile.TiffPageSeries(
-            [series.pages[0] for series in group],
-            shape=(len(group), *group[0].shape),
-            dtype=group[0].dtype,
-            axes=f"Z{group[0].axes}",
-            parent=file,
-            kind=group[0].kind,
-        )
+        group[0] if len(group) == 1 else _series(file, [series.pages[0] for series in group])
         for group in alike.values()
     ]
+
+
+def _series(file: Any, pages: list[Any]) -> Any:
+    """Return pages of one kind as a series along z."""
+    import tifffile
+
+    shape, axes = (len(pages), *pages[0].shape), f"Z{pages[0].axes}"
+    kind = "imagej" if file.is_imagej else "generic"
+    options = {"dtype": pages[0].dtype, "parent": file, "multifile": True, "kind": kind}
+    return tifffile.TiffPageSeries(pages, shape=shape, axes=axes, **options)
+
+
+def _planes(path: Path) -> list[Path]:
+    """Return the files of a folder of planes in the natural order of their names."""
+    import tifffile
+
+    names = [p.name for p in path.iterdir() if p.suffix.lower() in PLANES and p.name[0] != "."]
+    if not names:
+        raise UserError(f"{path}: a folder without planes in TIFF ({', '.join(PLANES)})")
+    return [path / name for name in tifffile.natural_sorted(names)]
+
+
+def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
+    """Return files of one page each as a series; UserError where they differ."""
+    import tifffile
+
+    pages = []
+    for plane in planes:
+        with library_errors(plane), tifffile.TiffFile(plane) as opened:
+            pages.append(opened.pages[0])
+            if len(opened.pages) > 1:
+                raise UserError(f"{plane}: holds {len(opened.pages)} pages, a plane has one")
+    for plane, page in zip(planes, pages, strict=True):
+        if page.hash != pages[0].hash:
+            one, other = (f"{found.shape} {found.dtype}" for found in (page, pages[0]))
+            raise UserError(f"{plane}: is stored otherwise ({one}) than {planes[0].name} ({other})")
+    return _series(file, pages)
 
 
 def _chosen(path: Path, found: list[Any], key: str | None) -> int:
@@ -146,33 +167,32 @@ def _chosen(path: Path, found: list[Any], key: str | None) -> int:
     return int(key)
 
 
-def _source(path: Path, file: Any, series: Any, number: int, notes: list[str]) -> Source:
+def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
     """Return a series as the rest of the program reads it."""
     import tifffile
     import zarr
 
+    series, page = found[number], found[number].keyframe
     with library_errors(path):
-        place, dtype = _place(file, series, number), np.dtype(series.dtype)
-        in_one_piece = series.dataoffset is not None and not series.is_multifile
+        place, dtype, offset = _place(file, series, number), series.dtype, series.dataoffset
+        in_one_piece = offset is not None and not series.is_multifile
         if not in_one_piece:
             _check_segments(path, series)
-        inverted = series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    stored = np.dtype(dtype).newbyteorder(page.parent.byteorder)
     if in_one_piece:
-        order, offset = series.keyframe.parent.byteorder, series.dataoffset
-        stored = dtype.newbyteorder(order)
-        load = lambda: np.memmap(path, stored, "r", offset, series.shape)  # noqa: E731
+        load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
     else:
         load = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
     array = FileArray.found(path, load)
     chunks = None if in_one_piece else tuple(load().chunks)
-    if inverted:
-        notes = [*notes, "is stored with white as zero, so its grey values are inverted"]
-        if dtype.kind not in "ub":
+    notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        if array.dtype.kind not in "ub":
             raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
-        top = 1 if dtype.kind == "b" else 2 ** min(series.keyframe.bitspersample, 16) - 1
-        array = _Inverted(array, top)
-    facts = {"place": place, "close": file.close, "notes": tuple(notes), "chunks": chunks}
-    return Source(array, _axes(series.axes), _micrometres(place), **facts)
+        notes = (*notes, "stored with white as zero: the grey values are inverted")
+        array = _Inverted(array, 2 ** int(page.bitspersample) - 1)
+    facts = {"place": place, "close": file.close, "notes": notes, "chunks": chunks}
+    return Source(array, re.sub("[QI]", "Z", series.axes, count="Z" not in series.axes), **facts)
 
 
 class _Inverted:
@@ -185,63 +205,6 @@ class _Inverted:
         return (self._top - self._array.part(where)).astype(self.dtype)
 
 
-def _read_planes(path: Path) -> Source:
-    """Return the planes of a folder, in the natural order of their names, as one stack."""
-    import tifffile
-
-    names = [p.name for p in path.iterdir() if p.suffix.lower() in PLANES and p.name[0] != "."]
-    files = [path / name for name in tifffile.natural_sorted(names)]
-    if not files:
-        raise UserError(f"{path}: a folder without planes in TIFF (.tif, .tiff)")
-    kinds = []
-    for file in files:
-        with library_errors(file), tifffile.TiffFile(file) as opened:
-            page, count = opened.pages[0], len(opened.pages)
-            if file == files[0]:
-                if opened.is_ome and len(opened.series[0].pages) > count:
-                    return read(file, None)  # it says itself in what order they stand
-                place, axes = _place(opened, opened.series[0], 0), page.axes
-            kinds.append((count, page.shape, page.dtype))
-    for file, kind in zip(files, kinds, strict=True):
-        if kind[0] != 1:
-            raise UserError(f"{file}: holds {kind[0]} planes, where a folder has one a file")
-        if kind != kinds[0]:
-            one, other = (f"{shape} {dtype}" for _, shape, dtype in (kind, kinds[0]))
-            raise UserError(f"{file}: is {one}, but {files[0].name} is {other}")
-    _, shape, dtype = kinds[0]
-    array = _Planes(files, (len(files), *shape), np.dtype(dtype))
-    flat = _micrometres(place.within(2))
-    steps = Place.aligned(dict(zip("XY", place.sizes, strict=False)), place.unit)
-    notes = (f"{len(files)} planes from {files[0].name} to {files[-1].name}",)
-    facts = {"place": steps, "notes": notes, "chunks": (1, *shape)}
-    return Source(array, f"Z{axes}", flat, **facts)
-
-
-class _Planes:
-    """Files of one plane each as an array."""
-
-    def __init__(self, files: list[Path], shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.files, self.shape, self.dtype = files, shape, dtype
-
-    def part(self, where: tuple[int | slice, ...]) -> np.ndarray:
-        import tifffile
-
-        planes, single = self.files[where[0]], isinstance(where[0], int)
-        slab = []
-        for file in [planes] if single else planes:
-            with library_errors(file):
-                plane = tifffile.imread(file, key=0)
-            if plane.shape != self.shape[1:]:
-                raise UserError(f"{file}: was changed while it was read")
-            slab.append(plane[where[1:]])
-        return slab[0] if single else np.stack(slab)
-
-
-def _axes(axes: str) -> str:
-    """Return tifffile's letters with an unnamed sequence of pages (Q or I) taken for z."""
-    return re.sub("[QI]", "Z", axes, count=1) if "Z" not in axes else axes
-
-
 def _check_segments(path: Path, series: Any) -> None:
     """Raise UserError if a page lies beyond the file's end: it would be read as zeros."""
     for page in series.pages:
@@ -252,67 +215,49 @@ def _check_segments(path: Path, series: Any) -> None:
             raise UserError(f"{path}: cut: its header speaks of more bytes than there are")
 
 
-def _micrometres(place: Place) -> dict[str, float]:
-    """Return the sizes that the file tells, by axis."""
-    known = [(a, n * place.unit) for a, n in zip("XYZ", place.sizes, strict=False)]
-    return {a: n for a, n in known if math.isfinite(n) and a not in place.guessed}
-
-
 def _place(file: Any, series: Any, number: int) -> Place:
     """Return what the metadata say; the resolution of other TIFFs than ImageJ's is a printer's.
 
-    OME-XML: https://docs.openmicroscopy.org/ome-model, Pixels and Plane. ImageJ: resolution tags
-    in pixels per ``unit`` (``yunit``), and ``spacing`` between slices (``zunit``); by ``xorigin``,
-    ``yorigin`` and ``zorigin`` the voxel that lies at 0, in voxels (``ij.measure.Calibration``).
+    OME-XML: https://docs.openmicroscopy.org/ome-model, Pixels and the stage positions of Plane.
+    ImageJ: resolution tags in pixels per ``unit`` or ``yunit``, ``spacing`` between slices in
+    ``zunit``, ``xorigin`` and so on the voxel that lies at 0 (``ij.measure.Calibration``).
     """
+    import tifffile
+
     if series.kind == "ome":
-        return _ome_place(file, number)
-    if file.is_lsm:  # metres
+        images = _list(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])
+        pixels = images[min(number, len(images) - 1)]["Pixels"]
+        sizes = {a: _number(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
+        units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
+        place, plane = _sized(sizes, units), _list(pixels.get("Plane", {}))[0]
+        ways = [_number(plane.get(f"Position{a}")) for a in "XYZ"]
+        lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) or math.nan for a in "XYZ"]
+        return place.moved(np.nan_to_num(np.array(ways) * lengths / place.sizes / place.unit))
+    if file.is_lsm:
         found = file.lsm_metadata or {}
-        return Place.aligned({a: 1e6 * _number(found.get(f"VoxelSize{a}")) for a in "XYZ"})
-    found = file.imagej_metadata or {}
+        sizes = {a: _number(found.get(f"VoxelSize{a}")) for a in "XYZ"}
+        return _sized(sizes, dict.fromkeys("XYZ", "m"))
+    found, tags = file.imagej_metadata, series.keyframe.tags
     if not found:
         return Place.aligned({})
-    tags, sizes = series.keyframe.tags, {"Z": _number(found.get("spacing"))}
+    sizes = {"Z": _number(found.get("spacing"))}
     for axis in "XY":
         pixels, length = tags[f"{axis}Resolution"].value if f"{axis}Resolution" in tags else (0, 0)
         sizes[axis] = length / pixels if pixels else math.nan
-    unit = str(found.get("unit", ""))
-    units = {a: str(found.get(f"{a.lower()}unit", unit)) for a in "XYZ"}
-    lengths = {a: micrometres_per(name) or math.nan for a, name in units.items()}
-    if any(map(math.isfinite, lengths.values())):
-        place = Place.aligned({a: n * lengths[a] for a, n in sizes.items()})
-    else:  # numbers without a unit: their ratio is known, if they are all there
-        flat = "Z" not in _axes(series.axes)
-        told = math.isfinite(sizes["Z"]) or flat
-        place = Place.aligned(sizes if told else {}, math.nan)
-    origins = [_number(found.get(f"{a}origin")) for a in "xyz"]
-    return place.moved([-n if math.isfinite(n) else 0.0 for n in origins])
+    units = {a: str(found.get(f"{a.lower()}unit", found.get("unit", ""))) for a in "XYZ"}
+    place = _sized(sizes, units)
+    if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
+        place = Place.aligned({})  # pixels of a page without a scale
+    return place.moved(np.nan_to_num([-_number(found.get(f"{a}origin")) for a in "xyz"]))
 
 
-def _ome_place(file: Any, number: int) -> Place:
-    """Return where an image of an OME-TIFF stands, its first plane's stage position included."""
-    import tifffile
-
-    images = _list(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])
-    pixels = images[min(number, len(images) - 1)]["Pixels"]
-    sizes = {a: _number(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
-    lengths = {
-        a: micrometres_per(str(pixels.get(f"PhysicalSize{a}Unit", "um"))) or math.nan for a in "XYZ"
-    }
-    known = {a: n * lengths[a] for a, n in sizes.items()}
+def _sized(sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
+    """Return a place of the sizes that have a unit, else of their ratio."""
+    lengths = {a: micrometres_per(unit) or math.nan for a, unit in units.items()}
+    known = {a: size * lengths[a] for a, size in sizes.items()}
     if any(map(math.isfinite, known.values())):
-        place = Place.aligned(known)
-    else:
-        place = Place.aligned(sizes, math.nan)
-    first = (_list(pixels.get("Plane", {})) or [{}])[0]
-    way = [
-        _number(first.get(f"Position{a}"))
-        * (micrometres_per(str(first.get(f"Position{a}Unit", ""))) or math.nan)
-        for a in "XYZ"
-    ]
-    voxels = np.array(way) / place.sizes / place.unit
-    return place.moved(np.where(np.isfinite(voxels), voxels, 0.0).tolist())
+        return Place.aligned(known)
+    return Place.aligned(sizes, math.nan)
 
 
 def _list(entry: Any) -> list[Any]:
@@ -338,16 +283,9 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     flat = len(layout.shape) == 2
     ome = ".ome.tif" in path.name.lower()
     place = layout.placed.in_units(1.0)
-    known = math.isfinite(place.unit)
-    sizes = {a: n for a, n in zip("XYZ", place.sizes, strict=False) if a not in place.guessed}
-    sizes = sizes if place.tells_ratio else {}
-    metadata: dict[str, Any] = {"axes": "YX" if flat else "ZYX"}
-    metadata |= _ome_fields(place, sizes, layout) if ome else _imagej_fields(place, sizes)
-    resolution = None
-    if {"X", "Y"} <= {*sizes}:
-        resolution = (1 / sizes["X"], 1 / sizes["Y"])
-    elif known and not ome:
-        resolution = (0, 0)
+    sizes = place.known if place.tells_ratio else {}
+    metadata = {"axes": "YX" if flat else "ZYX", **(_ome if ome else _imagej)(place, layout)}
+    resolution = (1 / sizes["X"], 1 / sizes["Y"]) if {"X", "Y"} <= {*sizes} else None
     tifffile.imwrite(
         path,
         np.concatenate(list(slabs), axis=-1).T if flat else planes_of(slabs),
@@ -363,27 +301,26 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     )
 
 
-def _imagej_fields(place: Place, sizes: Mapping[str, float]) -> dict[str, Any]:
+def _imagej(place: Place, layout: StackLayout) -> dict[str, Any]:
     """Return ImageJ's unit and spacing, and its origins as far as they are not 0."""
     zeros = {a: -w / n for a, w, n in zip("xyz", place.way, place.sizes, strict=False)}
-    return {
-        **({"unit": "um"} if math.isfinite(place.unit) else {}),
-        **({"spacing": sizes["Z"]} if "Z" in sizes else {}),
-        **{f"{a}origin": round(n, 9) for a, n in zeros.items() if abs(n) > 1e-9},
-    }
+    fields: dict[str, Any] = {f"{a}origin": n for a, n in zeros.items() if abs(n) > 1e-9}
+    if math.isfinite(place.unit):
+        fields["unit"] = "um"
+    if place.tells_ratio and "Z" in place.known:
+        fields["spacing"] = place.known["Z"]
+    return fields
 
 
-def _ome_fields(place: Place, sizes: Mapping[str, float], layout: StackLayout) -> dict[str, Any]:
+def _ome(place: Place, layout: StackLayout) -> dict[str, Any]:
     """Return OME's sizes, and the position of each plane if the first is not at 0."""
-    unit = "µm" if math.isfinite(place.unit) else "pixel"
-    fields: dict[str, Any] = {}
-    for axis, size in sizes.items():
+    has_unit, fields, planes = math.isfinite(place.unit), {}, [*layout.shape, 1][2]
+    for axis, size in place.known.items() if place.tells_ratio else ():
+        unit = "µm" if has_unit else "pixel"
         fields |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
-    if any(place.way) and math.isfinite(place.unit):
-        planes = layout.shape[2] if len(layout.shape) == 3 else 1
-        steps = {"Z": place.sizes[2]} if len(layout.shape) == 3 else {}
-        fields["Plane"] = {}
-        for axis, start in zip("XYZ", place.way, strict=False):
-            ways = [start + k * steps.get(axis, 0.0) for k in range(planes)]
-            fields["Plane"] |= {f"Position{axis}": ways, f"Position{axis}Unit": ["µm"] * planes}
+    if any(place.way) and has_unit:
+        positions = fields["Plane"] = {}
+        for axis, start, size in zip("XYZ", place.way, place.sizes, strict=False):
+            ways = [start + z * size * (axis == "Z") for z in range(planes)]
+            positions |= {f"Position{axis}": ways, f"Position{axis}Unit": ["µm"] * planes}
     return fields
