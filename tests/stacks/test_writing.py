@@ -75,7 +75,7 @@ def test_outputs_that_cannot_be(tmp_path, monkeypatch):
         check_output(path)
     check_output(path, overwrite=True)
     with pytest.raises(UserError, match="unknown ending"):
-        check_output(tmp_path / "a.txt")
+        check_output(tmp_path / "a.png")
     with pytest.raises(UserError, match="does not exist"):
         check_output(tmp_path / "folder" / "a.tif")
     (tmp_path / "b.tif").mkdir()

@@ -44,7 +44,6 @@ CONVERTED = {
     ),
     **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),
     **dict.fromkeys((".v3draw", ".v3dpbd"), "open it in Vaa3D and save it as .tif"),
-    **dict.fromkeys((".png", ".jpg"), "save the planes as .tif, and name their folder"),
     ".companion.ome": "name one of the .ome.tif files beside it",
 }
 """How to make a stack that is read of one that is not, by its ending."""
@@ -74,7 +73,8 @@ def format_of(path: str | Path) -> str:
     for ending, advice in CONVERTED.items():
         if name.endswith(ending):
             raise UserError(f"{path}: {ending} is not read here: {advice}")
-    raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+    known = f"{', '.join(ENDINGS)}, and folders of planes in .tif"
+    raise UserError(f"{path}: unknown ending; the known ones are {known}")
 
 
 def not_kept(path: str | Path, place: Place) -> str | None:

@@ -98,7 +98,7 @@ class Place:
         steps, first = self.steps[:ways, :axes], self.first[:ways]
         return replace(self, steps=steps, first=first, guessed=guessed)
 
-    def moved(self, voxels: Sequence[float]) -> Place:
+    def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
         """Return the place of a part that begins ``voxels`` from the first along each axis."""
         return replace(self, first=self.first + self.steps[:, : len(voxels)] @ np.array(voxels))
 

@@ -57,8 +57,11 @@ def entries(path: Path) -> list[Entry]:
     with _closed_if_it_fails(file):
         sources = [_source(path, file, found, number) for number in range(len(found))]
     file.close()
-    keys = [str(k) if len(sources) > 1 else "" for k in range(len(sources))]
-    return [Entry.of(s, key, chosen=k == chosen) for k, (s, key) in enumerate(zip(sources, keys))]
+    several = len(sources) > 1
+    return [
+        Entry.of(source, str(k) if several else "", chosen=k == chosen)
+        for k, source in enumerate(sources)
+    ]
 
 
 @contextmanager
@@ -148,7 +151,7 @@ def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
     pages = []
     for plane in planes:
         with library_errors(plane), tifffile.TiffFile(plane) as opened:
-            pages.append(opened.pages[0])
+            pages.append(opened.pages[0] if pages else file.pages[0])
             if len(opened.pages) > 1:
                 raise UserError(f"{plane}: holds {len(opened.pages)} pages, a plane has one")
     for plane, page in zip(planes, pages, strict=True):
@@ -232,7 +235,8 @@ def _place(file: Any, series: Any, number: int) -> Place:
         place, plane = _sized(sizes, units), _list(pixels.get("Plane", {}))[0]
         ways = [_number(plane.get(f"Position{a}")) for a in "XYZ"]
         lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) or math.nan for a in "XYZ"]
-        return place.moved(np.nan_to_num(np.array(ways) * lengths / place.sizes / place.unit))
+        voxels = np.array(ways) * lengths / place.sizes / place.unit
+        return place.moved(np.where(np.isfinite(voxels), voxels, 0))
     if file.is_lsm:
         found = file.lsm_metadata or {}
         sizes = {a: _number(found.get(f"VoxelSize{a}")) for a in "XYZ"}
@@ -248,7 +252,8 @@ def _place(file: Any, series: Any, number: int) -> Place:
     place = _sized(sizes, units)
     if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
-    return place.moved(np.nan_to_num([-_number(found.get(f"{a}origin")) for a in "xyz"]))
+    voxels = -np.array([_number(found.get(f"{a}origin")) for a in "xyz"])
+    return place.moved(np.where(np.isfinite(voxels), voxels, 0))
 
 
 def _sized(sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
