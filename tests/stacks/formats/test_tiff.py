@@ -168,11 +168,12 @@ def test_white_as_zero_is_inverted_and_said(tmp_path, dtype, compression):
         open_stack(tmp_path / "b.tif")
 
 
-def ome_xml(names, planes, *, master=None):
+def ome_xml(names, planes, own, *, master=None):
     """Return the metadata of an OME-TIFF whose planes lie in several files, or of a part of it."""
-    start = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0">'
+    schema = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    start = f'<OME xmlns="{schema}" UUID="urn:uuid:{own}">'
     if master:
-        return f'{start}<BinaryOnly MetadataFile="{master}" UUID="urn:uuid:0"/></OME>'
+        return f'{start}<BinaryOnly MetadataFile="{master}" UUID="urn:uuid:all"/></OME>'
     data = "".join(
         f'<TiffData FirstZ="{z}" IFD="{z % planes}" PlaneCount="1">'
         f'<UUID FileName="{names[z // planes]}">urn:uuid:{z // planes}</UUID></TiffData>'
@@ -185,20 +186,21 @@ def ome_xml(names, planes, *, master=None):
     )
 
 
-@pytest.mark.parametrize("companion", ["all.companion.ome", None])
+@pytest.mark.parametrize("companion", ["all.companion.ome", "a0.ome.tif", None])
 def test_an_ome_tiff_of_several_files(tmp_path, companion):
     array, names = random_stack((4, 6, 7)), ["a0.ome.tif", "a1.ome.tif"]
-    whole = ome_xml(names, 2)
-    parts = [ome_xml(names, 2, master=companion)] * 2 if companion else [whole] * 2
+    parts = [ome_xml(names, 2, k, master=companion) for k in range(2)]
+    if companion == names[0]:
+        parts[0] = ome_xml(names, 2, 0)
     for name, xml, part in zip(names, parts, (array[:2], array[2:]), strict=True):
         options = {"description": xml, "metadata": None, "photometric": "minisblack"}
         tifffile.imwrite(tmp_path / name, part, **options)
-    if companion:
+    if companion == "all.companion.ome":
         with pytest.raises(
             UserError, match=r"a1\.ome\.tif: is a part .* needs all\.companion\.ome"
         ):
             open_stack(tmp_path / names[1])
-        (tmp_path / companion).write_text(whole)
+        (tmp_path / companion).write_text(ome_xml(names, 2, "all"))
         with pytest.raises(UserError, match="name one of the .ome.tif files beside it"):
             open_stack(tmp_path / companion)
     for path in (tmp_path / names[0], tmp_path / names[1], tmp_path):

@@ -82,9 +82,8 @@ def _open(path: Path) -> tuple[Any, list[Any]]:
         file = tifffile.TiffFile(planes[0])
     with _closed_if_it_fails(file), library_errors(path):
         if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
-            xml = _master(planes[0], file.ome_metadata)
             file.close()
-            file = tifffile.TiffFile(planes[0], omexml=xml)
+            file = _whole(planes[0], file.ome_metadata)
         with quiet("tifffile") as messages:
             found = _joined(file, list(file.series))
         damage = [text for text in messages if TIFF_DAMAGE.search(text)]
@@ -95,18 +94,17 @@ def _open(path: Path) -> tuple[Any, list[Any]]:
     return file, found
 
 
-def _master(path: Path, xml: str) -> str:
-    """Return the metadata of the file that a part of an OME-TIFF refers to; it lies beside it."""
+def _whole(path: Path, xml: str) -> Any:
+    """Return the OME-TIFF that a file is a part of, by the file beside it that ``xml`` names."""
     import tifffile
 
     named = re.search(r'MetadataFile="([^"]+)"', xml)
     master = path.with_name(Path(named[1]).name if named else "metadata")
     if not master.is_file():
         raise UserError(f"{path}: is a part of an OME-TIFF that needs {master.name} beside it")
-    if master.suffix.lower() not in PLANES:
-        return master.read_text(encoding="utf-8")
-    with tifffile.TiffFile(master) as file:
-        return str(file.ome_metadata)
+    if master.suffix.lower() in PLANES:
+        return tifffile.TiffFile(master)
+    return tifffile.TiffFile(path, omexml=master.read_text(encoding="utf-8"))
 
 
 def _joined(file: Any, found: list[Any]) -> list[Any]:
