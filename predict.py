@@ -6,8 +6,9 @@ r"""Find columns in a stack from a microscope, of any size, with a trained netwo
     python predict.py --list brain.tif
 
 Reads TIFF, OME-TIFF, HDF5, NRRD, NIfTI, Zarr, OME-Zarr and NumPy, and writes the same by the
-output's ending, with the input's voxel size; TIFFs open in Fiji and napari. Stacks larger than
-memory are worked off in layers. Interrupted, the same command goes on where it stopped.
+output's ending, with the input's voxel size; TIFFs open in Fiji and napari. BigDataViewer's and
+Imaris's files are read. Stacks larger than memory are worked off in layers. Interrupted, the same
+command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
-CHOICES = ("channel", "voxel_size", "key", "index", "series")  # of what open_stack reads
+CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes")  # what open_stack reads
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
@@ -54,7 +55,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", default=CHECKPOINT, metavar="PATH",
         help="log directory of an experiment, a .pth file, or a pretrained network's name")
     add("--input", metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, .h5, .hdf5, "
-        ".nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
+        ".nrrd, .nii, .nii.gz, .npy, .ims, BigDataViewer's .xml, or a .zarr folder or one in it")
     add("--list", metavar="FILE",
         help="show what is in a file and what would be read of it, and do nothing else")
     add("--output", metavar="FILE",
@@ -80,6 +81,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="image or position in a TIFF that holds several, from 0; default: the largest")
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
+    add("--axes", metavar="STR",
+        help="what the array's axes are, slowest first, where the file does not tell or is wrong: "
+        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX; --list shows lengths")
     add("--percentiles", type=percentiles, metavar="LOW,HIGH",
         help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
         "default: 1 and 99, without saturated voxels, and higher where columns are sparse")
@@ -178,7 +182,10 @@ def predict(flags: argparse.Namespace) -> None:
         tell_grey_values(stack, limits, flags)
         made_from = {
             "input": [*identify(stack.path), warning, limits.low, limits.high],
-            "choice": [flags.channel, flags.key, flags.index, flags.series, flags.crop],
+            "choice": [
+                *(getattr(flags, name) for name in CHOICES if name != "voxel_size"),
+                flags.crop,
+            ],
             "network": network.fingerprint(),
             "normalizer": normalizer.to_dict(),
             "network_shape": plan.shape,
@@ -301,11 +308,12 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def name_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     """Return where mask and probabilities go."""
-    from utils.stacks import format_of, split_ending
+    from utils.stacks import format_of, split_ending, zarr_around
 
     format_of(flags.input)
-    source = Path(flags.input)
-    default = source.with_name(f"{split_ending(source)[0]}_mask.tif")
+    source = zarr_around(flags.input)
+    within = Path(flags.input).relative_to(source).parts  # never written into a Zarr folder
+    default = source.with_name("_".join([split_ending(source)[0], *within, "mask.tif"]))
     outputs = {"mask": default if flags.output is None else Path(flags.output)}
     if flags.probabilities == BESIDE_OUTPUT:
         stem, ending = split_ending(outputs["mask"])

@@ -138,6 +138,8 @@ def test_what_is_not_damaged_is_not_called_so(tmp_path, monkeypatch):
     for error, said in (
         (PermissionError(13, "Permission denied"), r"cannot be read .*Permission denied"),
         (OSError(5, "Input/output error"), r"cannot be read .*Input/output"),
+        (OSError("the file is already open for write"), r"cannot be read .*already open"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), r"cannot be read"),
         (MemoryError("Unable to allocate 7 TiB"), "not enough memory .*7 TiB"),
         (EOFError("No data left in file"), "damaged, cut or not"),
     ):

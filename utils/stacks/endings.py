@@ -13,6 +13,8 @@ ENDINGS = {
     ".tiff": "tiff",
     ".h5": "hdf5",
     ".hdf5": "hdf5",
+    ".ims": "hdf5",
+    ".xml": "hdf5",
     ".nrrd": "nrrd",
     ".nii": "nifti",
     ".nii.gz": "nifti",
@@ -26,7 +28,7 @@ ENDINGS = {
     ".img.gz": "nifti",
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
-ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz")
+ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
 """Endings that no output may have: two files, or another program's own."""
 KEPT = {
     "tiff": ("voxel size", "place"),
@@ -62,12 +64,14 @@ it holds as a Source; ``write`` puts slabs (X, Y, n), in order, under a name tha
 def format_of(path: str | Path) -> str:
     """Return the format that the ending of ``path`` means; UserError for an unknown one.
 
-    A folder whose name ends like none of them is one of planes.
+    A folder within a ``.zarr`` is Zarr whatever its name; another one, of no ending, holds planes.
     """
     name = Path(path).name.lower()
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
+    if zarr_around(path) != Path(path) and Path(path).is_dir():
+        return "zarr"
     if name and Path(path).is_dir():
         return "tiff"
     for ending, advice in CONVERTED.items():
@@ -82,6 +86,22 @@ def not_kept(path: str | Path, place: Place) -> str | None:
     has = {"voxel size": place.tells_ratio, "place": any(place.way), "directions": place.turned}
     lost = [name for name, given in has.items() if given and name not in KEPT[format_of(path)]]
     return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
+
+
+def written_format(path: str | Path) -> str:
+    """Return the format that an output's ending means; UserError for one that is only read."""
+    name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
+    if not name.endswith(tuple(written)):
+        what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
+        raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
+    return format_of(path)
+
+
+def zarr_around(path: str | Path) -> Path:
+    """Return the outermost folder ending in ``.zarr`` that ``path`` lies in, or is; else itself."""
+    path = Path(path)
+    around = [folder for folder in path.parents if folder.name.lower().endswith(".zarr")]
+    return around[-1] if around else path
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:

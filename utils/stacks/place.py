@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from utils.stacks.units import micrometres_per
+
 SAME_SIZE = 1e-4
 """Part by which two sizes may differ that are one: TIFF's fractions round, NIfTI has float32."""
 SIGNS = {
@@ -45,6 +47,15 @@ class Place:
         steps = np.diag([known.get(a, finest) for a in "XYZ"])
         guessed = "".join(a for a in "XYZ" if a not in known) if known else ""
         return cls(steps, np.zeros(3), unit if known else math.nan, guessed=guessed)
+
+    @classmethod
+    def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
+        """Return the place of sizes with the names of their units; if none has one, of a ratio."""
+        lengths = {a: micrometres_per(units.get(a, "")) or math.nan for a in sizes}
+        known = {a: size * lengths[a] for a, size in sizes.items()}
+        if any(map(math.isfinite, known.values())):
+            return cls.aligned(known)
+        return cls.aligned(sizes, math.nan)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -97,6 +108,21 @@ class Place:
         ways = axes if flat else len(self.first)
         steps, first = self.steps[:ways, :axes], self.first[:ways]
         return replace(self, steps=steps, first=first, guessed=guessed)
+
+    def renamed(self, axes: Mapping[str, str]) -> Place:
+        """Return the place of a stack some of whose axes, X, Y and Z, are now called otherwise.
+
+        Args:
+            axes: the former name of an axis by its new one.
+        """
+        place = self
+        if self.steps.shape[1] < 3:
+            place = Place.aligned(self.known, self.unit / self.unit)
+        left = [a for a in "XYZ" if a not in axes.values()]
+        former = {a: axes[a] if a in axes else left.pop(0) for a in "XYZ"}
+        steps = place.steps[:, ["XYZ".index(former[a]) for a in "XYZ"]]
+        guessed = "".join(a for a in "XYZ" if former[a] in place.guessed)
+        return replace(place, steps=steps, guessed=guessed)
 
     def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
         """Return the place of a part that begins ``voxels`` from the first along each axis."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -230,7 +230,7 @@ def _place(file: Any, series: Any, number: int) -> Place:
         pixels = images[min(number, len(images) - 1)]["Pixels"]
         sizes = {a: _number(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
         units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
-        place, plane = _sized(sizes, units), _list(pixels.get("Plane", {}))[0]
+        place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
         ways = [_number(plane.get(f"Position{a}")) for a in "XYZ"]
         lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) or math.nan for a in "XYZ"]
         voxels = np.array(ways) * lengths / place.sizes / place.unit
@@ -238,7 +238,7 @@ def _place(file: Any, series: Any, number: int) -> Place:
     if file.is_lsm:
         found = file.lsm_metadata or {}
         sizes = {a: _number(found.get(f"VoxelSize{a}")) for a in "XYZ"}
-        return _sized(sizes, dict.fromkeys("XYZ", "m"))
+        return Place.measured(sizes, dict.fromkeys("XYZ", "m"))
     found, tags = file.imagej_metadata, series.keyframe.tags
     if not found:
         return Place.aligned({})
@@ -247,20 +247,11 @@ def _place(file: Any, series: Any, number: int) -> Place:
         pixels, length = tags[f"{axis}Resolution"].value if f"{axis}Resolution" in tags else (0, 0)
         sizes[axis] = length / pixels if pixels else math.nan
     units = {a: str(found.get(f"{a.lower()}unit", found.get("unit", ""))) for a in "XYZ"}
-    place = _sized(sizes, units)
+    place = Place.measured(sizes, units)
     if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
     voxels = -np.array([_number(found.get(f"{a}origin")) for a in "xyz"])
     return place.moved(np.where(np.isfinite(voxels), voxels, 0))
-
-
-def _sized(sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
-    """Return a place of the sizes that have a unit, else of their ratio."""
-    lengths = {a: micrometres_per(unit) or math.nan for a, unit in units.items()}
-    known = {a: size * lengths[a] for a, size in sizes.items()}
-    if any(map(math.isfinite, known.values())):
-        return Place.aligned(known)
-    return Place.aligned(sizes, math.nan)
 
 
 def _list(entry: Any) -> list[Any]:
