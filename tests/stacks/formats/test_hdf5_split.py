@@ -73,6 +73,17 @@ def test_setups_that_differ_are_named(tmp_path):
         np.testing.assert_array_equal(stack.read(), true[0, 1].T)
 
 
+def test_time_points_that_differ_are_named(tmp_path):
+    true = views(tmp_path / "a.h5", shapes=((5, 6, 7),))
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["t00001/s00/0/cells"]
+        file["t00001/s00/0/cells"] = np.zeros((4, 6, 7), np.int16)
+    with pytest.raises(UserError, match="name one with --key: .*t00000/s00/0/cells"):
+        open_stack(tmp_path / "a.h5")
+    with open_stack(tmp_path / "a.h5", key="t00000/s00/0/cells") as stack:
+        np.testing.assert_array_equal(stack.read(), true[0, 0].T)
+
+
 @pytest.mark.parametrize(
     ("resolutions", "spacing"),
     [([[1, 1, 1]] * 2, None), ([[0.5, 0.5, 1.5], [1, 1, 1.5]], (0.5, 0.5, 1.5))],

@@ -84,7 +84,9 @@ def test_damaged_folders_give_one_line(tmp_path_factory, sound_folders, name, da
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     try:
+        list_stacks(folder)
         with open_stack(folder) as stack:
+            stack.warning()
             if np.prod(stack.shape, dtype=float) < 1e6:
                 assert stack.read(0, min(2, stack.shape[-1])).shape[:-1] == stack.shape[:-1]
     except UserError as error:

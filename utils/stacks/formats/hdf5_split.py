@@ -94,8 +94,13 @@ def split_stacks(
     times = sorted({time for time, _ in full})
     channels = sorted({channel for _, channel in full})
     with library_errors(path):
-        kinds = {(array.shape, array.dtype) for array, _ in full.values()}
-    alike = len(kinds) == 1 and len({str(sizes.get(channel)) for channel in channels}) == 1
+        kinds = {
+            (channel, array.shape, array.dtype, str(sizes.get(channel)))
+            for (_, channel), (array, _) in full.items()
+        }
+    if len(kinds) > len(channels):  # a channel's time points differ
+        return {}
+    alike = len({kind[1:] for kind in kinds}) == 1
     groups = {"": channels} if alike else {f"s{channel:02d}": [channel] for channel in channels}
     stacks = {}
     for key, group in groups.items():
@@ -128,8 +133,6 @@ def _stack(
             dtype = np.dtype(f"{dtype.byteorder}u2") if dtype == np.int16 else dtype
         else:
             size, spacing = _true_size(file, one)
-    if any(array.shape != one.shape or array.dtype != one.dtype for array in parts.values()):
-        raise UserError(f"{path}: its time points differ in size; name one with --key {one.name}")
     if len(size) != len(one.shape) or any(a > b for a, b in zip(size, one.shape, strict=True)):
         raise UserError(f"{path}: damaged: {one.name} of {one.shape} is smaller than {size}")
     loaded = {

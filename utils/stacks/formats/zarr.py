@@ -32,115 +32,103 @@ MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
 NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names")
 """Attributes of an array in which the names of its axes may stand."""
 
+Level = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""What OME says of an image, and of one of its levels."""
+
 
 def read(path: Path, key: str | None) -> Source:
     """Open an array of a folder, the finest level of an OME-Zarr image if none is named.
 
     The folder may lie within another one; ``key`` may be a group that holds one image.
     """
-    arrays, images = _contents(path)
-    return _source(path, arrays, images, _chosen(path, arrays, images, key))
+    arrays, finest, levels = _contents(path)
+    wanted = (key or "").strip("/")
+    names = [wanted] if wanted in arrays else _candidates(arrays, finest, wanted)
+    if key is not None and not names:
+        named(path, arrays, key)
+    name = named(path, {name: arrays[name] for name in names}, None)
+    return _source(path, arrays[name], levels.get(name))
 
 
 def entries(path: Path) -> list[Entry]:
     """Return the images of a folder, those of labels too, or its arrays where it has no images."""
-    arrays, images = _contents(path)
-    finest = [_finest(group, image) for group, image in images.items()]
-    if not (finest or arrays):
-        named(path, arrays, None)
-    alone = _candidates(arrays, images, "")
+    arrays, finest, levels = _contents(path)
+    alone = _candidates(arrays, finest, "")
     return [
-        Entry.of(_source(path, arrays, images, name), name, chosen=alone == [name])
-        for name in finest or arrays
+        Entry.of(_source(path, arrays[name], levels.get(name)), name, chosen=alone == [name])
+        for name in finest.values() or arrays or named(path, arrays, None)
     ]
 
 
-def _contents(path: Path) -> tuple[dict[str, FileArray], dict[str, Mapping[str, Any]]]:
-    """Return the arrays by name, and what OME says of images by the name of their group."""
+def _contents(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
+    """Return arrays by name, names of images' full resolution by group, and levels by array.
+
+    An array may be a level of an image in whose folder ``path`` lies.
+    """
     import zarr
 
+    arrays: dict[str, FileArray] = {}
+    finest: dict[str, str] = {}
+    levels: dict[str, Level] = {}
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
         whole = isinstance(opened, zarr.Array)
-        members = [("", opened), *([] if whole else opened.members(None))]
-        images = {
-            name: image
-            for name, item in members
-            if isinstance(item, zarr.Group) and (image := _image(item))
-        }
-    arrays = {
-        name: FileArray.found(path, lambda item=item: item)
-        for name, item in members
-        if isinstance(item, zarr.Array) and (item.ndim > 1 or whole)
-    }
-    for group, image in images.items():
-        if _finest(group, image) not in arrays:
-            raise UserError(
-                f"{path}: lacks the array {_finest(group, image)}, the full resolution of an image"
-            )
-    return arrays, images
+        below = [] if whole else list(opened.members(None))  # in no order
+        for name, item in [("", opened), *sorted(below, key=lambda m: (len(m[0]), m[0]))]:
+            if isinstance(item, zarr.Array):
+                if whole or item.ndim > 1:
+                    arrays[name] = FileArray.found(path, lambda item=item: item)
+            elif found := _levels(item):
+                within = {f"{name}/{level}".lstrip("/"): of for level, of in found.items()}
+                finest[name] = next(iter(within))
+                levels.update(within)
+        for folder in path.absolute().parents:
+            if not any(f.suffix.lower() == ".zarr" for f in (folder, *folder.parents)):
+                break
+            if (folder / ".zgroup").is_file() or (folder / "zarr.json").is_file():
+                inner = path.absolute().relative_to(folder).as_posix()
+                for level, of in _levels(zarr.open_group(str(folder), mode="r")).items():
+                    if f"{level}/".startswith(f"{inner}/"):
+                        levels.setdefault(level[len(inner) :].strip("/"), of)
+    for name in finest.values():
+        if name not in arrays:
+            raise UserError(f"{path}: lacks the array {name}, the full resolution of an image")
+    return arrays, finest, levels
 
 
-def _image(group: Any) -> Mapping[str, Any] | None:
-    """Return a group's first multiscale image, OME-NGFF 0.1 to 0.5; None if it is none."""
+def _levels(group: Any) -> dict[str, Level]:
+    """Return the levels of a group's first image, OME-NGFF 0.1 to 0.5, by name, finest first."""
     attributes = dict(group.attrs)
-    found = dict(attributes.get("ome", attributes)).get("multiscales") or [None]
-    return found[0] if found[0] and found[0].get("datasets") else None
+    image = (dict(attributes.get("ome", attributes)).get("multiscales") or [{}])[0]
+    return {str(d["path"]).strip("/"): (image, d) for d in image.get("datasets", ())}
 
 
-def _finest(group: str, image: Mapping[str, Any]) -> str:
-    """Return the name of the array that has an image's full resolution, by its group's name."""
-    return f"{group}/{str(image['datasets'][0]['path']).strip('/')}".lstrip("/")
-
-
-def _candidates(
-    arrays: Mapping[str, FileArray], images: Mapping[str, Mapping[str, Any]], group: str
-) -> list[str]:
+def _candidates(arrays: Iterable[str], finest: Mapping[str, str], group: str) -> list[str]:
     """Return what may be meant by a group: its own image, those below but labels, or its arrays."""
-    if group in images:
-        return [_finest(group, images[group])]
+    if group in finest:
+        return [finest[group]]
     prefix = f"{group}/" if group else ""
-    below = [name for name in images if name.startswith(prefix)]
+    below = [name for name in finest if name.startswith(prefix)]
     kept = [name for name in below if "labels" not in name[len(prefix) :].split("/")] or below
-    finest = [_finest(name, images[name]) for name in kept]
-    return finest or [name for name in arrays if name.startswith(prefix) or not name]
+    images = [finest[name] for name in kept]
+    return images or [name for name in arrays if name.startswith(prefix) or not name]
 
 
-def _chosen(
-    path: Path,
-    arrays: Mapping[str, FileArray],
-    images: Mapping[str, Mapping[str, Any]],
-    key: str | None,
-) -> str:
-    """Return the name of the array that ``key`` means; UserError if there are none or several."""
-    wanted = (key or "").strip("/")
-    if wanted in arrays:
-        return wanted
-    names = _candidates(arrays, images, wanted)
-    if key is not None and not names:
-        return named(path, arrays, key)
-    return named(path, {name: arrays[name] for name in names}, None)
-
-
-def _source(
-    path: Path,
-    arrays: Mapping[str, FileArray],
-    images: Mapping[str, Mapping[str, Any]],
-    name: str,
-) -> Source:
+def _source(path: Path, array: FileArray, level: Level | None) -> Source:
     """Return an array with what its image, or its own attributes, say."""
-    opened = arrays[name].load()
+    opened = array.load()
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-        axes, place = _places(_levels(path, images, name), len(opened.shape))
+        axes, place = _places(level, len(opened.shape))
         own = [opened.attrs.get(attribute) for attribute in NAMED_BY]
         own = [*own, getattr(opened.metadata, "dimension_names", None)]
         told = (axis_letters(names) for names in own if names)
         axes = axes or next((letters for letters in told if letters), None)
-    at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // max(1, _chunk_bytes(opened))))
+    chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
+    at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // chunk))
     return Source(
-        replace(arrays[name], load=lambda: _FewAtOnce(opened, at_once)),
+        replace(array, load=lambda: _FewAtOnce(opened, at_once)),
         axes,
         place=place,
         warning=lambda: _warn_of_absent(path, opened),
@@ -163,40 +151,7 @@ class _FewAtOnce:
             return self.array[where]
 
 
-def _chunk_bytes(array: Any) -> int:
-    return math.prod(array.chunks) * array.dtype.itemsize
-
-
-def _levels(
-    path: Path, images: Mapping[str, Mapping[str, Any]], name: str
-) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """Return the image that an array is a level of, and what it says of that level.
-
-    The image may be that of a folder in which ``path`` lies.
-    """
-    import zarr
-
-    known = dict(images)
-    levels = {place: (image, name) for place, image in known.items()}
-    for folder in path.absolute().parents:
-        if not any(p.suffix.lower() == ".zarr" for p in (folder, *folder.parents)):
-            break
-        if (folder / ".zgroup").is_file() or (folder / "zarr.json").is_file():
-            image = _image(zarr.open_group(str(folder), mode="r"))
-            inner = f"{path.absolute().relative_to(folder).as_posix()}/{name}".strip("/")
-            if image:
-                levels[f"/{folder}"] = image, inner
-    for place, (image, inner) in levels.items():
-        group = "" if place.startswith("/") else place
-        for level in image["datasets"]:
-            if f"{group}/{str(level['path']).strip('/')}".lstrip("/") == inner:
-                return image, level
-    return None
-
-
-def _places(
-    found: tuple[Mapping[str, Any], Mapping[str, Any]] | None, count: int
-) -> tuple[str | None, Place | None]:
+def _places(found: Level | None, count: int) -> tuple[str | None, Place | None]:
     """Return axes and place of an array by OME-NGFF's metadata, if there are any.
 
     The image's own transformations come after those of the level (0.4, multiscales metadata). Axes
