@@ -192,7 +192,7 @@ def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
             raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
         notes = (*notes, "stored with white as zero: the grey values are inverted")
         array = _Inverted(array, 2 ** int(page.bitspersample) - 1)
-    files = [file, *{page.parent for page in series.pages if series.is_multifile and page}]
+    files = {file, *(page.parent for page in (series.pages if series.is_multifile else ()) if page)}
 
     def close() -> None:
         for each in files:
