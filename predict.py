@@ -41,7 +41,7 @@ OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
-CHOICES = ("channel", "voxel_size", "key", "index", "axes")  # flags that say what is read
+CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes")  # what open_stack reads
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
@@ -77,6 +77,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="only this box, in voxels from 0, such as one optic lobe: grey values are scaled by "
         "it alone, and the output has its size")
     add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
+    add("--series", type=int, metavar="INT",
+        help="image or position in a TIFF that holds several, from 0; default: the largest")
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
     add("--axes", metavar="STR",
@@ -161,6 +163,7 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
+    from utils.stacks.endings import not_kept
 
     choice = {name: getattr(flags, name) for name in CHOICES}
     with (
@@ -173,11 +176,16 @@ def predict(flags: argparse.Namespace) -> None:
         plan = make_plan(flags, stack, network, outputs)
         warning = stack.warning()
         tell_plan(stack, network, plan, warning)
+        for lost in filter(None, (not_kept(path, stack.place) for path in outputs.values())):
+            print(f"note: {lost}")
         limits = measure_limits(stack, normalizer)
         tell_grey_values(stack, limits, flags)
         made_from = {
             "input": [*identify(stack.path), warning, limits.low, limits.high],
-            "choice": [flags.channel, flags.key, flags.index, flags.crop, flags.axes],
+            "choice": [
+                *(getattr(flags, name) for name in CHOICES if name != "voxel_size"),
+                flags.crop,
+            ],
             "network": network.fingerprint(),
             "normalizer": normalizer.to_dict(),
             "network_shape": plan.shape,

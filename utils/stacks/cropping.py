@@ -50,5 +50,6 @@ def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) ->
         stack,
         shape=tuple(b - a for a, b in zip(starts, stops, strict=True)),
         origin=tuple(a + b for a, b in zip(stack.origin, starts, strict=True)),
+        place=stack.place.moved(starts),
         part=part,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
+from utils.stacks.place import Place
 
 ENDINGS = {
     ".tif": "tiff",
@@ -19,10 +20,35 @@ ENDINGS = {
     ".nii.gz": "nifti",
     ".zarr": "zarr",
     ".npy": "numpy",
+    ".lsm": "tiff",
+    ".nhdr": "nrrd",
+    ".hdr": "nifti",
+    ".img": "nifti",
+    ".hdr.gz": "nifti",
+    ".img.gz": "nifti",
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
-READ_ONLY = (".ims", ".xml")
-"""Endings (Imaris's, BigDataViewer's) that no output can have."""
+ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
+"""Endings that no output may have: two files, or another program's own."""
+KEPT = {
+    "tiff": ("voxel size", "place"),
+    "hdf5": ("voxel size",),
+    "nrrd": ("voxel size", "place", "directions"),
+    "nifti": ("voxel size", "place", "directions"),
+    "zarr": ("voxel size", "place"),
+    "numpy": (),
+}
+"""What a format can hold beside the voxels."""
+CONVERTED = {
+    **dict.fromkeys(
+        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc"),
+        "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw",
+    ),
+    **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),
+    **dict.fromkeys((".v3draw", ".v3dpbd"), "open it in Vaa3D and save it as .tif"),
+    ".companion.ome": "name one of the .ome.tif files beside it",
+}
+"""How to make a stack that is read of one that is not, by its ending."""
 FORMATS = {
     "tiff": tiff,
     "hdf5": hdf5,
@@ -38,7 +64,7 @@ it holds as a Source; ``write`` puts slabs (X, Y, n), in order, under a name tha
 def format_of(path: str | Path) -> str:
     """Return the format that the ending of ``path`` means; UserError for an unknown one.
 
-    A folder within a ``.zarr`` is Zarr whatever its name.
+    A folder within a ``.zarr`` is Zarr whatever its name; another one, of no ending, holds planes.
     """
     name = Path(path).name.lower()
     for ending, kind in ENDINGS.items():
@@ -46,13 +72,28 @@ def format_of(path: str | Path) -> str:
             return kind
     if zarr_around(path) != Path(path) and Path(path).is_dir():
         return "zarr"
-    raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+    if name and Path(path).is_dir():
+        return "tiff"
+    for ending, advice in CONVERTED.items():
+        if name.endswith(ending):
+            raise UserError(f"{path}: {ending} is not read here: {advice}")
+    known = f"{', '.join(ENDINGS)}, and folders of planes in .tif"
+    raise UserError(f"{path}: unknown ending; the known ones are {known}")
+
+
+def not_kept(path: str | Path, place: Place) -> str | None:
+    """Return one line on what an output of this ending cannot hold of ``place``; None for all."""
+    has = {"voxel size": place.tells_ratio, "place": any(place.way), "directions": place.turned}
+    lost = [name for name, given in has.items() if given and name not in KEPT[format_of(path)]]
+    return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
 
 
 def written_format(path: str | Path) -> str:
     """Return the format that an output's ending means; UserError for one that is only read."""
-    if Path(path).suffix.lower() in READ_ONLY:
-        raise UserError(f"{path}: is of a format that is only read; give .tif or another ending")
+    name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
+    if not name.endswith(tuple(written)):
+        what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
+        raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
     return format_of(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from utils.errors import UserError, disk_errors
 from utils.stacks.axes import REMEDY, as_planes, given_axes, usual_axes
-from utils.stacks.endings import FORMATS, format_of
+from utils.stacks.endings import ENDINGS, FORMATS, format_of
+from utils.stacks.place import Place
 from utils.stacks.stack import Entry, Source, Stack
 
 
@@ -22,6 +23,7 @@ def open_stack(
     voxel_size: Sequence[float] | None = None,
     key: str | None = None,
     index: int | None = None,
+    series: int | None = None,
     axes: str | None = None,
 ) -> Stack:
     """Open one stack or image for reading by slabs.
@@ -32,6 +34,7 @@ def open_stack(
         voxel_size: edge of a voxel along z, y, x (or y, x) in micrometres; overrides the file's.
         key: name of the array inside HDF5 or Zarr; needed where there are several.
         index: which time point, or which sample of a file of simulated volumes, from 0.
+        series: which series of a TIFF, from 0; the largest if none is named.
         axes: a letter for each axis of the file's array, slowest first, such as ``ZCYX``, where the
             file does not tell or is wrong.
 
@@ -42,7 +45,9 @@ def open_stack(
     path, kind = _present(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
-    source = FORMATS[kind].read(path, key)
+    if series is not None and kind != "tiff":
+        raise UserError(f"{path}: has no series; --series {series} is for TIFF")
+    source = FORMATS[kind].read(path, key if series is None else str(series))
     try:
         return _select(path, source, channel, voxel_size, index, axes)
     except BaseException:
@@ -64,9 +69,10 @@ def _present(path: str | Path) -> tuple[Path, str]:
     """Return the path and its format; UserError unless it is there to be read in parts."""
     path = Path(path)
     kind = format_of(path)
-    folder = kind == "zarr"
     with disk_errors(path):
         present = path.exists()
+        planes = path.is_dir() and not path.name.lower().endswith(tuple(ENDINGS))
+    folder = kind == "zarr" or planes
     if not present:
         raise UserError(f"{path}: no such file")
     if path.is_dir() != folder:
@@ -123,25 +129,23 @@ def _select(
         where = tuple(chosen[k] if k in chosen else places[a] for k, a in enumerate(axes))
         return source.array.part(where).transpose(order)
 
-    spacing = _spacing(path, voxel_size, source.spacing, spatial)
-    own = _spacing(path, None, source.spacing, spatial)
-    # A file's place is of its own voxel size, which TIFF's fractions round.
-    keeps_place = spacing == own or bool(spacing and own and np.allclose(spacing, own, rtol=1e-4))
+    place = _place(path, voxel_size, source, spatial)
+    notes = [*source.notes, *filter(None, [place.note()])]
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
     return Stack(
         path=path,
         shape=tuple(lengths),
         dtype=dtype,
-        spacing=spacing,
+        spacing=place.spacing,
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         loaded=source.loaded,
         voxel_bytes=_voxel_bytes(source, axes, dtype),
         layer=1 if source.chunks is None else source.chunks[last],
         unpacked=_unpacked_bytes(source),
-        placement=source.placement if keeps_place else {},
+        place=place,
         origin=(0,) * len(lengths),
-        warning=source.warning,
+        warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
         part=part,
         close=source.close,
     )
@@ -182,35 +186,28 @@ def _pick(path: Path, wanted: int | None, count: int, flag: str, what: str, othe
 
 
 def _renamed(source: Source, axes: str) -> Source:
-    """Return the source with other names for its axes, and each axis's spacing under the new one.
+    """Return the source with other names for its axes, along which sizes and directions stay.
 
-    Sizes without axes are those of Z, Y and X, in the order in which these stand now. The place is
-    kept where no axis in space was called another one's name.
+    Sizes without axes are those of Z, Y and X, in the order in which these stand now.
     """
-    count = len(source.array.shape)
-    if source.axes and len(source.axes) == count:
-        pairs = list(zip(axes, source.axes, strict=True))
+    if source.axes and len(source.axes) == len(source.array.shape):
+        pairs = zip(axes, source.axes, strict=True)
     else:
         spatial = [a for a in axes if a in "XYZ"]
-        pairs = list(zip(spatial, "ZYX"[-len(spatial) :], strict=True))
-    moved = [(new, old) for new, old in pairs if old in "XYZ"]
-    rest = {a: n for a, n in source.spacing.items() if a not in dict(pairs).values()}
-    spacing = {**rest, **{new: source.spacing[a] for new, a in moved if a in source.spacing}}
-    placement = source.placement if all(new == old for new, old in moved) else {}
-    return replace(source, axes=axes, spacing=spacing, placement=placement)
+        pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
+    moved = {new: old for new, old in pairs if new in "XYZ" and old in "XYZ"}
+    place = source.place or Place.aligned(source.spacing)
+    return replace(source, axes=axes, place=place.renamed(moved))
 
 
-def _spacing(
-    path: Path, voxel_size: Sequence[float] | None, known: Mapping[str, float], spatial: str
-) -> tuple[float, ...] | None:
-    """Return micrometres along x, y, z: the user's, else the file's if it has all of them."""
-    letters = [a for a in "XYZ" if a in spatial]
-    if voxel_size is not None:
-        if len(voxel_size) != len(letters):
-            raise UserError(
-                f"{path}: has {len(letters)} axes in space, but --voxel_size has {len(voxel_size)} "
-                f"numbers; give {','.join(reversed(letters)).lower()}"
-            )
-        return tuple(float(size) for size in reversed(voxel_size))
-    sizes = [float(known.get(letter, math.nan)) for letter in letters]
-    return tuple(sizes) if all(math.isfinite(s) and s > 0 for s in sizes) else None
+def _place(path: Path, voxel_size: Sequence[float] | None, source: Source, spatial: str) -> Place:
+    """Return where the voxels stand: as the file says, of the user's size if there is one."""
+    place = (source.place or Place.aligned(source.spacing)).within(len(spatial))
+    if voxel_size is None:
+        return place
+    if len(voxel_size) != len(spatial):
+        raise UserError(
+            f"{path}: has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} "
+            f"numbers; give {'z,y,x'[-2 * len(spatial) + 1 :]}"
+        )
+    return place.resized(reversed(voxel_size))

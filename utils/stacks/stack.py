@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.place import Place
 from utils.stacks.units import micrometres_per
 
 UNSUPPORTED = re.compile(
@@ -60,8 +61,8 @@ class Stack:
     """
     unpacked: int
     """Bytes that the chunks take while they are unpacked; 0 where any part is read alone."""
-    placement: Mapping[str, Any] = field(repr=False)
-    """Where the format puts the file's first voxel; carried to an output of the same format."""
+    place: Place = field(repr=False)
+    """Where its voxels stand, and their size in the file's own unit."""
     origin: tuple[int, ...]
     """The first voxel's place among the file's, from 0 along each axis: not 0 in a box cut out."""
     warning: Callable[[], str | None] = field(repr=False)
@@ -71,6 +72,11 @@ class Stack:
     close: Callable[[], None] = field(repr=False)
     kept: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The layer of chunks that was read last, by its first plane."""
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Edges of a voxel by their ratio: the spacing, else by the finest edge; 1 if unknown."""
+        return self.spacing or tuple(n / min(self.place.sizes) for n in self.place.sizes)
 
     @property
     def nbytes(self) -> int:
@@ -121,22 +127,19 @@ class StackLayout:
     spacing: tuple[float, ...] | None = None
     axes: str = "ZYX"
     """Order of the axes in formats that know no order of their own (HDF5 and NumPy)."""
-    placement: Mapping[str, Any] = field(default_factory=dict)
-    origin: tuple[int, ...] = ()
-    """Empty for a stack that is no part of another."""
+    place: Place | None = field(default=None, repr=False)
+    """None for a stack at 0 along the axes of space."""
 
     @classmethod
     def like(cls, stack: Stack, dtype: Any) -> StackLayout:
         """Return the layout of a result with the voxels of ``stack``."""
-        place = (stack.axes, stack.placement, stack.origin)
-        return cls(stack.shape, np.dtype(dtype), stack.spacing, *place)
+        return cls(stack.shape, np.dtype(dtype), stack.spacing, stack.axes, stack.place)
 
     @property
-    def shift(self) -> tuple[float, ...]:
-        """Way from the whole's first voxel to this one's, in micrometres (voxels if unknown)."""
-        sizes = self.spacing or (1.0,) * len(self.shape)
-        origin = self.origin or (0,) * len(self.shape)
-        return tuple(start * size for start, size in zip(origin, sizes, strict=True))
+    def placed(self) -> Place:
+        """The place, made of the spacing where there is none."""
+        sizes = dict(zip("XYZ", self.spacing or (), strict=False))
+        return self.place or Place.aligned(sizes).within(len(self.shape))
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +187,10 @@ class Source:
     """Micrometres by axis letter."""
     loaded: int = 0
     """Bytes that the first access loads and keeps, where the format is read as a whole."""
-    placement: Mapping[str, Any] = field(default_factory=dict)
+    place: Place | None = None
+    """None for a file that tells sizes in micrometres at most."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the file is read."""
     warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
     at_once: int = 1
@@ -215,7 +221,9 @@ class Entry:
     def of(cls, source: Source, key: str = "", *, chosen: bool = True) -> Entry:
         """Return what ``source`` is, without a look at its voxels."""
         array = source.array
-        return cls(key, array.shape, source.axes, array.dtype, source.spacing, chosen)
+        place = source.place or Place.aligned(source.spacing)
+        sizes = place.known if math.isfinite(place.unit) else {}
+        return cls(key, array.shape, source.axes, array.dtype, sizes, chosen)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.axes import NAMES, axis_letters
+from utils.stacks.place import Place
 from utils.stacks.stack import (
     Entry,
     FileArray,
@@ -23,7 +24,6 @@ from utils.stacks.stack import (
     chunks_of,
     fill_chunks,
     library_errors,
-    micrometres,
     named,
 )
 
@@ -120,7 +120,7 @@ def _source(path: Path, array: FileArray, level: Level | None) -> Source:
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-        axes, spacing, placement = _places(level, len(opened.shape))
+        axes, place = _places(level, len(opened.shape))
         own = [opened.attrs.get(attribute) for attribute in NAMED_BY]
         own = [*own, getattr(opened.metadata, "dimension_names", None)]
         told = (axis_letters(names) for names in own if names)
@@ -130,8 +130,7 @@ def _source(path: Path, array: FileArray, level: Level | None) -> Source:
     return Source(
         replace(array, load=lambda: _FewAtOnce(opened, at_once)),
         axes,
-        spacing,
-        placement=placement,
+        place=place,
         warning=lambda: _warn_of_absent(path, opened),
         at_once=at_once,
         chunks=opened.chunks,
@@ -152,14 +151,14 @@ class _FewAtOnce:
             return self.array[where]
 
 
-def _places(found: Level | None, count: int) -> tuple[str | None, dict[str, float], dict[str, Any]]:
-    """Return axes, spacing and placement of an array by OME-NGFF's metadata, if there are any.
+def _places(found: Level | None, count: int) -> tuple[str | None, Place | None]:
+    """Return axes and place of an array by OME-NGFF's metadata, if there are any.
 
     The image's own transformations come after those of the level (0.4, multiscales metadata). Axes
     are T, C, Z, Y, X in 0.1 and 0.2, names in 0.3, and have types and units since 0.4.
     """
     if found is None:
-        return None, {}, {}
+        return None, None
     image, level = found
     named_axes = image.get("axes") or list("tczyx"[-count:])
     entries = [a if isinstance(a, dict) else {"name": a} for a in named_axes]
@@ -174,14 +173,16 @@ def _places(found: Level | None, count: int) -> tuple[str | None, dict[str, floa
         elif step["type"] == "translation":
             first = first + np.array(step["translation"], float)
         elif step["type"] != "identity":  # a matrix, or numbers kept elsewhere
-            return axes, {}, {}
-    units = np.array([micrometres(entry.get("unit", "")) for entry in entries])
+            return axes, None
     if axes is None or not any(step["type"] == "scale" for step in steps):
-        return axes, {}, {}
-    spacing = {a: n for a, n in zip(axes, (scale * units).tolist(), strict=True) if a in "XYZ"}
-    places = zip(axes, (first * units).tolist(), strict=True)
-    known = {a: n for a, n in places if a in "XYZ" and n and math.isfinite(n)}
-    return axes, spacing, {"zarr translation": known} if known else {}
+        return axes, None
+    sizes = {a: n for a, n in zip(axes, scale.tolist(), strict=True) if a in "XYZ"}
+    units = {a: str(e.get("unit", "")) for a, e in zip(axes, entries, strict=True)}
+    place = Place.measured(sizes, units)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ways = dict(zip(axes, first / scale, strict=True))
+    voxels = np.array([ways.get(a, 0.0) for a in "XYZ"])
+    return axes, place.moved(np.where(np.isfinite(voxels), voxels, 0))
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:
@@ -217,13 +218,11 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     import zarr
 
     axes = "YX" if len(layout.shape) == 2 else "ZYX"
-    own = layout.placement.get("zarr translation", {}) if layout.spacing else {}
-    sizes = (layout.spacing or (1.0,) * len(axes))[::-1]
-    first = [own.get(a, 0.0) + way for a, way in zip(axes, layout.shift[::-1], strict=True)]
-    steps = [{"type": "scale", "scale": list(map(float, sizes))}]
-    if any(first):
-        steps.append({"type": "translation", "translation": list(map(float, first))})
-    unit = {"unit": "micrometer"} if layout.spacing else {}
+    place = layout.placed.in_units(1.0)
+    steps = [{"type": "scale", "scale": place.sizes[::-1]}]
+    if any(place.way):
+        steps.append({"type": "translation", "translation": place.way[::-1]})
+    unit = {"unit": "micrometer"} if math.isfinite(place.unit) else {}
     multiscale = {
         "version": "0.4",
         "name": "data",
