@@ -44,6 +44,12 @@ class Growth:
     offsets: np.ndarray
     """(N, 3) float64 from a point to the site that it stands on."""
 
+    def rebase(self, base: np.ndarray, i: np.ndarray) -> None:
+        """Tell the labels of points ``i`` in another ``base`` (2, 2), unimodular, as columns."""
+        back = np.rint(np.linalg.inv(base)).astype(np.int64)
+        self.labels[i] = self.labels[i] @ back.T
+        self.bases[i] = self.bases[i] @ base
+
 
 def nearest(points: np.ndarray, count: int = NEAR) -> np.ndarray:
     """Return for each of ``points`` (N >= 2, 3) the (N, min(count, N - 1)) others nearest to it."""
@@ -108,8 +114,12 @@ def _fit_cells(sites: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return fit, np.where(det > 0.5, area, np.nan)
 
 
-def grow(points: np.ndarray, near: np.ndarray, start: int, basis: np.ndarray) -> Growth:
+def grow(
+    points: np.ndarray, near: np.ndarray, start: int, basis: np.ndarray, free: np.ndarray
+) -> Growth:
     """Return what grows from point ``start``, labelled (0, 0), with ``basis`` (3, 2).
+
+    Only ``free`` (N,) points are labelled.
 
     Labels that contradict the maps about them are taken back and grown again.
     """
@@ -119,7 +129,7 @@ def grow(points: np.ndarray, near: np.ndarray, start: int, basis: np.ndarray) ->
     )
     growth.placed[start], growth.bases[start] = True, basis
     for _ in range(MENDED):
-        while _place(growth, points, near):
+        while _place(growth, points, near, free):
             _fit_maps(growth, points, near)
         sites, _, support = _predict(growth, points, near, np.flatnonzero(growth.placed))
         held = np.flatnonzero(growth.placed)
@@ -142,7 +152,7 @@ def _predict(
     """
     j = near[asked]
     away = points[asked, None] - points[j] - growth.offsets[j]
-    steps = np.einsum("akbc,akc->akb", np.linalg.pinv(growth.bases)[j], away)
+    steps = np.einsum("akbc,akc->akb", inverses(growth.bases)[j], away)
     weights = np.exp(-0.5 * (steps**2).sum(axis=2) / REACH**2) * growth.placed[j]
     seen = growth.labels[j] + steps
     heaviest = np.take_along_axis(seen, weights.argmax(axis=1)[:, None, None], axis=1)
@@ -153,9 +163,9 @@ def _predict(
     return sites, np.einsum("ak,akcb->acb", share, growth.bases[j]), support
 
 
-def _place(growth: Growth, points: np.ndarray, near: np.ndarray) -> bool:
+def _place(growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarray) -> bool:
     """Label the best supported points that stand on free sites; return whether there were any."""
-    asked = np.flatnonzero(~growth.placed & growth.placed[near].any(axis=1))
+    asked = np.flatnonzero(free & ~growth.placed & growth.placed[near].any(axis=1))
     sites, bases, support = _predict(growth, points, near, asked)
     labels = np.rint(sites).astype(np.int64)
     missed = np.linalg.norm(sites - labels, axis=1)
@@ -178,23 +188,113 @@ def _keys(labels: np.ndarray) -> np.ndarray:
 
 
 def _fit_maps(growth: Growth, points: np.ndarray, near: np.ndarray) -> None:
-    """Fit the maps of all placed points to the labelled points about them.
-
-    Ridge regression of where they stand on (p, q, 1), towards the mean of their own maps.
-    """
+    """Fit the maps of all placed points to the labelled points about them."""
     i = np.flatnonzero(growth.placed)
+    steps, weights = surroundings(growth, points, near, i)
+    growth.bases[i], growth.offsets[i] = fit_maps(growth, points, near, i, steps, weights)
+
+
+def surroundings(
+    growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps (A, K, 2) from points ``i`` (A,) to those near them, and weights (A, K).
+
+    Weights are 0 for points that are not placed or miss the map, as across a cut.
+    """
     j = near[i]
     steps = (growth.labels[j] - growth.labels[i, None]).astype(float)
-    away = points[j] - points[i, None]
-    inverse = np.linalg.pinv(growth.bases[i])
-    missed = steps - np.einsum("ibc,ikc->ikb", inverse, away - growth.offsets[i, None])
-    fits = growth.placed[j] & (np.linalg.norm(missed, axis=2) < STRAY)
-    weights = fits * np.exp(-0.5 * (steps**2).sum(axis=2) / REACH**2)
-    total = weights.sum(axis=1)[:, None, None]
-    around = np.einsum("ik,ikcb->icb", weights, growth.bases[j])
-    prior = np.concatenate([(around + growth.bases[i]) / (total + 1), np.zeros((len(i), 3, 1))], 2)
-    design = np.concatenate([steps, np.ones((*steps.shape[:2], 1))], axis=2)
-    square = np.einsum("ik,ikb,ikd->ibd", weights, design, design) + np.eye(3)
-    cross = np.einsum("ik,ikc,ikb->icb", weights, away, design) + prior
-    fit = np.linalg.solve(square, cross.transpose(0, 2, 1)).transpose(0, 2, 1)
-    growth.bases[i], growth.offsets[i] = fit[:, :, :2], fit[:, :, 2]
+    away = points[j] - points[i, None] - growth.offsets[i, None]
+    missed = steps - np.einsum("ibc,ikc->ikb", inverses(growth.bases[i]), away)
+    fits = growth.placed[j] & ((missed**2).sum(axis=2) < STRAY**2)
+    return steps, fits * np.exp(-0.5 * (steps**2).sum(axis=2) / REACH**2)
+
+
+def fit_maps(
+    growth: Growth,
+    points: np.ndarray,
+    near: np.ndarray,
+    i: np.ndarray,
+    steps: np.ndarray,
+    weights: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return bases (A, 3, 2) and offsets (A, 3) of points ``i``: where ``points`` see the sites.
+
+    Ridge regression of the places on (p, q, 1), towards the mean of the maps about them.
+    """
+    j = near[i]
+    around = np.einsum("ik,ikcb->icb", weights, growth.bases[j]) + growth.bases[i]
+    prior = around / (weights.sum(axis=1) + 1)[:, None, None]
+    design = np.concatenate([steps, np.ones((*weights.shape, 1))], axis=2)
+    heavy = weights[:, :, None] * design
+    square = np.einsum("ikb,ikd->ibd", heavy, design) + np.eye(3)
+    cross = np.einsum("ikb,ikc->ibc", heavy, points[j] - points[i, None])
+    cross[:, :2] += prior.transpose(0, 2, 1)
+    fit = np.linalg.solve(square, cross)
+    return fit[:, :2].transpose(0, 2, 1), fit[:, 2]
+
+
+def inverses(bases: np.ndarray) -> np.ndarray:
+    """Return the pseudo-inverses (N, 2, 3) of ``bases`` (N, 3, 2); zeros where there is none."""
+    a, b = bases[:, :, 0], bases[:, :, 1]
+    aa, ab, bb = (a * a).sum(axis=1), (a * b).sum(axis=1), (b * b).sum(axis=1)
+    det = aa * bb - ab**2
+    scale = np.where(det > 0, 1.0 / np.where(det > 0, det, 1.0), 0.0)[:, None]
+    first = (bb[:, None] * a - ab[:, None] * b) * scale
+    second = (aa[:, None] * b - ab[:, None] * a) * scale
+    return np.stack([first, second], axis=1)
+
+
+def steps_seen(growth: Growth, points: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Return the steps (A, K, 2) from points ``i`` (A,) to ``j`` (A, K), as the maps of i see it.
+
+    Measured between the sites on which both stand.
+    """
+    away = points[j] + growth.offsets[j] - (points[i] + growth.offsets[i])[:, None]
+    return np.einsum("ibc,ikc->ikb", inverses(growth.bases[i]), away)
+
+
+def residuals(growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray) -> np.ndarray:
+    """Return the distance in steps (A,) of points ``i`` from where the maps about them see them."""
+    sites, _, support = _predict(growth, points, near, i)
+    missed = np.linalg.norm(sites - growth.labels[i], axis=1)
+    return np.where(support > 0, missed, np.nan)
+
+
+def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) -> list[Growth]:
+    """Return the patches of at least ``least`` points, each the most consistent of several starts.
+
+    Points that one patch holds are not offered to the next; the largest patch comes first.
+    """
+    bases, misfit = first_bases(points, axes, near)
+    free, found = np.isfinite(misfit), []
+    while free.sum() >= least:
+        starts = _spread(np.flatnonzero(free)[np.argsort(misfit[free])], near)
+        grown = [grow(points, near, int(s), bases[s], free) for s in starts]
+        best = max(grown, key=lambda growth: _consistency(growth, points, near))
+        if best.placed.sum() < least:
+            free[starts] = False
+            continue
+        free &= ~best.placed
+        found.append(best)
+    return sorted(found, key=lambda growth: -int(growth.placed.sum()))
+
+
+def _spread(order: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return the first STARTS of ``order`` of which none is near an earlier one."""
+    starts: list[int] = []
+    for point in order:
+        if not any(point in near[s] for s in starts):
+            starts.append(point)
+        if len(starts) == STARTS:
+            break
+    return np.array(starts)
+
+
+def _consistency(growth: Growth, points: np.ndarray, near: np.ndarray) -> float:
+    """Return how many steps of one or less the labels hold, less those that maps contradict."""
+    i = np.flatnonzero(growth.placed)
+    j = near[i]
+    seen = steps_seen(growth, points, i, j)
+    missed = np.linalg.norm(seen - (growth.labels[j] - growth.labels[i, None]), axis=2)
+    short = growth.placed[j] & ((seen**2).sum(axis=2) < 2.5)
+    return float((short * np.where(missed < 0.35, 1.0, -1.0)).sum())
