@@ -22,7 +22,7 @@ REACH = 1.3
 TOLERANCE = 0.42
 """A point farther than this from a site, in steps, is not labelled."""
 STRAY = 0.6
-"""Steps by which a labelled point may miss a map and still shape it: across a cut more is missed."""
+"""Steps by which a labelled point may miss a map and still shape it; across a cut it is more."""
 SHARE = 0.5
 """Points are labelled in one round if their support is at least this share of the best one's."""
 STARTS = 8
