@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+HEXAGON = np.array([[1, 0], [0, 1], [1, 1], [-1, 0], [0, -1], [-1, -1]])
+"""(6, 2) steps (p, q) to the six neighbours; each of the last three is opposite to one before."""
+
 
 @dataclass(frozen=True)
 class Vote:

@@ -44,6 +44,18 @@ class Growth:
     offsets: np.ndarray
     """(N, 3) float64 from a point to the site that it stands on."""
 
+    @classmethod
+    def empty(cls, n: int) -> Growth:
+        """Return ``n`` points of which none is labelled."""
+        return cls(
+            np.zeros((n, 2), np.int64), np.zeros(n, bool), np.zeros((n, 3, 2)), np.zeros((n, 3))
+        )
+
+    def take(self, other: Growth, i: np.ndarray) -> None:
+        """Take over points ``i`` of another growth."""
+        for name in ("labels", "placed", "bases", "offsets"):
+            getattr(self, name)[i] = getattr(other, name)[i]
+
     def rebase(self, base: np.ndarray, i: np.ndarray) -> None:
         """Tell the labels of points ``i`` in another ``base`` (2, 2), unimodular, as columns."""
         back = np.rint(np.linalg.inv(base)).astype(np.int64)
@@ -52,8 +64,10 @@ class Growth:
 
 
 def nearest(points: np.ndarray, count: int = NEAR) -> np.ndarray:
-    """Return for each of ``points`` (N >= 2, 3) the (N, min(count, N - 1)) others nearest to it."""
-    k = min(count, len(points) - 1)
+    """Return for each of ``points`` (N, 3) the (N, min(count, N - 1)) others nearest to it."""
+    k = max(min(count, len(points) - 1), 0)
+    if k == 0:
+        return np.empty((len(points), 0), np.int64)
     _, near = cKDTree(points).query(points, k=k + 1)
     own = near == np.arange(len(points))[:, None]
     own[~own.any(axis=1), -1] = True  # of equal points the tree may name another one first
@@ -123,10 +137,7 @@ def grow(
 
     Labels that contradict the maps about them are taken back and grown again.
     """
-    n = len(points)
-    growth = Growth(
-        np.zeros((n, 2), np.int64), np.zeros(n, bool), np.zeros((n, 3, 2)), np.zeros((n, 3))
-    )
+    growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
     for _ in range(MENDED):
         while _place(growth, points, near, free):
@@ -265,8 +276,10 @@ def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) 
 
     Points that one patch holds are not offered to the next; the largest patch comes first.
     """
+    if len(points) < least:
+        return []
     bases, misfit = first_bases(points, axes, near)
-    free, found = np.isfinite(misfit), []
+    free, found = np.isfinite(misfit), list[Growth]()
     while free.sum() >= least:
         starts = _spread(np.flatnonzero(free)[np.argsort(misfit[free])], near)
         grown = [grow(points, near, int(s), bases[s], free) for s in starts]

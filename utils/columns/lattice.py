@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.columns import growing
-from utils.columns.diagonal import Vote, vote
+from utils.columns.defects import Defect, find_defects
+from utils.columns.diagonal import HEXAGON, Vote, vote
+from utils.columns.missing import Inferred, infer_columns
 from utils.errors import UserError
 
 LEAST_PATCH = 7
 """Columns in the smallest patch: one and six about it; fewer stand on any lattice."""
-HEXAGON = np.array([[1, 0], [0, 1], [1, 1], [-1, 0], [0, -1], [-1, -1]])
-"""(6, 2) steps to the six neighbours."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,16 @@ class Lattice:
     pairs: np.ndarray
     """(E, 2) int32 pairs of neighbours k < l, those across a cut too."""
     cut: np.ndarray
-    """(E,) bool: neighbours by the maps about them whose coordinates are not: a defect's cut."""
+    """(E,) int32: 0, but where neighbours' coordinates are not, for they lie across a cut; the
+    number 1, 2, ... of the defect that the cut starts from, -1: none was found."""
     steps: np.ndarray
     """(N, 3, 2) float64 micrometres in space of one step of p and of q; NaN where patch is 0."""
     votes: tuple[Vote, ...]
     """How the diagonal was settled, for patch 1, 2, ..."""
+    defects: tuple[Defect, ...]
+    """Where no chart holds; defect 1 first."""
+    inferred: Inferred
+    """Columns that were not found."""
 
 
 def fit_lattice(
@@ -60,34 +65,36 @@ def fit_lattice(
     points, axes = np.asarray(points, float), np.asarray(axes, float)
     depths = points[:, None] if paths is None else np.concatenate([points[:, None], paths], axis=1)
     _check(points, axes, depths)
-    labels = np.zeros((len(points), 2), np.int64)
-    patch, pairs, cut = np.zeros(len(points), np.int32), [np.empty((0, 2), np.int32)], [[]]
-    residual, steps = np.full(len(points), np.nan), np.full((len(points), 3, 2), np.nan)
-    votes: list[Vote] = []
-    if len(points) >= LEAST_PATCH:
-        near = growing.nearest(points)
-        for growth in growing.patches(points, axes, near, LEAST_PATCH):
-            i = np.flatnonzero(growth.placed)
-            base, result = vote(_bases_by_depth(growth, depths, near, i))
-            base = _right_handed(base, growth.bases[i] @ base, axes[i])
-            growth.rebase(base, i)
-            votes.append(result)
-            patch[i], labels[i], steps[i] = len(votes), growth.labels[i], growth.bases[i]
-            labels[i] -= labels[i[np.linalg.norm(points[i] - points[i].mean(0), axis=1).argmin()]]
-            residual[i] = growing.residuals(growth, points, near, i)
-            found = _neighbours(growth, points, near, i)
-            pairs.append(found[0])
-            cut.append(found[1])
-    every = np.concatenate(pairs)
+    n = len(points)
+    patch, whole = np.zeros(n, np.int32), growing.Growth.empty(n)
+    residual, votes = np.full(n, np.nan), list[Vote]()
+    near = growing.nearest(points)
+    for growth in growing.patches(points, axes, near, LEAST_PATCH):
+        i = np.flatnonzero(growth.placed)
+        base, result = vote(_bases_by_depth(growth, depths, near, i))
+        growth.rebase(_right_handed(base, growth.bases[i] @ base, axes[i]), i)
+        centre = np.linalg.norm(points[i] - points[i].mean(axis=0), axis=1).argmin()
+        growth.labels[i] -= growth.labels[i[centre]]
+        votes.append(result)
+        patch[i] = len(votes)
+        residual[i] = growing.residuals(growth, points, near, i)
+        whole.take(growth, i)
+    pairs, is_cut = _neighbours(whole, points, near, patch)
+    defects, origins = find_defects(whole, points, axes, near, patch, pairs[is_cut])
+    cut = np.zeros(len(pairs), np.int32)
+    cut[is_cut] = origins
+    pq = whole.labels.astype(np.int32)
     return Lattice(
         patch=patch,
-        pq=labels.astype(np.int32),
+        pq=pq,
         residual=residual,
-        n_neighbors=np.bincount(every.ravel(), minlength=len(points)).astype(np.int32),
-        pairs=every,
-        cut=np.concatenate(cut).astype(bool),
-        steps=steps,
+        n_neighbors=np.bincount(pairs.ravel(), minlength=n).astype(np.int32),
+        pairs=pairs,
+        cut=cut,
+        steps=np.where(whole.placed[:, None, None], whole.bases, np.nan),
         votes=tuple(votes),
+        defects=defects,
+        inferred=infer_columns(patch, pq, depths, axes),
     )
 
 
@@ -124,23 +131,24 @@ def _right_handed(base: np.ndarray, steps: np.ndarray, axes: np.ndarray) -> np.n
 
 
 def _neighbours(
-    growth: growing.Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray
+    growth: growing.Growth, points: np.ndarray, near: np.ndarray, patch: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs (E, 2) of neighbours among columns ``i``, and which lie across a cut.
+    """Return the pairs (E, 2) of neighbours within patches, and which lie across a cut.
 
-    Two columns are neighbours where the maps of both say so; their labels then say whether the
-    pair is cut.
+    Pairs are neighbours where a map and both labels say so, or the maps of both against the labels:
+    these are cut.
     """
+    i = np.flatnonzero(patch)
     j = near[i]
     seen = growing.steps_seen(growth, points, i, j)
     rounded = np.rint(seen).astype(np.int64)
     close = ((seen - rounded) ** 2).sum(axis=2) < growing.STRAY**2
-    six = (rounded[:, :, None] == HEXAGON).all(axis=3).any(axis=2) & growth.placed[j]
+    six = (rounded[:, :, None] == HEXAGON).all(axis=3).any(axis=2) & (patch[j] == patch[i, None])
     told = (rounded == growth.labels[j] - growth.labels[i, None]).all(axis=2)
     first, k = np.nonzero(six & close)
-    every = np.stack([i[first], j[first, k], told[first, k]], axis=1)
-    every[:, :2].sort(axis=1)
-    unique, counts = np.unique(every, axis=0, return_counts=True)
-    agreed = unique[(counts == 2) | (unique[:, 2] == 1)]
-    last = np.append((agreed[1:, :2] != agreed[:-1, :2]).any(axis=1), True)[: len(agreed)]
-    return agreed[last, :2].astype(np.int32), agreed[last, 2] == 0
+    ends = np.sort(np.stack([i[first], j[first, k]], axis=1), axis=1)
+    pairs, which, seen_by = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
+    agreed = np.zeros(len(pairs), bool)
+    agreed[which[told[first, k]]] = True
+    kept = agreed | (seen_by == 2)
+    return pairs[kept].astype(np.int32), ~agreed[kept]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from utils.columns.lattice import HEXAGON
+from utils.columns.diagonal import HEXAGON
 from utils.evaluation.confusion import ratio
 
 
@@ -20,7 +20,8 @@ def _unimodular(most: int) -> np.ndarray:
     """Return all (C, 2, 2) int64 matrices of determinant +-1 with entries up to ``most``."""
     entries = np.array(list(itertools.product(range(-most, most + 1), repeat=4)))
     matrices = entries.reshape(-1, 2, 2)
-    return matrices[np.abs(np.rint(np.linalg.det(matrices))) == 1]
+    matrices = matrices[np.abs(np.rint(np.linalg.det(matrices))) == 1]
+    return matrices[np.argsort(np.abs(matrices).sum(axis=(1, 2)), kind="stable")]
 
 
 ANY_BASIS = _unimodular(3)
