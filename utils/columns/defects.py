@@ -108,11 +108,11 @@ def _ring(
 
 
 def _connected(columns: np.ndarray, near: np.ndarray, n: int) -> list[np.ndarray]:
-    """Return the groups of ``columns`` (C,) that are connected by being among the nearest six."""
+    """Return the groups of ``columns`` (C,) that are connected by being near each other."""
     chosen = np.zeros(n, bool)
     chosen[columns] = True
-    first = np.repeat(columns, min(6, near.shape[1]))
-    second = near[columns, :6].ravel()
+    first = np.repeat(columns, near.shape[1])
+    second = near[columns].ravel()
     kept = chosen[second]
     edges = coo_array((np.ones(kept.sum()), (first[kept], second[kept])), shape=(n, n))
     group = connected_components(edges, directed=False)[1][columns]

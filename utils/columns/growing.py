@@ -27,8 +27,8 @@ SHARE = 0.5
 """Points are labelled in one round if their support is at least this share of the best one's."""
 STARTS = 8
 """Starts of which the most consistent labelling is kept."""
-MENDED = 6
-"""Rounds at most in which labels that contradict their surroundings are taken back."""
+AGREED = 0.02
+"""Share by which the two most consistent labellings may differ for no more starts to be tried."""
 
 
 @dataclass
@@ -139,16 +139,17 @@ def grow(
     """
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
-    for _ in range(MENDED):
+    contradicted = len(points)
+    while True:
         while _place(growth, points, near, free):
             _fit_maps(growth, points, near)
-        sites, _, support = _predict(growth, points, near, np.flatnonzero(growth.placed))
         held = np.flatnonzero(growth.placed)
+        sites, _, support = _predict(growth, points, near, held)
         wrong = held[(np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)]
-        if len(wrong) == 0 or len(wrong) == len(held):
-            break
+        if len(wrong) == 0 or len(wrong) >= contradicted:  # across a cut labels always contradict
+            return growth
+        contradicted = len(wrong)
         growth.placed[wrong] = False
-    return growth
 
 
 def _predict(
@@ -282,14 +283,27 @@ def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) 
     free, found = np.isfinite(misfit), list[Growth]()
     while free.sum() >= least:
         starts = _spread(np.flatnonzero(free)[np.argsort(misfit[free])], near)
-        grown = [grow(points, near, int(s), bases[s], free) for s in starts]
-        best = max(grown, key=lambda growth: _consistency(growth, points, near))
+        best = _most_consistent(points, near, starts, bases, free)
         if best.placed.sum() < least:
             free[starts] = False
             continue
         free &= ~best.placed
         found.append(best)
     return sorted(found, key=lambda growth: -int(growth.placed.sum()))
+
+
+def _most_consistent(
+    points: np.ndarray, near: np.ndarray, starts: np.ndarray, bases: np.ndarray, free: np.ndarray
+) -> Growth:
+    """Return the most consistent growth; no more starts are tried once the two best agree."""
+    grown: list[tuple[float, Growth]] = []
+    for start in starts:
+        growth = grow(points, near, int(start), bases[start], free)
+        grown.append((_consistency(growth, points, near), growth))
+        grown.sort(key=lambda scored: -scored[0])
+        if len(grown) > 1 and grown[1][0] > (1 - AGREED) * grown[0][0]:
+            break
+    return grown[0][1]
 
 
 def _spread(order: np.ndarray, near: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def infer_columns(
 
 
 def _free_sites(pq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the free sites (S, 2) beside ``pq`` (N, 2) and the rows (S, 6) about each; -1: none."""
+    """Return the free sites (S, 2) beside ``pq`` (N, 2), and the rows (S, 6) about each or -1."""
     low = pq.min(axis=0) - 2
     grid = np.full(pq.max(axis=0) - low + 3, -1)
     grid[tuple((pq - low).T)] = np.arange(len(pq))
