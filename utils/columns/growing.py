@@ -17,6 +17,9 @@ NEAR = 18
 wide, they reach two steps the short way and one the long way."""
 PAIRED = 8
 """Nearest points of which two may span the first cell."""
+FLATTEST = 0.05
+"""Least area of a first cell over the sum of its sides' squares: 0.43 in a regular lattice, 0.2 at
+the largest anisotropy of real ones; points in a line span less."""
 REACH = 1.3
 """Standard deviation in steps of the weight that a labelled point has for its neighbours."""
 TOLERANCE = 0.42
@@ -27,7 +30,10 @@ SHARE = 0.5
 """Points are labelled in one round if their support is at least this share of the best one's."""
 STARTS = 8
 """Starts of which the most consistent labelling is kept."""
-AGREED = 0.02
+MENDED = 6
+"""Times at most that labels which contradict their surroundings are taken back and grown again: at
+a cut they always do."""
+AGREED = 0.002
 """Share by which the two most consistent labellings may differ for no more starts to be tried."""
 
 
@@ -125,7 +131,8 @@ def _fit_cells(sites: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray
     cross = np.einsum("nka,npkb->npab", u, sites)
     fit = np.einsum("npab,npbc->npac", cross, swapped) / det[..., None, None]
     area = np.abs(fit[..., 0, 0] * fit[..., 1, 1] - fit[..., 0, 1] * fit[..., 1, 0])
-    return fit, np.where(det > 0.5, area, np.nan)
+    long = (fit**2).sum(axis=(2, 3))
+    return fit, np.where((det > 0.5) & (area > FLATTEST * long), area, np.nan)
 
 
 def grow(
@@ -139,17 +146,16 @@ def grow(
     """
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
-    contradicted = len(points)
-    while True:
+    for mended in range(MENDED + 1):
         while _place(growth, points, near, free):
             _fit_maps(growth, points, near)
         held = np.flatnonzero(growth.placed)
         sites, _, support = _predict(growth, points, near, held)
         wrong = held[(np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)]
-        if len(wrong) == 0 or len(wrong) >= contradicted:  # across a cut labels always contradict
-            return growth
-        contradicted = len(wrong)
+        if len(wrong) == 0 or mended == MENDED:
+            break
         growth.placed[wrong] = False
+    return growth
 
 
 def _predict(
@@ -216,7 +222,7 @@ def surroundings(
     j = near[i]
     steps = (growth.labels[j] - growth.labels[i, None]).astype(float)
     away = points[j] - points[i, None] - growth.offsets[i, None]
-    missed = steps - np.einsum("ibc,ikc->ikb", inverses(growth.bases[i]), away)
+    missed = steps - away @ inverses(growth.bases[i]).transpose(0, 2, 1)
     fits = growth.placed[j] & ((missed**2).sum(axis=2) < STRAY**2)
     return steps, fits * np.exp(-0.5 * (steps**2).sum(axis=2) / REACH**2)
 
@@ -238,8 +244,8 @@ def fit_maps(
     prior = around / (weights.sum(axis=1) + 1)[:, None, None]
     design = np.concatenate([steps, np.ones((*weights.shape, 1))], axis=2)
     heavy = weights[:, :, None] * design
-    square = np.einsum("ikb,ikd->ibd", heavy, design) + np.eye(3)
-    cross = np.einsum("ikb,ikc->ibc", heavy, points[j] - points[i, None])
+    square = heavy.transpose(0, 2, 1) @ design + np.eye(3)
+    cross = heavy.transpose(0, 2, 1) @ (points[j] - points[i, None])
     cross[:, :2] += prior.transpose(0, 2, 1)
     fit = np.linalg.solve(square, cross)
     return fit[:, :2].transpose(0, 2, 1), fit[:, 2]
@@ -262,7 +268,7 @@ def steps_seen(growth: Growth, points: np.ndarray, i: np.ndarray, j: np.ndarray)
     Measured between the sites on which both stand.
     """
     away = points[j] + growth.offsets[j] - (points[i] + growth.offsets[i])[:, None]
-    return np.einsum("ibc,ikc->ikb", inverses(growth.bases[i]), away)
+    return away @ inverses(growth.bases[i]).transpose(0, 2, 1)
 
 
 def residuals(growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray) -> np.ndarray:

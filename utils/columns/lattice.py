@@ -7,7 +7,7 @@ labels are grown first (:mod:`utils.columns.growing`), then a vote settles the d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,11 +60,14 @@ def fit_lattice(
             settled at the clearest one.
 
     Raises:
-        UserError: numbers that are not finite, or arrays that do not belong together.
+        UserError: arrays that do not belong together.
+
+    Columns with numbers that are not finite fit nowhere, and so do points in a line.
     """
-    points, axes = np.asarray(points, float), np.asarray(axes, float)
+    all_points, points, axes = points, np.asarray(points, float), np.asarray(axes, float)
     depths = points[:, None] if paths is None else np.concatenate([points[:, None], paths], axis=1)
-    _check(points, axes, depths)
+    used = _usable(points, axes, depths)
+    points, axes, depths = points[used], axes[used], depths[used]
     n = len(points)
     patch, whole = np.zeros(n, np.int32), growing.Growth.empty(n)
     residual, votes = np.full(n, np.nan), list[Vote]()
@@ -84,31 +87,38 @@ def fit_lattice(
     cut = np.zeros(len(pairs), np.int32)
     cut[is_cut] = origins
     pq = whole.labels.astype(np.int32)
+    steps = np.where(whole.placed[:, None, None], whole.bases, np.nan)
+    pairs = used[pairs].astype(np.int32)
     return Lattice(
-        patch=patch,
-        pq=pq,
-        residual=residual,
-        n_neighbors=np.bincount(pairs.ravel(), minlength=n).astype(np.int32),
+        patch=_spread(patch, used, len(all_points), 0),
+        pq=_spread(pq, used, len(all_points), 0),
+        residual=_spread(residual, used, len(all_points), np.nan),
+        n_neighbors=np.bincount(pairs.ravel(), minlength=len(all_points)).astype(np.int32),
         pairs=pairs,
         cut=cut,
-        steps=np.where(whole.placed[:, None, None], whole.bases, np.nan),
+        steps=_spread(steps, used, len(all_points), np.nan),
         votes=tuple(votes),
-        defects=defects,
+        defects=tuple(replace(d, columns=used[d.columns].astype(np.int32)) for d in defects),
         inferred=infer_columns(patch, pq, depths, axes),
     )
 
 
-def _check(points: np.ndarray, axes: np.ndarray, depths: np.ndarray) -> None:
-    if points.ndim != 2 or points.shape[1:] != (3,) or axes.shape != points.shape:
+def _usable(points: np.ndarray, axes: np.ndarray, depths: np.ndarray) -> np.ndarray:
+    """Return the rows (U,) of columns with finite positions and an axis; raise on wrong shapes."""
+    if points.shape[1:] != (3,) or axes.shape != points.shape or depths.shape[2:] != (3,):
         raise UserError(
-            f"points {points.shape} and axes {axes.shape} of a lattice: both must be (N, 3)"
+            f"a lattice of points {points.shape}, axes {axes.shape} and positions by depth "
+            f"{depths.shape}: must be (N, 3), (N, 3) and (N, D, 3)"
         )
-    bad = ~(np.isfinite(depths).all(axis=(1, 2)) & (np.abs(axes).sum(axis=1) > 0))
-    if bad.any():
-        raise UserError(
-            f"{bad.sum()} of {len(bad)} columns have a position or axis that is not finite, "
-            f"the first in row {bad.argmax()}: leave them out"
-        )
+    finite = np.isfinite(depths).all(axis=(1, 2)) & np.isfinite(axes).all(axis=1)
+    return np.flatnonzero(finite & (np.abs(axes).sum(axis=1) > 0))
+
+
+def _spread(values: np.ndarray, rows: np.ndarray, n: int, rest: float) -> np.ndarray:
+    """Return ``values`` (U, ...) at ``rows`` (U,) of ``n``, and ``rest`` in the others."""
+    whole = np.full((n, *values.shape[1:]), rest, values.dtype)
+    whole[rows] = values
+    return whole
 
 
 def _bases_by_depth(
