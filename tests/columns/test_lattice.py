@@ -104,9 +104,8 @@ def test_the_diagonal_is_settled_at_the_clearest_depth() -> None:
     pq = disk(6)
     near_square, axes = plane(pq, angle=89.0)
     regular, _ = plane(pq, angle=118.0)
-    paths = np.stack([near_square + 5 * UP, regular - 5 * UP], axis=1)
-    rng = np.random.default_rng(2)
-    points = near_square + rng.normal(0, 0.2, near_square.shape)
+    points = near_square + np.random.default_rng(2).normal(0, 0.2, near_square.shape)
+    paths = np.stack([points + 5 * UP, regular - 5 * UP], axis=1)
     assert judge(fit_lattice(points, axes), pq)["pairs_right"] < 0.5
     lattice = fit_lattice(points, axes, paths=paths)
     assert judge(lattice, pq)["pairs_right"] == 1.0
@@ -235,7 +234,7 @@ def test_missing_columns_are_where_they_were() -> None:
     assert len(inferred.pq) == len(gone) and distance.min(axis=0).max() < 0.2 * 7.0
     nearest = gone[distance.argmin(axis=1)]
     assert len(set(nearest)) == len(gone)
-    np.testing.assert_allclose(inferred.axes, axes[nearest], atol=0.05)
+    np.testing.assert_allclose(inferred.axes, axes[nearest], atol=0.1)
     ends = inferred.paths[:, 2] - inferred.paths[:, 1]
     np.testing.assert_allclose(ends, 8 * axes[nearest], atol=1.0)
 
