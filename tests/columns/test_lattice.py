@@ -1,10 +1,6 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from utils.columns import growing
-from utils.columns.landmarks import orient
 from utils.columns.lattice import Lattice, fit_lattice
 from utils.errors import UserError
 from utils.evaluation.lattice import score_lattice, true_pairs
@@ -35,20 +31,6 @@ def dome(pq: np.ndarray, radii: tuple[float, float, float]) -> tuple[np.ndarray,
     unit = np.concatenate([flat[:, :2] * np.sinc(arc / np.pi) / 60.0, np.cos(arc)], axis=1)
     normals = unit / np.array(radii)
     return unit * radii, normals / np.linalg.norm(normals, axis=1, keepdims=True)
-
-
-def cone(fold: int, radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return points, axes and true pairs of ``fold`` wedges of 60 degrees about a defect."""
-    i, j = np.tril_indices(radius + 1)
-    flat = i - j + j * np.exp(1j * np.pi / 3)  # the wedge from the real axis to 60 degrees
-    flat = flat[(i > 0) & (j < i)]
-    wedges = [
-        np.abs(flat) * np.exp(1j * (np.angle(flat) * 6 / fold + 2 * np.pi * k / fold))
-        for k in range(fold)
-    ]
-    z = 7.0 * np.concatenate([[0], *wedges])
-    points = np.stack([z.real, z.imag, np.zeros(len(z))], axis=1)
-    return points, np.tile(UP, (len(z), 1)), z
 
 
 def judge(lattice: Lattice, pq: np.ndarray) -> dict[str, float]:
@@ -110,31 +92,6 @@ def test_the_diagonal_is_settled_at_the_clearest_depth() -> None:
     lattice = fit_lattice(points, axes, paths=paths)
     assert judge(lattice, pq)["pairs_right"] == 1.0
     assert lattice.votes[0].depth == 2 and lattice.votes[0].share == 1.0
-
-
-@pytest.mark.parametrize("fold", [5, 7])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_defect_is_named_and_placed(fold: int, mirrored: bool) -> None:
-    points, axes, _ = cone(fold, 6)
-    if mirrored:
-        axes = -axes
-    lattice = fit_lattice(points, axes)
-    assert [defect.fold for defect in lattice.defects] == [fold]
-    assert np.linalg.norm(lattice.defects[0].position) < 10.0
-    assert (lattice.cut >= 0).all() and (lattice.cut == 1).any()
-    assert (lattice.patch > 0).mean() > 0.9
-
-
-def test_a_dislocation_is_named() -> None:
-    pq = disk(7)
-    points, axes = plane(pq)
-    x, y = points[:, 0], points[:, 1]
-    shift = 7.0 * np.arctan2(y - 3.0, x - 3.5) / (2 * np.pi)
-    half = (x < 3.5) & (np.abs(y - 3.0) < 0.1)
-    lattice = fit_lattice(points[~half] + shift[~half, None] * [1.0, 0.0, 0.0], axes[~half])
-    assert [defect.fold for defect in lattice.defects] == [6]
-    assert np.abs(lattice.defects[0].step).max() == 1
-    assert np.linalg.norm(lattice.defects[0].position - [3.5, 3.0, 0.0]) < 20.0
 
 
 def test_two_patches_are_numbered_by_size() -> None:
@@ -220,55 +177,3 @@ def test_columns_that_are_not_finite_fit_nowhere() -> None:
 def test_wrong_shapes_are_named() -> None:
     with pytest.raises(UserError, match=r"\(N, 3\)"):
         fit_lattice(np.zeros((5, 2)), np.zeros((5, 2)))
-
-
-def test_missing_columns_are_where_they_were() -> None:
-    pq = disk(6)
-    points, axes = dome(pq, (60.0, 60.0, 60.0))
-    interior = np.flatnonzero(np.abs(pq).max(axis=1) < 5)
-    gone = np.random.default_rng(1).permutation(interior)[:12]
-    kept = np.setdiff1d(np.arange(len(pq)), gone)
-    paths = np.stack([points - 4 * axes, points + 4 * axes], axis=1)
-    inferred = fit_lattice(points[kept], axes[kept], paths=paths[kept]).inferred
-    distance = np.linalg.norm(inferred.paths[:, :1] - points[gone][None], axis=2)
-    assert len(inferred.pq) == len(gone) and distance.min(axis=0).max() < 0.2 * 7.0
-    nearest = gone[distance.argmin(axis=1)]
-    assert len(set(nearest)) == len(gone)
-    np.testing.assert_allclose(inferred.axes, axes[nearest], atol=0.1)
-    ends = inferred.paths[:, 2] - inferred.paths[:, 1]
-    np.testing.assert_allclose(ends, 8 * axes[nearest], atol=1.0)
-
-
-def test_landmarks_settle_all_but_nothing_else() -> None:
-    pq = disk(5)
-    points, axes = plane(pq)
-    lattice = fit_lattice(points, axes)
-    start = int(np.flatnonzero((pq == [2, 1]).all(axis=1))[0])
-    dorsal = plane(np.array([[1, 1]]))[0][0] + [0.3, -0.2, 4.0]
-    oriented = orient(lattice, axes, origin=start, dorsal=dorsal, hemisphere="R")
-    assert (oriented.pq == pq - pq[start]).all()
-    left = orient(oriented, axes, hemisphere="L")
-    assert (left.pq == oriented.pq[:, ::-1]).all()
-    flipped = orient(lattice, axes, origin=start, dorsal=-dorsal, hemisphere="R")
-    assert (flipped.pq == pq[start] - pq).all()
-    np.testing.assert_allclose(flipped.steps, -oriented.steps, atol=1e-9)
-    assert (orient(lattice, axes).pq == lattice.pq).all()
-
-
-def test_landmarks_that_say_nothing_are_named() -> None:
-    points, axes = plane(disk(3))
-    lattice = fit_lattice(points, axes)
-    with pytest.raises(UserError, match="--dorsal"):
-        orient(lattice, axes, dorsal=UP)
-    with pytest.raises(UserError, match="--dorsal"):
-        orient(lattice, axes, dorsal=np.full(3, np.nan))
-    for origin in (-1, len(points), 0):
-        flagged = replace(lattice, patch=np.where(np.arange(len(points)) == 0, 0, lattice.patch))
-        with pytest.raises(UserError, match="--origin"):
-            orient(flagged, axes, origin=origin)
-
-
-def test_the_nearest_points_leave_out_the_point_itself() -> None:
-    points = np.repeat(np.random.default_rng(0).normal(size=(10, 3)), 3, axis=0)
-    near = growing.nearest(points, 4)
-    assert near.shape == (30, 4) and not (near == np.arange(30)[:, None]).any()

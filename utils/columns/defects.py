@@ -63,7 +63,7 @@ def find_defects(
     defects = []
     for group in _connected(odd, near, len(points)):
         kinds = [rings[int(i)] for i in group]
-        fold, step = max(set(kinds), key=kinds.count)
+        fold, step = max(sorted(set(kinds)), key=kinds.count)
         same = group[[kind == (fold, step) or kind[0] == fold != 6 for kind in kinds]]
         defects.append(
             Defect(
