@@ -5,6 +5,7 @@ A range is a field (low, high); both ends are values that may be drawn.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -14,16 +15,29 @@ from utils.errors import UserError
 
 
 class PlainConfig:
-    """A frozen dataclass of numbers and tuples of numbers that JSON can hold."""
+    """A frozen dataclass of numbers, tuples of numbers, and parts of this kind, as JSON can hold."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+        """Return plain JSON types (tuples as lists, parts nested); ``from_dict`` is the inverse."""
+        return {name: _plain(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a configuration from :meth:`to_dict`'s result."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        """Build a configuration from :meth:`to_dict`'s result; what is left out has its default."""
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _typed(value, hints.get(name)) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PlainConfig):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    if isinstance(hint, type) and issubclass(hint, PlainConfig):
+        return hint.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_each(config: Any, minima: Mapping[str, float]) -> None:

@@ -1,0 +1,162 @@
+"""Preset wide: columns of many shapes under many stains and microscopes, configured in parts.
+
+Where columns stand (``sheet``, or a table of real ones), what glows (``stain``), how it is seen
+(``microscope``). Axis order is (x, y, z), lengths are voxels unless a name or text says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.simulation.configuration import PlainConfig, check_each, check_minima
+from utils.simulation.geometry import GeometryError
+from utils.simulation.microscope import (
+    MicroscopeConfig,
+    draw_microscope,
+    take_picture,
+    visibility,
+)
+from utils.simulation.sheet import (
+    Columns,
+    ColumnTable,
+    SheetConfig,
+    draw_columns,
+    paint_fields,
+    place_columns,
+)
+from utils.simulation.stain import StainConfig, draw_stain, paint_stain
+
+LOOKS = 4
+"""Stains and microscopes that are tried on a geometry before another one is drawn."""
+
+
+@dataclass(frozen=True)
+class WideConfig(PlainConfig):
+    """All that governs a random volume of preset wide, in parts.
+
+    Raises UserError, naming the field, for a value outside its range.
+    """
+
+    shape: tuple[int, int, int] = (128, 128, 128)
+    """Voxels along x, y, z."""
+    min_visibility: float = 0.6
+    """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
+    max_redraws: int = 40
+    """Volumes drawn before giving up."""
+    sheet: SheetConfig = field(default_factory=SheetConfig)
+    """Where columns stand."""
+    stain: StainConfig = field(default_factory=StainConfig)
+    """What glows."""
+    microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)
+    """How it is seen."""
+    table: ColumnTable | None = field(default=None, compare=False)
+    """Real columns that are placed in the volume instead of drawn ones."""
+
+    def __post_init__(self) -> None:
+        check_each(self, {"shape": 2})
+        if len(self.shape) != 3:
+            raise UserError(f"shape {self.shape}: must be three numbers of voxels")
+        check_minima(self, {"min_visibility": 0.0, "max_redraws": 1})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; of a table its name and hash alone."""
+        plain = super().to_dict()
+        if self.table is None:
+            del plain["table"]
+        else:
+            plain["table"] = {"name": self.table.name, "hash": self.table.hash}
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from :meth:`to_dict`'s result; a table comes back without rows."""
+        values = dict(values)
+        if named := values.get("table"):
+            none = np.zeros((0, 3), np.float32)
+            index = np.zeros(0, np.int32)
+            values["table"] = ColumnTable(**named, proximal=none, distal=none, p=index, q=index)
+        return super().from_dict(values)
+
+
+@dataclass(frozen=True)
+class WideParameters:
+    """What was drawn for one volume; the first four mean what they mean in the reference."""
+
+    spacing: float
+    """Mean distance of nearest neighbours along the columns, in mean edges of the volume."""
+    cone_length: float
+    """1: e_r is the whole column."""
+    cone_radius: float
+    """Radius of a column, in its distance to the nearest neighbour at the same depth."""
+    cone_taper: float
+    """Mean of the columns' distal over proximal spacing."""
+    visibility: float
+    """Contrast of columns and gaps over its spread, by ``microscope.visibility``."""
+    redraws: int
+    """Volumes drawn until this one was accepted."""
+    drawn: str
+    """JSON: parameters of the geometry, the stain and the microscope."""
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Parameters of the geometry."""
+        return dict(json.loads(self.drawn)["geometry"])
+
+
+def draw_wide(
+    config: WideConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, Columns, WideParameters]:
+    """Draw volumes until one's columns can be seen.
+
+    Returns:
+        Image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns, and what was drawn.
+
+    Raises GeometryError if none of ``config.max_redraws`` volumes is visible enough.
+    """
+    best = 0.0
+    for redraws in range(config.max_redraws):
+        if redraws % LOOKS == 0:
+            columns = _draw_columns(config, rng)
+            fields = paint_fields(columns, config.shape)
+            spacing = float(columns.spacing.mean())
+        stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
+        microscope = draw_microscope(config.microscope, rng)
+        image = take_picture(microscope, paint_stain(stain, fields, spacing, rng), rng)
+        seen = visibility(image, fields, columns.left_out)
+        if seen >= config.min_visibility:
+            break
+        best = max(best, seen)
+    else:
+        raise GeometryError(
+            f"no volume of {config.max_redraws} shows its columns with min_visibility "
+            f"{config.min_visibility} (most: {best:.2f}): ask for less, or for clearer stains"
+        )
+    drawn = {
+        "geometry": columns.parameters,
+        "stain": stain.to_dict(),
+        "microscope": microscope.to_dict(),
+    }
+    parameters = WideParameters(
+        spacing=spacing / float(np.mean(config.shape)),
+        cone_length=1.0,
+        cone_radius=config.sheet.radius,
+        cone_taper=float(np.mean(columns.spacing[:, -1] / columns.spacing[:, 0])),
+        visibility=seen,
+        redraws=redraws,
+        drawn=json.dumps(drawn),
+    )
+    return image, fields.instances(config.sheet.radius), columns, parameters
+
+
+def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
+    if config.table is None:
+        return draw_columns(config.sheet, config.shape, rng)
+    if not len(config.table.proximal):
+        raise UserError(f"the columns of table {config.table.name} are needed: --columns_table")
+    return place_columns(config.table, config.sheet, config.shape, rng)
