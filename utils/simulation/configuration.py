@@ -6,7 +6,7 @@ A range is a field (low, high); both ends are values that may be drawn.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -63,3 +63,12 @@ def check_minima(config: Any, minima: Mapping[str, float]) -> None:
         value = getattr(config, name)
         if not np.isfinite(value) or value < low:
             raise UserError(f"{name} {value}: must be at least {low}")
+
+
+def check_shares(config: Any, names: Iterable[str]) -> None:
+    """Raise UserError, naming the field, for a number, or one of a tuple, outside of 0 to 1."""
+    for name in names:
+        if not np.all(
+            (np.array(getattr(config, name)) >= 0) & (np.array(getattr(config, name)) <= 1)
+        ):
+            raise UserError(f"{name} {getattr(config, name)}: must be from 0 to 1")

@@ -18,13 +18,14 @@ from utils.simulation.configuration import (
     check_minima,
     check_ranges,
 )
-from utils.simulation.coordinates import spherical_frames
 from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
+from utils.simulation.coordinates import spherical_frames
 from utils.simulation.fields import ColumnFields
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
-from utils.simulation.sheet import Columns, paint_fields
+from utils.simulation.sheet import Columns
+from utils.simulation.sheet_fields import paint_fields
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.wide import WideConfig, WideParameters, draw_wide
 

@@ -1,15 +1,14 @@
 """Preset wide: columns of many shapes under many stains and microscopes, configured in parts.
 
-Where columns stand (``sheet``, or a table of real ones), what glows (``stain``), how it is seen
+Where columns stand (``sheet``), what glows (``stain``), how it is seen
 (``microscope``). Axis order is (x, y, z), lengths are voxels unless a name or text says otherwise.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +23,10 @@ from utils.simulation.microscope import (
 )
 from utils.simulation.sheet import (
     Columns,
-    ColumnTable,
     SheetConfig,
     draw_columns,
-    paint_fields,
-    place_columns,
 )
+from utils.simulation.sheet_fields import paint_fields
 from utils.simulation.stain import StainConfig, draw_stain, paint_stain
 
 LOOKS = 4
@@ -55,33 +52,12 @@ class WideConfig(PlainConfig):
     """What glows."""
     microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)
     """How it is seen."""
-    table: ColumnTable | None = field(default=None, compare=False)
-    """Real columns that are placed in the volume instead of drawn ones."""
 
     def __post_init__(self) -> None:
         check_each(self, {"shape": 2})
         if len(self.shape) != 3:
             raise UserError(f"shape {self.shape}: must be three numbers of voxels")
         check_minima(self, {"min_visibility": 0.0, "max_redraws": 1})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; of a table its name and hash alone."""
-        plain = super().to_dict()
-        if self.table is None:
-            del plain["table"]
-        else:
-            plain["table"] = {"name": self.table.name, "hash": self.table.hash}
-        return plain
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a configuration from :meth:`to_dict`'s result; a table comes back without rows."""
-        values = dict(values)
-        if named := values.get("table"):
-            none = np.zeros((0, 3), np.float32)
-            index = np.zeros(0, np.int32)
-            values["table"] = ColumnTable(**named, proximal=none, distal=none, p=index, q=index)
-        return super().from_dict(values)
 
 
 @dataclass(frozen=True)
@@ -122,7 +98,7 @@ def draw_wide(
     best = 0.0
     for redraws in range(config.max_redraws):
         if redraws % LOOKS == 0:
-            columns = _draw_columns(config, rng)
+            columns = draw_columns(config.sheet, config.shape, rng)
             fields = paint_fields(columns, config.shape)
             spacing = float(columns.spacing.mean())
         stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
@@ -152,11 +128,3 @@ def draw_wide(
         drawn=json.dumps(drawn),
     )
     return image, fields.instances(config.sheet.radius), columns, parameters
-
-
-def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
-    if config.table is None:
-        return draw_columns(config.sheet, config.shape, rng)
-    if not len(config.table.proximal):
-        raise UserError(f"the columns of table {config.table.name} are needed: --columns_table")
-    return place_columns(config.table, config.sheet, config.shape, rng)
