@@ -31,7 +31,7 @@ def make(config: VolumeConfig, **options: object) -> OnTheFly3DDataset:
 def volume_of(data: OnTheFly3DDataset, index: int) -> SimulatedVolume:
     """Return a whole volume of the data's epoch."""
     rng = make_rng(Purpose.LIVE_VOLUME, data.seed, data.epoch, index)
-    return simulate_volume(data.config, rng)
+    return simulate_volume(data.mixture.choose(data.seed, data.epoch, index), rng)
 
 
 def batches(loader: DataLoader) -> list[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 
 class PlainConfig:
-    """A frozen dataclass of numbers, tuples of numbers, and parts of this kind, as JSON can hold."""
+    """A frozen dataclass of numbers, tuples of numbers, and parts of this kind."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (tuples as lists, parts nested); ``from_dict`` is the inverse."""

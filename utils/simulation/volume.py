@@ -18,9 +18,9 @@ from utils.simulation.configuration import (
     check_minima,
     check_ranges,
 )
-from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
 from utils.simulation.coordinates import spherical_frames
 from utils.simulation.fields import ColumnFields
+from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
@@ -219,7 +219,7 @@ class WideVolume(SimulatedVolume):
 
     @property
     def fields(self) -> ColumnFields:
-        """Where each voxel stands among the columns; painted anew at each call."""
+        """Where each voxel stands among the columns, without neuropil; painted at each call."""
         return paint_fields(
             Columns(
                 paths=self.paths,
@@ -227,7 +227,7 @@ class WideVolume(SimulatedVolume):
                 lattice=self.lattice_coordinates,
                 neighbours=self.lattice_neighbours,
                 left_out=self.column_type == 0,
-                parameters=self.parameters.geometry,
+                parameters={},
             ),
             self.instances.shape,
         )
@@ -243,9 +243,7 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
     return make_rng(Purpose.VOLUME, seed, index)
 
 
-def simulate_volume(
-    config: VolumeConfig | WideConfig, rng: np.random.Generator
-) -> SimulatedVolume:
+def simulate_volume(config: VolumeConfig | WideConfig, rng: np.random.Generator) -> SimulatedVolume:
     """Simulate one volume of either preset; a :class:`WideVolume` of a :class:`WideConfig`.
 
     Args:

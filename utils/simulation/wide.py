@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -78,11 +77,6 @@ class WideParameters:
     """Volumes drawn until this one was accepted."""
     drawn: str
     """JSON: parameters of the geometry, the stain and the microscope."""
-
-    @property
-    def geometry(self) -> dict[str, Any]:
-        """Parameters of the geometry."""
-        return dict(json.loads(self.drawn)["geometry"])
 
 
 def draw_wide(
