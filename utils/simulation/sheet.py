@@ -7,6 +7,7 @@ proximal end (depth 0) to its distal end (depth 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +24,8 @@ STEPS = ((1, 0), (0, 1), (1, 1))
 """Steps (dp, dq) to three of a column's six neighbours; the others are their opposites."""
 MOST_TURN = 1.4
 """A sheet ends where its normal is turned by this much, in radians."""
+CLEARANCE = 0.75
+"""Columns of a second sheet keep this share of both spacings' sum from the first."""
 BENT_OVER = 4.0
 """Columns shorter than this many spacings are bent in proportion to their length."""
 MARGIN = 1.5
@@ -59,13 +62,13 @@ class SheetConfig(PlainConfig):
     """Largest deviation of a column from its chord, in spacings."""
     own_bend: float = 0.3
     """Standard deviation of a column's own bend, as a share of the sheet's bend."""
-    shift: float = 0.3
+    shift: float = 0.25
     """The sheet's centre is moved by up to this share of the volume per axis."""
     border: float = 0.3
     """Probability that the sheet ends at a straight border inside of the volume."""
     holes: tuple[int, int] = (0, 2)
     """Number of holes without columns, inclusive."""
-    hole_radius: tuple[float, float] = (1.0, 4.0)
+    hole_radius: tuple[float, float] = (1.0, 3.0)
     """Radius of a hole, in spacings."""
     second_sheet: float = 0.2
     """Probability of a second sheet beside the first."""
@@ -79,7 +82,7 @@ class SheetConfig(PlainConfig):
     """Share of the columns without any stain."""
     radius: float = 0.35
     """Radius of a column's label, in its own nearest-neighbour distances at that depth."""
-    min_columns: int = 12
+    min_columns: int = 30
     """A geometry is drawn again until at least this many columns have their middle inside."""
     max_tries: int = 100
     """Geometries drawn before giving up."""
@@ -164,73 +167,82 @@ def draw_columns(
     Raises:
         GeometryError: none of ``config.max_tries`` geometries had enough columns.
     """
+    return draw_until_enough(lambda: _draw_once(config, shape, rng), config, shape)
+
+
+def draw_until_enough(
+    draw: Callable[[], Columns], config: SheetConfig, shape: tuple[int, int, int]
+) -> Columns:
+    """Return the first geometry that has enough columns; GeometryError where none has."""
     most = 0
     for tries in range(1, config.max_tries + 1):
-        columns = _draw_once(config, shape, rng)
-        inside = _middles_inside(columns.paths, shape)
+        columns = draw()
+        inside = int(_middle_inside(columns.paths, shape).sum())
         if inside >= config.min_columns:
             return replace(columns, parameters={**columns.parameters, "tries": float(tries)})
         most = max(most, inside)
-    raise _too_few(config, shape, most)
-
-
-def _too_few(config: SheetConfig, shape: tuple[int, int, int], most: int) -> GeometryError:
-    low, high = config.spacing
-    return GeometryError(
-        f"no geometry with at least {config.min_columns} columns in a volume of {shape} in "
-        f"{config.max_tries} tries (most found: {most}; spacing {low}..{high} voxels): ask for "
-        "fewer columns (min_columns) or a finer lattice (spacing)"
+    raise GeometryError(
+        f"no geometry with at least {config.min_columns} columns in {shape} voxels in "
+        f"{config.max_tries} tries (most found: {most}; spacing {config.spacing[0]}.."
+        f"{config.spacing[1]} voxels): ask for fewer columns (min_columns) or a finer lattice"
     )
 
 
-def _middles_inside(paths: np.ndarray, shape: tuple[int, int, int]) -> int:
+def _middle_inside(paths: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return (N,) bool: the paths (N, D, 3) whose middle node lies in the volume."""
     middle = paths[:, paths.shape[1] // 2]
-    return int(np.all((middle >= 0) & (middle < shape), axis=1).sum())
+    return np.all((middle >= 0) & (middle < shape), axis=1)
 
 
 def _draw_once(
     config: SheetConfig, shape: tuple[int, int, int], rng: np.random.Generator
 ) -> Columns:
     size = np.array(shape, dtype=np.float64)
-    turn, parameters = draw_turn(rng)
+    (x, y, z), angle = draw_turn(rng)
+    parameters = {"axis_x": x, "axis_y": y, "axis_z": z, "turn": angle}
     origin = size * (0.5 + rng.uniform(-config.shift, config.shift, size=3))
-    sheet, drawn = _draw_sheet(config, shape, origin, turn, rng)
+    sheet, drawn = _draw_sheet(config, shape, origin, turn_to((x, y, z), angle), rng)
     parameters |= drawn
-    parts = [_stand(config, sheet, shape, rng)]
+    paths, spacing, lattice = _stand(config, sheet, shape, rng)
     if rng.random() < config.second_sheet:
         beside, drawn = _draw_second(config, sheet, shape, rng)
         parameters |= {f"second_{name}": value for name, value in drawn.items()}
-        paths, lattice = _stand(config, beside, shape, rng)
-        clear = 0.75 * (sheet.spacing + beside.spacing)
-        near, _ = cKDTree(parts[0][0].reshape(-1, 3)).query(
-            paths.reshape(-1, 3), distance_upper_bound=clear
+        second = _stand(config, beside, shape, rng)
+        clear = CLEARANCE * (sheet.spacing + beside.spacing)
+        near, _ = cKDTree(paths.reshape(-1, 3)).query(
+            second[0].reshape(-1, 3), distance_upper_bound=clear
         )
-        free = np.isinf(near.reshape(paths.shape[:2])).all(axis=1)
-        parts.append((paths[free], lattice[free] + np.array([1, 0, 0])))
+        free = np.isinf(near.reshape(second[1].shape)).all(axis=1)
+        paths, spacing = (
+            np.concatenate([a, b[free]]) for a, b in zip((paths, spacing), second[:2], strict=True)
+        )
+        lattice = np.concatenate([lattice, second[2][free] + np.array([1, 0, 0])])
     neuropil = np.zeros((0, 4, 3))
     if rng.random() < config.neuropil:
         neuropil = _draw_neuropil(config, sheet, rng)
-    columns = gather(parts, shape, parameters)
+    columns = near_volume(paths, spacing, lattice, shape, parameters)
+    return replace(draw_left_out(config, columns, rng), neuropil=neuropil.astype(np.float32))
+
+
+def draw_left_out(config: SheetConfig, columns: Columns, rng: np.random.Generator) -> Columns:
+    """Draw the share of columns left out, and which."""
     share = rng.uniform(*config.left_out)
+    left_out = rng.random(len(columns.paths)) < share
     return replace(
-        columns,
-        left_out=rng.random(len(columns.paths)) < share,
-        parameters={**parameters, "left_out": float(share)},
-        neuropil=neuropil.astype(np.float32),
+        columns, left_out=left_out, parameters={**columns.parameters, "left_out": float(share)}
     )
 
 
-def draw_turn(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, float]]:
-    """Draw a random rotation (3, 3), uniformly, and what it is made of.
-
-    The third column is the direction to which +z is turned, after a turn about z.
-    """
+def draw_turn(rng: np.random.Generator) -> tuple[tuple[float, float, float], float]:
+    """Draw a rotation, uniformly, as the arguments of :func:`turn_to`."""
     direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
-    angle = rng.uniform(0.0, 2.0 * np.pi)
-    turn = rotate(rotation_to_z(direction).T, axis_rotation(2, angle).T).T
-    x, y, z = (float(v) for v in direction)
-    return turn, {"axis_x": x, "axis_y": y, "axis_z": z, "turn": float(angle)}
+    x, y, z = (direction / np.sqrt(np.sum(direction**2))).tolist()
+    return (x, y, z), float(rng.uniform(0.0, 2.0 * np.pi))
+
+
+def turn_to(axis: tuple[float, float, float], angle: float) -> np.ndarray:
+    """Return the (3, 3) turn by ``angle`` radians about z that then takes +z to ``axis``."""
+    return rotate(rotation_to_z(np.array(axis)).T, axis_rotation(2, angle).T).T
 
 
 def _draw_sheet(
@@ -324,28 +336,26 @@ def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: np.random.Generator)
 
 def _stand(
     config: SheetConfig, sheet: _Sheet, shape: tuple[int, int, int], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the paths (N, D, 3) float64 and the lattice (N, 3) of the columns near the volume."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return paths (N, D, 3), spacings (N, D) and lattice (N, 3) of the columns near the volume.
+
+    The spacings are those before the border and the holes, beside which they would be too large.
+    """
     sites, steps = _sites(sheet, shape)
-    middle = _map(sheet, _places(sheet, sites), np.zeros(1))[:, 0]
-    inside = np.flatnonzero(np.all((middle >= 0) & (middle < shape), axis=1))
-    if len(inside):
-        keep = _without_border_and_holes(config, sheet, sites, sites[inside], rng)
-        sites, steps = sites[keep], steps[keep]
     jitter = rng.uniform(*config.jitter) * sheet.spacing
     own = rng.normal(size=(len(sites), 4))
     t = np.linspace(-0.5, 0.5, DEPTHS)
     arc = np.cos(sheet.bend_phase) * np.cos(np.pi * t)
     arc = arc + np.sin(sheet.bend_phase) * np.sin(2.0 * np.pi * t)
     arc /= np.abs(arc).max()
-    spread = config.own_bend * np.sqrt(np.sum(sheet.bend**2))
-    bends = sheet.bend + spread * own[:, 2:]
+    bends = sheet.bend + config.own_bend * np.sqrt(np.sum(sheet.bend**2)) * own[:, 2:]
     places = _places(sheet, sites) + jitter * own[:, :2]
     depth = t * sheet.length
     places = places[:, None] + depth[:, None] * sheet.slope + arc[:, None] * bends[:, None]
     paths = _map(sheet, places, depth)
+    keep = _without_border_and_holes(config, sheet, sites, _middle_inside(paths, shape), rng)
     lattice = np.concatenate([np.zeros((len(steps), 1), np.int64), steps], axis=1)
-    return paths, lattice
+    return paths[keep], nearest_distances(paths)[keep], lattice[keep]
 
 
 def _sites(sheet: _Sheet, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -377,8 +387,14 @@ def _without_border_and_holes(
     inside: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return (N,) bool: the sites (N, 2) that no border and no hole, about sites inside, takes."""
-    keep = np.ones(len(sites), dtype=bool)
+    """Return (N,) bool: the sites (N, 2) that no border and no hole takes.
+
+    Both are laid through sites that are ``inside`` (N,) bool the volume; without any there are
+    none.
+    """
+    keep, inside = np.ones(len(sites), dtype=bool), sites[inside]
+    if not len(inside):
+        return keep
     if rng.random() < config.border:
         point, angle = inside[rng.integers(len(inside))], rng.uniform(0.0, 2.0 * np.pi)
         keep &= np.sum((sites - point) * [np.cos(angle), np.sin(angle)], axis=1) >= 0.0
@@ -423,30 +439,20 @@ def _map(sheet: _Sheet, places: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ndj->ndi", sheet.turn, points) + sheet.origin
 
 
-def gather(
-    parts: list[tuple[np.ndarray, np.ndarray]],
+def near_volume(
+    paths: np.ndarray,
+    spacing: np.ndarray,
+    lattice: np.ndarray,
     shape: tuple[int, int, int],
     parameters: dict[str, float],
 ) -> Columns:
-    """Return the columns of some sheets that come near the volume, with spacings and neighbours.
-
-    Args:
-        parts: of each sheet the paths (N, D, 3) in voxels and the lattice (N, 3).
-        shape: voxels per axis.
-        parameters: kept with them.
-    """
-    paths, spacing, lattice = [], [], []
-    for all_paths, sites in parts:
-        distance = nearest_distances(all_paths)
-        margin = (MARGIN * distance)[..., None]
-        near = np.all((all_paths > -margin) & (all_paths < margin + shape), axis=2).any(axis=1)
-        paths.append(all_paths[near].astype(np.float32))
-        spacing.append(distance[near].astype(np.float32))
-        lattice.append(sites[near].astype(np.int32))
-    sites = np.concatenate(lattice)
+    """Return as Columns those with a node inside or up to MARGIN spacings outside the volume."""
+    margin = (MARGIN * spacing)[..., None]
+    near = np.all((paths > -margin) & (paths < margin + shape), axis=2).any(axis=1)
+    sites = lattice[near].astype(np.int32)
     return Columns(
-        paths=np.concatenate(paths),
-        spacing=np.concatenate(spacing),
+        paths=paths[near].astype(np.float32),
+        spacing=spacing[near].astype(np.float32),
         lattice=sites,
         neighbours=lattice_neighbours(sites),
         left_out=np.zeros(len(sites), dtype=bool),

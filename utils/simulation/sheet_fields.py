@@ -12,9 +12,9 @@ from utils.errors import UserError
 from utils.simulation.fields import ColumnFields
 from utils.simulation.sheet import Columns
 
-REACH = 0.75
-"""A column at a border owns voxels up to here, in its nearest-neighbour distances."""
-INNER_REACH = 1.1
+REACH = 0.65
+"""A column at a border owns voxels up to here, in mean distances to its lattice neighbours."""
+INNER_REACH = 1.0
 """The same of a column with all its six neighbours, so that no gap between columns stays open."""
 NOWHERE = 2.0
 """Distance of voxels without an owner."""
@@ -33,12 +33,11 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
     n, depths = columns.spacing.shape
     if n > np.iinfo(np.uint16).max:
         raise UserError(f"{n} columns do not fit 16-bit instance ids (at most 65535)")
-    degree = np.bincount(columns.neighbours.ravel(), minlength=n)
-    reach = np.where(degree == 6, INNER_REACH, REACH).astype(np.float32)
     paths, spacing = columns.paths.astype(np.float32), columns.spacing.astype(np.float32)
+    reach = _reaches(columns)
     nearest = np.full(shape, np.inf, dtype=np.float32)
     segment = np.full(shape, -1, dtype=np.int32)
-    _paint_segments(nearest, segment, paths, _overlaps(paths), reach[:, None] * spacing)
+    _paint_segments(nearest, segment, paths, _overlaps(paths), reach)
     owner = np.zeros(shape, dtype=np.uint16)
     depth = np.zeros(shape, dtype=np.float32)
     _normalise(nearest, segment, paths, spacing, reach, owner, depth)
@@ -49,6 +48,22 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
         lengths = np.linalg.norm(axes, axis=1, keepdims=True)
         _paint_ellipsoid(neighbour, owner, centre, axes / lengths**2)
     return ColumnFields(owner, nearest, depth, neighbour)
+
+
+def _reaches(columns: Columns) -> np.ndarray:
+    """Return (N, D) float32: up to which distance, in voxels, each node's column owns voxels."""
+    first, second = columns.neighbours.T
+    n, depths = columns.spacing.shape
+    steps = np.sqrt(
+        np.sum((columns.paths[first] - columns.paths[second]).astype(np.float64) ** 2, axis=2)
+    )
+    degree = np.bincount(columns.neighbours.ravel(), minlength=n)
+    total = np.zeros((n, depths))
+    for end in (first, second):
+        np.add.at(total, end, steps)
+    lonely = (degree == 0)[:, None]
+    mean = np.where(lonely, columns.spacing, total / np.maximum(degree, 1)[:, None])
+    return (np.where(degree == 6, INNER_REACH, REACH)[:, None] * mean).astype(np.float32)
 
 
 def _overlaps(paths: np.ndarray) -> np.ndarray:
@@ -138,13 +153,11 @@ def _normalise(distance, segment, paths, spacing, reach, owner, depth):  # type:
                     wz = np.float32(k) + half - p[2]
                     a = (wx * ux + wy * uy + wz * uz) / (ux * ux + uy * uy + uz * uz)
                     a = min(max(a, np.float32(0.0)), np.float32(1.0))
-                    at = spacing[n, s] + a * (spacing[n, s + 1] - spacing[n, s])
-                    d = np.sqrt(distance[i, j, k]) / at
-                    if d <= reach[n]:
+                    here = np.sqrt(distance[i, j, k])
+                    if here <= reach[n, s] + a * (reach[n, s + 1] - reach[n, s]):
+                        d = here / (spacing[n, s] + a * (spacing[n, s + 1] - spacing[n, s]))
                         owner[i, j, k] = n + 1
                         depth[i, j, k] = (np.float32(s) + a) / np.float32(segments)
-                    else:
-                        d = np.float32(NOWHERE)
                 distance[i, j, k] = d
 
 
