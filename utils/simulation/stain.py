@@ -330,7 +330,7 @@ def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
 
 
 def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
-    """Return (R, 7) float32: direction x, y, z, offset, radius (0.6 voxels at least), start, end."""
+    """Return (R, 7) float32: direction x, y, z, offset, radius (0.6 voxels or more), start, end."""
     radii = np.maximum(stain.rod_radii, 0.6 / voxel_spacing)
     directions = np.reshape(stain.rod_directions, (-1, 3))
     others = (stain.rod_offsets, radii, stain.rod_starts, stain.rod_ends)
