@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.microscope import MicroscopeConfig
 from utils.simulation.sheet import SheetConfig
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume

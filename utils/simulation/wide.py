@@ -1,13 +1,15 @@
 """Preset wide: columns of many shapes under many stains and microscopes, configured in parts.
 
-Where columns stand (``sheet``), what glows (``stain``), how it is seen
+Where columns stand (``sheet``, or a table of real ones), what glows (``stain``), how it is seen
 (``microscope``). Axis order is (x, y, z), lengths are voxels unless a name or text says otherwise.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,15 +20,15 @@ from utils.simulation.microscope import (
     MicroscopeConfig,
     draw_microscope,
     take_picture,
-    visibility,
 )
+from utils.simulation.placed_columns import ColumnTable, place_columns
 from utils.simulation.sheet import (
     Columns,
     SheetConfig,
     draw_columns,
 )
 from utils.simulation.sheet_fields import paint_fields
-from utils.simulation.stain import StainConfig, draw_stain, paint_stain
+from utils.simulation.stain import StainConfig, draw_stain, paint_stain, visibility
 
 LOOKS = 4
 """Stains and microscopes that are tried on a geometry before another one is drawn."""
@@ -51,12 +53,29 @@ class WideConfig(PlainConfig):
     """What glows."""
     microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)
     """How it is seen."""
+    table: ColumnTable | None = field(default=None, compare=False)
+    """Measured columns, which are placed in the volume instead of drawn ones."""
 
     def __post_init__(self) -> None:
         check_each(self, {"shape": 2})
         if len(self.shape) != 3:
             raise UserError(f"shape {self.shape}: must be three numbers of voxels")
         check_minima(self, {"min_visibility": 0.0, "max_redraws": 1})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; of a table, if there is one, its name and hash alone."""
+        plain = super().to_dict()
+        table = plain.pop("table")
+        return plain if table is None else {**plain, "table": [table.name, table.hash]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from :meth:`to_dict`'s result; a table comes back without rows."""
+        config = super().from_dict({k: v for k, v in values.items() if k != "table"})
+        if "table" not in values:
+            return config
+        whole, ends = np.zeros(0, np.int64), np.zeros((0, 3))
+        return replace(config, table=ColumnTable(*values["table"], whole, whole, ends, ends))
 
 
 @dataclass(frozen=True)
@@ -85,20 +104,22 @@ def draw_wide(
     """Draw volumes until one's columns can be seen.
 
     Returns:
-        Image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns, and what was drawn.
+        Image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns (left out: all that are
+        not stained), and what was drawn.
 
     Raises GeometryError if none of ``config.max_redraws`` volumes is visible enough.
     """
     best = 0.0
     for redraws in range(config.max_redraws):
         if redraws % LOOKS == 0:
-            columns = draw_columns(config.sheet, config.shape, rng)
+            columns = _draw_columns(config, rng)
             fields = paint_fields(columns, config.shape)
             spacing = float(columns.spacing.mean())
         stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
-        microscope = draw_microscope(config.microscope, rng)
+        microscope = draw_microscope(config.microscope, rng, spacing)
         image = take_picture(microscope, paint_stain(stain, fields, spacing, rng), rng)
-        seen = visibility(image, fields, columns.left_out)
+        unstained = np.array(stain.brightness) == 0.0
+        seen = visibility(image, fields, unstained)
         if seen >= config.min_visibility:
             break
         best = max(best, seen)
@@ -121,4 +142,13 @@ def draw_wide(
         redraws=redraws,
         drawn=json.dumps(drawn),
     )
-    return image, fields.instances(config.sheet.radius), columns, parameters
+    instances = fields.instances(config.sheet.radius)
+    return image, instances, replace(columns, left_out=unstained), parameters
+
+
+def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
+    if config.table is None:
+        return draw_columns(config.sheet, config.shape, rng)
+    if not len(config.table.p):
+        raise UserError(f"the columns of {config.table.name} are missing: give --columns_table")
+    return place_columns(config.table, config.sheet, config.shape, rng)
