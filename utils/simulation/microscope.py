@@ -54,7 +54,8 @@ class MicroscopeConfig(PlainConfig):
     photons: tuple[float, float] = (2.0, 200.0)
     """At the brightest 1 %, uniform in the logarithm."""
     read_noise: tuple[float, float] = (0.0, 0.25)
-    """Standard deviation, share of the brightness of the brightest 1 %; uniform in the square."""
+    """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
+    low + (high - low) u^2 with u uniform in 0 to 1."""
     artefact_probability: float = 0.1
     """Planes and lines of the scan differ in brightness."""
     artefact: tuple[float, float] = (0.05, 0.3)
@@ -107,7 +108,7 @@ def draw_microscope(
 
     coarse = rng.uniform(*config.coarse) if rng.random() < config.coarse_probability else 1.0
     artefact = rng.uniform(*config.artefact)
-    low, high = np.square(config.read_noise)
+    low, high = config.read_noise
     return Microscope(
         axis=int(rng.integers(3)),
         from_far=bool(rng.random() < 0.5),
@@ -118,7 +119,7 @@ def draw_microscope(
         axial_sigma=rng.uniform(*config.axial_sigma),
         coarse=max(min(coarse, voxel_spacing / SAMPLES), 1.0),
         photons=log_uniform(config.photons),
-        read_noise=float(np.sqrt(rng.uniform(low, high))),
+        read_noise=low + (high - low) * rng.random() ** 2,
         artefact=artefact if rng.random() < config.artefact_probability else 0.0,
         offset=rng.uniform(*config.offset),
         gamma=log_uniform(config.gamma),
@@ -184,7 +185,7 @@ def blur_matrix(n: int, centres: np.ndarray, sigma: np.ndarray | float) -> np.nd
 
     Rows sum to 1. Light beyond a border is folded back, so that an even blur keeps the total.
     """
-    sigma = np.maximum(np.broadcast_to(sigma, len(centres)), 1e-3)[:, None]
+    sigma = np.maximum(np.full(len(centres), sigma), 1e-3)[:, None]
     reach = int(np.ceil(REACH * sigma.max())) + 1
     steps = np.floor(centres)[:, None].astype(int) + np.arange(-reach, reach + 2)
     weights = np.exp(-0.5 * ((steps - centres[:, None]) / sigma) ** 2)

@@ -85,13 +85,14 @@ def upsampled(grid: np.ndarray, step: float, shape: tuple[int, ...], *, smooth: 
         t = t * t * (3.0 - 2.0 * t) if smooth else t
         places += [low, np.minimum(low + 1, nodes - 1), t.astype(np.float32)]
     out = np.empty(shape, dtype=np.float32)
-    _upsample(grid, *places, out)
+    _upsample(grid, tuple(places), out)
     return out
 
 
 @numba.njit(cache=True)
-def _upsample(grid, x0, x1, tx, y0, y1, ty, z0, z1, tz, out):  # type: ignore[no-untyped-def]
+def _upsample(grid, places, out):  # type: ignore[no-untyped-def]
     """Per plane the grid between two of its planes, per row between two of its rows."""
+    x0, x1, tx, y0, y1, ty, z0, z1, tz = places
     plane, row = np.empty_like(grid[0]), np.empty_like(grid[0, 0])
     for i in range(out.shape[0]):
         for b in range(plane.shape[0]):
