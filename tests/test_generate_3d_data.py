@@ -255,7 +255,7 @@ def test_a_bounded_number_of_samples_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way, seen = 0, []
-    task = (str(SCRIPT.parent), asked(*TINY).config.to_dict(), 0)
+    task = generate_3d_data.task_of(asked(*TINY))
 
     def submit(index: int) -> Future[Any]:
         nonlocal under_way

@@ -11,7 +11,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.simulation.sheet import SheetConfig
 from utils.simulation.streams import Purpose, make_rng
-from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
+from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.simulation.wide import WideConfig
 
 Config = VolumeConfig | WideConfig
@@ -43,11 +43,17 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     return (WideConfig if "sheet" in values else VolumeConfig).from_dict(values)
 
 
-def compile_kernels(*configs: Config) -> None:
-    """Compile, or load, what volumes of the configurations' presets need: before a fork, once."""
-    for kind in {type(config) for config in configs}:
-        for index in range(_TINY_VOLUMES[kind]):
-            simulate_volume(_TINY[kind], sample_rng(0, index))
+def compile_kernels(*configs: Config) -> list[SimulatedVolume]:
+    """Compile, or load, what volumes of the configurations' presets need: before a fork, once.
+
+    Return small volumes, by which what comes after them can be compiled too.
+    """
+    kinds = {type(config): None for config in configs}
+    return [
+        simulate_volume(_TINY[kind], sample_rng(0, index))
+        for kind in kinds
+        for index in range(_TINY_VOLUMES[kind])
+    ]
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Mixture:
         return self.parts[int(np.searchsorted(bounds, draw, side="right"))][0]
 
     def to_dict(self) -> dict[str, Any] | list[dict[str, Any]]:
-        """Return plain JSON types: the one configuration, or each one's preset, share and fields."""
+        """Return plain JSON types: the one configuration, or preset, share and fields of each."""
         if len(self.parts) == 1:
             return self.parts[0][0].to_dict()
         return [

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from utils.simulation.streams import check_seed
 from utils.simulation.presets import Config, preset_of
 from utils.simulation.sheet import DEPTHS
+from utils.simulation.streams import check_seed
 from utils.simulation.wide import WideConfig
 from utils.storage.layout import REFERENCE, WIDE, row_bytes
 

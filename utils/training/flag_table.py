@@ -35,8 +35,8 @@ HELP = {
     "patches_per_epoch": "training patches an epoch; else one a sample, and 2048 with --on_the_fly",
     "on_the_fly": "train on volumes simulated meanwhile, each anew, with the parameters of the "
     "first of --val_files; --train_files are not read",
-    "preset": "the volumes simulated with --on_the_fly: reference or wide, of the shape of those of "
-    "--val_files, instead of their parameters",
+    "preset": "of which preset volumes on the fly are, of the shape of those of --val_files, "
+    "instead of having their parameters",
     "presets": "a mixture of both by its shares, as wide=0.7,reference=0.3",
     "config": "TOML file with parameters of the preset that it names, as generate_3d_data.py "
     "--show_config prints them",
