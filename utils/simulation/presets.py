@@ -18,7 +18,7 @@ Config = VolumeConfig | WideConfig
 PRESETS: Mapping[str, type[Config]] = {"reference": VolumeConfig, "wide": WideConfig}
 """What ``--preset`` takes, and the configuration whose defaults it is."""
 
-_TINY = {
+_TINY: Mapping[type[Config], Config] = {
     VolumeConfig: VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5),
     WideConfig: WideConfig(shape=(32, 32, 32), sheet=SheetConfig(min_columns=2), min_visibility=0),
 }

@@ -74,8 +74,9 @@ class WideConfig(PlainConfig):
         config = super().from_dict({k: v for k, v in values.items() if k != "table"})
         if "table" not in values:
             return config
-        whole, ends = np.zeros(0, np.int64), np.zeros((0, 3))
-        return replace(config, table=ColumnTable(*values["table"], whole, whole, ends, ends))
+        name, digest = values["table"]
+        none, ends = np.zeros(0, np.int64), np.zeros((0, 3))
+        return replace(config, table=ColumnTable(name, digest, none, none, ends, ends))
 
 
 @dataclass(frozen=True)
