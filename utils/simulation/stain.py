@@ -34,7 +34,7 @@ CELL_PERIODS = 6.0
 BAND_STEPS = 256
 COARSE = 8
 """Voxels between the nodes of the haze."""
-TEXTURES = ("smooth", "worley", "voronoi", "membranes")
+TEXTURES = ("smooth", "worley", "voronoi")
 NEAR_GAP = (0.45, 0.7)
 LABEL_RADIUS = 0.35
 
@@ -481,8 +481,8 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     """Return how well columns stand out: their median contrast over its spread; 0 without columns.
 
     A column's contrast c is its mean within 0.35 spacings of the path, its core, less that between
-    0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 27): s is half the distance
-    between the 16th and the 84th percentile of c over columns (the standard deviation, were c
+    0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 27): s is half the
+    distance between the 16th and the 84th percentile of c over columns (the standard deviation, were c
     normal), v the mean variance within cores, so that v / 27 is what noise leaves in 3^3 voxels.
     Volumes below about 0.6 show nothing that could be learnt.
 
