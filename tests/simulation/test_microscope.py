@@ -90,10 +90,11 @@ def test_coarse_planes_keep_a_slope_and_their_thickness(coarse):
 
 
 def test_a_clear_microscope_shows_what_is_there():
+    # white is the brightest voxel, up to 1.5 % above its mean by shot noise
     image = ramp()
     grey = picture(image)
     assert grey.dtype == np.float32 and grey.shape == image.shape
-    assert_allclose(grey.mean(axis=2), 255 * image.mean(axis=2) / image.max(), atol=2)
+    assert_allclose(grey.mean(axis=2), 255 * image.mean(axis=2) / image.max(), atol=4)
     assert_array_equal(grey, np.round(grey))
 
 
@@ -102,7 +103,7 @@ def test_grey_values_follow_gamma_and_offset(gamma, offset):
     image = ramp()
     expected = 255 * (offset + (1 - offset) * (image / image.max()) ** gamma)
     grey = picture(image, gamma=gamma, offset=offset)
-    assert_allclose(grey[2:].mean(axis=2), expected[2:].mean(axis=2), atol=2.5)
+    assert_allclose(grey[2:].mean(axis=2), expected[2:].mean(axis=2), atol=6)
     assert grey.min() == np.round(255 * offset)
 
 

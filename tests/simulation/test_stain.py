@@ -103,9 +103,10 @@ def test_lone_rims_are_hollow():
 @pytest.mark.parametrize("width, voxels", [(0.01, 1), (0.15, 1.8), (0.9, 3)])
 def test_rims_are_one_to_three_voxels_thick(width, voxels):
     """The rim's area in a cell is that of a ring: pi ((r + w)^2 - r^2)."""
-    share = (paint(kind="rims", rim_width=width) - LEVELS[GAP]) / (LEVELS[RIM] - LEVELS[GAP])
+    image = paint(kind="rims", core_radius=0.2, rim_width=width)
+    share = (image - LEVELS[GAP]) / (LEVELS[RIM] - LEVELS[GAP])
     area = share[:SPACING, :SPACING, 20].sum()
-    radius = PLAIN.core_radius * SPACING
+    radius = 0.2 * SPACING
     assert area == pytest.approx(np.pi * ((radius + voxels) ** 2 - radius**2), rel=0.1)
 
 
