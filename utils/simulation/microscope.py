@@ -18,6 +18,8 @@ from utils.simulation.textures import upsampled
 
 REACH = 3.0
 """Point spreads are cut at this many sigmas."""
+SMALLEST = 0.1
+"""Narrower ones count as this wide, voxels."""
 SAMPLES = 4
 """Planes in a spacing at least: two in a column and two in a gap."""
 BRIGHT = 99.0
@@ -185,11 +187,12 @@ def blur_matrix(n: int, centres: np.ndarray, sigma: np.ndarray | float) -> np.nd
 
     Rows sum to 1. Light beyond a border is folded back, so that an even blur keeps the total.
     """
-    sigma = np.maximum(np.full(len(centres), sigma), 1e-3)[:, None]
-    reach = int(np.ceil(REACH * sigma.max())) + 1
+    sigmas = np.maximum(np.full(len(centres), sigma), SMALLEST)[:, None]
+    reach = int(np.ceil(REACH * sigmas.max())) + 1
     steps = np.floor(centres)[:, None].astype(int) + np.arange(-reach, reach + 2)
-    weights = np.exp(-0.5 * ((steps - centres[:, None]) / sigma) ** 2)
-    weights[np.abs(steps - centres[:, None]) > np.maximum(REACH * sigma, 0.51)] = 0.0
+    aside = np.abs(steps - centres[:, None])
+    weights = np.exp(-0.5 * (aside / sigmas) ** 2)
+    weights[aside > np.maximum(REACH * sigmas, 0.51)] = 0.0
     weights /= weights.sum(axis=1, keepdims=True)
     folded = np.abs((steps + 0.5 + n) % (2 * n) - n)  # distance from the border, mirrored
     matrix = np.zeros((len(centres), n))

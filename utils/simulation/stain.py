@@ -34,7 +34,7 @@ CELL_PERIODS = 6.0
 BAND_STEPS = 256
 COARSE = 8
 """Voxels between the nodes of the haze."""
-TEXTURES = ("smooth", "worley", "voronoi", "membranes")
+TEXTURES = ("smooth", "worley", "voronoi")
 NEAR_GAP = (0.45, 0.7)
 LABEL_RADIUS = 0.35
 
@@ -135,6 +135,8 @@ class StainConfig(PlainConfig):
         check_shares(self, [name for name in vars(self) if name.endswith("_probability")])
         check_shares(self, ["level", "contrast", "dark_ground", "rod_length", "band_contrast"])
         check_shares(self, ["unstained"])
+        if self.rims_probability + self.rods_probability > 1.0:
+            raise UserError("rims_probability and rods_probability: must be 1 together at most")
         if self.contrast[1] > self.level[1] - self.level[0]:
             raise UserError(f"contrast {self.contrast}: must fit into level {self.level}")
 
@@ -481,9 +483,9 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     """Return how well columns stand out: their median contrast over its spread; 0 without columns.
 
     A column's contrast c is its mean within 0.35 spacings of the path, its core, less that between
-    0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 27): s is half the distance
-    between the 16th and the 84th percentile of c over columns (the standard deviation, were c
-    normal), v the mean variance within cores, so that v / 27 is what noise leaves in 3^3 voxels.
+    0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 27): s is half the
+    distance between the 16th and the 84th percentile of c over columns (a normal c's standard
+    deviation), v the mean variance within cores, so that v / 27 is what noise leaves in 3^3 voxels.
     Volumes below about 0.6 show nothing that could be learnt.
 
     Args:

@@ -29,8 +29,8 @@ def cell_noise(
     Args:
         shape: voxels.
         period: width of the cubic cells that hold a point each, in voxels.
-        kind: "worley": distance to the nearest point; "membranes": how near the next but one is;
-            "voronoi": a random number of the nearest point (Worley, SIGGRAPH 1996).
+        kind: "worley": distance to the nearest point (Worley, SIGGRAPH 1996); "voronoi": a random
+            number of that point.
         rng: source of the points and their numbers.
     """
     step = max(FINEST, period / CELL_NODES)
@@ -38,19 +38,19 @@ def cell_noise(
     points = rng.random((*cells, 3), dtype=np.float32) * np.float32(JITTER)
     numbers = rng.standard_normal(cells, dtype=np.float32)
     nodes = np.empty([int((n - 1) / step) + 2 for n in shape], dtype=np.float32)
-    _cells(points, numbers, step / period, {"worley": 0, "membranes": 1}.get(kind, 2), nodes)
+    _cells(points, numbers, step / period, kind == "worley", nodes)
     nodes -= nodes.mean()
     return upsampled(nodes / max(float(nodes.std()), 1e-6), step, shape, smooth=False)
 
 
 @numba.njit(cache=True)
-def _cells(points, numbers, step, kind, nodes):  # type: ignore[no-untyped-def]
+def _cells(points, numbers, step, distances, nodes):  # type: ignore[no-untyped-def]
     """Fill ``nodes`` from the 27 cells about each; lengths are in cells."""
     for i in range(nodes.shape[0]):
         for j in range(nodes.shape[1]):
             for k in range(nodes.shape[2]):
                 x, y, z = np.float32(i * step), np.float32(j * step), np.float32(k * step)
-                first = second = np.float32(99.0)
+                nearest = np.float32(99.0)
                 number = np.float32(0.0)
                 for a in range(int(x), int(x) + 3):  # cell a holds points of a - 1 .. a
                     for b in range(int(y), int(y) + 3):
@@ -60,16 +60,9 @@ def _cells(points, numbers, step, kind, nodes):  # type: ignore[no-untyped-def]
                             v = np.float32(b - 1) + p[1] - y
                             w = np.float32(c - 1) + p[2] - z
                             d = u * u + v * v + w * w
-                            if d < first:
-                                first, second, number = d, first, numbers[a, b, c]
-                            elif d < second:
-                                second = d
-                if kind == 0:
-                    nodes[i, j, k] = np.sqrt(first)
-                elif kind == 1:
-                    nodes[i, j, k] = max(np.float32(0.3) - np.sqrt(second) + np.sqrt(first), 0.0)
-                else:
-                    nodes[i, j, k] = number
+                            if d < nearest:
+                                nearest, number = d, numbers[a, b, c]
+                nodes[i, j, k] = np.sqrt(nearest) if distances else number
 
 
 def upsampled(grid: np.ndarray, step: float, shape: tuple[int, ...], *, smooth: bool) -> np.ndarray:
