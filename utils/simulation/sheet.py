@@ -58,7 +58,7 @@ class SheetConfig(PlainConfig):
     """Both principal curvatures of the middle surface times the spacing, in radians."""
     tilt: tuple[float, float] = (0.0, 20.0)
     """Angle between the columns and the sheet's normal, in degrees."""
-    bend: tuple[float, float] = (0.0, 0.4)
+    bend: tuple[float, float] = (0.0, 0.6)
     """Largest deviation of a column from its chord, in spacings."""
     own_bend: float = 0.3
     """Standard deviation of a column's own bend, as a share of the sheet's bend."""

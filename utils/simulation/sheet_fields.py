@@ -23,9 +23,9 @@ NOWHERE = 2.0
 def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
     """Return the fields of (X, Y, Z) voxels: owner, distance, depth, and neighbour where drawn.
 
-    A voxel belongs to the path that is nearest in voxels (ties: the first), if it is within that
-    column's reach and not beyond the path's ends, which are cut square. Without an owner the
-    distance is 2 and the depth 0.
+    A voxel belongs to the path whose nearest segment is nearest in voxels (ties: the first), of
+    the segments within whose reach it lies; it must not lie beyond the path's ends, which are cut
+    square. Without an owner the distance is 2 and the depth 0.
 
     Raises:
         UserError: more than 65535 columns.
@@ -34,13 +34,12 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
     if n > np.iinfo(np.uint16).max:
         raise UserError(f"{n} columns do not fit 16-bit instance ids (at most 65535)")
     paths, spacing = columns.paths.astype(np.float32), columns.spacing.astype(np.float32)
-    reach = _reaches(columns)
     nearest = np.full(shape, np.inf, dtype=np.float32)
     segment = np.full(shape, -1, dtype=np.int32)
-    _paint_segments(nearest, segment, paths, _overlaps(paths), reach)
+    _paint_segments(nearest, segment, paths, _overlaps(paths), _reaches(columns))
     owner = np.zeros(shape, dtype=np.uint16)
     depth = np.zeros(shape, dtype=np.float32)
-    _normalise(nearest, segment, paths, spacing, reach, owner, depth)
+    _normalise(nearest, segment, paths, spacing, owner, depth)
     if not len(columns.neuropil):
         return ColumnFields(owner, nearest, depth)
     neighbour = np.zeros(shape, dtype=np.uint8)
@@ -51,7 +50,10 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
 
 
 def _reaches(columns: Columns) -> np.ndarray:
-    """Return (N, D) float32: up to which distance, in voxels, each node's column owns voxels."""
+    """Return (N, D) float32: up to which distance, in voxels, each node's column owns voxels.
+
+    A segment takes the larger of its nodes' reaches.
+    """
     first, second = columns.neighbours.T
     n, depths = columns.spacing.shape
     steps = np.sqrt(
@@ -134,7 +136,7 @@ def _paint_segments(nearest, segment, paths, overlaps, radii):  # type: ignore[n
 
 
 @numba.njit(cache=True)
-def _normalise(distance, segment, paths, spacing, reach, owner, depth):  # type: ignore[no-untyped-def]
+def _normalise(distance, segment, paths, spacing, owner, depth):  # type: ignore[no-untyped-def]
     """Turn squared distances into spacings of the owner, in place; fill owner and depth."""
     nx, ny, nz = owner.shape
     segments = paths.shape[1] - 1
@@ -153,11 +155,10 @@ def _normalise(distance, segment, paths, spacing, reach, owner, depth):  # type:
                     wz = np.float32(k) + half - p[2]
                     a = (wx * ux + wy * uy + wz * uz) / (ux * ux + uy * uy + uz * uz)
                     a = min(max(a, np.float32(0.0)), np.float32(1.0))
-                    here = np.sqrt(distance[i, j, k])
-                    if here <= reach[n, s] + a * (reach[n, s + 1] - reach[n, s]):
-                        d = here / (spacing[n, s] + a * (spacing[n, s + 1] - spacing[n, s]))
-                        owner[i, j, k] = n + 1
-                        depth[i, j, k] = (np.float32(s) + a) / np.float32(segments)
+                    at = spacing[n, s] + a * (spacing[n, s + 1] - spacing[n, s])
+                    d = np.sqrt(distance[i, j, k]) / at
+                    owner[i, j, k] = n + 1
+                    depth[i, j, k] = (np.float32(s) + a) / np.float32(segments)
                 distance[i, j, k] = d
 
 
