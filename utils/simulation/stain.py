@@ -348,6 +348,9 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
     mean, sd = levels
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
     steps = np.float32(profile.size - 1)
+    reach = zero
+    for n in range(len(rods)):
+        reach = max(reach, rods[n, 3] + rods[n, 4] + half / voxels)
     fade = np.float32(1.0 / (FURTHER - FAR))
     for i in range(image.shape[0]):
         for j in range(image.shape[1]):
@@ -360,8 +363,13 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
                     continue
                 d, at = distance[i, j, k], depth[i, j, k]
                 bright = brightness[owner[i, j, k] - 1]
-                if len(rods):
-                    core, edge = _rod_share(owner, distance, depth, i, j, k, rods, voxels), zero
+                if bright == zero:
+                    core = edge = zero
+                elif len(rods):
+                    core, edge = (
+                        _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels),
+                        zero,
+                    )
                 else:
                     inside = min(max((radius - d) * voxels + half, zero), one)
                     core = inside * filled
@@ -380,46 +388,49 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
 
 
 @numba.njit
-def _rod_share(owner, distance, depth, i, j, k, rods, voxels):  # type: ignore[no-untyped-def]
+def _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels):  # type: ignore[no-untyped-def]
     """Return which share of a voxel lies in one of its column's rods.
 
     The distance's gradient points away from the axis and the depth's along it; by the law of
     cosines, d^2 + o^2 - 2 d o cos is the squared distance to a rod at offset o.
     """
-    zero, one = np.float32(0.0), np.float32(1.0)
+    zero, one, tiny = np.float32(0.0), np.float32(1.0), np.float32(1e-12)
     d, at = distance[i, j, k], depth[i, j, k]
     share = zero
-    if d > np.float32(0.6):
+    if d > reach:
         return share
-    nx, ny, nz = owner.shape
-    away, along = np.zeros(3, dtype=np.float32), np.zeros(3, dtype=np.float32)
-    for axis in range(3):
-        a, b, c = i, j, k
-        e, f, g = i, j, k
-        if axis == 0:
-            a, e = max(i - 1, 0), min(i + 1, nx - 1)
-        elif axis == 1:
-            b, f = max(j - 1, 0), min(j + 1, ny - 1)
-        else:
-            c, g = max(k - 1, 0), min(k + 1, nz - 1)
-        if owner[a, b, c] == owner[i, j, k] and owner[e, f, g] == owner[i, j, k]:
-            away[axis] = distance[e, f, g] - distance[a, b, c]
-            along[axis] = depth[e, f, g] - depth[a, b, c]
-    tiny = np.float32(1e-12)
-    along_norm = np.sqrt((along * along).sum()) + tiny
-    away_norm = np.sqrt((away * away).sum()) + tiny
+    ux, uy, uz = _gradient(owner, distance, i, j, k)
+    vx, vy, vz = _gradient(owner, depth, i, j, k)
+    norm_u = np.sqrt(ux * ux + uy * uy + uz * uz) + tiny
+    norm_v = np.sqrt(vx * vx + vy * vy + vz * vz) + tiny
+    slant = (ux * vx + uy * vy + uz * vz) / (norm_u * norm_v)
     for n in range(len(rods)):
         x, y, z, offset, radius, start, end = rods[n]
-        axial = (x * along[0] + y * along[1] + z * along[2]) / along_norm
-        across = np.sqrt(max(one - axial * axial, np.float32(1e-6)))
-        cosine = (x * away[0] + y * away[1] + z * away[2]) / away_norm
-        cosine -= axial * (away * along).sum() / (away_norm * along_norm)
-        cosine = min(max(cosine / across, -one), one)
-        squared = d * d + offset * offset - np.float32(2.0) * d * offset * cosine
         if start <= at <= end:
+            axial = (x * vx + y * vy + z * vz) / norm_v
+            across = np.sqrt(max(one - axial * axial, np.float32(1e-6)))
+            cosine = ((x * ux + y * uy + z * uz) / norm_u - axial * slant) / across
+            cosine = min(max(cosine, -one), one)
+            squared = d * d + offset * offset - np.float32(2.0) * d * offset * cosine
             near = (radius - np.sqrt(max(squared, zero))) * voxels + np.float32(0.5)
             share = max(share, min(near, one))
-    return max(share, zero)
+    return share
+
+
+@numba.njit
+def _gradient(owner, field, i, j, k):  # type: ignore[no-untyped-def]
+    """Return a field's differences along the axes, one-sided where another column lies next."""
+    own = owner[i, j, k]
+    a = i - 1 if i > 0 and owner[i - 1, j, k] == own else i
+    b = i + 1 if i + 1 < owner.shape[0] and owner[i + 1, j, k] == own else i
+    c = j - 1 if j > 0 and owner[i, j - 1, k] == own else j
+    d = j + 1 if j + 1 < owner.shape[1] and owner[i, j + 1, k] == own else j
+    e = k - 1 if k > 0 and owner[i, j, k - 1] == own else k
+    f = k + 1 if k + 1 < owner.shape[2] and owner[i, j, k + 1] == own else k
+    x = (field[b, j, k] - field[a, j, k]) / np.float32(max(b - a, 1))
+    y = (field[i, d, k] - field[i, c, k]) / np.float32(max(d - c, 1))
+    z = (field[i, j, f] - field[i, j, e]) / np.float32(max(f - e, 1))
+    return x, y, z
 
 
 def _add_bodies(
