@@ -17,6 +17,8 @@ class ColumnFields:
     """float32: distance to the owner's path, in the owner's nearest-neighbour distances there."""
     depth: np.ndarray
     """float32: place along the owner's path, 0 at its proximal and 1 at its distal end."""
+    neighbour: np.ndarray | None = None
+    """uint8: 1 in a neighbouring neuropil without columns; None where there is none."""
 
     def instances(self, radius: float) -> np.ndarray:
         """Return uint16 (X, Y, Z): the owner up to ``radius`` spacings of its path, 0 elsewhere."""

@@ -99,7 +99,7 @@ class StainConfig(PlainConfig):
     texture_gain: tuple[float, float] = (1.0, 3.0)
     """Factor on the texture outside of the sheet."""
     neighbour_probability: float = 0.4
-    """Other neuropil, without columns, outside of the sheet."""
+    """Other neuropil, without columns, outside of the sheet, where the fields hold none."""
     cells_probability: float = 0.4
     """Packed cell bodies outside of the sheet."""
     cell_diameter: tuple[float, float] = (0.4, 0.8)
@@ -282,18 +282,22 @@ def paint_stain(
         texture = cell_noise(shape, period, stain.texture, rng)
     grain = value_noise(shape, stain.grain_period, rng)
     region = value_noise(shape, max(max(shape) / 3.0, 2.0 * voxel_spacing), rng)
+    elsewhere = fields.neighbour
+    if elsewhere is None:
+        elsewhere = ((region > 0) & stain.neighbour).view(np.uint8)
     image = np.empty(shape, dtype=np.float32)
     _paint_columns(
         image,
-        (fields.owner, fields.distance, fields.depth),
-        (texture, grain, region),
+        (fields.owner, fields.distance, fields.depth, elsewhere),
+        (texture, grain),
         _column_numbers(stain, voxel_spacing),
         _rod_numbers(stain, voxel_spacing),
         band_profile(stain),
         np.array(stain.brightness, dtype=np.float32),
         np.array([stain.levels, stain.level_sds], dtype=np.float32),
     )
-    _add_bodies(stain, image, fields.owner, region, voxel_spacing, rng)
+    cortex = (region < 0) & (fields.owner == 0) & (elsewhere == 0)
+    _add_bodies(stain, image, fields.owner, cortex, voxel_spacing, rng)
     if stain.haze:
         wide = gaussian_filter(image[::COARSE, ::COARSE, ::COARSE], 1.5, mode="nearest")
         image += upsampled(np.float32(stain.haze) * wide, COARSE, shape, smooth=False)
@@ -315,7 +319,7 @@ def band_profile(stain: Stain) -> np.ndarray:
 
 
 def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
-    """Return (7,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
+    """Return (6,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
     rim = min(max(stain.rim_width, 1.0 / voxel_spacing), 3.0 / voxel_spacing)
     return np.array(
         [
@@ -325,7 +329,6 @@ def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
             stain.kind == "filled",
             stain.grain,
             stain.texture_gain,
-            stain.neighbour,
         ],
         dtype=np.float32,
     )
@@ -342,9 +345,9 @@ def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
 @numba.njit(cache=True)
 def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, levels):  # type: ignore[no-untyped-def]
     """Fill ``image`` voxel by voxel: mean level of the mixed structures, and their texture."""
-    owner, distance, depth = fields
-    texture, grain, region = noises
-    voxels, radius, rim, filled, grain_sd, gain, neighbour = numbers
+    owner, distance, depth, elsewhere = fields
+    texture, grain = noises
+    voxels, radius, rim, filled, grain_sd, gain = numbers
     mean, sd = levels
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
     steps = np.float32(profile.size - 1)
@@ -356,9 +359,9 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
         for j in range(image.shape[1]):
             for k in range(image.shape[2]):
                 if owner[i, j, k] == 0:
-                    other = neighbour * min(max(np.float32(4.0) * region[i, j, k], zero), one)
-                    value = mean[OUTSIDE] + other * (mean[NEIGHBOUR] - mean[OUTSIDE])
-                    spread = gain * sd[OUTSIDE] + other * (sd[NEIGHBOUR] - gain * sd[OUTSIDE])
+                    value, spread = mean[OUTSIDE], gain * sd[OUTSIDE]
+                    if elsewhere[i, j, k]:
+                        value, spread = mean[NEIGHBOUR], sd[NEIGHBOUR]
                     image[i, j, k] = max(value + spread * texture[i, j, k], zero)
                     continue
                 d, at = distance[i, j, k], depth[i, j, k]
@@ -366,10 +369,8 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
                 if bright == zero:
                     core = edge = zero
                 elif len(rods):
-                    core, edge = (
-                        _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels),
-                        zero,
-                    )
+                    core = _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels)
+                    edge = zero
                 else:
                     inside = min(max((radius - d) * voxels + half, zero), one)
                     core = inside * filled
@@ -437,21 +438,21 @@ def _add_bodies(
     stain: Stain,
     image: np.ndarray,
     owner: np.ndarray,
-    region: np.ndarray,
+    cortex: np.ndarray,
     voxel_spacing: float,
     rng: np.random.Generator,
 ) -> None:
-    """Paint cell bodies where ``region`` is low, tracts, tracheae and debris into ``image``."""
+    """Paint cell bodies in the ``cortex`` (X, Y, Z) bool, tracts, tracheae and debris into ``image``."""
     shape = np.array(image.shape)
     if stain.cell_diameter:
         width = max(stain.cell_diameter * voxel_spacing, 3.0)
         cells = np.argwhere(np.ones(np.ceil(shape / width).astype(int), dtype=bool))
         centres = width * (cells + rng.uniform(0.3, 0.7, size=cells.shape))
         nearest = np.minimum(centres.astype(int), shape - 1)
-        cortex = (region[tuple(nearest.T)] < 0) & (owner[tuple(nearest.T)] == 0)
+        there = cortex[tuple(nearest.T)]
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
         values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
-        _paint(image, owner, centres[cortex], radii[cortex], values[cortex], rng.random(), True)
+        _paint(image, owner, centres[there], radii[there], values[there], rng.random(), True)
     for radius in stain.tract_radii:
         centres = _tube(shape, radius * voxel_spacing, rng)
         _paint(image, owner, centres, radius * voxel_spacing, rng.uniform(0.0, 1.0), 0.0, True)
