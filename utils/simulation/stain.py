@@ -442,7 +442,7 @@ def _add_bodies(
     voxel_spacing: float,
     rng: np.random.Generator,
 ) -> None:
-    """Paint cell bodies in the ``cortex`` (X, Y, Z) bool, tracts, tracheae and debris into ``image``."""
+    """Paint cell bodies in ``cortex`` (X, Y, Z) bool, and tracts, tracheae and debris."""
     shape = np.array(image.shape)
     if stain.cell_diameter:
         width = max(stain.cell_diameter * voxel_spacing, 3.0)
