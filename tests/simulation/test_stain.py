@@ -174,9 +174,15 @@ def test_backgrounds_stay_where_they_belong(part, inside_too):
     changed = paint(**part) != paint()
     within = FIELDS.owner > 0
     assert changed[~within].any() and changed[within].any() == inside_too
-    if "neighbour" in part:
-        outside = paint(**part)[~within]
-        assert outside.max() == pytest.approx(LEVELS[NEIGHBOUR])
+
+
+def test_a_neighbouring_neuropil_of_the_fields_is_painted_where_it_lies():
+    neighbour = np.zeros(FIELDS.owner.shape, dtype=np.uint8)
+    neighbour[:9, :, :9] = 1
+    image = paint(replace(FIELDS, neighbour=neighbour))
+    there = (neighbour > 0) & (FIELDS.owner == 0)
+    assert_allclose(image[there], LEVELS[NEIGHBOUR], rtol=1e-5)
+    assert_array_equal(image[~there], paint()[~there])
 
 
 def test_haze_is_a_share_of_the_light():

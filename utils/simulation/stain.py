@@ -99,7 +99,7 @@ class StainConfig(PlainConfig):
     texture_gain: tuple[float, float] = (1.0, 3.0)
     """Factor on the texture outside of the sheet."""
     neighbour_probability: float = 0.4
-    """Other neuropil, without columns, outside of the sheet."""
+    """Other neuropil, without columns, outside of the sheet, where the fields hold none."""
     cells_probability: float = 0.4
     """Packed cell bodies outside of the sheet."""
     cell_diameter: tuple[float, float] = (0.4, 0.8)
@@ -282,18 +282,22 @@ def paint_stain(
         texture = cell_noise(shape, period, stain.texture, rng)
     grain = value_noise(shape, stain.grain_period, rng)
     region = value_noise(shape, max(max(shape) / 3.0, 2.0 * voxel_spacing), rng)
+    elsewhere = fields.neighbour
+    if elsewhere is None:
+        elsewhere = ((region > 0) & stain.neighbour).view(np.uint8)
     image = np.empty(shape, dtype=np.float32)
     _paint_columns(
         image,
-        (fields.owner, fields.distance, fields.depth),
-        (texture, grain, region),
+        (fields.owner, fields.distance, fields.depth, elsewhere),
+        (texture, grain),
         _column_numbers(stain, voxel_spacing),
         _rod_numbers(stain, voxel_spacing),
         band_profile(stain),
         np.array(stain.brightness, dtype=np.float32),
         np.array([stain.levels, stain.level_sds], dtype=np.float32),
     )
-    _add_bodies(stain, image, fields.owner, region, voxel_spacing, rng)
+    cortex = (region < 0) & (fields.owner == 0) & (elsewhere == 0)
+    _add_bodies(stain, image, fields.owner, cortex, voxel_spacing, rng)
     if stain.haze:
         wide = gaussian_filter(image[::COARSE, ::COARSE, ::COARSE], 1.5, mode="nearest")
         image += upsampled(np.float32(stain.haze) * wide, COARSE, shape, smooth=False)
@@ -315,7 +319,7 @@ def band_profile(stain: Stain) -> np.ndarray:
 
 
 def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
-    """Return (7,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
+    """Return (6,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
     rim = min(max(stain.rim_width, 1.0 / voxel_spacing), 3.0 / voxel_spacing)
     return np.array(
         [
@@ -325,7 +329,6 @@ def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
             stain.kind == "filled",
             stain.grain,
             stain.texture_gain,
-            stain.neighbour,
         ],
         dtype=np.float32,
     )
@@ -342,26 +345,32 @@ def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
 @numba.njit(cache=True)
 def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, levels):  # type: ignore[no-untyped-def]
     """Fill ``image`` voxel by voxel: mean level of the mixed structures, and their texture."""
-    owner, distance, depth = fields
-    texture, grain, region = noises
-    voxels, radius, rim, filled, grain_sd, gain, neighbour = numbers
+    owner, distance, depth, elsewhere = fields
+    texture, grain = noises
+    voxels, radius, rim, filled, grain_sd, gain = numbers
     mean, sd = levels
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
     steps = np.float32(profile.size - 1)
+    reach = zero
+    for n in range(len(rods)):
+        reach = max(reach, rods[n, 3] + rods[n, 4] + half / voxels)
     fade = np.float32(1.0 / (FURTHER - FAR))
     for i in range(image.shape[0]):
         for j in range(image.shape[1]):
             for k in range(image.shape[2]):
                 if owner[i, j, k] == 0:
-                    other = neighbour * min(max(np.float32(4.0) * region[i, j, k], zero), one)
-                    value = mean[OUTSIDE] + other * (mean[NEIGHBOUR] - mean[OUTSIDE])
-                    spread = gain * sd[OUTSIDE] + other * (sd[NEIGHBOUR] - gain * sd[OUTSIDE])
+                    value, spread = mean[OUTSIDE], gain * sd[OUTSIDE]
+                    if elsewhere[i, j, k]:
+                        value, spread = mean[NEIGHBOUR], sd[NEIGHBOUR]
                     image[i, j, k] = max(value + spread * texture[i, j, k], zero)
                     continue
                 d, at = distance[i, j, k], depth[i, j, k]
                 bright = brightness[owner[i, j, k] - 1]
-                if len(rods):
-                    core, edge = _rod_share(owner, distance, depth, i, j, k, rods, voxels), zero
+                if bright == zero:
+                    core = edge = zero
+                elif len(rods):
+                    core = _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels)
+                    edge = zero
                 else:
                     inside = min(max((radius - d) * voxels + half, zero), one)
                     core = inside * filled
@@ -380,67 +389,70 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
 
 
 @numba.njit
-def _rod_share(owner, distance, depth, i, j, k, rods, voxels):  # type: ignore[no-untyped-def]
+def _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels):  # type: ignore[no-untyped-def]
     """Return which share of a voxel lies in one of its column's rods.
 
     The distance's gradient points away from the axis and the depth's along it; by the law of
     cosines, d^2 + o^2 - 2 d o cos is the squared distance to a rod at offset o.
     """
-    zero, one = np.float32(0.0), np.float32(1.0)
+    zero, one, tiny = np.float32(0.0), np.float32(1.0), np.float32(1e-12)
     d, at = distance[i, j, k], depth[i, j, k]
     share = zero
-    if d > np.float32(0.6):
+    if d > reach:
         return share
-    nx, ny, nz = owner.shape
-    away, along = np.zeros(3, dtype=np.float32), np.zeros(3, dtype=np.float32)
-    for axis in range(3):
-        a, b, c = i, j, k
-        e, f, g = i, j, k
-        if axis == 0:
-            a, e = max(i - 1, 0), min(i + 1, nx - 1)
-        elif axis == 1:
-            b, f = max(j - 1, 0), min(j + 1, ny - 1)
-        else:
-            c, g = max(k - 1, 0), min(k + 1, nz - 1)
-        if owner[a, b, c] == owner[i, j, k] and owner[e, f, g] == owner[i, j, k]:
-            away[axis] = distance[e, f, g] - distance[a, b, c]
-            along[axis] = depth[e, f, g] - depth[a, b, c]
-    tiny = np.float32(1e-12)
-    along_norm = np.sqrt((along * along).sum()) + tiny
-    away_norm = np.sqrt((away * away).sum()) + tiny
+    ux, uy, uz = _gradient(owner, distance, i, j, k)
+    vx, vy, vz = _gradient(owner, depth, i, j, k)
+    norm_u = np.sqrt(ux * ux + uy * uy + uz * uz) + tiny
+    norm_v = np.sqrt(vx * vx + vy * vy + vz * vz) + tiny
+    slant = (ux * vx + uy * vy + uz * vz) / (norm_u * norm_v)
     for n in range(len(rods)):
         x, y, z, offset, radius, start, end = rods[n]
-        axial = (x * along[0] + y * along[1] + z * along[2]) / along_norm
-        across = np.sqrt(max(one - axial * axial, np.float32(1e-6)))
-        cosine = (x * away[0] + y * away[1] + z * away[2]) / away_norm
-        cosine -= axial * (away * along).sum() / (away_norm * along_norm)
-        cosine = min(max(cosine / across, -one), one)
-        squared = d * d + offset * offset - np.float32(2.0) * d * offset * cosine
         if start <= at <= end:
+            axial = (x * vx + y * vy + z * vz) / norm_v
+            across = np.sqrt(max(one - axial * axial, np.float32(1e-6)))
+            cosine = ((x * ux + y * uy + z * uz) / norm_u - axial * slant) / across
+            cosine = min(max(cosine, -one), one)
+            squared = d * d + offset * offset - np.float32(2.0) * d * offset * cosine
             near = (radius - np.sqrt(max(squared, zero))) * voxels + np.float32(0.5)
             share = max(share, min(near, one))
-    return max(share, zero)
+    return share
+
+
+@numba.njit
+def _gradient(owner, field, i, j, k):  # type: ignore[no-untyped-def]
+    """Return a field's differences along the axes, one-sided where another column lies next."""
+    own = owner[i, j, k]
+    a = i - 1 if i > 0 and owner[i - 1, j, k] == own else i
+    b = i + 1 if i + 1 < owner.shape[0] and owner[i + 1, j, k] == own else i
+    c = j - 1 if j > 0 and owner[i, j - 1, k] == own else j
+    d = j + 1 if j + 1 < owner.shape[1] and owner[i, j + 1, k] == own else j
+    e = k - 1 if k > 0 and owner[i, j, k - 1] == own else k
+    f = k + 1 if k + 1 < owner.shape[2] and owner[i, j, k + 1] == own else k
+    x = (field[b, j, k] - field[a, j, k]) / np.float32(max(b - a, 1))
+    y = (field[i, d, k] - field[i, c, k]) / np.float32(max(d - c, 1))
+    z = (field[i, j, f] - field[i, j, e]) / np.float32(max(f - e, 1))
+    return x, y, z
 
 
 def _add_bodies(
     stain: Stain,
     image: np.ndarray,
     owner: np.ndarray,
-    region: np.ndarray,
+    cortex: np.ndarray,
     voxel_spacing: float,
     rng: np.random.Generator,
 ) -> None:
-    """Paint cell bodies where ``region`` is low, tracts, tracheae and debris into ``image``."""
+    """Paint cell bodies in ``cortex`` (X, Y, Z) bool, and tracts, tracheae and debris."""
     shape = np.array(image.shape)
     if stain.cell_diameter:
         width = max(stain.cell_diameter * voxel_spacing, 3.0)
         cells = np.argwhere(np.ones(np.ceil(shape / width).astype(int), dtype=bool))
         centres = width * (cells + rng.uniform(0.3, 0.7, size=cells.shape))
         nearest = np.minimum(centres.astype(int), shape - 1)
-        cortex = (region[tuple(nearest.T)] < 0) & (owner[tuple(nearest.T)] == 0)
+        there = cortex[tuple(nearest.T)]
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
         values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
-        _paint(image, owner, centres[cortex], radii[cortex], values[cortex], rng.random(), True)
+        _paint(image, owner, centres[there], radii[there], values[there], rng.random(), True)
     for radius in stain.tract_radii:
         centres = _tube(shape, radius * voxel_spacing, rng)
         _paint(image, owner, centres, radius * voxel_spacing, rng.uniform(0.0, 1.0), 0.0, True)

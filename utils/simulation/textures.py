@@ -39,8 +39,8 @@ def cell_noise(
     numbers = rng.standard_normal(cells, dtype=np.float32)
     nodes = np.empty([int((n - 1) / step) + 2 for n in shape], dtype=np.float32)
     _cells(points, numbers, step / period, kind == "worley", nodes)
-    nodes -= nodes.mean()
-    return upsampled(nodes / max(float(nodes.std()), 1e-6), step, shape, smooth=False)
+    mean, sd = nodes.mean(dtype=float), max(nodes.std(dtype=float), 1e-6)
+    return upsampled(((nodes - mean) / sd).astype(np.float32), step, shape, smooth=False)
 
 
 @numba.njit(cache=True)
