@@ -233,9 +233,7 @@ def wide_flags(tmp_path: Path) -> list[str]:
 def test_wide_volumes_are_those_of_their_configuration_however_many_workers(
     wide_flags: list[str], tmp_path: Path
 ) -> None:
-    expected = WideConfig(
-        (32, 32, 24), 0.3, sheet=SheetConfig(spacing=(5.0, 7.0), min_columns=4)
-    )
+    expected = WideConfig((32, 32, 24), 0.3, sheet=SheetConfig(spacing=(5.0, 7.0), min_columns=4))
     assert asked(*wide_flags) == VolumeSet(expected, 0, 3)
     for workers in ("1", "3"):
         more = ["--filename", f"{workers}.h5", "--workers", workers]
@@ -255,9 +253,9 @@ def test_a_file_of_another_preset_is_in_the_way(
     assert "nothing to do" in capsys.readouterr().out
     assert generate_3d_data.main(wide_flags[:6]) == 2
     assert "--preset: wide in the file, reference asked for" in error_line(capsys.readouterr().err)
-    (tmp_path / "wide.toml").write_text(TINY_WIDE + "bend = [0, 0.1]")
+    (tmp_path / "wide.toml").write_text(TINY_WIDE.replace("min_columns = 4", "min_columns = 5"))
     assert generate_3d_data.main(wide_flags) == 2
-    differs = "sheet.bend: [0.0, 0.4] in the file, [0.0, 0.1] asked for"
+    differs = "sheet.min_columns: 4 in the file, 5 asked for"
     assert differs in error_line(capsys.readouterr().err)
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.simulated import BUFFERED_VOLUMES, PatchMixer
 from utils.simulation.geometry import GeometryError
-from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.presets import Mixture
+from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.volume import (
     SimulatedVolume,
     VolumeConfig,

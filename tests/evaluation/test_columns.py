@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import fake_volume
 from utils.evaluation.columns import cone_voxels, score_columns
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+from utils.simulation import VolumeConfig, WideConfig, sample_rng, simulate_volume
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,9 @@ def test_a_flat_sheet_is_one_sheared_lattice_of_straight_columns(index):
     assert_allclose(values[:, 0] / values[:, 1], drawn["anisotropy"], rtol=2e-3)
     chords = columns.paths[:, -1] - columns.paths[:, 0]
     assert_allclose(np.linalg.norm(chords, axis=1), drawn["length"] * drawn["spacing"], rtol=1e-5)
-    assert_allclose(np.diff(columns.paths, axis=1), chords[:, None] / 8 * np.ones((8, 1)), atol=1e-4)
+    assert_allclose(
+        np.diff(columns.paths, axis=1), chords[:, None] / 8 * np.ones((8, 1)), atol=1e-4
+    )
     axis = [drawn[f"axis_{a}"] for a in "xyz"]
     assert_allclose(chords[0] / np.linalg.norm(chords[0]), axis, atol=1e-5)
     volume = np.einsum("ni,i->n", np.cross(*np.moveaxis(cells(columns, 4), 2, 0)), axis)
