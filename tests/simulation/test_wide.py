@@ -8,11 +8,13 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.spatial import cKDTree
 
 from utils.errors import UserError
 from utils.simulation import GeometryError, WideConfig, WideVolume, sample_rng, simulate_volume
 from utils.simulation.placed_columns import ColumnTable
 from utils.simulation.sheet import SheetConfig
+from utils.simulation.wide import LobeConfig
 
 SMALL = WideConfig(shape=(40, 36, 32), sheet=SheetConfig(spacing=(5.0, 7.0), min_columns=4))
 
@@ -105,6 +107,21 @@ def test_measured_columns_stand_where_their_placement_says() -> None:
     assert set(map(tuple, volume.lattice_coordinates[:, 1:])) <= set(np.ndindex(7, 7))
 
 
+def test_the_reference_s_columns_can_stand_in_a_share_of_the_volumes() -> None:
+    lobe = LobeConfig(share=1.0, lattice_intervals=(4, 6))
+    volume = simulate_volume(dataclasses.replace(SMALL, lobe=lobe), sample_rng(0, 0))
+    alike = dataclasses.replace(SMALL, lobe=dataclasses.replace(lobe, share=0.5))
+    kinds = [simulate_volume(alike, sample_rng(2, i)).parameters.drawn for i in range(10)]
+    assert 0 < sum("lattice_intervals" in kind for kind in kinds) < 10
+    bend = volume.paths - np.linspace(volume.paths[:, 0], volume.paths[:, -1], 9, axis=1)
+    assert np.abs(bend).max() < 1e-3
+    faces, degree = volume.lattice_coordinates[:, 0], np.bincount(volume.lattice_neighbours.ravel())
+    assert faces.max() < 20 and degree.max() <= 6
+    nearest = cKDTree(volume.entry_points).query(volume.entry_points, k=2)[0][:, 1].mean()
+    lengths = np.linalg.norm(volume.e_r, axis=1) / (2.25 * nearest)
+    assert lengths.min() >= 0.699 and lengths.max() <= 1.501  # the ellipsoid's half axes
+
+
 def test_configurations_survive_json() -> None:
     config = dataclasses.replace(SMALL, sheet=SheetConfig(bend=(0.1, 0.2)), min_visibility=0.5)
     assert WideConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -128,8 +145,11 @@ def test_of_a_table_name_and_hash_are_kept_and_its_columns_asked_for() -> None:
         ({"min_visibility": -1.0}, "min_visibility"),
         ({"min_visibility": float("nan")}, "min_visibility"),
         ({"max_redraws": 0}, "max_redraws"),
+        ({"lobe": {"share": 1.5}}, "share"),
+        ({"lobe": {"lattice_intervals": [5, 4]}}, "lattice_intervals"),
+        ({"lobe": {"length": 0.0}}, "length"),
     ],
 )
 def test_bad_configurations_name_the_field(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message} "):
-        dataclasses.replace(SMALL, **change)
+        WideConfig.from_dict({**SMALL.to_dict(), **change})

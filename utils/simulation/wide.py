@@ -14,8 +14,14 @@ from typing import Any, Self
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.configuration import PlainConfig, check_each, check_minima
-from utils.simulation.geometry import GeometryError
+from utils.simulation.configuration import (
+    PlainConfig,
+    check_each,
+    check_minima,
+    check_ranges,
+    check_shares,
+)
+from utils.simulation.geometry import GeometryError, draw_optic_lobe
 from utils.simulation.microscope import (
     MicroscopeConfig,
     draw_microscope,
@@ -23,15 +29,37 @@ from utils.simulation.microscope import (
 )
 from utils.simulation.placed_columns import ColumnTable, place_columns
 from utils.simulation.sheet import (
+    DEPTHS,
     Columns,
     SheetConfig,
     draw_columns,
+    draw_left_out,
+    nearest_distances,
 )
 from utils.simulation.sheet_fields import paint_fields
 from utils.simulation.stain import StainConfig, draw_stain, paint_stain, visibility
 
 LOOKS = 4
 """Stains and microscopes that are tried on a geometry before another one is drawn."""
+
+
+@dataclass(frozen=True)
+class LobeConfig(PlainConfig):
+    """Columns of preset reference, straight, in some volumes of preset wide."""
+
+    share: float = 0.0
+    """Share of the volumes in which they stand instead of those of a sheet."""
+    lattice_intervals: tuple[int, int] = (8, 15)
+    """n, inclusive; an icosahedron edge has n + 1 intervals."""
+    axis_scales: tuple[float, float] = (0.7, 1.5)
+    """Half axes of the ellipsoid, in edges of the volume."""
+    length: float = 2.25
+    """Length of a column, in spacings."""
+
+    def __post_init__(self) -> None:
+        check_shares(self, ["share"])
+        check_ranges(self, {"lattice_intervals": 1, "axis_scales": 1e-3})
+        check_minima(self, {"length": 0.1})
 
 
 @dataclass(frozen=True)
@@ -49,6 +77,8 @@ class WideConfig(PlainConfig):
     """Volumes drawn before giving up."""
     sheet: SheetConfig = field(default_factory=SheetConfig)
     """Where columns stand."""
+    lobe: LobeConfig = field(default_factory=LobeConfig)
+    """Where they stand in a share of the volumes."""
     stain: StainConfig = field(default_factory=StainConfig)
     """What glows."""
     microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)
@@ -149,7 +179,31 @@ def draw_wide(
 
 def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
     if config.table is None:
+        if rng.random() < config.lobe.share:
+            return _draw_lobe(config, rng)
         return draw_columns(config.sheet, config.shape, rng)
     if not len(config.table.p):
         raise UserError(f"the columns of {config.table.name} are missing: give --columns_table")
     return place_columns(config.table, config.sheet, config.shape, rng)
+
+
+def _draw_lobe(config: WideConfig, rng: np.random.Generator) -> Columns:
+    """Return the reference's columns as straight paths."""
+    lobe = draw_optic_lobe(
+        rng,
+        lattice_intervals=config.lobe.lattice_intervals,
+        axis_scales=config.lobe.axis_scales,
+        min_columns=config.sheet.min_columns,
+        max_tries=config.sheet.max_tries,
+    )
+    lengths = np.linspace(0.0, config.lobe.length * lobe.spacing, DEPTHS)[:, None]
+    paths = (lobe.entry_points[:, None] + lengths * lobe.e_r[:, None]) * np.array(config.shape)
+    columns = Columns(
+        paths=paths.astype(np.float32),
+        spacing=nearest_distances(paths).astype(np.float32),
+        lattice=lobe.lattice_coordinates,
+        neighbours=lobe.lattice_neighbours,
+        left_out=np.zeros(len(paths), bool),
+        parameters={"lattice_intervals": float(lobe.lattice_intervals), "tries": float(lobe.tries)},
+    )
+    return draw_left_out(config.sheet, columns, rng)
