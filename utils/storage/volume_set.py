@@ -64,6 +64,8 @@ def column_bytes(config: Config) -> int:
         nodes = DEPTHS if config.table is None else config.table.nodes.shape[1]
         # Two sheets, each as large as a face of the volume and as curved as half a sphere.
         count = 8 * (max(config.shape) / config.sheet.spacing[0] + 1) ** 2
+        if config.lobe.share:
+            count = max(count, 10 * (config.lobe.lattice_intervals[1] + 1) ** 2 + 2)
         kind, extra = WIDE, 16 + 16 * (nodes - 1)  # a brightness as text, and all nodes but one
     else:
         count, kind, extra = 10 * (config.lattice_intervals[1] + 1) ** 2 + 2, REFERENCE, 0
