@@ -141,6 +141,10 @@ class VolumeParameters:
     gain: int
     contrast: float
 
+    def spacing_voxels(self, shape: tuple[int, int, int]) -> list[float]:
+        """Return the spacing along x, y, z in voxels, which fill the unit cube."""
+        return [self.spacing * edge for edge in shape]
+
 
 @dataclass(frozen=True)
 class SimulatedVolume:

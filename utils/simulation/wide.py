@@ -128,6 +128,10 @@ class WideParameters:
     drawn: str
     """JSON: parameters of the geometry, the stain and the microscope."""
 
+    def spacing_voxels(self, shape: tuple[int, int, int]) -> list[float]:
+        """Return the spacing along x, y, z in voxels, which are cubes."""
+        return [self.spacing * float(np.mean(shape))] * 3
+
 
 def draw_wide(
     config: WideConfig, rng: np.random.Generator
