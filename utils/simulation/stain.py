@@ -447,7 +447,7 @@ def _add_bodies(
     if stain.cell_diameter:
         width = max(stain.cell_diameter * voxel_spacing, 3.0)
         cells = np.argwhere(np.ones(np.ceil(shape / width).astype(int), dtype=bool))
-        centres = width * (cells + rng.uniform(0.3, 0.7, size=cells.shape))
+        centres = width * (cells + rng.random(cells.shape))
         nearest = np.minimum(centres.astype(int), shape - 1)
         there = cortex[tuple(nearest.T)]
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
