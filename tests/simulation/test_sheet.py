@@ -1,0 +1,257 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.spatial.distance import cdist
+
+from utils.errors import UserError
+from utils.simulation import GeometryError, sample_rng
+from utils.simulation.sheet import (
+    CLEARANCE,
+    SheetConfig,
+    draw_columns,
+    lattice_neighbours,
+    nearest_distances,
+)
+
+SHAPE = (96, 96, 96)
+HEXAGONS = np.array([[1.0, -0.5], [0.0, np.sqrt(0.75)]])
+NONE = (0.0, 0.0)
+FLAT = SheetConfig(
+    **{"spacing": (8.0, 10.0), "length": (2.0, 4.0), "taper": (1.0, 1.0), "curvature": NONE},
+    **{"spacing_change": (1.0, 1.0), "jitter": NONE, "tilt": NONE, "bend": NONE, "border": 0.0},
+    **{"holes": (0, 0), "second_sheet": 0.0, "neuropil": 0.0, "left_out": NONE},
+)
+
+
+def draw(config, index=0, shape=SHAPE):
+    return draw_columns(config, shape, sample_rng(3, index))
+
+
+def cells(columns, depth):
+    """The (n, 3, 2) steps p and q at a node of the columns that have both neighbours."""
+    at = dict(zip(map(tuple, columns.lattice.tolist()), columns.paths[:, depth], strict=True))
+    return np.array(
+        [
+            np.stack([at[c, p + 1, q] - place, at[c, p, q + 1] - place], axis=1)
+            for (c, p, q), place in at.items()
+            if (c, p + 1, q) in at and (c, p, q + 1) in at
+        ],
+        dtype=float,
+    )
+
+
+def singular_values(columns, depth=4):
+    return np.linalg.svd(cells(columns, depth) @ np.linalg.inv(HEXAGONS), compute_uv=False)
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_flat_sheet_is_one_sheared_lattice_of_straight_columns(index):
+    columns = draw(FLAT, index)
+    drawn = columns.parameters
+    values = singular_values(columns)
+    assert_allclose(np.sqrt(values.prod(axis=1)), drawn["spacing"], rtol=1e-3)
+    assert_allclose(values[:, 0] / values[:, 1], drawn["anisotropy"], rtol=2e-3)
+    chords = columns.paths[:, -1] - columns.paths[:, 0]
+    assert_allclose(np.linalg.norm(chords, axis=1), drawn["length"] * drawn["spacing"], rtol=1e-5)
+    assert_allclose(
+        np.diff(columns.paths, axis=1), chords[:, None] / 8 * np.ones((8, 1)), atol=1e-4
+    )
+    axis = [drawn[f"axis_{a}"] for a in "xyz"]
+    assert_allclose(chords[0] / np.linalg.norm(chords[0]), axis, atol=1e-5)
+    volume = np.einsum("ni,i->n", np.cross(*np.moveaxis(cells(columns, 4), 2, 0)), axis)
+    assert (np.sign(volume) == (-1 if drawn["mirrored"] else 1)).all()
+    assert_allclose(columns.spacing, np.broadcast_to(columns.spacing[:1, :1], columns.spacing.shape), rtol=1e-3)  # fmt: skip
+
+
+@pytest.mark.parametrize(("anisotropy", "angle"), [(1.0, 90.0), (np.sqrt(3), 90.0)])
+def test_an_anisotropy_of_root_three_along_a_step_makes_squares(anisotropy, angle):
+    config = replace(FLAT, anisotropy=(anisotropy, anisotropy), stretch_angle=NONE)
+    columns = draw(config)
+    degree = np.bincount(columns.neighbours.ravel(), minlength=len(columns.paths))
+    inner = np.flatnonzero(degree == 6)[0]
+    distances = np.sort(cdist(columns.paths[[inner], 4], columns.paths[:, 4])[0])[1:9]
+    if anisotropy == 1.0:
+        assert_allclose(distances[:6], columns.parameters["spacing"], rtol=1e-4)
+        assert distances[6] > 1.5 * columns.parameters["spacing"]
+    else:
+        assert_allclose(distances[:4], distances[0], rtol=1e-4)
+        assert_allclose(distances[4:8], np.sqrt(2) * distances[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_taper_is_what_the_curvatures_of_a_sheet_make_of_its_length(index):
+    config = replace(FLAT, taper=(1.2, 1.4), curvature=(0.0, 0.11), length=(6.0, 9.0))
+    columns = draw(config, index)
+    drawn = columns.parameters
+    k, h = np.array([drawn["curvature_1"], drawn["curvature_2"]]), drawn["length"]
+    assert_allclose(drawn["taper"], np.sqrt(((1 + k * h / 2) / (1 - k * h / 2)).prod()), rtol=1e-6)
+    outer, inner = (singular_values(columns, d).prod(axis=1) ** 0.5 for d in (-1, 0))
+    assert_allclose(np.median(outer / inner), drawn["taper"], rtol=0.03)
+
+
+def test_spacing_changes_along_one_direction_by_the_drawn_factor():
+    config = replace(FLAT, spacing=(6.0, 6.0), spacing_change=(1.4, 1.4), shift=0.0)
+    columns = draw(config)
+    values = singular_values(columns)
+    spacing = np.sqrt(values.prod(axis=1))
+    assert_allclose(values[:, 0] / values[:, 1], columns.parameters["anisotropy"], rtol=0.05)
+    corner = np.sqrt(3.0) * 1.1  # the sheet may lie along a diagonal, and reaches a little outside
+    assert 1.25 < spacing.max() / spacing.min() < 1.4**corner
+
+
+@pytest.mark.parametrize("bend", [0.2, 0.4])
+def test_bend_is_the_deviation_from_the_chord(bend):
+    columns = draw(replace(FLAT, bend=(bend, bend), own_bend=0.0, length=(8.0, 8.0)))
+    paths = columns.paths.astype(float)
+    chord = paths[:, -1] - paths[:, 0]
+    chord /= np.linalg.norm(chord, axis=1, keepdims=True)
+    off = paths - paths[:, :1]
+    off -= np.sum(off * chord[:, None], axis=2, keepdims=True) * chord[:, None]
+    most = np.linalg.norm(off, axis=2).max(axis=1)
+    assert_allclose(most, bend * columns.parameters["spacing"], rtol=1e-3)
+
+
+def test_tilt_is_the_angle_to_the_normal():
+    columns = draw(replace(FLAT, tilt=(15.0, 15.0)))
+    chord = columns.paths[0, -1] - columns.paths[0, 0]
+    normal = [columns.parameters[f"axis_{a}"] for a in "xyz"]
+    assert_allclose(np.degrees(np.arccos(chord @ normal / np.linalg.norm(chord))), 15.0, atol=0.01)
+
+
+def test_jitter_has_the_drawn_spread_within_the_sheet():
+    config = replace(FLAT, spacing=(6.0, 6.0), jitter=(0.1, 0.1))
+    still, moved = draw(replace(config, jitter=NONE)), draw(config)
+    common = set(map(tuple, still.lattice.tolist())) & set(map(tuple, moved.lattice.tolist()))
+    rows = [
+        [c.lattice.tolist().index(list(site)) for site in sorted(common)] for c in (still, moved)
+    ]
+    off = (moved.paths[rows[1]] - still.paths[rows[0]]).astype(float)
+    assert_allclose(off - off[:, :1], 0, atol=1e-4)  # the same along the whole path
+    assert_allclose(np.sqrt((off[:, 0] ** 2).sum(axis=1).mean() / 2), 0.6, rtol=0.15)
+
+
+def test_holes_and_borders_take_columns_and_leave_spacings_alone():
+    whole = draw(FLAT, 1)
+    index = {tuple(site): k for k, site in enumerate(whole.lattice.tolist())}
+    for change in ({"holes": (1, 1), "hole_radius": (1.5, 1.5)}, {"border": 1.0}):
+        part = draw(replace(FLAT, min_columns=2, **change), 1)
+        rows = [index[tuple(site)] for site in part.lattice.tolist()]
+        assert len(rows) < len(whole.paths)
+        assert_array_equal(part.paths, whole.paths[rows])
+        assert_array_equal(part.spacing, whole.spacing[rows])
+
+
+def test_a_second_sheet_is_another_chart_and_keeps_clear_of_the_first():
+    config = replace(FLAT, second_sheet=1.0, gap=(0.5, 1.0), length=(1.5, 2.0))
+    columns = draw(config, 2)
+    first = columns.lattice[:, 0] == 0
+    assert set(columns.lattice[:, 0].tolist()) == {0, 1}
+    a, b = (columns.paths[rows].reshape(-1, 3) for rows in (first, ~first))
+    drawn = columns.parameters
+    assert cdist(a, b).min() >= CLEARANCE * (drawn["spacing"] + drawn["second_spacing"]) - 1e-3
+    assert (first[columns.neighbours[:, 0]] == first[columns.neighbours[:, 1]]).all()
+
+
+def test_a_neuropil_lies_beyond_an_end_of_the_sheet():
+    columns = draw(replace(FLAT, neuropil=1.0, gap=(1.0, 1.0)))
+    centre, *axes = columns.neuropil[0]
+    drawn = columns.parameters
+    normal = np.array([drawn[f"axis_{a}"] for a in "xyz"])
+    away = abs((centre - [drawn[f"centre_{a}"] for a in "xyz"]) @ normal)
+    reach = np.linalg.norm(axes[2]) + (drawn["length"] / 2 + 1.0) * drawn["spacing"]
+    assert_allclose(away, reach, rtol=1e-4)
+    radii = np.linalg.norm(axes, axis=1) / drawn["spacing"]
+    assert ((radii >= 3) & (radii <= 12)).all()
+
+
+def test_left_out_columns_have_the_drawn_share():
+    columns = draw(replace(FLAT, spacing=(5.0, 5.0), left_out=(0.4, 0.4)))
+    assert columns.left_out.dtype == bool
+    assert abs(columns.left_out.mean() - 0.4) < 0.1
+    assert not draw(FLAT).left_out.any()
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_the_same_seed_gives_the_same_columns_in_their_types(index):
+    first, again = draw(SheetConfig(), index), draw(SheetConfig(), index)
+    for name in ("paths", "spacing", "lattice", "neighbours", "left_out", "neuropil"):
+        assert_array_equal(getattr(first, name), getattr(again, name))
+    assert first.parameters == again.parameters
+    assert all(type(value) is float for value in first.parameters.values())
+    n, e = len(first.paths), len(first.neighbours)
+    assert first.paths.shape == (n, 9, 3) and first.paths.dtype == np.float32
+    assert first.spacing.shape == (n, 9) and first.spacing.dtype == np.float32
+    assert first.lattice.shape == (n, 3) and first.lattice.dtype == np.int32
+    assert first.neighbours.shape == (e, 2) and first.neighbours.dtype == np.int32
+    middle = first.paths[:, 4]
+    assert np.all((middle >= 0) & (middle < SHAPE), axis=1).sum() >= 30
+    assert not np.array_equal(first.paths[:2], draw(SheetConfig(), index + 50).paths[:2])
+
+
+def test_too_few_columns_are_an_error_that_says_how_many_there_were():
+    config = replace(FLAT, min_columns=5000, max_tries=2)
+    with pytest.raises(GeometryError, match=r"at least 5000 columns .* in 2 tries \(most found: "):
+        draw(config)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.tuples(st.integers(0, 1), st.integers(-4, 4), st.integers(-3, 5)), max_size=40))
+def test_neighbours_are_the_six_steps_apart(sites):
+    sites = sorted(sites, key=lambda s: (s[2] * 7 + s[1] * 3) % 11)
+    steps = {(1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, -1)}
+    expected = [
+        (k, m)
+        for k, (c, p, q) in enumerate(sites)
+        for m, (d, r, s) in enumerate(sites)
+        if k < m and c == d and (r - p, s - q) in steps
+    ]
+    pairs = lattice_neighbours(np.array(sites, dtype=np.int32).reshape(-1, 3))
+    assert_array_equal(pairs, np.array(expected, dtype=np.int32).reshape(-1, 2))
+
+
+def test_nearest_distances_are_those_of_all_pairs():
+    paths = np.random.default_rng(0).normal(size=(30, 4, 3))
+    for d in range(4):
+        all_pairs = cdist(paths[:, d], paths[:, d]) + np.diag([np.inf] * 30)
+        assert_allclose(nearest_distances(paths)[:, d], all_pairs.min(axis=1))
+
+
+def test_a_configuration_survives_plain_types():
+    config = SheetConfig(spacing=(6.0, 7.0), holes=(1, 2))
+    assert SheetConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("spacing", (1.0, 5.0), "at least 2"),
+        ("spacing", (9.0, 5.0), "low <= high"),
+        ("spacing", (5.0,), "low, high"),
+        ("anisotropy", (0.9, 1.5), "at least 1"),
+        ("anisotropy", (1.0, np.nan), "at least 1"),
+        ("stretch_angle", (-40.0, 0.0), "at least -30"),
+        ("stretch_angle", (0.0, 40.0), "at most 30"),
+        ("spacing_change", (0.5, 1.0), "at least 1"),
+        ("jitter", (-0.1, 0.1), "at least 0"),
+        ("length", (0.0, 1.0), "at least 0.1"),
+        ("taper", (0.9, 1.0), "at least 1"),
+        ("curvature", (-0.1, 0.1), "at least 0"),
+        ("tilt", (0.0, 80.0), "at most 60"),
+        ("bend", (-1.0, 0.0), "at least 0"),
+        ("border", 1.5, "at most 1"),
+        ("second_sheet", -0.1, "at least 0"),
+        ("neuropil", 2.0, "at most 1"),
+        ("holes", (-1, 2), "at least 0"),
+        ("left_out", (0.0, 1.2), "at most 1"),
+        ("radius", 0.0, "at least 0.001"),
+        ("min_columns", 1, "at least 2"),
+        ("max_tries", 0, "at least 1"),
+    ],
+)
+def test_bad_values_are_named(field, value, message):
+    with pytest.raises(UserError, match=rf"^{field} .*{message}"):
+        SheetConfig(**{field: value})

@@ -1,0 +1,490 @@
+"""Where columns stand in the wide simulator: paths through a curved sheet on a sheared lattice.
+
+Positions are in voxels, axis order (x, y, z), the centre of voxel i at i + 0.5. Within a sheet a
+column stands at a place (u, v) of the sheet's middle surface and runs along its normals from its
+proximal end (depth 0) to its distal end (depth 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from utils.errors import UserError
+from utils.simulation.configuration import PlainConfig, check_minima, check_ranges
+from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z
+from utils.simulation.geometry import GeometryError
+
+DEPTHS = 9
+"""Nodes of a drawn path."""
+STEPS = ((1, 0), (0, 1), (1, 1))
+"""Steps (dp, dq) to three of a column's six neighbours; the others are their opposites."""
+MOST_TURN = 1.4
+"""A sheet ends where its normal is turned by this much, in radians."""
+CLEARANCE = 0.75
+"""Columns of a second sheet keep this share of both spacings' sum from the first."""
+BENT_OVER = 4.0
+"""Columns shorter than this many spacings are bent in proportion to their length."""
+MARGIN = 1.5
+"""Columns that stay further outside of the volume than this, in spacings, are left away."""
+
+
+@dataclass(frozen=True)
+class SheetConfig(PlainConfig):
+    """Where columns stand; ranges are (low, high) of uniform draws, one a sheet.
+
+    Defaults are those of preset wide. Raises UserError, naming the field, for a value outside its
+    range.
+    """
+
+    spacing: tuple[float, float] = (5.0, 16.0)
+    """Square root of the product of both singular values of the lattice's cell, in voxels."""
+    anisotropy: tuple[float, float] = (1.0, 2.1)
+    """Ratio of these singular values; 1 is a lattice of regular hexagons, sqrt(3) a square one."""
+    stretch_angle: tuple[float, float] = (-15.0, 15.0)
+    """Angle between the stretch and the nearest of the six steps, in degrees."""
+    spacing_change: tuple[float, float] = (1.1, 1.4)
+    """Largest over smallest spacing along an edge of the volume."""
+    jitter: tuple[float, float] = (0.0, 0.1)
+    """Standard deviation of a column's place along u and v, in spacings."""
+    length: tuple[float, float] = (1.0, 10.0)
+    """Length of a column, in spacings."""
+    taper: tuple[float, float] = (1.0, 1.4)
+    """Distal over proximal spacing; less where the curvature that it needs is out of range."""
+    curvature: tuple[float, float] = (0.0, 0.11)
+    """Both principal curvatures of the middle surface times the spacing, in radians."""
+    tilt: tuple[float, float] = (0.0, 20.0)
+    """Angle between the columns and the sheet's normal, in degrees."""
+    bend: tuple[float, float] = (0.0, 0.6)
+    """Largest deviation of a column from its chord, in spacings."""
+    own_bend: float = 0.3
+    """Standard deviation of a column's own bend, as a share of the sheet's bend."""
+    shift: float = 0.25
+    """The sheet's centre is moved by up to this share of the volume per axis."""
+    border: float = 0.3
+    """Probability that the sheet ends at a straight border inside of the volume."""
+    holes: tuple[int, int] = (0, 2)
+    """Number of holes without columns, inclusive."""
+    hole_radius: tuple[float, float] = (1.0, 3.0)
+    """Radius of a hole, in spacings."""
+    second_sheet: float = 0.2
+    """Probability of a second sheet beside the first."""
+    neuropil: float = 0.3
+    """Probability of a neighbouring neuropil without columns, an ellipsoid."""
+    neuropil_radius: tuple[float, float] = (3.0, 12.0)
+    """Each half axis of the neighbouring neuropil, in spacings."""
+    gap: tuple[float, float] = (0.5, 4.0)
+    """Between the first sheet and a second sheet or neuropil, in spacings."""
+    left_out: tuple[float, float] = (0.0, 0.6)
+    """Share of the columns without any stain."""
+    radius: float = 0.35
+    """Radius of a column's label, in its own nearest-neighbour distances at that depth."""
+    min_columns: int = 30
+    """A geometry is drawn again until at least this many columns have their middle inside."""
+    max_tries: int = 100
+    """Geometries drawn before giving up."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def _check(config: SheetConfig) -> None:
+    """Raise UserError that names the first field outside its range."""
+    ranges = {
+        **{"spacing": 2.0, "anisotropy": 1.0, "stretch_angle": -30.0, "spacing_change": 1.0},
+        **{"jitter": 0.0, "length": 0.1, "taper": 1.0, "curvature": 0.0, "tilt": 0.0, "bend": 0.0},
+        **{"holes": 0, "hole_radius": 0.0, "neuropil_radius": 0.1, "gap": 0.0, "left_out": 0.0},
+    }
+    check_ranges(config, ranges)
+    shares = {name: 0.0 for name in ("border", "second_sheet", "neuropil", "shift", "own_bend")}
+    check_minima(config, {**shares, "radius": 1e-3, "min_columns": 2, "max_tries": 1})
+    most = {"stretch_angle": 30.0, "tilt": 60.0, "left_out": 1.0, "curvature": 1.0}
+    for name, high in {**most, **dict.fromkeys(shares, 1.0)}.items():
+        value = getattr(config, name)
+        if np.max(value) > high:
+            raise UserError(f"{name} {value}: must be at most {high}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """N columns as paths of D nodes, from their proximal to their distal ends."""
+
+    paths: np.ndarray
+    """(N, D, 3) float32, voxels; D is at least 9 where it was drawn."""
+    spacing: np.ndarray
+    """(N, D) float32: distance to the sheet's nearest other column at that depth, in voxels."""
+    lattice: np.ndarray
+    """(N, 3) int32: chart (0, 1 in a second sheet), p, q."""
+    neighbours: np.ndarray
+    """(E, 2) int32: pairs k < l of columns that are one of the six lattice steps apart."""
+    left_out: np.ndarray
+    """(N,) bool: columns that stand there and have no stain."""
+    parameters: dict[str, float]
+    """What was drawn, by name; those of a second sheet begin with second_."""
+    neuropil: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 3), np.float32))
+    """(M, 4, 3) float32: centre and three half axes of neuropils without columns, voxels."""
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A drawn sheet: lattice sites become places (u, v), and these become paths."""
+
+    origin: np.ndarray
+    """(3,) the middle surface's centre, in voxels."""
+    turn: np.ndarray
+    """(3, 3): from the sheet's frame (u, v, normal) to voxel axes."""
+    cell: np.ndarray
+    """(2, 2): columns are the steps p and q at the centre, in voxels."""
+    growth: complex
+    """Relative change of spacing per voxel, and in which direction it grows."""
+    curvature: np.ndarray
+    """(2,) along u and v, per voxel."""
+    length: float
+    """In voxels."""
+    slope: np.ndarray
+    """(2,) drift along u and v per voxel along the normal."""
+    bend: np.ndarray
+    """(2,) largest deviation along u and v, in voxels."""
+    bend_phase: float
+    """0: one arc, pi / 2: an S."""
+    spacing: float
+    """In voxels."""
+
+
+def draw_columns(
+    config: SheetConfig, shape: tuple[int, int, int], rng: np.random.Generator
+) -> Columns:
+    """Draw geometries until one has ``config.min_columns`` columns with their middle inside.
+
+    Args:
+        config: what to draw from.
+        shape: voxels per axis.
+        rng: source of all draws.
+
+    Raises:
+        GeometryError: none of ``config.max_tries`` geometries had enough columns.
+    """
+    return draw_until_enough(lambda: _draw_once(config, shape, rng), config, shape)
+
+
+def draw_until_enough(
+    draw: Callable[[], Columns], config: SheetConfig, shape: tuple[int, int, int]
+) -> Columns:
+    """Return the first geometry that has enough columns; GeometryError where none has."""
+    most = 0
+    for tries in range(1, config.max_tries + 1):
+        columns = draw()
+        inside = int(_middle_inside(columns.paths, shape).sum())
+        if inside >= config.min_columns:
+            return replace(columns, parameters={**columns.parameters, "tries": float(tries)})
+        most = max(most, inside)
+    raise GeometryError(
+        f"no geometry with at least {config.min_columns} columns in {shape} voxels in "
+        f"{config.max_tries} tries (most found: {most}; spacing {config.spacing[0]}.."
+        f"{config.spacing[1]} voxels): ask for fewer columns (min_columns) or a finer lattice"
+    )
+
+
+def _middle_inside(paths: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Return (N,) bool: the paths (N, D, 3) whose middle node lies in the volume."""
+    middle = paths[:, paths.shape[1] // 2]
+    return np.all((middle >= 0) & (middle < shape), axis=1)
+
+
+def _draw_once(
+    config: SheetConfig, shape: tuple[int, int, int], rng: np.random.Generator
+) -> Columns:
+    size = np.array(shape, dtype=np.float64)
+    (x, y, z), angle = draw_turn(rng)
+    parameters = {"axis_x": x, "axis_y": y, "axis_z": z, "turn": angle}
+    origin = size * (0.5 + rng.uniform(-config.shift, config.shift, size=3))
+    sheet, drawn = _draw_sheet(config, shape, origin, turn_to((x, y, z), angle), rng)
+    parameters |= drawn
+    paths, spacing, lattice = _stand(config, sheet, shape, rng)
+    if rng.random() < config.second_sheet:
+        beside, drawn = _draw_second(config, sheet, shape, rng)
+        parameters |= {f"second_{name}": value for name, value in drawn.items()}
+        second = _stand(config, beside, shape, rng)
+        clear = CLEARANCE * (sheet.spacing + beside.spacing)
+        near, _ = cKDTree(paths.reshape(-1, 3)).query(
+            second[0].reshape(-1, 3), distance_upper_bound=clear
+        )
+        free = np.isinf(near.reshape(second[1].shape)).all(axis=1)
+        paths, spacing = (
+            np.concatenate([a, b[free]]) for a, b in zip((paths, spacing), second[:2], strict=True)
+        )
+        lattice = np.concatenate([lattice, second[2][free] + np.array([1, 0, 0])])
+    neuropil = np.zeros((0, 4, 3))
+    if rng.random() < config.neuropil:
+        neuropil = _draw_neuropil(config, sheet, rng)
+    columns = near_volume(paths, spacing, lattice, shape, parameters)
+    return replace(draw_left_out(config, columns, rng), neuropil=neuropil.astype(np.float32))
+
+
+def draw_left_out(config: SheetConfig, columns: Columns, rng: np.random.Generator) -> Columns:
+    """Draw the share of columns left out, and which."""
+    share = rng.uniform(*config.left_out)
+    left_out = rng.random(len(columns.paths)) < share
+    return replace(
+        columns, left_out=left_out, parameters={**columns.parameters, "left_out": float(share)}
+    )
+
+
+def draw_turn(rng: np.random.Generator) -> tuple[tuple[float, float, float], float]:
+    """Draw a rotation, uniformly, as the arguments of :func:`turn_to`."""
+    direction = rng.normal(size=3)
+    x, y, z = (direction / np.sqrt(np.sum(direction**2))).tolist()
+    return (x, y, z), float(rng.uniform(0.0, 2.0 * np.pi))
+
+
+def turn_to(axis: tuple[float, float, float], angle: float) -> np.ndarray:
+    """Return the (3, 3) turn by ``angle`` radians about z that then takes +z to ``axis``."""
+    return rotate(rotation_to_z(np.array(axis)).T, axis_rotation(2, angle).T).T
+
+
+def _draw_sheet(
+    config: SheetConfig,
+    shape: tuple[int, int, int],
+    origin: np.ndarray,
+    turn: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[_Sheet, dict[str, float]]:
+    """Draw a sheet about ``origin`` in the frame ``turn``, and return what was drawn.
+
+    Length, taper and curvatures hang together: along the normals of a surface with curvatures
+    k1, k2 the spacing of columns of length h grows by the factor T with
+    ln T = atanh(k1 h / 2) + atanh(k2 h / 2); k1 gets a drawn share of ln T.
+    """
+    spacing, length = rng.uniform(*config.spacing), rng.uniform(*config.length)
+    log_taper, share = np.log(rng.uniform(*config.taper)), rng.uniform(0.0, 0.5)
+    shares = np.array([share, 1.0 - share])
+    k = np.clip(np.tanh(log_taper * shares) * 2.0 / length, *config.curvature)
+    k = np.minimum(k, 1.8 / length)  # the proximal ends stay apart
+    anisotropy = rng.uniform(*config.anisotropy)
+    stretch = rng.integers(3) * np.pi / 3.0 + np.deg2rad(rng.uniform(*config.stretch_angle))
+    mirror = 1.0 - 2.0 * rng.integers(2)
+    cell = spacing * _cell(anisotropy, stretch, rng.uniform(0.0, 2.0 * np.pi), mirror)
+    change, tilt = rng.uniform(*config.spacing_change), rng.uniform(*config.tilt)
+    bend = rng.uniform(*config.bend)
+    angles = rng.uniform(0.0, 2.0 * np.pi, size=3)
+    across = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    sheet = _Sheet(
+        origin=origin,
+        turn=turn,
+        cell=cell,
+        growth=complex(*(np.log(change) / max(shape) * across[0])),
+        curvature=k / spacing,
+        length=length * spacing,
+        slope=np.tan(np.deg2rad(tilt)) * across[1],
+        bend=bend * spacing * min(1.0, length / BENT_OVER) * across[2],
+        bend_phase=rng.uniform(-0.5, 0.5) * np.pi,
+        spacing=spacing,
+    )
+    names = {
+        **{"spacing": spacing, "anisotropy": anisotropy, "spacing_change": change},
+        **{"length": length, "tilt": tilt, "bend": bend, "mirrored": mirror < 0},
+        **{"taper": np.exp(np.arctanh(k * length / 2.0).sum())},
+        **{"curvature_1": k[0], "curvature_2": k[1]},
+        **dict(zip(("centre_x", "centre_y", "centre_z"), origin, strict=True)),
+    }
+    return sheet, {name: float(value) for name, value in names.items()}
+
+
+def _cell(anisotropy: float, stretch: float, turn: float, mirror: float) -> np.ndarray:
+    """Return the (2, 2) cell of unit spacing whose columns are the steps p and q.
+
+    Regular hexagons, p and q at 120 degrees, are stretched along ``stretch`` (radians from p) by
+    the root of ``anisotropy`` and shrunk across by as much, then turned and, if ``mirror`` is -1,
+    mirrored.
+    """
+    hexagons = np.array([[1.0, -0.5], [0.0, np.sqrt(0.75)]])
+    c, s = np.cos(stretch), np.sin(stretch)
+    long, short = np.sqrt(anisotropy), 1.0 / np.sqrt(anisotropy)
+    off = (long - short) * c * s
+    stretched = [[long * c * c + short * s * s, off], [off, long * s * s + short * c * c]]
+    turned = axis_rotation(2, turn)[:2, :2] * np.array([[1.0], [mirror]])
+    return np.einsum("ij,jk,kl->il", turned, np.array(stretched), hexagons)
+
+
+def _draw_second(
+    config: SheetConfig, first: _Sheet, shape: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[_Sheet, dict[str, float]]:
+    """Draw a sheet beyond one end of the first, its frame turned by up to 30 degrees."""
+    side, tip = 2.0 * rng.integers(2) - 1.0, np.deg2rad(rng.uniform(0.0, 30.0))
+    gap, about = rng.uniform(*config.gap), rng.uniform(0.0, 2.0 * np.pi)
+    tipped = rotate(axis_rotation(2, about), axis_rotation(0, tip).T).T
+    turn = rotate(first.turn, tipped.T).T
+    sheet, drawn = _draw_sheet(config, shape, first.origin, turn, rng)
+    away = side * (0.5 * (first.length + sheet.length) + gap * first.spacing)
+    origin = first.origin + away * first.turn[:, 2]
+    place = dict(zip(("centre_x", "centre_y", "centre_z"), origin.tolist(), strict=True))
+    return replace(sheet, origin=origin), {**drawn, **place}
+
+
+def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: np.random.Generator) -> np.ndarray:
+    """Return (1, 4, 3): centre and half axes of an ellipsoid beyond one end of the sheet."""
+    radii = sheet.spacing * rng.uniform(*config.neuropil_radius, size=3)
+    side, gap = 2.0 * rng.integers(2) - 1.0, rng.uniform(*config.gap) * sheet.spacing
+    aside = rng.uniform(-0.5, 0.5, size=2) * radii[:2]
+    place = np.array([*aside, side * (0.5 * sheet.length + gap + radii[2])])
+    centre = sheet.origin + rotate(sheet.turn, place[None])[0]
+    return np.concatenate([centre[None], (sheet.turn * radii).T])[None]
+
+
+def _stand(
+    config: SheetConfig, sheet: _Sheet, shape: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return paths (N, D, 3), spacings (N, D) and lattice (N, 3) of the columns near the volume.
+
+    The spacings are those before the border and the holes, beside which they would be too large.
+    """
+    sites, steps = _sites(sheet, shape)
+    jitter = rng.uniform(*config.jitter) * sheet.spacing
+    own = rng.normal(size=(len(sites), 4))
+    t = np.linspace(-0.5, 0.5, DEPTHS)
+    arc = np.cos(sheet.bend_phase) * np.cos(np.pi * t)
+    arc = arc + np.sin(sheet.bend_phase) * np.sin(2.0 * np.pi * t)
+    arc /= np.abs(arc).max()
+    bends = sheet.bend + config.own_bend * np.sqrt(np.sum(sheet.bend**2)) * own[:, 2:]
+    places = _places(sheet, sites) + jitter * own[:, :2]
+    depth = t * sheet.length
+    places = places[:, None] + depth[:, None] * sheet.slope + arc[:, None] * bends[:, None]
+    paths = _map(sheet, places, depth)
+    keep = _without_border_and_holes(config, sheet, sites, _middle_inside(paths, shape), rng)
+    lattice = np.concatenate([np.zeros((len(steps), 1), np.int64), steps], axis=1)
+    return paths[keep], nearest_distances(paths)[keep], lattice[keep]
+
+
+def _sites(sheet: _Sheet, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the flat sites (N, 2) in voxels, and (p, q), of columns that may meet the volume."""
+    size = np.array(shape, dtype=np.float64)
+    bound = 0.5 * np.sqrt(np.sum(size**2)) + 2.0 * sheet.spacing
+    bound += 0.5 * sheet.length * np.sqrt(1.0 + np.sum(sheet.slope**2))
+    extent = 1.5 * (bound + np.sqrt(np.sum((sheet.origin - size / 2) ** 2)))
+    ((a, b), (c, d)), area = sheet.cell, abs(np.linalg.det(sheet.cell))
+    most_p, most_q = (int(extent * np.hypot(*row) / area) for row in ((d, b), (c, a)))
+    p, q = np.meshgrid(
+        np.arange(-most_p, most_p + 1), np.arange(-most_q, most_q + 1), indexing="ij"
+    )
+    steps = np.stack([p.ravel(), q.ravel()], axis=1)
+    sites = np.einsum("ij,nj->ni", sheet.cell, steps)
+    near = np.sum(sites**2, axis=1) < extent**2
+    sites, steps = sites[near], steps[near]
+    places = _places(sheet, sites)
+    turned = np.sum((sheet.curvature * places) ** 2, axis=1) < MOST_TURN**2
+    sites, steps, places = sites[turned], steps[turned], places[turned]
+    near = np.sum((_map(sheet, places, np.zeros(1))[:, 0] - size / 2) ** 2, axis=1) < bound**2
+    return sites[near], steps[near]
+
+
+def _without_border_and_holes(
+    config: SheetConfig,
+    sheet: _Sheet,
+    sites: np.ndarray,
+    inside: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return (N,) bool: the sites (N, 2) that no border and no hole takes.
+
+    Both are laid through sites that are ``inside`` (N,) bool the volume; without any there are
+    none.
+    """
+    keep, inside = np.ones(len(sites), dtype=bool), sites[inside]
+    if not len(inside):
+        return keep
+    if rng.random() < config.border:
+        point, angle = inside[rng.integers(len(inside))], rng.uniform(0.0, 2.0 * np.pi)
+        keep &= np.sum((sites - point) * [np.cos(angle), np.sin(angle)], axis=1) >= 0.0
+    for _ in range(rng.integers(config.holes[0], config.holes[1] + 1)):
+        point = inside[rng.integers(len(inside))]
+        radius = sheet.spacing * rng.uniform(*config.hole_radius)
+        keep &= np.sum((sites - point) ** 2, axis=1) > radius**2
+    return keep
+
+
+def _places(sheet: _Sheet, sites: np.ndarray) -> np.ndarray:
+    """Return the places (u, v) (N, 2) of flat sites (N, 2): the spacing grows along one direction.
+
+    The map (exp(g z) - 1) / g of the complex plane is conformal, so that hexagons keep their form.
+    """
+    if not abs(sheet.growth):
+        return sites
+    g = np.conj(sheet.growth)
+    w = (np.exp(g * (sites[:, 0] + 1j * sites[:, 1])) - 1.0) / g
+    return np.stack([w.real, w.imag], axis=1)
+
+
+def _map(sheet: _Sheet, places: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Return the voxel positions (N, D, 3) of places (N, 2) or (N, D, 2) at depths (D,) in voxels.
+
+    A ray from the centre is laid along a circle of its own normal curvature; for equal curvatures
+    that is a sphere.
+    """
+    if places.ndim == 2:
+        places = places[:, None]
+    k = sheet.curvature
+    squares = np.sum(places**2, axis=2)
+    normal_curvature = np.sum(k * places**2, axis=2) / np.maximum(squares, 1e-12)
+    angle = normal_curvature * np.sqrt(squares)
+    slope = k * places
+    turned = np.sqrt(np.sum(slope**2, axis=2))
+    surface = places * np.sinc(angle / np.pi)[..., None]
+    height = -0.5 * normal_curvature * squares * np.sinc(0.5 * angle / np.pi) ** 2
+    across = surface + depth[:, None] * slope * np.sinc(turned / np.pi)[..., None]
+    along = height + depth * np.cos(turned)
+    points = np.concatenate([across, along[..., None]], axis=2)
+    return np.einsum("ij,ndj->ndi", sheet.turn, points) + sheet.origin
+
+
+def near_volume(
+    paths: np.ndarray,
+    spacing: np.ndarray,
+    lattice: np.ndarray,
+    shape: tuple[int, int, int],
+    parameters: dict[str, float],
+) -> Columns:
+    """Return as Columns those with a node inside or up to MARGIN spacings outside the volume."""
+    margin = (MARGIN * spacing)[..., None]
+    near = np.all((paths > -margin) & (paths < margin + shape), axis=2).any(axis=1)
+    sites = lattice[near].astype(np.int32)
+    return Columns(
+        paths=paths[near].astype(np.float32),
+        spacing=spacing[near].astype(np.float32),
+        lattice=sites,
+        neighbours=lattice_neighbours(sites),
+        left_out=np.zeros(len(sites), dtype=bool),
+        parameters=parameters,
+    )
+
+
+def nearest_distances(paths: np.ndarray) -> np.ndarray:
+    """Return (N, D): each node's distance to the nearest other path's node of the same depth."""
+    n, depths, _ = paths.shape
+    distances = np.ones((n, depths))
+    if n > 1:
+        for d in range(depths):
+            distances[:, d] = cKDTree(paths[:, d]).query(paths[:, d], k=2)[0][:, 1]
+    return distances
+
+
+def lattice_neighbours(lattice: np.ndarray) -> np.ndarray:
+    """Return the (E, 2) int32 pairs k < l of sites (N, 3) that are one of six steps apart."""
+    low = lattice.min(axis=0, initial=0) - 1
+    _, rows, columns = (lattice.max(axis=0, initial=0) - low + 2).tolist()
+
+    def code(sites: np.ndarray) -> np.ndarray:
+        chart, p, q = (sites - low).astype(np.int64).T
+        return np.asarray((chart * rows + p) * columns + q)
+
+    own = code(lattice)
+    order = np.argsort(own)
+    pairs = []
+    for dp, dq in STEPS:
+        wanted = code(lattice + np.array([0, dp, dq]))
+        at = np.searchsorted(own[order], wanted).clip(max=max(len(own) - 1, 0))
+        found = np.flatnonzero(own[order][at] == wanted)
+        pairs.append(np.stack([found, order[at[found]]], axis=1))
+    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0).astype(np.int32)

@@ -1,0 +1,91 @@
+"""Tables of measured columns (CSV) as the arrays that the simulation places in volumes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError, disk_errors
+from utils.simulation.placed_columns import ColumnTable
+
+AXES = ("x", "y", "z")
+ENDS = [f"{end}_{axis}" for end in ("proximal", "distal") for axis in AXES]
+
+
+def read_column_table(table: str | Path, paths: str | Path | None = None) -> ColumnTable:
+    """Read ``--columns_table`` and, if given, ``--columns_paths``; all in micrometres.
+
+    Args:
+        table: columns p, q, proximal_x, .._y, .._z, distal_x, .._y, .._z; others are ignored.
+        paths: in long form p, q, depth, x, y, z; depth grows from proximal to distal, and each
+            column of the table has the same depths, at least two. Columns that are not in the
+            table are ignored.
+
+    Raises:
+        UserError: a file cannot be read, lacks a column, holds a cell that is no finite number, a
+            p or q that is no whole number or a place twice; or a column has no extent or no path.
+    """
+    columns = _read(table, ["p", "q", *ENDS], key=["p", "q"])
+    if len(columns) < 2:
+        raise UserError(f"{table}: {len(columns)} columns; at least two are needed")
+    proximal, distal = columns[ENDS[:3]].to_numpy(float), columns[ENDS[3:]].to_numpy(float)
+    nodes = np.stack([proximal, distal], axis=1) if paths is None else _paths(paths, columns)
+    still = np.all(np.diff(nodes, axis=1) == 0.0, axis=2).any(axis=1)
+    if still.any():
+        p, q = columns[["p", "q"]].to_numpy(int)[still.argmax()]
+        raise UserError(f"{paths or table}: column p {p}, q {q} stays at one place from end to end")
+    digest = hashlib.sha256()
+    for file in (table, paths) if paths is not None else (table,):
+        digest.update(Path(file).read_bytes())
+    return ColumnTable(
+        name=Path(table).name,
+        hash=digest.hexdigest(),
+        p=columns["p"].to_numpy(np.int64),
+        q=columns["q"].to_numpy(np.int64),
+        proximal=proximal,
+        distal=distal,
+        paths=None if paths is None else nodes,
+    )
+
+
+def _paths(path: str | Path, columns: pd.DataFrame) -> np.ndarray:
+    """Return the (N, D, 3) nodes of the table's ``columns`` in their order."""
+    nodes = _read(path, ["p", "q", "depth", *AXES], key=["p", "q", "depth"])
+    wanted = pd.MultiIndex.from_frame(columns[["p", "q"]])
+    nodes = nodes[pd.MultiIndex.from_frame(nodes[["p", "q"]]).isin(wanted)]
+    wide = nodes.pivot(index=["p", "q"], columns="depth", values=list(AXES)).reindex(wanted)
+    places = wide.to_numpy(float).reshape(len(columns), 3, -1).transpose(0, 2, 1)
+    lacks = np.isnan(places).any(axis=(1, 2))
+    if places.shape[1] < 2 or lacks.any():
+        p, q = wanted[int(lacks.argmax())]
+        raise UserError(
+            f"{path}: column p {p:g}, q {q:g} lacks depths: each column of the table needs the "
+            "same depths, at least two"
+        )
+    return places
+
+
+def _read(path: str | Path, names: list[str], key: list[str]) -> pd.DataFrame:
+    """Return the columns ``names`` of a CSV file as finite numbers, ``key`` without duplicates."""
+    try:
+        with disk_errors(path):
+            table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: no CSV table ({' '.join(str(error).split())})") from error
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise UserError(f"{path}: lacks the columns {', '.join(missing)} (of {', '.join(names)})")
+    table = table[names].apply(pd.to_numeric, errors="coerce")
+    row, column = np.nonzero(~np.isfinite(table.to_numpy(float)))
+    if len(row):
+        raise UserError(f"{path}: row {row[0] + 1}, {names[column[0]]}: not a finite number")
+    if (table[["p", "q"]] % 1 != 0).any(axis=None):
+        raise UserError(f"{path}: p and q must be whole numbers")
+    twice = table[table.duplicated(key)]
+    if len(twice):
+        which = ", ".join(f"{name} {twice[name].iloc[0]:g}" for name in key)
+        raise UserError(f"{path}: {which} stands there twice")
+    return table
