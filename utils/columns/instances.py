@@ -23,8 +23,8 @@ from scipy.spatial import cKDTree
 
 LEVELS = 4095
 """Heights that are told apart while basins are flooded."""
-LEAST = 0.07
-"""Share of a column's volume that a basin must have to stay apart from the next one."""
+LEAST = 0.12
+"""Share of a column's volume that a basin must have to stay apart, or be one at the border."""
 ROUNDS = 4
 """Attempts to settle what volume columns have; each is one flooding."""
 NEAR = 9
@@ -146,7 +146,8 @@ def find_instances(
     for axis, length in enumerate(foreground.shape):
         faces[owner[(points[axis] == 0) | (points[axis] == length - 1)]] = True
     moments = Moments.of(owner, points * np.array(steps)[:, None])
-    kept = faces | (moments.count >= FRAGMENT * Usual.around(moments).count)
+    share = moments.count / Usual.around(moments).count
+    kept = share >= np.where(faces, LEAST, FRAGMENT)
     numbers = np.where(kept, np.cumsum(kept), 0)
     labels.ravel()[where] = numbers[owner]
     return labels
