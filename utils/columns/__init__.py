@@ -1,1 +1,1 @@
-"""Columns one by one: instances, their axes and their places in the lattice."""
+"""From masks and probabilities to columns, each with its axis and its place in the lattice."""
