@@ -202,7 +202,9 @@ def find_in_stack(
     Args:
         stack: probabilities, mask, labels or grey values.
         files: of :func:`column_files`.
-        threshold, channels, landmarks: of :func:`columns_of`.
+        threshold: of :func:`columns_of`.
+        channels: of :func:`columns_of`.
+        landmarks: of :func:`columns_of`.
         memory: most that may be taken, in GB; None: most of what is free.
         script: path of the script that asks.
 

@@ -256,7 +256,7 @@ def same_way(axes: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def spreading(axes: np.ndarray, centres: np.ndarray) -> float:
-    """Return the share of neighbours (N, 3) that spread along their axes less that of the others."""
+    """Return the share of neighbours that spread along their axes, less that of the others."""
     near = _nearest(centres, centres, NEAR)[:, 1:]
     opening = (axes[near] - axes[:, None]) * (centres[near] - centres[:, None])
     return float(np.sign(opening.sum(axis=2)).mean()) if near.size else 0.0

@@ -131,7 +131,7 @@ def table_of(
     unknown = np.full(m, np.nan)
     table = pd.DataFrame({"column_id": np.arange(1, n + m + 1), "patch": patch})
     table["hemisphere"] = hemisphere or ""
-    table[["p", "q"]] = pq.mask(patch == 0)
+    table[["p", "q"]] = pq.mask(np.stack([patch == 0] * 2, axis=1))
     for name, vectors in {
         "pos": centre,
         "axis": axis,
