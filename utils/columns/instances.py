@@ -31,11 +31,13 @@ NEAR = 9
 """Instances with which one is compared, itself among them."""
 BEHIND = 1.5
 """Offset across the axis, in radii, up to which two pieces lie behind each other."""
-JOINED = 2.0
-"""Volume of two pieces that may be joined, in that of their neighbours."""
+JOINED, LONG = 2.0, 1.4
+"""Volume and length below which pieces may be joined, in those of their neighbours."""
 WIDE, LARGE, SIDE = 3.0, 1.35, 0.35
 """Variance across the axis and volume from which an instance is cut, and the least volume of either
 part, all in those of its neighbours."""
+SMOOTHED = 0.7
+"""Standard deviation in voxels of the blur of distances, which come in steps."""
 FRAGMENT = 0.25
 """Volume below which an instance within the stack is none, in that of its neighbours."""
 AXES, STIFF = 19, 0.1
@@ -88,11 +90,12 @@ class Usual:
     @classmethod
     def around(cls, moments: Moments) -> Usual:
         """Return medians over the :data:`NEAR` instances around each that are no fragments."""
-        whole = np.flatnonzero(moments.count >= 0.4 * np.median(moments.count))
+        typical = typical_size(moments.count)
+        whole = np.flatnonzero(moments.count >= 0.4 * typical)
         near = _nearest(moments.centre[whole], moments.centre, NEAR)
         near = whole[near]
         own = np.linalg.eigh(moments.covariance)[1][:, :, 2]
-        weight = np.minimum(moments.count, np.median(moments.count))[near].astype(np.float64)
+        weight = np.minimum(moments.count, typical)[near].astype(np.float64)
         axis = np.linalg.eigh(np.einsum("nk,nka,nkb->nab", weight, own[near], own[near]))[1]
         axis = axis[:, :, 2]
         flat = np.eye(3) - axis[:, :, None] * axis[:, None, :]
@@ -135,11 +138,12 @@ def find_instances(
     for _ in range(ROUNDS):
         roots = _flood(order, levels, padded, place.ravel(), strides, least)
         owner = np.unique(roots, return_inverse=True)[1]
-        sizes = np.sort(np.bincount(owner))
-        usual = sizes[np.searchsorted(np.cumsum(sizes), len(where) / 2)]  # of a voxel's own
-        if LEAST * usual <= 1.1 * least:
+        wanted = LEAST * typical_size(np.bincount(owner))
+        if wanted <= 1.1 * least:
             break
-        least = LEAST * usual
+        least = wanted
+    large = np.bincount(owner)[owner] >= LEAST * typical_size(np.bincount(owner))
+    where, owner = where[large], np.unique(owner[large], return_inverse=True)[1]
     points = np.array(np.unravel_index(where, foreground.shape), np.float64)
     owner = mend(owner, points * np.array(steps)[:, None])
     faces = np.zeros(int(owner.max()) + 1, bool)
@@ -153,10 +157,24 @@ def find_instances(
     return labels
 
 
+def typical_size(sizes: np.ndarray) -> int:
+    """Return the size of the instance that half of all voxels are in, or in a smaller one."""
+    ordered = np.sort(sizes)
+    cumulated = np.cumsum(ordered)
+    return int(ordered[np.searchsorted(cumulated, cumulated[-1] / 2)])
+
+
 def depth(mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
-    """Return how deep inside a mask each voxel lies, slightly smoothed: float32 (X, Y, Z)."""
-    inside = ndimage.distance_transform_edt(mask, sampling=steps).astype(np.float32)
-    return ndimage.gaussian_filter(inside, 1.0)
+    """Return how deep inside a mask (X, Y, Z) each voxel lies, slightly smoothed, float32.
+
+    The nearest voxel outside touches the mask, so only those are asked: columns fill little.
+    """
+    scale = np.array(steps)
+    shell = np.argwhere(ndimage.binary_dilation(mask) & ~mask) * scale
+    inside = np.zeros(mask.shape, np.float32)
+    if len(shell):
+        inside[mask] = cKDTree(shell).query(np.argwhere(mask) * scale)[0]
+    return ndimage.gaussian_filter(inside, SMOOTHED)
 
 
 def mend(owner: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -194,18 +212,25 @@ def _join(owner: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Join pieces that lie behind each other along the axis and are one column together."""
     moments = Moments.of(owner, points)
     usual = Usual.around(moments)
-    length = np.einsum("na,nab,nb->n", usual.axis, moments.covariance, usual.axis)
-    reach = float(np.sqrt(12 * np.max(length)))
-    one, other = cKDTree(moments.centre).query_pairs(reach, output_type="ndarray").T
+    length = np.sqrt(12 * np.einsum("na,nab,nb->n", usual.axis, moments.covariance, usual.axis))
+    near = _nearest(moments.centre, moments.centre, NEAR)
+    longest = LONG * np.median(length[near], axis=1)
+    one, other = np.repeat(np.arange(len(near)), near.shape[1] - 1), near[:, 1:].ravel()
     way = moments.centre[one] - moments.centre[other]
-    along = np.sum(way * usual.axis[one], axis=1)
+    along = np.abs(np.sum(way * usual.axis[one], axis=1))
     offset = np.sqrt(np.maximum(np.sum(way**2, axis=1) - along**2, 0))
-    volume = moments.count[one] + moments.count[other]
     behind = offset < BEHIND * 2 * np.sqrt(usual.variance[one])
-    behind &= volume < JOINED * usual.count[one]
-    pairs = (np.ones(np.count_nonzero(behind)), (one[behind], other[behind]))
-    n = len(moments.count)
-    return connected_components(coo_matrix(pairs, (n, n)), directed=False)[1][owner]
+    behind &= along + (length[one] + length[other]) / 2 < longest[one]
+    volume = moments.count.astype(np.float64)
+    into = np.arange(len(volume))
+    pairs = np.flatnonzero(behind)
+    for pair in pairs[np.argsort(offset[pairs], kind="stable")]:
+        first, second = into[one[pair]], into[other[pair]]
+        both = volume[first] + volume[second]
+        if first != second and both < JOINED * usual.count[first]:
+            into[into == second] = first
+            volume[first] = both
+    return np.unique(into[owner], return_inverse=True)[1]
 
 
 def smooth_axes(moments: Moments) -> np.ndarray:
