@@ -15,8 +15,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
+from utils.columns.finding import FoundColumns, columns_of
 from utils.evaluation.columns import HALF, cone_voxels
-from utils.evaluation.confusion import ratio
+from utils.evaluation.confusion import THRESHOLD, ratio
+from utils.evaluation.lattice import score_lattice
 from utils.simulation import SimulatedVolume
 
 IOUS = (0.3, 0.5)
@@ -76,6 +78,43 @@ def _on_faces(labels: np.ndarray) -> np.ndarray:
     """Return the labels on the outermost planes."""
     planes = (np.take(labels, [0, -1], axis=axis).ravel() for axis in range(labels.ndim))
     return np.unique(np.concatenate(list(planes)))
+
+
+def score_found(probabilities: np.ndarray, volume: SimulatedVolume) -> dict[str, float]:
+    """Return the scores of the columns in a volume's probabilities (X, Y, Z), and their lattice.
+
+    Those of :func:`score_instances` and of :func:`~utils.evaluation.lattice.score_lattice`, and
+    ``inferred`` columns with the share that is ``inferred_right``: whose middle lies at a true
+    column that nothing was found for. All names begin with ``instance_``.
+    """
+    found, truth = columns_of(probabilities, (1.0, 1.0, 1.0), threshold=THRESHOLD), Truth.of(volume)
+    measured = found.measured
+    scores = score_instances(found.labels, measured.paths, measured.axis, truth)
+    lattice = _score_lattice(found, truth, volume)
+    return scores | {f"instance_{name}": value for name, value in lattice.items()}
+
+
+def _score_lattice(found: FoundColumns, truth: Truth, volume: SimulatedVolume) -> dict[str, float]:
+    lattice, paths = found.lattice, found.measured.paths
+    near = 1 - _line_distances(truth, paths) / (NEAR * truth.spacing[:, None])
+    true, own = _match(near, 0.0)
+    row, column = np.full(len(truth.axes), -1), np.full(len(paths), -1)
+    row[true], column[own] = np.arange(len(true)), np.arange(len(own))
+    pairs = row[volume.lattice_neighbours]
+    cut = column[lattice.pairs[lattice.cut > 0]]
+    scores = score_lattice(
+        lattice.patch[own],
+        lattice.pq[own],
+        volume.lattice_coordinates[true],
+        pairs=pairs[(pairs >= 0).all(axis=1)],
+        cut=cut[(cut >= 0).all(axis=1)],
+    )
+    free = np.setdiff1d(np.arange(len(truth.axes)), true)
+    inferred = lattice.inferred.paths[:, 1:]
+    close = _line_distances(truth, inferred)[free] < NEAR * truth.spacing[free, None]
+    scores["inferred"] = float(len(inferred))
+    scores["inferred_right"] = ratio(int(close.any(axis=0).sum()), len(inferred))
+    return scores
 
 
 def score_instances(
