@@ -58,12 +58,12 @@ def find_defects(
         Defects, and (F,) int32, -1 where no defect was found at a cut's ends.
     """
     asked = np.unique(np.append(near[cut_pairs], cut_pairs)) if len(cut_pairs) else cut_pairs[:, 0]
-    rings = {int(i): _ring(growth, points, axes[i], near, patch, i) for i in asked if patch[i]}
+    rings = {int(i): _ring(growth, points, axes[i], near[i], i) for i in asked if patch[i]}
     odd = np.array([i for i, (fold, step) in rings.items() if fold != 6 or step != (0, 0)], int)
     defects = []
     for group in _connected(odd, near, len(points)):
         kinds = [rings[int(i)] for i in group]
-        fold, step = max(set(kinds), key=kinds.count)
+        fold, step = max(sorted(set(kinds)), key=kinds.count)
         same = group[[kind == (fold, step) or kind[0] == fold != 6 for kind in kinds]]
         defects.append(
             Defect(
@@ -74,15 +74,10 @@ def find_defects(
 
 
 def _ring(
-    growth: Growth,
-    points: np.ndarray,
-    axis: np.ndarray,
-    near: np.ndarray,
-    patch: np.ndarray,
-    i: int,
+    growth: Growth, points: np.ndarray, axis: np.ndarray, near: np.ndarray, i: int
 ) -> tuple[int, tuple[int, int]]:
-    """Return (fold, step) of the ring of the columns near column ``i``; (6, (0, 0)): no defect."""
-    ring = near[i][patch[near[i]] == patch[i]]
+    """Return (fold, step) of the ring of columns ``near`` column ``i``; (6, (0, 0)): no defect."""
+    ring = near[growth.placed[near]]
     plane = across(axis[None])[0]
     x, y = plane @ (points[ring] - points[i]).T
     angle = np.arctan2(y, x)
@@ -98,7 +93,7 @@ def _ring(
     away = np.roll(sites, -1, axis=0) - sites
     change[:, :2, 2] = np.rint(np.einsum("kbc,kc->kb", back, away))
     change[:, 2, 2] = 1
-    total = np.linalg.multi_dot(list(change)) if len(change) > 2 else change[0] @ change[1]
+    total = np.linalg.multi_dot(list(change))
     handed = np.sign(np.linalg.det(plane @ bases).sum())
     for fold in (6, 5, 7, 4, 8):
         turn = np.rint(np.linalg.matrix_power(TURN.astype(float), (fold - 6) % 6))

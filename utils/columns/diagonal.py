@@ -29,7 +29,7 @@ class Vote:
 
 def _superbases() -> np.ndarray:
     """Return (C, 2, 2): columns a, b so that a, b, -(a + b) are three axes, each triple once."""
-    found = {}
+    found: dict[frozenset[tuple[int, int]], np.ndarray] = {}
     for p, q, r, s in itertools.product(range(-2, 3), repeat=4):
         if p * s - q * r == 1:
             axes = [(p, r), (q, s), (p + q, r + s)]

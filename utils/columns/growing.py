@@ -33,6 +33,8 @@ STARTS = 8
 MENDED = 6
 """Times at most that labels which contradict their surroundings are taken back and grown again: at
 a cut they always do."""
+SETTLED = 2
+"""Fits of all maps, each towards those about it, once no more points can be labelled."""
 AGREED = 0.002
 """Share by which the two most consistent labellings may differ for no more starts to be tried."""
 
@@ -147,9 +149,14 @@ def grow(
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
     for mended in range(MENDED + 1):
-        while _place(growth, points, near, free):
-            _fit_maps(growth, points, near)
+        while len(new := _place(growth, points, near, free)):
+            fresh = np.zeros(len(points), bool)
+            fresh[new] = True
+            beside = growth.placed & (fresh | fresh[near].any(axis=1))
+            _fit_maps(growth, points, near, np.flatnonzero(beside))
         held = np.flatnonzero(growth.placed)
+        for _ in range(SETTLED):
+            _fit_maps(growth, points, near, held)
         sites, _, support = _predict(growth, points, near, held)
         wrong = held[(np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)]
         if len(wrong) == 0 or mended == MENDED:
@@ -181,8 +188,8 @@ def _predict(
     return sites, np.einsum("ak,akcb->acb", share, growth.bases[j]), support
 
 
-def _place(growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarray) -> bool:
-    """Label the best supported points that stand on free sites; return whether there were any."""
+def _place(growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """Label the best supported points that stand on free sites; return (A,) which these are."""
     asked = np.flatnonzero(free & ~growth.placed & growth.placed[near].any(axis=1))
     sites, bases, support = _predict(growth, points, near, asked)
     labels = np.rint(sites).astype(np.int64)
@@ -190,14 +197,14 @@ def _place(growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarra
     taken = _keys(growth.labels[growth.placed])
     good = (support > 1e-3) & (missed < TOLERANCE) & ~np.isin(_keys(labels), taken)
     if not good.any():
-        return False
+        return asked[:0]
     good &= support >= SHARE * support[good].max()
     order = np.flatnonzero(good)[np.argsort(missed[good], kind="stable")]
     order = order[np.unique(_keys(labels[order]), return_index=True)[1]]
     new = asked[order]
     growth.labels[new], growth.bases[new], growth.offsets[new] = labels[order], bases[order], 0.0
     growth.placed[new] = True
-    return True
+    return new
 
 
 def _keys(labels: np.ndarray) -> np.ndarray:
@@ -205,9 +212,8 @@ def _keys(labels: np.ndarray) -> np.ndarray:
     return labels[:, 0] * 2**32 + labels[:, 1]
 
 
-def _fit_maps(growth: Growth, points: np.ndarray, near: np.ndarray) -> None:
-    """Fit the maps of all placed points to the labelled points about them."""
-    i = np.flatnonzero(growth.placed)
+def _fit_maps(growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray) -> None:
+    """Fit the maps of placed points ``i`` (A,) to the labelled points about them."""
     steps, weights = surroundings(growth, points, near, i)
     growth.bases[i], growth.offsets[i] = fit_maps(growth, points, near, i, steps, weights)
 

@@ -143,18 +143,19 @@ def _right_handed(base: np.ndarray, steps: np.ndarray, axes: np.ndarray) -> np.n
 def _neighbours(
     growth: growing.Growth, points: np.ndarray, near: np.ndarray, patch: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs (E, 2) of neighbours within patches, and which lie across a cut.
+    """Return the pairs (E, 2) of neighbours, and which lie across a cut.
 
-    Pairs are neighbours where a map and both labels say so, or the maps of both against the labels:
-    these are cut.
+    Columns of one patch are neighbours where a map and their labels say so; where both maps do, but
+    not the labels, or the patches are two, the pair is cut.
     """
     i = np.flatnonzero(patch)
     j = near[i]
     seen = growing.steps_seen(growth, points, i, j)
     rounded = np.rint(seen).astype(np.int64)
     close = ((seen - rounded) ** 2).sum(axis=2) < growing.STRAY**2
-    six = (rounded[:, :, None] == HEXAGON).all(axis=3).any(axis=2) & (patch[j] == patch[i, None])
+    six = (rounded[:, :, None] == HEXAGON).all(axis=3).any(axis=2) & growth.placed[j]
     told = (rounded == growth.labels[j] - growth.labels[i, None]).all(axis=2)
+    told &= patch[j] == patch[i, None]
     first, k = np.nonzero(six & close)
     ends = np.sort(np.stack([i[first], j[first, k]], axis=1), axis=1)
     pairs, which, seen_by = np.unique(ends, axis=0, return_inverse=True, return_counts=True)

@@ -47,7 +47,7 @@ def infer_columns(
         axes: (N, 3) unit.
     """
     found: list[Inferred] = []
-    tree = cKDTree(depths[:, 0]) if len(depths) else None
+    tree = cKDTree(depths[:, 0])
     for number in range(1, int(patch.max(initial=0)) + 1):
         own = np.flatnonzero(patch == number)
         sites, around = _free_sites(pq[own])
