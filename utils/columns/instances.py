@@ -31,7 +31,7 @@ NEAR = 9
 """Instances with which one is compared, itself among them."""
 BEHIND = 1.5
 """Offset across the axis, in radii, up to which two pieces lie behind each other."""
-JOINED, LONG = 2.0, 1.4
+JOINED, LONG = 2.0, 2.2
 """Volume and length below which pieces may be joined, in those of their neighbours."""
 WIDE, LARGE, SIDE = 3.0, 1.35, 0.35
 """Variance across the axis and volume from which an instance is cut, and the least volume of either
@@ -290,6 +290,8 @@ def spreading(axes: np.ndarray, centres: np.ndarray) -> float:
 def _nearest(points: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
     """Return which of ``points`` are nearest to each of ``places``: (N, at most count)."""
     count = min(count, len(points))
+    if count == 0:
+        return np.zeros((len(places), 0), np.int64)
     return cKDTree(points).query(places, k=count)[1].reshape(len(places), count)
 
 
