@@ -147,7 +147,7 @@ def score_instances(
     pairs["line"] = _match(near, 0.0)
     scores: dict[str, float] = {}
     for group, asked in truth.groups.items():
-        outside = shared[~asked].sum(axis=0) >= HALF * np.maximum(size, 1)
+        outside = shared[~asked].sum(axis=0) >= HALF * size  # those without voxels too
         for measure, (true, found) in pairs.items():
             right, aside = int(asked[true].sum()), outside.copy()
             aside[found] = ~asked[true]
