@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import find_columns
+import predict
 from tests.columns.test_instances import STEPS, rods
 from utils.columns.finding import Landmarks, columns_of
 from utils.columns.table import measure_columns
@@ -156,3 +157,19 @@ def test_flags_that_cannot_be_read(flags):
 def test_landmarks_are_free_unless_given():
     assert Landmarks() == Landmarks(None, None, None)
     assert "origin, dorsal, hemisphere" in columns_of(rods()[0], STEPS).notes[-1]
+
+
+def test_predict_py_finds_the_same_columns_in_its_mask(tmp_path, capsys):
+    from tests.test_evaluate import THRESHOLD, make_log, thresholding_weights
+
+    log = make_log(tmp_path / "experiment", THRESHOLD, weights=thresholding_weights())
+    write(tmp_path / "lobe.tif", rods()[0])
+    flags = ["--input", str(tmp_path / "lobe.tif"), "--checkpoint", str(log), "--scale", "1"]
+    assert predict.main([*flags, "--columns", "--percentiles", "0,100", "--no-preview"]) == 0
+    assert "columns: 25" in capsys.readouterr().out
+    mask = ["--input", str(tmp_path / "lobe_mask.tif"), "--output", str(tmp_path / "own.tif")]
+    assert find_columns.main(mask) == 0
+    tables = [(tmp_path / f"{name}_columns.csv").read_text() for name in ("lobe", "own")]
+    assert tables[0] == tables[1]
+    assert predict.main([*flags, "--columns", "--output", str(tmp_path / "lobe_mask.nrrd")]) == 2
+    assert "lobe_columns.csv: exists already" in capsys.readouterr().err

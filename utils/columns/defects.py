@@ -64,12 +64,9 @@ def find_defects(
     for group in _connected(odd, near, len(points)):
         kinds = [rings[int(i)] for i in group]
         fold, step = max(sorted(set(kinds)), key=kinds.count)
-        same = group[[kind == (fold, step) or kind[0] == fold != 6 for kind in kinds]]
-        defects.append(
-            Defect(
-                points[same].mean(axis=0), int(patch[group[0]]), fold, step, group.astype(np.int32)
-            )
-        )
+        place = points[group[[kind == (fold, step) for kind in kinds]]].mean(axis=0)
+        columns = group.astype(np.int32)
+        defects.append(Defect(place, int(patch[group[0]]), fold, step, columns))
     return tuple(defects), _origins(cut_pairs, near, defects, len(points))
 
 

@@ -192,8 +192,8 @@ def find_in_stack(
     files: Mapping[str, Path],
     *,
     threshold: float | None,
-    channels: Mapping[int, np.ndarray],
-    landmarks: Landmarks,
+    channels: Mapping[int, np.ndarray] | None = None,
+    landmarks: Landmarks | None = None,
     memory: float | None,
     script: str,
 ) -> list[str]:
@@ -214,8 +214,9 @@ def find_in_stack(
     needed, advice = math.prod(stack.shape) * VOXEL_BYTES, ", or take a part with --crop"
     Memory.allowed(memory).check(needed, f"{stack.path}: to find its columns takes", advice)
     steps = stack.spacing or (1.0,) * len(stack.shape)
-    given = {"threshold": threshold, "channels": channels, "landmarks": landmarks}
-    found = columns_of(stack.read(), steps, **given)
+    found = columns_of(
+        stack.read(), steps, threshold=threshold, channels=channels, landmarks=landmarks
+    )
     about = {"input": str(stack.path), "program": describe_program(script)}
     write_columns(found, stack, files, about)
     return found.notes

@@ -95,12 +95,13 @@ def first_bases(
     u = np.einsum("nac,nkc->nka", frames, points[near[:, :12]] - points[:, None])
     first, second = np.triu_indices(min(PAIRED, u.shape[1]), 1)
     cells = np.stack([u[:, first], u[:, second]], axis=-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sites = np.rint(_solve(cells, u[:, None]))
-        fit, area = _fit_cells(sites, u)
-        missed = u[:, None] - np.einsum("npab,npkb->npka", fit, sites)
-        misfit = np.sqrt((missed**2).sum(axis=(2, 3)) / u.shape[1] / area)
-    misfit = np.where(np.isfinite(misfit), misfit, np.inf)
+    sites = np.rint(u[:, None] @ np.swapaxes(inverses(cells), 2, 3))
+    fit = np.swapaxes(inverses(sites) @ u[:, None], 2, 3)
+    area = np.abs(fit[..., 0, 0] * fit[..., 1, 1] - fit[..., 0, 1] * fit[..., 1, 0])
+    missed = u[:, None] - sites @ np.swapaxes(fit, 2, 3)
+    good = area > FLATTEST * (fit**2).sum(axis=(2, 3))
+    mean = (missed**2).sum(axis=(2, 3)) / u.shape[1]
+    misfit = np.sqrt(np.divide(mean, area, out=np.full(area.shape, np.inf), where=good))
     best = misfit.argmin(axis=1)
     row = np.arange(len(points))
     return np.einsum("nac,nab->ncb", frames, fit[row, best]), misfit[row, best]
@@ -115,36 +116,13 @@ def across(axes: np.ndarray) -> np.ndarray:
     return np.stack([first, second / np.linalg.norm(second, axis=1, keepdims=True)], axis=1)
 
 
-def _solve(cells: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Return the coordinates (N, P, K, 2) of ``u`` (N, 1, K, 2) in ``cells`` (N, P, 2, 2)."""
-    (a, b), (c, d) = np.moveaxis(cells, (2, 3), (0, 1))
-    det = (a * d - b * c)[..., None]
-    x, y = u[..., 0], u[..., 1]
-    p = (d[..., None] * x - b[..., None] * y) / det
-    q = (a[..., None] * y - c[..., None] * x) / det
-    return np.stack([p, q], axis=-1)
-
-
-def _fit_cells(sites: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the least squares cells (N, P, 2, 2) that put ``sites`` on ``u``, and their areas."""
-    square = np.einsum("npka,npkb->npab", sites, sites)
-    det = square[..., 0, 0] * square[..., 1, 1] - square[..., 0, 1] ** 2
-    swapped = square[..., ::-1, ::-1] * np.array([[1, -1], [-1, 1]])
-    cross = np.einsum("nka,npkb->npab", u, sites)
-    fit = np.einsum("npab,npbc->npac", cross, swapped) / det[..., None, None]
-    area = np.abs(fit[..., 0, 0] * fit[..., 1, 1] - fit[..., 0, 1] * fit[..., 1, 0])
-    long = (fit**2).sum(axis=(2, 3))
-    return fit, np.where((det > 0.5) & (area > FLATTEST * long), area, np.nan)
-
-
 def grow(
     points: np.ndarray, near: np.ndarray, start: int, basis: np.ndarray, free: np.ndarray
 ) -> Growth:
     """Return what grows from point ``start``, labelled (0, 0), with ``basis`` (3, 2).
 
-    Only ``free`` (N,) points are labelled.
-
-    Labels that contradict the maps about them are taken back and grown again.
+    Only ``free`` (N,) points are labelled. Labels that contradict the maps about them are taken
+    back and grown again.
     """
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
@@ -258,14 +236,13 @@ def fit_maps(
 
 
 def inverses(bases: np.ndarray) -> np.ndarray:
-    """Return the pseudo-inverses (N, 2, 3) of ``bases`` (N, 3, 2); zeros where there is none."""
-    a, b = bases[:, :, 0], bases[:, :, 1]
-    aa, ab, bb = (a * a).sum(axis=1), (a * b).sum(axis=1), (b * b).sum(axis=1)
+    """Return the pseudo-inverses (..., 2, D) of ``bases`` (..., D, 2), of full rank; else zeros."""
+    a, b = bases[..., 0], bases[..., 1]
+    aa, ab, bb = (a * a).sum(axis=-1), (a * b).sum(axis=-1), (b * b).sum(axis=-1)
     det = aa * bb - ab**2
-    scale = np.where(det > 0, 1.0 / np.where(det > 0, det, 1.0), 0.0)[:, None]
-    first = (bb[:, None] * a - ab[:, None] * b) * scale
-    second = (aa[:, None] * b - ab[:, None] * a) * scale
-    return np.stack([first, second], axis=1)
+    scale = np.divide(1.0, det, out=np.zeros_like(det), where=det > 1e-12 * aa * bb)
+    weights = np.stack([np.stack([bb, -ab], axis=-1), np.stack([-ab, aa], axis=-1)], axis=-2)
+    return (weights * scale[..., None, None]) @ np.stack([a, b], axis=-2)
 
 
 def steps_seen(growth: Growth, points: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:

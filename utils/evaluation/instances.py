@@ -158,7 +158,7 @@ def score_instances(
                 scores[f"f1_{measure}{group}"] = ratio(2 * right, meant + wanted)
             if group == "" and measure == "iou50":
                 quality = float(iou[true, found][asked[true]].sum())
-                scores["pq"] = ratio(2 * quality, meant + wanted)
+                scores["pq"] = 2 * quality / (meant + wanted) if meant + wanted else math.nan
     asked = truth.groups[""]
     held = shared[asked] >= SHARE * np.maximum(true_size[asked], 1)
     for name, axis in (("false_splits", 1), ("false_merges", 0)):
