@@ -140,14 +140,13 @@ def _instances(
                 f"read as labels, kept as they are{missing}",
             )
     if threshold is not None:
-        least, how = threshold, "a mask of values"
+        foreground, how = values >= threshold, f"a mask of values from {threshold:g} on"
     elif several:
-        least, how = float(threshold_otsu(values)), "grey values by Otsu's threshold, columns"
-        least = math.nextafter(least, math.inf)
+        least = float(threshold_otsu(values))
+        foreground, how = values > least, f"grey values, columns above {least:g} (Otsu's threshold)"
     else:
-        least, how = max(low, math.nextafter(0.0, 1.0)), "a mask of values"
-    foreground = values >= least if high > 0 else np.zeros(values.shape, bool)
-    note = f"read as {how} from {least:.4g} on{missing}"
+        foreground, how = values != 0, "a mask of values that are not 0"
+    note = f"read as {how}{missing}"
     return find_instances(depth(foreground, steps), foreground, steps), None, note
 
 

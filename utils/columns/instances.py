@@ -303,7 +303,7 @@ def _nearest(points: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-untyped-def]
-    """Return the basin (V,) int32 of each voxel: the voxel that stands for it, -1 for none.
+    """Return the voxel (V,) int32 that stands for the basin of each voxel; -1: it has none.
 
     Voxels of ``order`` come from the highest level down, and each joins the basin of its highest neighbour.
     Basins that meet become one unless both held ``least`` voxels above the level they meet at.
