@@ -303,9 +303,9 @@ def _nearest(points: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-untyped-def]
-    """Return the voxel (V,) int32 that stands for the basin of each voxel; -1: it has none.
+    """Return the voxel (V,) int32 that stands for the basin of each one; -1: it has none.
 
-    Voxels of ``order`` come from the highest level down, and each joins the basin of its highest neighbour.
+    Voxels of ``order`` come from the highest level down; each joins its highest neighbour's basin.
     Basins that meet become one unless both held ``least`` voxels above the level they meet at.
     """
     count = len(levels)
