@@ -63,6 +63,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "beside the input")
     add("--probabilities", nargs="?", const=BESIDE_OUTPUT, metavar="FILE",
         help="write the probability map as well; without a name, beside the output")
+    add("--columns", action="store_true",
+        help="find the single columns as well, as find_columns.py does with this mask: "
+        "NAME_labels.tif, NAME_columns.csv, NAME_paths.csv and NAME_lattice.json beside it")
     add("--no-preview", action="store_true",
         help="draw no NAME_preview.png of the mask NAME: three planes with the mask's outline")
     add = files.add_mutually_exclusive_group().add_argument
@@ -199,9 +202,36 @@ def predict(flags: argparse.Namespace) -> None:
         ready = StackPrediction(plan.model, stack, normalizer, limits, plan.shape, plan.windows)
         kept = {"made_from": made_from, "progress": True, "preview": preview is not None}
         sections = write_prediction(ready, outputs, flags.threshold, **kept)
+        if flags.columns:
+            outputs |= write_columns_of(flags, stack, outputs)
     if preview and sections:
         outputs["preview"] = save_preview(sections, preview, stack.path.name)
     print("\n".join(f"wrote {path}" for path in outputs.values()))
+
+
+def write_columns_of(
+    flags: argparse.Namespace, stack: Stack, outputs: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Find the columns in what was written, print what a user should know; return their files."""
+    from utils.columns.finding import column_files, find_in_stack
+    from utils.stacks import open_stack
+
+    files = column_files(labels_name(outputs["mask"]))
+    source = outputs.get("probabilities", outputs["mask"])
+    with open_stack(source, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
+        place = replace(found, placement=stack.placement, origin=stack.origin)
+        threshold = flags.threshold if "probabilities" in outputs else None
+        given = {"threshold": threshold, "memory": flags.memory, "script": __file__}
+        print("\n".join(find_in_stack(place, files, **given)))
+    return files
+
+
+def labels_name(mask: Path) -> Path:
+    """Return where the labels of the columns beside a mask go."""
+    from utils.stacks import split_ending
+
+    stem, ending = split_ending(mask)
+    return mask.with_name(f"{stem.removesuffix('_mask')}_labels{ending}")
 
 
 @dataclass(frozen=True)
@@ -340,8 +370,13 @@ def check_outputs(
     for path in outputs.values():
         check_output(path, overwrite=flags.overwrite)
     check_apart(Path(flags.input), outputs)
-    if preview is not None:
-        check_free(preview, overwrite=flags.overwrite)
+    beside = [] if preview is None else [preview]
+    if flags.columns:
+        from utils.columns.finding import column_files
+
+        beside += column_files(labels_name(outputs["mask"])).values()
+    for path in beside:
+        check_free(path, overwrite=flags.overwrite)
 
 
 def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
