@@ -74,6 +74,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="edge of a voxel in micrometres, for distances in micrometres as well (default: what "
         "the prediction files say; simulated volumes have none)")
     add("--no_surface", action="store_true", help="leave out HD95 and surface Dice")
+    add = parser.add_argument_group("columns").add_argument
+    add("--columns", action="store_true",
+        help="find single columns and their lattice as find_columns.py does, and score them too")
     add = parser.add_argument_group("prediction by a checkpoint").add_argument
     add("--window", type=int, metavar="INT",
         help="edge of the sliding window, in voxels (default: the patch size of the training)")
@@ -283,7 +286,10 @@ def score_and_write(
     tolerance = None if flags.no_surface else flags.surface_tolerance
     spacing = None if flags.voxel_size is None else flags.voxel_size[::-1]
     with memory_advice("lower --batch_size or --window"):
-        results = score_volumes(work, tolerance=tolerance, spacing=spacing, what=what)
+        columns = flags.columns
+        results = score_volumes(
+            work, tolerance=tolerance, spacing=spacing, columns=columns, what=what
+        )
     table = table_of(results)
     means = means_over_volumes(only_scores(table), flags.seed)
     about = {

@@ -2,6 +2,8 @@
 
     python generate_3d_data.py                                    # 512 volumes, seed 0
     python generate_3d_data.py --filename vol_val_set.h5 --L 64 --random_state 9999
+    python generate_3d_data.py --preset wide --filename wide.h5 --L 64
+    python generate_3d_data.py --preset wide --show_config > wide.toml  # to change it: --config
     python generate_3d_data.py --dask-scheduler tcp://node1:8786  # past one machine
 
 Sample i of seed s is the same to the bit however many workers make it. A complete file is left
@@ -26,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Future, ProcessPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +41,7 @@ from utils.replacing import make_folder
 if TYPE_CHECKING:
     import numpy as np
 
+    from utils.simulation.placed_columns import ColumnTable
     from utils.storage import EncodedRow, VolumeSet
 
 CHECKOUT = Path(__file__).resolve().parent
@@ -109,10 +113,27 @@ def make_parser() -> FlagParser:
     parser = FlagParser(
         description="Simulate 3D volumes of the fly's optic lobe on all cores into one HDF5 file."
     )
+    parser.set_defaults(given=frozenset())
     for title, flags in FLAGS.items():
-        add = parser.add_argument_group(title).add_argument
+        about = None if title == "file" else "of preset reference"
+        add = parser.add_argument_group(title, about).add_argument
         for flag, kind, default, text in flags:
-            add(flag, type=kind, default=default, metavar=kind.__name__.upper(), help=text)
+            shown = {"metavar": kind.__name__.upper(), "help": text}
+            add(flag, type=kind, default=default, action=_Noted, **shown)
+    add = parser.add_argument_group("preset").add_argument
+    # fmt: off
+    add("--preset", choices=("reference", "wide"),
+        help="whose parameters are the defaults (default: reference, or what --config says)")
+    add("--config", metavar="FILE",
+        help="TOML file with parameters, as --show_config prints them; flags win over it")
+    add("--show_config", action="store_true",
+        help="print all parameters with their units as TOML, and make no file")
+    add("--columns_table", metavar="FILE",
+        help="CSV of measured columns for --preset wide: p, q, proximal_x, .._y, .._z, distal_x, "
+        ".._y, .._z in micrometres")
+    add("--columns_paths", metavar="FILE",
+        help="CSV of their paths: p, q, depth, x, y, z")
+    # fmt: on
     add = parser.add_argument_group("run").add_argument
     # fmt: off
     add("--workers", type=int, metavar="INT",
@@ -125,27 +146,60 @@ def make_parser() -> FlagParser:
     return parser
 
 
+class _Noted(argparse.Action):
+    """Stores a value, and notes under ``given`` that its flag stood on the command line."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given |= {self.dest}
+
+
 def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
     """Return configuration, seed and number of samples; UserError names a bad flag."""
-    from utils.simulation import VolumeConfig
+    from utils.simulation import WideConfig, preset
     from utils.storage import VolumeSet
+    from utils.storage.config_files import read_config
 
     if args.L < 1:
         raise UserError(f"--L {args.L}: must be at least 1")
-    fields = {}
+    config = preset(args.preset or "reference")
+    if args.config:
+        config = read_config(args.config, args.preset)
+    wide = isinstance(config, WideConfig)
+    fields: dict[str, Any] = {}
     for field, flags in CONFIG_FLAGS.items():
-        values = tuple(getattr(args, flag) for flag in flags)
-        fields[field] = values if len(values) > 1 else values[0]
+        given = args.given.intersection(flags)
+        if wide and field != "shape" and given:
+            raise UserError(f"--{min(given)}: is of preset reference; give wide its by --config")
+        if given:
+            old = [getattr(config, field)] if len(flags) == 1 else getattr(config, field)
+            pairs = zip(flags, old, strict=True)
+            values = tuple(getattr(args, flag) if flag in given else v for flag, v in pairs)
+            fields[field] = values if len(values) > 1 else values[0]
+    if args.columns_table or args.columns_paths:
+        fields["table"] = columns_from_flags(args, wide)
     try:
-        return VolumeSet(VolumeConfig(**fields), args.random_state, args.L)
+        return VolumeSet(replace(config, **fields), args.random_state, args.L)
     except UserError as error:
         field, _, rest = str(error).partition(" ")
         raise UserError(f"{flags_of(field)} {rest}") from error
 
 
+def columns_from_flags(args: argparse.Namespace, wide: bool) -> ColumnTable:
+    """Return the measured columns; UserError where they are not asked for in full."""
+    from utils.storage.column_tables import read_column_table
+
+    if not wide:
+        raise UserError("--columns_table: is for --preset wide; give that too")
+    if not args.columns_table:
+        raise UserError("--columns_paths: are the paths of --columns_table; give that too")
+    return read_column_table(args.columns_table, args.columns_paths)
+
+
 def flags_of(field: str) -> str:
     """Return the flags, in words, that set a field of a VolumeSet or VolumeConfig."""
-    others = {"num_samples": ("L",), "seed": ("random_state",)}
+    others = {"num_samples": ("L",), "seed": ("random_state",), "preset": ("preset",)}
+    others["table"] = ("columns_table",)
     flags = {**CONFIG_FLAGS, **others}.get(field)
     return ", ".join(f"--{flag}" for flag in dict.fromkeys(flags)) if flags else field
 
@@ -153,30 +207,37 @@ def flags_of(field: str) -> str:
 # --- In the workers -------------------------------------------------------------------------------
 
 
-def simulate_row(checkout: str, config: dict[str, Any], seed: int, index: int) -> EncodedRow:
-    """Simulate and compress one sample; takes plain types, so that any machine can unpack them."""
+Task = tuple[str, bytes, int]
+"""This checkout, a pickled configuration, the seed: plain, so that any machine can unpack it."""
+
+
+def simulate_row(checkout: str, config: bytes, seed: int, index: int) -> EncodedRow:
+    """Simulate and compress one sample of a :data:`Task`."""
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
-    from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+    from utils.simulation import sample_rng, simulate_volume
     from utils.storage import encode_row
 
-    return encode_row(simulate_volume(VolumeConfig.from_dict(config), sample_rng(seed, index)))
+    return encode_row(simulate_volume(pickle.loads(config), sample_rng(seed, index)))
 
 
 _places: np.ndarray | None = None
 """In a worker process: (places, bytes) shared with the parent, one place a sample under way."""
+_task: Task | None = None
+"""In a worker process: what all its samples have in common."""
 
 
-def simulate_into(place: int, *task: Any) -> int:
+def simulate_into(place: int, index: int) -> int:
     """Leave a pickled row in shared memory; return its size."""
-    row = pickle.dumps(simulate_row(*task), pickle.HIGHEST_PROTOCOL)
+    row = pickle.dumps(simulate_row(*_task, index), pickle.HIGHEST_PROTOCOL)
     memoryview(_places[place])[: len(row)] = row
     return len(row)
 
 
-def _prepare_worker(parent: int, shared: Any, places: int) -> None:
+def _prepare_worker(parent: int, shared: Any, places: int, task: Task) -> None:
     """Leave Ctrl-C to the parent, and leave with it if it is killed."""
-    global _places
+    global _places, _task
+    _task = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _places = in_places(shared, places)
@@ -195,6 +256,11 @@ def in_places(shared: Any, places: int) -> np.ndarray:
     import numpy as np
 
     return np.frombuffer(shared, np.uint8).reshape(places, -1)
+
+
+def task_of(volume_set: VolumeSet) -> Task:
+    """Return what all samples of a file have in common."""
+    return str(CHECKOUT), pickle.dumps(volume_set.config), volume_set.seed
 
 
 # --- Rows from the workers ------------------------------------------------------------------------
@@ -257,25 +323,24 @@ def local_rows(volume_set: VolumeSet, workers: int) -> Iterator[Iterator[Encoded
     What goes through the executor's pipe must be small: all workers hold its end, so that one that
     is killed in the middle of a message of many parts would leave this process waiting for ever.
     """
-    from utils.simulation import VolumeConfig
-    from utils.storage import largest_row
+    from utils.simulation.presets import compile_kernels
+    from utils.storage import encode_row, largest_row
 
-    # The kernels are compiled, or loaded, before the workers are forked.
-    tiny = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
-    simulate_row(str(CHECKOUT), tiny.to_dict(), 0, 0)
+    for volume in compile_kernels(volume_set.config):  # before the workers are forked
+        encode_row(volume)
     context = get_context("fork" if sys.platform == "linux" else "spawn")
     places = 2 * workers  # so that none waits
     shared = context.RawArray("B", places * largest_row(volume_set.config))
     packed = in_places(shared, places)
-    task = (str(CHECKOUT), volume_set.config.to_dict(), volume_set.seed)
-    executor = ProcessPoolExecutor(workers, context, _prepare_worker, (os.getpid(), shared, places))
+    prepared = (os.getpid(), shared, places, task_of(volume_set))
+    executor = ProcessPoolExecutor(workers, context, _prepare_worker, prepared)
     try:
         # Starts all workers, which must not inherit the lock of a file that is being written.
         executor.submit(os.getpid).result()
         yield rows_in_order(
             volume_set,
             places,
-            lambda index: executor.submit(simulate_into, index % places, *task, index),
+            lambda index: executor.submit(simulate_into, index % places, index),
             lambda index, size: pickle.loads(packed[index % places, :size]),
         )
     finally:
@@ -300,7 +365,7 @@ def dask_rows(volume_set: VolumeSet, address: str) -> Iterator[Iterator[EncodedR
         if not threads:
             raise UserError(f"--dask-scheduler {address}: the cluster has no workers")
         executor = client.get_executor(pure=False)
-        task = (str(CHECKOUT), volume_set.config.to_dict(), volume_set.seed)
+        task = task_of(volume_set)
         try:
             yield rows_in_order(
                 volume_set,
@@ -355,10 +420,14 @@ def generate(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from utils.storage import in_words, new_volume_file
+    from utils.storage.config_files import show_config
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
     volume_set = volume_set_from_flags(args)
+    if args.show_config:
+        print(show_config(volume_set.config), end="")
+        return
     path = Path(args.directory) / args.filename
     if os.path.isdir(path):
         raise UserError(f"{path} is a directory: name a file with --filename")

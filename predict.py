@@ -6,8 +6,9 @@ r"""Find columns in a stack from a microscope, of any size, with a trained netwo
     python predict.py --list brain.tif
 
 Reads TIFF, OME-TIFF, HDF5, NRRD, NIfTI, Zarr, OME-Zarr and NumPy, and writes the same by the
-output's ending, with the input's voxel size; TIFFs open in Fiji and napari. Stacks larger than
-memory are worked off in layers. Interrupted, the same command goes on where it stopped.
+output's ending, with the input's voxel size; TIFFs open in Fiji and napari. BigDataViewer's and
+Imaris's files are read. Stacks larger than memory are worked off in layers. Interrupted, the same
+command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
+CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes")  # what open_stack reads
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
@@ -53,7 +55,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", default=CHECKPOINT, metavar="PATH",
         help="log directory of an experiment, a .pth file, or a pretrained network's name")
     add("--input", metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, .h5, .hdf5, "
-        ".nrrd, .nii, .nii.gz, .npy, or a .zarr folder")
+        ".nrrd, .nii, .nii.gz, .npy, .ims, BigDataViewer's .xml, or a .zarr folder or one in it")
     add("--list", metavar="FILE",
         help="show what is in a file and what would be read of it, and do nothing else")
     add("--output", metavar="FILE",
@@ -61,6 +63,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "beside the input")
     add("--probabilities", nargs="?", const=BESIDE_OUTPUT, metavar="FILE",
         help="write the probability map as well; without a name, beside the output")
+    add("--columns", action="store_true",
+        help="find the single columns as well, as find_columns.py does with this mask: "
+        "NAME_labels.tif, NAME_columns.csv, NAME_paths.csv and NAME_lattice.json beside it")
     add("--no-preview", action="store_true",
         help="draw no NAME_preview.png of the mask NAME: three planes with the mask's outline")
     add = files.add_mutually_exclusive_group().add_argument
@@ -75,8 +80,13 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="only this box, in voxels from 0, such as one optic lobe: grey values are scaled by "
         "it alone, and the output has its size")
     add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
+    add("--series", type=int, metavar="INT",
+        help="image or position in a TIFF that holds several, from 0; default: the largest")
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
+    add("--axes", metavar="STR",
+        help="what the array's axes are, slowest first, where the file does not tell or is wrong: "
+        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX; --list shows lengths")
     add("--percentiles", type=percentiles, metavar="LOW,HIGH",
         help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
         "default: 1 and 99, without saturated voxels, and higher where columns are sparse")
@@ -156,8 +166,9 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
+    from utils.stacks.endings import not_kept
 
-    choice = {name: getattr(flags, name) for name in ("channel", "voxel_size", "key", "index")}
+    choice = {name: getattr(flags, name) for name in CHOICES}
     with (
         open_stack(flags.input, **choice) as whole,
         memory_advice("lower --batch_size or --window"),
@@ -168,11 +179,16 @@ def predict(flags: argparse.Namespace) -> None:
         plan = make_plan(flags, stack, network, outputs)
         warning = stack.warning()
         tell_plan(stack, network, plan, warning)
+        for lost in filter(None, (not_kept(path, stack.place) for path in outputs.values())):
+            print(f"note: {lost}")
         limits = measure_limits(stack, normalizer)
         tell_grey_values(stack, limits, flags)
         made_from = {
             "input": [*identify(stack.path), warning, limits.low, limits.high],
-            "choice": [flags.channel, flags.key, flags.index, flags.crop],
+            "choice": [
+                *(getattr(flags, name) for name in CHOICES if name != "voxel_size"),
+                flags.crop,
+            ],
             "network": network.fingerprint(),
             "normalizer": normalizer.to_dict(),
             "network_shape": plan.shape,
@@ -186,9 +202,36 @@ def predict(flags: argparse.Namespace) -> None:
         ready = StackPrediction(plan.model, stack, normalizer, limits, plan.shape, plan.windows)
         kept = {"made_from": made_from, "progress": True, "preview": preview is not None}
         sections = write_prediction(ready, outputs, flags.threshold, **kept)
+        if flags.columns:
+            outputs |= write_columns_of(flags, stack, outputs)
     if preview and sections:
         outputs["preview"] = save_preview(sections, preview, stack.path.name)
     print("\n".join(f"wrote {path}" for path in outputs.values()))
+
+
+def write_columns_of(
+    flags: argparse.Namespace, stack: Stack, outputs: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Find the columns in what was written, print what a user should know; return their files."""
+    from utils.columns.finding import column_files, find_in_stack
+    from utils.stacks import open_stack
+
+    files = column_files(labels_name(outputs["mask"]))
+    source = outputs.get("probabilities", outputs["mask"])
+    with open_stack(source, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
+        place = replace(found, placement=stack.placement, origin=stack.origin)
+        threshold = flags.threshold if "probabilities" in outputs else None
+        given = {"threshold": threshold, "memory": flags.memory, "script": __file__}
+        print("\n".join(find_in_stack(place, files, **given)))
+    return files
+
+
+def labels_name(mask: Path) -> Path:
+    """Return where the labels of the columns beside a mask go."""
+    from utils.stacks import split_ending
+
+    stem, ending = split_ending(mask)
+    return mask.with_name(f"{stem.removesuffix('_mask')}_labels{ending}")
 
 
 @dataclass(frozen=True)
@@ -295,11 +338,12 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def name_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     """Return where mask and probabilities go."""
-    from utils.stacks import format_of, split_ending
+    from utils.stacks import format_of, split_ending, zarr_around
 
     format_of(flags.input)
-    source = Path(flags.input)
-    default = source.with_name(f"{split_ending(source)[0]}_mask.tif")
+    source = zarr_around(flags.input)
+    within = Path(flags.input).relative_to(source).parts  # never written into a Zarr folder
+    default = source.with_name("_".join([split_ending(source)[0], *within, "mask.tif"]))
     outputs = {"mask": default if flags.output is None else Path(flags.output)}
     if flags.probabilities == BESIDE_OUTPUT:
         stem, ending = split_ending(outputs["mask"])
@@ -326,8 +370,13 @@ def check_outputs(
     for path in outputs.values():
         check_output(path, overwrite=flags.overwrite)
     check_apart(Path(flags.input), outputs)
-    if preview is not None:
-        check_free(preview, overwrite=flags.overwrite)
+    beside = [] if preview is None else [preview]
+    if flags.columns:
+        from utils.columns.finding import column_files
+
+        beside += column_files(labels_name(outputs["mask"])).values()
+    for path in beside:
+        check_free(path, overwrite=flags.overwrite)
 
 
 def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:

@@ -4,6 +4,7 @@
     python train_basic_3dunet.py --experiment_title first_try --start_channels 8 --batch_size 8
     python train_basic_3dunet.py --arch stacked_unet --num_stacks 2 --experiment_title two_stacks
     python train_basic_3dunet.py --on_the_fly --augment flips --experiment_title endless
+    python train_basic_3dunet.py --on_the_fly --presets wide=0.75,reference=0.25 --init columns3d
 
 Records, checkpoints and pictures go to <log_path>/<experiment_title>/. All flags and their defaults
 stand in FLAGS, right below; --help says what each means and which values it takes. Exit status: 0
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from utils.training.options import (
     check_patch_size,
     experiment_directory,
     let_waiting_threads_sleep,
+    live_shares,
     network_settings,
     resolve_files,
 )
@@ -52,6 +54,9 @@ FLAGS = {
         "patches_per_epoch": None,  # one a sample; 2048 with --on_the_fly
         "augment": "none",
         "on_the_fly": False,
+        "preset": None,
+        "presets": None,
+        "config": None,
         "patches_per_volume": 8,
         "num_workers": 2,
     },
@@ -117,6 +122,7 @@ def run(flags: argparse.Namespace) -> int:
     settings = network_settings(flags, spatial_dims=3)
     check_patch_size(flags.patch_size, flags.depth, flags.batch_size, flags.stem_stride)
     directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
+    shares = live_shares(flags)
     train_files = []
     if not flags.on_the_fly:
         train_files = resolve_files(flags.train_files, flags.data_dir, "--train_files")
@@ -135,16 +141,20 @@ def run(flags: argparse.Namespace) -> int:
         config.to_dict(),
         lambda: build_model(config),
         flags.patch_size,
-        lambda: load_data(flags, train_files, valid_files),
+        lambda: load_data(flags, train_files, valid_files, shares),
     )
 
 
 def load_data(
-    flags: argparse.Namespace, train_files: Sequence[Path], valid_files: Sequence[Path]
+    flags: argparse.Namespace,
+    train_files: Sequence[Path],
+    valid_files: Sequence[Path],
+    shares: Mapping[str, float],
 ) -> TrainingData:
     """Open the data files; training takes its patches from them or from volumes on the fly."""
     from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
     from utils.storage import VolumeFile
+    from utils.storage.config_files import read_mixture
     from utils.training.run import TrainingData
 
     patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
@@ -153,9 +163,11 @@ def load_data(
     validated = f"{validation.num_samples:,} validation samples in"
     if flags.on_the_fly:
         with VolumeFile(valid_files[0]) as file:
-            config = file.config
+            live = file.config
+        if shares or flags.config:
+            live = read_mixture(shares, flags.config, live.shape)
         train = OnTheFly3DDataset(
-            config,
+            live,
             patches_per_epoch=flags.patches_per_epoch or 2048,
             patches_per_volume=flags.patches_per_volume,
             augment=flags.augment,

@@ -1,6 +1,7 @@
 """Measure the simulation: ms per stage, volumes per second on one core and on all, peak memory.
 
     python benchmarks/bench_simulation.py --volumes 40
+    python benchmarks/bench_simulation.py --volumes 60 --presets
     python benchmarks/bench_simulation.py --volumes 100 --beside ../another-checkout
 
 Prints Markdown tables for benchmarks/README.md. Stages are timed by wrapping the functions that
@@ -8,6 +9,7 @@ Prints Markdown tables for benchmarks/README.md. Stages are timed by wrapping th
 
 With ``--beside`` it prints the CPU time of a volume in this checkout and in another one instead:
 each has a process of its own, and they take turns, so that a busy machine disturbs both alike.
+With ``--presets`` it prints that of a volume of either preset, by turns in one process.
 """
 
 import argparse
@@ -31,10 +33,12 @@ from utils.simulation import (
     VolumeConfig,
     fluorescence,
     imaging,
+    preset,
     sample_rng,
     simulate_volume,
     volume,
 )
+from utils.simulation.presets import PRESETS, compile_kernels
 
 STAGES = (
     (volume, "draw_optic_lobe", "geometry, all tries"),
@@ -119,11 +123,36 @@ def compare(other: Path, volumes: int) -> None:
     print(f"| this one / the other, pair by pair | {ratio:.2f} |")
 
 
+def compare_presets(volumes: int) -> None:
+    """Print the CPU time of a volume of either preset, and their ratio."""
+    compile_kernels(*map(preset, PRESETS))
+    seconds = defaultdict(list)
+    redraws = 0
+    for index in range(volumes):
+        for name in PRESETS:
+            start = time.process_time()
+            made = simulate_volume(preset(name), sample_rng(1, index))
+            seconds[name].append(time.process_time() - start)
+        redraws += made.parameters.redraws
+    means = {name: statistics.mean(values) for name, values in seconds.items()}
+    print(describe_machine())
+    print(f"\n{volumes} volumes of 128^3 of either preset by turns; means; of wide "
+          f"{redraws / volumes:.2f} were drawn and dropped for each kept\n")  # fmt: skip
+    print("| preset | CPU ms a volume |\n| --- | --- |")
+    for name, mean in means.items():
+        print(f"| {name} | {1e3 * mean:.1f} |")
+    print(f"| wide / reference | {means['wide'] / means['reference']:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--volumes", type=int, default=40, help="volumes per measurement")
     parser.add_argument("--beside", type=Path, help="another checkout to compare with")
+    parser.add_argument("--presets", action="store_true", help="compare both presets")
     args = parser.parse_args()
+    if args.presets:
+        compare_presets(args.volumes)
+        return
     if args.beside is not None:
         compare(args.beside, args.volumes)
         return

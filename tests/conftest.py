@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.process_state import differences, left_running, process_state, running
+from utils.simulation.sheet import SheetConfig
 from utils.simulation.volume import (
     SimulatedVolume,
     VolumeConfig,
@@ -22,6 +23,7 @@ from utils.simulation.volume import (
     sample_rng,
     simulate_volume,
 )
+from utils.simulation.wide import WideConfig
 from utils.storage import VolumeSet, encode_row, new_volume_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +123,13 @@ def run_and_time(command: list[str]) -> tuple[subprocess.CompletedProcess[str], 
 def tiny_config() -> VolumeConfig:
     """A configuration with few, large columns in few voxels, quick to simulate."""
     return VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
+
+
+@pytest.fixture(scope="session")
+def tiny_wide() -> WideConfig:
+    """The same of preset wide."""
+    sheet = SheetConfig(spacing=(5.0, 7.0), min_columns=4)
+    return WideConfig(shape=(32, 32, 32), sheet=sheet, min_visibility=0.3)
 
 
 @pytest.fixture(scope="session")

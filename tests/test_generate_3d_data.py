@@ -30,7 +30,9 @@ from distributed import LocalCluster
 import generate_3d_data
 from tests.conftest import run_and_time
 from utils.errors import UserError
+from utils.simulation.sheet import SheetConfig
 from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
+from utils.simulation.wide import WideConfig
 from utils.storage import VolumeFile, VolumeSet
 
 SCRIPT = Path(generate_3d_data.__file__)
@@ -215,6 +217,107 @@ def test_a_flag_that_cannot_be_read_is_one_line(
     assert flags.split()[0] in error and error.count("\n") == 1
 
 
+# --- Presets --------------------------------------------------------------------------------------
+
+TINY_WIDE = "min_visibility = 0.3\n[sheet]\nspacing = [5, 7]\nmin_columns = 4\n"
+
+
+@pytest.fixture
+def wide_flags(tmp_path: Path) -> list[str]:
+    (tmp_path / "wide.toml").write_text(TINY_WIDE)
+    place = ["--directory", str(tmp_path), "--filename", "wide.h5", "--L", "3"]
+    small = ["--L_xy", "32", "--L_z", "24", "--config", str(tmp_path / "wide.toml")]
+    return [*place, *small, "--preset", "wide"]
+
+
+def test_wide_volumes_are_those_of_their_configuration_however_many_workers(
+    wide_flags: list[str], tmp_path: Path
+) -> None:
+    expected = WideConfig((32, 32, 24), 0.3, sheet=SheetConfig(spacing=(5.0, 7.0), min_columns=4))
+    assert asked(*wide_flags) == VolumeSet(expected, 0, 3)
+    for workers in ("1", "3"):
+        more = ["--filename", f"{workers}.h5", "--workers", workers]
+        assert generate_3d_data.main([*wide_flags, *more]) == 0
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "3.h5").read_bytes()
+    with VolumeFile(tmp_path / "1.h5") as file:
+        simulated = simulate_volume(expected, sample_rng(0, 2))
+        np.testing.assert_array_equal(file.read_instances(2), simulated.instances)
+        assert file.parameters(2) == simulated.parameters
+
+
+def test_a_file_of_another_preset_is_in_the_way(
+    wide_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate_3d_data.main(wide_flags) == 0
+    assert generate_3d_data.main(wide_flags) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert generate_3d_data.main(wide_flags[:6]) == 2
+    assert "--preset: wide in the file, reference asked for" in error_line(capsys.readouterr().err)
+    (tmp_path / "wide.toml").write_text(TINY_WIDE.replace("min_columns = 4", "min_columns = 5"))
+    assert generate_3d_data.main(wide_flags) == 2
+    differs = "sheet.min_columns: 4 in the file, 5 asked for"
+    assert differs in error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["reference", "wide"])
+def test_what_is_shown_can_be_given_back(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "shown.toml"
+    assert generate_3d_data.main(["--preset", name, "--show_config"]) == 0
+    path.write_text(capsys.readouterr().out)
+    assert asked("--config", str(path)) == asked("--preset", name)
+    assert names(tmp_path) == ["shown.toml"]
+
+
+def test_flags_win_over_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("preset = 'reference'\ngain_range = [3, 7]\nv_std = 2\n")
+    found = asked("--config", str(path), "--gain_high", "9", "--L_z", "64").config
+    assert found == VolumeConfig(shape=(128, 128, 64), gain_range=(3, 9), v_std=2.0)
+
+
+def test_measured_columns_are_kept_by_name_and_hash(
+    wide_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "square.csv"
+    ends = ",".join(f"{end}_{axis}" for end in ("proximal", "distal") for axis in "xyz")
+    sites = [f"{p},{q},{8 * p},{8 * q},0,{8 * p},{8 * q},40" for p in range(8) for q in range(8)]
+    table.write_text("\n".join([f"p,q,{ends}", *sites]))
+    flags = [*wide_flags, "--columns_table", str(table)]
+    for _ in range(2):
+        assert generate_3d_data.main([*flags, "--workers", "2"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    with VolumeFile(tmp_path / "wide.h5") as file:
+        name, digest = file.config.to_dict()["table"]
+        assert name == "square.csv" and len(digest) == 64
+        volume = file.read_volume(1)
+    lengths = np.linalg.norm(volume.paths[:, -1] - volume.paths[:, 0], axis=1)
+    np.testing.assert_allclose(lengths, 5 * volume.path_spacing[:, 0], rtol=1e-4)
+    assert generate_3d_data.main(wide_flags) == 2
+    assert "--columns_table: ['square.csv'," in error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--preset wide --gain_low 10", "--gain_low: is of preset reference"),
+        ("--preset wide --NF_size 3", "--NF_size: is of preset reference"),
+        ("--columns_table a.csv", "--columns_table: is for --preset wide"),
+        ("--preset wide --columns_paths a.csv", "--columns_paths: are the paths of"),
+        ("--preset wide --columns_table none.csv", "none.csv: cannot be read"),
+        ("--config none.toml", "none.toml: cannot be read"),
+        ("--preset wide --L_z 1", "--L_xy, --L_z (128, 128, 1): every value"),
+    ],
+)
+def test_mistakes_about_presets_are_one_line(
+    tmp_path: Path, flags: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate_3d_data.main(["--directory", str(tmp_path), *flags.split()]) == 2
+    assert named in error_line(capsys.readouterr().err)
+    assert names(tmp_path) == []
+
+
 # --- Contents -------------------------------------------------------------------------------------
 
 
@@ -255,7 +358,7 @@ def test_a_bounded_number_of_samples_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way, seen = 0, []
-    task = (str(SCRIPT.parent), asked(*TINY).config.to_dict(), 0)
+    task = generate_3d_data.task_of(asked(*TINY))
 
     def submit(index: int) -> Future[Any]:
         nonlocal under_way

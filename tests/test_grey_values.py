@@ -91,12 +91,15 @@ def test_sparse_columns_stand_out_of_the_noise(share: float) -> None:
     values.ravel()[:count] += np.random.default_rng(1).uniform(500, 1500, count)
     found = limits(values)
     assert found.high > 1500 and not found.warnings()
+    assert (found.low > found.noise_end - 1) == (share < 0.015)
     normalised = (values.ravel()[count:] - found.low) / (found.high - found.low)
     assert np.mean(normalised > 0.5) < 0.01
 
 
 def test_noise_alone_is_told() -> None:
-    assert "lies near the noise" in limits(noisy()).warnings()[0]
+    found = limits(noisy())
+    assert "lies near the noise" in found.warnings()[0]
+    assert found.low < found.median, "noise is not stretched over the whole range"
 
 
 def test_hot_pixels_alone_set_no_limit() -> None:
@@ -106,13 +109,16 @@ def test_hot_pixels_alone_set_no_limit() -> None:
 
 
 def test_more_columns_give_no_jump() -> None:
-    """From none to a tenth of the stack, the upper limit never leaps over the columns' range."""
-    values, highs = noisy(), []
+    """From none to a tenth of the stack, no limit leaps over much of the columns' range."""
+    values, lows, highs = noisy(), [], []
     bright = np.random.default_rng(2).uniform(1100, 2000, values.size).astype(np.float32)
     for count in np.geomspace(50, values.size / 10, 60).astype(int):
         some = values.copy()
         some.ravel()[:count] = bright[:count]
-        highs.append(limits(some).high)
+        found = limits(some)
+        lows.append(found.low)
+        highs.append(found.high)
+    assert np.abs(np.diff(lows)).max() < 120
     assert np.abs(np.diff(highs)).max() < 120
     assert highs[-1] > 1800
 

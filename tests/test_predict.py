@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -120,6 +121,46 @@ def test_one_channel_of_several(log, tmp_path):
     probabilities, spacing = read(tmp_path / "p.h5")
     assert spacing == (2, 2, 2)
     np.testing.assert_allclose(probabilities, expected_map(log, images[1]), atol=2e-5)
+
+
+def test_one_series_of_several(log, tmp_path, capsys):
+    images = [make_image((20, 18, n), n) for n in (22, 24)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for image in images:
+            writer.write(image.T, photometric="minisblack")
+    flags = ["--probabilities", str(tmp_path / "p.npy"), "--overwrite"]
+    for chosen, number in ([], 1), (["--series", "0"], 0):
+        assert run(log, tmp_path / "a.tif", tmp_path / "m.tif", *flags, *chosen) == 0
+        found = read(tmp_path / "p.npy")[0]
+        np.testing.assert_allclose(found, expected_map(log, images[number]), atol=2e-5)
+        said = "largest of 2 series is read, number 1" in capsys.readouterr().out
+        assert said == (not chosen)
+
+
+def test_the_ratio_of_sizes_without_a_unit_is_used(log, tmp_path, capsys):
+    options = {"imagej": True, "resolution": (2, 2), "metadata": {"axes": "ZYX", "spacing": 1}}
+    tifffile.imwrite(tmp_path / "a.tif", make_image((20, 18, 12)).T, **options)
+    assert run(log, tmp_path / "a.tif", tmp_path / "m.tif", "--scale", "1") == 0
+    printed = capsys.readouterr().out
+    assert "resampled to 20 x 18 x 24 and back" in printed and "has no unit" in printed
+    assert "--voxel_size" in printed and "taken for cubes" not in printed
+    with open_stack(tmp_path / "m.tif") as stack:
+        assert stack.spacing is None and stack.place.sizes == pytest.approx((0.5, 0.5, 1))
+
+
+def test_what_an_output_cannot_hold_is_said(log, tmp_path, capsys):
+    affine = np.diag([-0.5, -0.5, 0.5, 1.0])
+    affine[:3, 3] = 100, 120, 30
+    image = nibabel.Nifti1Image(make_image((20, 18, 24)), affine)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    flags = ["--voxel_size", "0.5,0.5,0.5", "--probabilities", str(tmp_path / "p.h5")]
+    assert run(log, tmp_path / "a.nii.gz", tmp_path / "m.nii.gz", *flags) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "does not hold" in line]
+    (note,) = notes
+    assert note.startswith("note: ") and note.endswith(
+        "p.h5: this format does not hold the place and directions"
+    )
+    np.testing.assert_allclose(nibabel.load(tmp_path / "m.nii.gz").affine, affine)
 
 
 def test_flat_voxels_are_resampled_to_cubes_and_back(log, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 import re
@@ -26,6 +27,7 @@ from tests.conftest import fake_volume, write_fake_file
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
+from utils.simulation.wide import WideConfig
 from utils.storage import (
     VolumeFile,
     VolumeSet,
@@ -36,6 +38,7 @@ from utils.storage import (
     write_simulated_file,
 )
 from utils.storage.layout import LAYOUT
+from utils.storage.volume_set import column_bytes
 from utils.storage.writing import VolumeWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +57,8 @@ def names(directory: Path) -> list[str]:
 
 
 def assert_same_volume(stored: SimulatedVolume, simulated: SimulatedVolume) -> None:
-    for field in dataclasses.fields(SimulatedVolume):
+    assert type(stored) is type(simulated)
+    for field in dataclasses.fields(simulated):
         got, expected = getattr(stored, field.name), getattr(simulated, field.name)
         if field.name == "parameters":
             assert got == expected
@@ -153,6 +157,48 @@ def test_simulated_volumes_are_written(tmp_path: Path, tiny_config: VolumeConfig
     with VolumeFile(tmp_path / "a.h5") as file:
         assert file.volume_set == VolumeSet(tiny_config, 5, 2)
         assert_same_volume(file.read_volume(1), simulate_volume(tiny_config, sample_rng(5, 1)))
+
+
+def test_wide_volumes_come_back_with_their_paths_and_what_was_drawn(
+    tmp_path: Path, tiny_wide: WideConfig
+) -> None:
+    path, volume_set = tmp_path / "a.h5", VolumeSet(tiny_wide, 5, 2)
+    write_simulated_file(path, volume_set)
+    with VolumeFile(path) as file:
+        assert file.volume_set == volume_set
+        for index in range(2):
+            simulated = simulate_volume(tiny_wide, sample_rng(5, index))
+            stored = file.read_volume(index)
+            assert_same_volume(stored, simulated)
+            np.testing.assert_array_equal(stored.sheet, simulated.sheet)
+            row = encode_row(simulated)
+            ragged = sum(np.asarray(value).nbytes for value in row.values.values())
+            assert ragged < column_bytes(tiny_wide)
+            assert len(pickle.dumps(row)) < largest_row(tiny_wide)
+    assert path.stat().st_size < disk_space(volume_set)
+    with h5py.File(path) as f:
+        found: list[str] = []
+        f.visititems(lambda name, item: found.append(name + item.attrs["description"]))
+        nodes = eval(
+            f["paths"].attrs["description"].split("per sample: ")[1], {"f": f, "sample": 1}
+        )
+        n = f["entry_points"][1].size // 3
+        np.testing.assert_array_equal(nodes.reshape(n, -1, 3), stored.paths)
+        drawn = json.loads(f["parameters/drawn"][1])
+        assert {"geometry", "stain", "microscope"} == set(drawn)
+    with h5py.File(path, "r+") as f:
+        del f["path_spacing"]
+    with pytest.raises(UserError, match="not a file of simulated volumes: lacks path_spacing"):
+        VolumeFile(path).read_volume(0)
+
+
+def test_sets_of_other_presets_and_parts_differ(tiny_wide: WideConfig) -> None:
+    wide, reference = VolumeSet(tiny_wide, 0, 2), VolumeSet(VolumeConfig(), 1, 2)
+    assert wide.differences(reference) == [("preset", "wide", "reference")]
+    narrower = dataclasses.replace(tiny_wide.sheet, bend=(0.0, 0.1))
+    other = dataclasses.replace(wide, config=dataclasses.replace(tiny_wide, sheet=narrower))
+    assert wide.differences(other) == [("sheet.bend", list(tiny_wide.sheet.bend), [0.0, 0.1])]
+    assert wide.differences(wide) == []
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (64, 32, 32)])

@@ -21,8 +21,9 @@ from tests.conftest import run_and_time
 from train_basic_3dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import SegmentationFake3DDataset
-from utils.simulation import VolumeConfig
+from utils.simulation import VolumeConfig, WideConfig
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
+from utils.storage.config_files import show_config
 
 SCRIPT = Path(train_basic_3dunet.__file__)
 REFERENCE_DEFAULTS = {
@@ -55,6 +56,9 @@ OUR_DEFAULTS = {
     "background_threshold": 0.95,
     "augment": "none",
     "on_the_fly": False,
+    "preset": None,
+    "presets": None,
+    "config": None,
     "patches_per_volume": 8,
     "boundary_weight": 1.0,
     "boundary_thickness": 1,
@@ -181,6 +185,19 @@ def test_volumes_on_the_fly_need_no_training_files(
         assert record["seconds_waiting_for_data"] >= 0
 
 
+def test_mixtures_of_presets_train_on_the_fly(
+    tiny: list[str], tmp_path: Path, tiny_wide: WideConfig
+) -> None:
+    file = tmp_path / "wide.toml"
+    file.write_text(show_config(tiny_wide))
+    more = ["--on_the_fly", "--preset", "wide", "--config", str(file), "--epochs", "1"]
+    more += ["--patches_per_volume", "3", "--patches_per_epoch", "7", "--num_workers", "1"]
+    assert main([*tiny, *more]) == 0
+    config = json.loads((tmp_path / "logs" / "tiny" / "config.json").read_text())
+    assert config["data"]["train"]["on_the_fly"] == tiny_wide.to_dict()
+    assert config["flags"]["preset"] == "wide" and config["flags"]["config"] == str(file)
+
+
 def test_augmented_files_train_on_other_patches(tiny: list[str], tmp_path: Path) -> None:
     losses = []
     for level in ("none", "full"):
@@ -212,6 +229,15 @@ def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> N
         ("--batch_size 0", "--batch_size 0"),
         ("--on_the_fly --patches_per_volume 0", "--patches_per_volume 0"),
         ("--on_the_fly --patch_size 33", "33 voxels"),
+        ("--preset wide", "--preset: is for volumes simulated meanwhile; give --on_the_fly too"),
+        ("--config a.toml", "--config: is for volumes simulated meanwhile"),
+        ("--on_the_fly --preset wide --presets wide=1", "--preset and --presets: give one"),
+        ("--on_the_fly --presets wide", "--presets 'wide': must give shares above 0"),
+        ("--on_the_fly --presets wide=0.7,reference=0.2", "--presets 'wide=0.7,reference=0.2'"),
+        ("--on_the_fly --presets wide=0.5,wide=0.5", "that add up to 1, such as wide=0.7"),
+        ("--on_the_fly --presets wide=1.5,reference=-0.5", "must give shares above 0"),
+        ("--on_the_fly --presets narrow=1", "--presets 'narrow=1'"),
+        ("--on_the_fly --config none.toml", "none.toml: cannot be read"),
         ("--patch_size 16 --depth 5 --patches_per_epoch 1", "a single patch a step: with"),
         ("--patch_size 16 --depth 5 --batch_size 1", "a single patch a step: with"),
         ("--patch_size 16 --depth 5 --on_the_fly --patches_per_epoch 1", "a single patch a step"),

@@ -4,12 +4,15 @@ The rule ``robust``, by default with the percentiles 1 and 99:
 
 1. Voxels at the top value, as saturated debris leaves them, count as at most one in ten thousand,
    unless the rest is all of one value.
-2. The lower limit is the lower percentile of the voxels that count.
-3. The upper limit is their upper percentile, but where few voxels stand above the noise a higher
-   one: where a share s of the voxels does, at most 0.001 + 4.5 s^2 lie beyond it, so that the
-   fewer they are, the more of them stay below. Above the noise is what exceeds the median by three
-   spreads; a spread is the distance of the median from the 16th percentile, or 0.7 times that from
-   the 75th, whichever is larger.
+2. The upper limit is the upper percentile of the voxels that count, but where few stand above the
+   noise a higher one: where a share s of the voxels does, at most 0.001 + 4.5 s^2 lie beyond it, so
+   that the fewer they are, the more of them stay below. Above the noise is what exceeds the median
+   by three spreads; a spread is the distance of the median from the 16th percentile, or 0.7 times
+   that from the 75th, whichever is larger.
+3. The lower limit is their lower percentile, but where few voxels stand above the noise it moves
+   towards the noise's end, since it is the darkest voxel among columns that is to become 0: from
+   s = 0.045 on downwards, and all the way at 0.015, if the upper limit is four times as far beyond
+   the noise's end as that is from the median, and less of the way if it is nearer.
 
 The rule ``percentiles`` takes both percentiles as they are. Both are order statistics (linear
 between two neighbours), so that v -> a v + b moves the limits likewise. Voxels that are NaN or
@@ -33,6 +36,11 @@ LEAST_BEYOND = 1e-3
 MORE_BEYOND = 4.5
 """With the square of the share above the noise. On 64 default volumes that is 0.047 or more, and
 the upper limit the percentile 99, from 0.045 on."""
+SPARSE, SPARSEST = 0.045, 0.015
+"""Shares above the noise where the lower limit begins to rise, and where it is at its end."""
+CLEAR = 4.0
+"""How far beyond the noise's end the upper limit lies, in that end's distances from the median, if
+what stands there is signal for sure. In noise alone it lies near that end."""
 SATURATED = 0.01
 """Share of voxels at the top value from which :meth:`Limits.warnings` tells of it."""
 NEAR_NOISE = 1.15
@@ -97,6 +105,9 @@ def find_limits(counts: GreyCounts, low_percent: float, high_percent: float, rul
             if beyond < (1 - high_percent / 100) * last:
                 # a whole number: a value that is there, also of two-valued stacks
                 high = counts.values(np.array([last - np.floor(beyond)]))[0]
+            sparse = (SPARSE - standing / total) / (SPARSE - SPARSEST)
+            clear = (high - noise_end) / (CLEAR * (noise_end - median) or 1)
+            low += max(0.0, noise_end - low) * np.clip(sparse, 0, 1) * np.clip(clear, 0, 1)
         if high > low:
             break
     numbers = (float(x) for x in (low, high, median, noise_end, top))

@@ -13,8 +13,16 @@ from torch.utils.data import DataLoader
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.simulated import BUFFERED_VOLUMES, PatchMixer
 from utils.simulation.geometry import GeometryError
+from utils.simulation.presets import Mixture
 from utils.simulation.streams import Purpose, make_rng
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
+from utils.simulation.volume import (
+    SimulatedVolume,
+    VolumeConfig,
+    WideVolume,
+    sample_rng,
+    simulate_volume,
+)
+from utils.simulation.wide import WideConfig
 from utils.storage import VolumeSet, encode_row, new_volume_file
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
@@ -23,7 +31,7 @@ from utils.training.losses import measure_foreground
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
-def make(config: VolumeConfig, **options: object) -> OnTheFly3DDataset:
+def make(config: VolumeConfig | WideConfig | Mixture, **options: object) -> OnTheFly3DDataset:
     defaults = {"patch_size": 8, "patches_per_epoch": 12, "patches_per_volume": 3}
     return OnTheFly3DDataset(config, **{**defaults, **options})
 
@@ -31,7 +39,7 @@ def make(config: VolumeConfig, **options: object) -> OnTheFly3DDataset:
 def volume_of(data: OnTheFly3DDataset, index: int) -> SimulatedVolume:
     """Return a whole volume of the data's epoch."""
     rng = make_rng(Purpose.LIVE_VOLUME, data.seed, data.epoch, index)
-    return simulate_volume(data.config, rng)
+    return simulate_volume(data.mixture.choose(data.seed, data.epoch, index), rng)
 
 
 def batches(loader: DataLoader) -> list[tuple[Tensor, Tensor]]:
@@ -51,6 +59,25 @@ def rows(found: list[tuple[Tensor, Tensor]]) -> list[bytes]:
 
 def items(data: OnTheFly3DDataset) -> list[bytes]:
     return rows([tuple(part[None] for part in data[k]) for k in range(len(data))])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mixtures_give_patches_of_each_preset_by_their_shares(
+    tiny_config: VolumeConfig, tiny_wide: WideConfig, workers: int
+) -> None:
+    mixture = Mixture(((tiny_wide, 0.5), (tiny_config, 0.5)))
+    data = make(mixture, patches_per_epoch=24, patches_per_volume=2, seed=3)
+    assert data.describe()["on_the_fly"] == mixture.to_dict()
+    kinds = [type(volume_of(data, index)) for index in range(12)]
+    assert {*kinds} == {SimulatedVolume, WideVolume}
+    found = rows(batches(data.make_loader(4, num_workers=workers)))
+    assert sorted(found) == sorted(items(data)) and len({*found}) > 20
+
+
+def test_a_preset_by_itself_is_a_mixture_of_one(tiny_wide: WideConfig) -> None:
+    data = make(tiny_wide)
+    assert data.describe()["on_the_fly"] == tiny_wide.to_dict()
+    assert isinstance(volume_of(data, 0), WideVolume)
 
 
 def test_items_have_the_form_of_those_of_files(tiny_config: VolumeConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -17,6 +18,7 @@ from utils.data import PercentileNormalizer, SegmentationFake3DDataset
 from utils.errors import UserError
 from utils.provenance import DATA_VERSION
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
+from utils.simulation.wide import WideConfig
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 
 FAKE_SAMPLES = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
@@ -227,3 +229,20 @@ def test_the_stored_percentiles_are_the_normalisers(fake_file: Path) -> None:
     with VolumeFile(fake_file) as file:
         fitted = PercentileNormalizer().fit(file.read_image(2))
         assert file.percentiles(2) == pytest.approx(fitted, rel=1e-6)
+
+
+def test_spacing_is_in_voxels_of_either_preset(tmp_path: Path, tiny_wide: WideConfig) -> None:
+    """Voxels fill the unit cube in the reference, and are cubes in preset wide."""
+    shape = (32, 32, 24)
+    for name, config in (
+        ("wide", replace(tiny_wide, shape=shape)),
+        ("reference", VolumeConfig(shape=shape, lattice_intervals=(4, 5), min_columns=5)),
+    ):
+        write_simulated_file(tmp_path / f"{name}.h5", VolumeSet(config, 0, 1))
+        dataset = SegmentationFake3DDataset(tmp_path / f"{name}.h5", patch_size=16)
+        volume = stored(dataset, 0)
+        if name == "wide":
+            expected = [volume.path_spacing.mean()] * 3
+        else:
+            expected = np.multiply(volume.parameters.spacing, shape)
+        assert dataset.column_spacing() == pytest.approx(expected, rel=1e-5)

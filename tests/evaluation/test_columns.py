@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import fake_volume
 from utils.evaluation.columns import cone_voxels, score_columns
-from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+from utils.simulation import VolumeConfig, WideConfig, sample_rng, simulate_volume
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,12 @@ def test_types_that_are_not_there_have_no_recall():
     scores = score_columns(volume.instances > 0, volume)
     assert math.isnan(scores["recall_left_out"]) and math.isnan(scores["covered_left_out"])
     assert scores["columns_left_out"] == 0 and scores["recall_A"] == 1
+
+
+def test_columns_of_preset_wide_have_no_named_types(tiny_wide: WideConfig) -> None:
+    volume = simulate_volume(tiny_wide, sample_rng(0, 0))
+    scores = score_columns(volume.instances > 0, volume)
+    assert scores["recall_rendered"] == scores["covered_rendered"] == 1.0
+    assert scores["columns_rendered"] > 0
+    for kind in "ABC":
+        assert scores[f"columns_{kind}"] == 0 and np.isnan(scores[f"recall_{kind}"])

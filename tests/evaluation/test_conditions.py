@@ -36,3 +36,10 @@ def test_conditions_are_the_stored_parameters(tiny_config):
     assert conditions.gain == volume.parameters.gain
     assert conditions.spacing_voxels == pytest.approx(32 * volume.parameters.spacing)
     assert conditions.curvature == sheet_curvature(volume)
+
+
+def test_of_preset_wide_the_spacing_alone_is_known(tiny_wide):
+    volume = simulate_volume(tiny_wide, sample_rng(0, 0))
+    conditions = vars(describe_conditions(volume))
+    assert conditions.pop("spacing_voxels") == pytest.approx(volume.path_spacing.mean(), rel=1e-5)
+    assert np.isnan(list(conditions.values())).all()

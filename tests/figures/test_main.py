@@ -35,6 +35,12 @@ def test_command_line_names_what_it_wrote(
     assert Path(line).exists()
 
 
+def test_samples_of_preset_wide_are_a_picture_of_their_own(tmp_path: Path) -> None:
+    flags = ["samples", "--preset", "wide", "--voxels", "64", "--count", "1"]
+    assert command_line.main([*flags, "--directory", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["samples_wide.png"]
+
+
 def test_planes_of_a_stack_with_masks_of_boxes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

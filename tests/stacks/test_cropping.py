@@ -145,7 +145,8 @@ def test_a_box_written_in_another_format_keeps_its_corner(tmp_path: Path) -> Non
         with open_stack(tmp_path / name) as stack:
             assert stack.spacing == pytest.approx(SPACING)
             np.testing.assert_array_equal(stack.read(), IMAGE[3:, :5, 2:6])
-    assert imagej_origin(cut(tmp_path / "b.nrrd", tmp_path / "c.tif", ((1, 2),) * 3)) == [-1] * 3
+    again = cut(tmp_path / "b.nrrd", tmp_path / "c.tif", ((1, 2),) * 3)
+    np.testing.assert_allclose(imagej_origin(again), [-4, -1, -3], rtol=1e-6)
 
 
 def test_an_image_keeps_its_corner(tmp_path: Path) -> None:
@@ -171,16 +172,22 @@ def test_a_single_plane_keeps_its_place(tmp_path: Path) -> None:
     np.testing.assert_allclose(written["space origin"], [11, 20.6, 30])
 
 
-def test_a_corrected_voxel_size_leaves_no_place_in_space(tmp_path: Path) -> None:
-    """The file's own was measured with the wrong size."""
-    affine = np.array([[0.5, 0, 0, 5.0], [0, 0.6, 0, 6.0], [0, 0, 2.0, 7.0], [0, 0, 0, 1]])
+def test_a_corrected_voxel_size_leaves_0_at_its_voxel(tmp_path: Path) -> None:
+    """Directions stay; lengths were measured with the wrong size and follow it."""
+    affine = np.array([[0, 0.6, 0, 6.0], [-0.5, 0, 0, 5.0], [0, 0, 2.0, 7.0], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(IMAGE, affine), tmp_path / "a.nii")
     with open_stack(tmp_path / "a.nii", voxel_size=(3, 1, 1)) as stack:
+        write_stack(tmp_path / "b.nii", [stack.read()], StackLayout.like(stack, np.uint16))
         box = crop_stack(stack, RANGES)
-        write_stack(tmp_path / "b.nii", [box.read()], StackLayout.like(box, np.uint16))
+        write_stack(tmp_path / "c.nii", [box.read()], StackLayout.like(box, np.uint16))
     with open_stack(tmp_path / "b.nii") as stack:
         assert stack.spacing == pytest.approx((1, 1, 3))
-    np.testing.assert_allclose(nibabel.load(tmp_path / "b.nii").affine[:3, 3], [3, 0, 6])
+    whole = nibabel.load(tmp_path / "b.nii").affine
+    np.testing.assert_allclose(whole[:3, :3], [[0, 1, 0], [-1, 0, 0], [0, 0, 3]], atol=1e-6)
+    zero = np.linalg.inv(affine) @ [0, 0, 0, 1]
+    np.testing.assert_allclose(np.linalg.inv(whole) @ [0, 0, 0, 1], zero, rtol=1e-6, atol=1e-5)
+    corner = nibabel.load(tmp_path / "c.nii").affine @ [0, 0, 0, 1]
+    np.testing.assert_allclose(corner, whole @ [*CORNER, 1], rtol=1e-6)
 
 
 def test_a_voxel_size_that_the_file_has_too_keeps_its_place(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_channel_or_key_that_cannot_be(tmp_path):
 
 @pytest.mark.parametrize("kind", [TypeError, ValueError])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("broken", ["opening._spacing", "stack.FileArray.part"])
+@pytest.mark.parametrize("broken", ["opening._place", "stack.FileArray.part"])
 def test_a_bug_of_ours_is_no_damaged_file(tmp_path, monkeypatch, name, kind, broken):
     path = save(tmp_path / name, random_stack())
     monkeypatch.setattr(f"utils.stacks.{broken}", raising(kind("planted")))
@@ -138,6 +138,8 @@ def test_what_is_not_damaged_is_not_called_so(tmp_path, monkeypatch):
     for error, said in (
         (PermissionError(13, "Permission denied"), r"cannot be read .*Permission denied"),
         (OSError(5, "Input/output error"), r"cannot be read .*Input/output"),
+        (OSError("the file is already open for write"), r"cannot be read .*already open"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), r"cannot be read"),
         (MemoryError("Unable to allocate 7 TiB"), "not enough memory .*7 TiB"),
         (EOFError("No data left in file"), "damaged, cut or not"),
     ):

@@ -20,14 +20,13 @@ from utils.data.epochs import EpochDataset
 from utils.data.indexing import item_index
 from utils.data.patches import check_patches, choose_patch
 from utils.provenance import DATA_VERSION
+from utils.simulation.presets import Config, Mixture, compile_kernels
 from utils.simulation.streams import Purpose, check_seed, make_rng
-from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
+from utils.simulation.volume import simulate_volume
 from utils.storage import stored_image
 
 BUFFERED_VOLUMES = 8
 """Volumes whose patches wait in the training process to be mixed into batches."""
-
-_TINY = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
 
 
 class OnTheFly3DDataset(EpochDataset):
@@ -37,7 +36,8 @@ class OnTheFly3DDataset(EpochDataset):
     rules of :class:`utils.data.volumes.SegmentationFake3DDataset`: at most ``background_threshold``
     background, grey values rounded as in a file and scaled by the whole volume's percentiles.
     Items stand in the order of their volumes, of which the last is remembered; training takes them
-    mixed, from :meth:`make_loader`.
+    mixed, from :meth:`make_loader`. Of a :class:`Mixture` each volume has the configuration that
+    (seed, epoch, volume) chooses.
 
     Raises UserError if the patch is larger than the volumes or a number is out of range, and
     GeometryError, at an item, if ``config`` admits no volume.
@@ -47,7 +47,7 @@ class OnTheFly3DDataset(EpochDataset):
 
     def __init__(
         self,
-        config: VolumeConfig,
+        config: Config | Mixture,
         *,
         patch_size: int = 64,
         background_threshold: float = 0.95,
@@ -57,14 +57,15 @@ class OnTheFly3DDataset(EpochDataset):
         augment: str = "none",
     ) -> None:
         super().__init__()
+        self.mixture = config if isinstance(config, Mixture) else Mixture(((config, 1.0),))
+        self.volume_shape = self.mixture.configs[0].shape
         check_patches(
-            config.shape,
+            self.volume_shape,
             patch_size,
             background_threshold,
             patches_per_epoch=patches_per_epoch,
             patches_per_volume=patches_per_volume,
         )
-        self.config = config
         self.patch_size = patch_size
         self.background_threshold = background_threshold
         self.seed = check_seed(seed)
@@ -93,14 +94,15 @@ class OnTheFly3DDataset(EpochDataset):
     def cut_patches(self, index: int) -> list[tuple[Tensor, ...]]:
         """Return image float32 and mask uint8, (1, p, p, p), of each patch of a volume."""
         rng = make_rng(Purpose.LIVE_VOLUME, self.seed, self.epoch, index)
-        volume = simulate_volume(self.config, rng)
+        config = self.mixture.choose(self.seed, self.epoch, index)
+        volume = simulate_volume(config, rng)
         whole, percentiles = stored_image(volume.image)
         mask = volume.mask
         patches = []
         for place in range(self.patches_per_volume):
             slices, labels = choose_patch(
                 mask.__getitem__,
-                self.config.shape,
+                self.volume_shape,
                 (self.patch_size,) * 3,
                 self.background_threshold,
                 rng,
@@ -138,7 +140,7 @@ class OnTheFly3DDataset(EpochDataset):
         if count > own_batch > 1 and count % own_batch == 1:
             items = items[:-1]
         if num_workers:
-            simulate_volume(_TINY, sample_rng(0, 0))  # compiles the kernels once, before the fork
+            compile_kernels(*self.mixture.configs)
         # Generators of their own keep the loaders from drawing from torch's.
         volumes = DataLoader(
             self,
@@ -165,7 +167,7 @@ class OnTheFly3DDataset(EpochDataset):
     def describe(self) -> dict[str, Any]:
         """Return the volumes' parameters and version, the seed and the patches of each volume."""
         return {
-            "on_the_fly": self.config.to_dict(),
+            "on_the_fly": self.mixture.to_dict(),
             "seed": self.seed,
             "patches_per_volume": self.patches_per_volume,
             "version": DATA_VERSION,

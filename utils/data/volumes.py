@@ -98,10 +98,10 @@ class SegmentationFake3DDataset(EpochDataset):
         """Return the columns' spacing in voxels along x, y, z: the median over even samples."""
         chosen = np.unique(np.linspace(0, self.num_samples - 1, samples).round().astype(int))
         rows = [self._rows[sample] for sample in chosen]
-        spacings = [file.parameters(row).spacing for file, row in rows]
+        spacings = [f.parameters(row).spacing_voxels(self.volume_shape) for f, row in rows]
         for file in self.files:
             file.close()
-        return np.multiply(np.median(spacings), self.volume_shape).tolist()
+        return np.median(spacings, axis=0).tolist()
 
     def _sample(self, epoch: int, item: int) -> int:
         """Return the sample that an item shows: itself, or its place in an endless even order."""

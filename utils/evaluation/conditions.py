@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from utils.simulation import SimulatedVolume
+from utils.simulation.wide import WideParameters
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under what a volume was taken; parameters keep the meaning of ``VolumeParameters``."""
+    """Under what a volume was taken; parameters keep the meaning of ``VolumeParameters``.
 
-    gain: int
+    Of volumes of preset wide the spacing alone is known in these terms; the rest is NaN.
+    """
+
+    gain: float
     """Photons per unit of image: the fewer, the noisier."""
     std_intensity: float
     """Sigma of the lognormal intensity of clouds: how unevenly columns are labelled."""
@@ -27,11 +32,14 @@ class Conditions:
 def describe_conditions(volume: SimulatedVolume) -> Conditions:
     """Return the conditions of one volume."""
     parameters = volume.parameters
+    spacing_voxels = parameters.spacing * float(np.mean(volume.image.shape))
+    if isinstance(parameters, WideParameters):
+        return Conditions(math.nan, math.nan, math.nan, spacing_voxels, math.nan)
     return Conditions(
         gain=parameters.gain,
         std_intensity=parameters.std_intensity,
         contrast=parameters.contrast,
-        spacing_voxels=parameters.spacing * float(np.mean(volume.image.shape)),
+        spacing_voxels=spacing_voxels,
         curvature=sheet_curvature(volume),
     )
 

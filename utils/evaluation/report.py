@@ -12,6 +12,22 @@ SCORES = {
     **SCORE_NAMES,
     "hd95_um": "HD95 (micrometres)",
     "sheet_false_positive_rate": "share of the gaps called column",
+    "instance_f1_iou30": "columns: F1, IoU 0.3",
+    "instance_f1_iou30_rendered": "columns: F1 (rendered), IoU 0.3",
+    "instance_recall_iou30_left_out": "columns: recall of left-out ones, IoU 0.3",
+    "instance_f1_iou30_interior": "columns: F1 (interior), IoU 0.3",
+    "instance_f1_iou30_border": "columns: F1 (border), IoU 0.3",
+    "instance_f1_iou50": "columns: F1, IoU 0.5",
+    "instance_f1_line": "columns: F1 by centre line",
+    "instance_pq": "columns: panoptic quality",
+    "instance_false_splits": "columns: false splits a column",
+    "instance_false_merges": "columns: false merges a column",
+    "instance_axis_error": "columns: axis error (degrees)",
+    "instance_pairs_placed": "columns: share of neighbour pairs in the lattice",
+    "instance_pairs_right": "columns: neighbour pairs with the right (dp, dq)",
+    "instance_pairs_right_any_basis": "columns: the same, modulo any basis",
+    "instance_pairs_cut": "columns: neighbour pairs across a named cut",
+    "instance_inferred_right": "columns: inferred ones that are right",
 }
 """Scores whose means are listed and compared, and how."""
 

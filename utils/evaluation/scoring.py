@@ -13,6 +13,7 @@ from tqdm import tqdm
 from utils.evaluation.columns import score_columns
 from utils.evaluation.conditions import describe_conditions
 from utils.evaluation.confusion import THRESHOLD
+from utils.evaluation.instances import score_found
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.surfaces import score_surfaces
 from utils.evaluation.voxels import score_voxels
@@ -68,7 +69,12 @@ class ScoredVolume:
 
 
 def score_volumes(
-    work: ToScore, *, tolerance: float | None, spacing: tuple[float, ...] | None, what: str
+    work: ToScore,
+    *,
+    tolerance: float | None,
+    spacing: tuple[float, ...] | None,
+    columns: bool = False,
+    what: str,
 ) -> list[ScoredVolume]:
     """Predict and score the volumes one after the other; then the file of the truth is closed.
 
@@ -76,6 +82,7 @@ def score_volumes(
         work: what predicts, and the truth.
         tolerance: of surface Dice, in voxels; None leaves the surfaces out.
         spacing: micrometres along x, y, z; None takes those of the predictions.
+        columns: find single columns and score them as well.
         what: words beside the bar that shows the progress.
     """
     results = []
@@ -89,6 +96,8 @@ def score_volumes(
             result = score_volume(
                 index, volume, probabilities, seconds=seconds, tolerance=tolerance, spacing=size
             )
+            if columns:
+                result.row.update(score_found(probabilities, volume))
             results.append(result)
     return results
 

@@ -20,6 +20,7 @@ from utils.flags import voxel_ranges
 
 if TYPE_CHECKING:
     from utils.simulation import SimulatedVolume
+    from utils.simulation.presets import Config
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -31,7 +32,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name, what, edge, index in (
         ("demo", "slice_demo_3.gif, 3d_demo_3.gif and 3d_demo_20.gif: samples 3 and 20", 128, None),
         ("columns", "column_types.png: a column of each type, cut open", 256, 3),
-        ("samples", "samples.png: slices and projections of the first samples", 128, None),
+        (
+            "samples",
+            "samples.png: slices and projections of the first samples (samples_wide.png "
+            "of preset wide)",
+            128,
+            None,
+        ),
         ("samples-2d", "samples_2d.png: the first 2D samples", None, None),
     ):
         command = commands.add_parser(name, help=what, description=f"Writes {what}.")
@@ -43,6 +50,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument("--voxels", type=int, default=edge, help="edge of the cube")
         if index is not None:
             command.add_argument("--index", type=int, default=index, help="index of the sample")
+        if name == "samples":
+            command.add_argument("--preset", choices=("reference", "wide"), default="reference")
         if name.startswith("samples"):
             count = 16 if name == "samples-2d" else 8
             command.add_argument("--count", type=int, default=count, help="number of samples")
@@ -105,14 +114,14 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
     if options.command == "stack":
         return [_draw_stack(options)]
     from utils.figures.animations import save_3d_gif, save_slice_gif
-    from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+    from utils.simulation import VolumeConfig, preset, sample_rng, simulate_volume
 
     if options.command == "samples-2d":
         return [_draw_image_samples(options)]
     shape, folder = (options.voxels,) * 3, options.directory
     config = VolumeConfig(shape=shape)
 
-    def sample(index: int, config: VolumeConfig = config) -> SimulatedVolume:
+    def sample(index: int, config: Config = config) -> SimulatedVolume:
         return simulate_volume(config, sample_rng(options.seed, index))
 
     if options.command == "demo":
@@ -126,8 +135,10 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
         coarse = VolumeConfig(shape=shape, lattice_intervals=(8, 8))
         return [save_column_types(sample(options.index, coarse), folder / "column_types.png")]
     titles = [f"seed {options.seed}, sample {i}" for i in range(options.count)]
-    volumes = [sample(i) for i in range(options.count)]
-    return [save_samples_panel(volumes, folder / "samples.png", titles)]
+    chosen = preset(options.preset, shape=shape)
+    volumes = [sample(i, chosen) for i in range(options.count)]
+    name = "samples_wide.png" if options.preset == "wide" else "samples.png"
+    return [save_samples_panel(volumes, folder / name, titles)]
 
 
 def _draw_image_samples(options: argparse.Namespace) -> Path:

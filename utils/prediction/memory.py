@@ -75,10 +75,20 @@ class Memory:
 
 
 def check_loading(stack: Stack, memory: Memory) -> None:
-    """Raise UserError if a file that can only be read as a whole is too large for that."""
+    """Raise UserError if what can only be read as a whole, a file or its chunks, is too large."""
     if stack.loaded:
         what = f"{stack.path}: is of a format that is read as a whole, which needs"
         memory.check(LOADING * stack.loaded, what, " or save it as TIFF or OME-Zarr")
+    if stack.unpacked:
+        what = f"{stack.path}: its chunks, {stack.layer} deep, are unpacked whole, which needs"
+        advice = ", cut the stack with --crop or save it in smaller chunks"
+        memory.check(_layer_memory(stack), what, advice)
+
+
+def _layer_memory(stack: Stack) -> int:
+    """Return what a layer of chunks takes while it is read, in bytes."""
+    planes = min(stack.layer, stack.shape[-1])
+    return math.prod(stack.shape[:-1]) * planes * stack.voxel_bytes + stack.unpacked
 
 
 def writing_memory(stack: Stack, name: str, path: Path) -> int:
@@ -189,7 +199,12 @@ def _stack_memory(
     source_depth = min(math.ceil(depth * stack.shape[-1] / shape[-1]) + 2, stack.shape[-1])
     source = math.prod(stack.shape[:-1]) * source_depth
     layer = 4 * math.prod(shape[:-1]) * depth
-    reading = source * max(stack.voxel_bytes, stack.dtype.itemsize + 4)  # and normalised
+    kept, filled = 0, source * stack.voxel_bytes + stack.unpacked
+    if stack.layer > 1:  # copied into the slab, and kept for the next one
+        planes = min(stack.layer, stack.shape[-1])
+        kept = math.prod(stack.shape[:-1]) * planes * stack.dtype.itemsize
+        filled = source * stack.dtype.itemsize + _layer_memory(stack) - kept
+    reading = max(filled, source * (stack.dtype.itemsize + 4))  # and normalised
     finishing = 2 * source
     if shape != stack.shape:  # two copies of a slab and what is made of them, at either size
         longest = [max(pair) for pair in zip(stack.shape[:-1], shape[:-1], strict=True)]
@@ -197,4 +212,4 @@ def _stack_memory(
         reading, finishing = max(reading, resampling), finishing + layer + resampling
     predicting = layer + max(reading, layer + batch, finishing)
     writing = batch + max(written)
-    return max(LOADING * stack.loaded, stack.loaded + max(predicting, writing))
+    return max(LOADING * stack.loaded, stack.loaded + kept + max(predicting, writing))

@@ -35,7 +35,7 @@ def network_shape(
         reasons.append(f"scale: {found}")
     if by_planes:
         reasons.append("note: a 2D network on a stack: each plane along z is predicted by itself")
-    if stack.spacing is None and len(stack.shape) == 3:
+    if not stack.place.tells_ratio and len(stack.shape) == 3:
         unknown = "note: the voxel size is unknown, so voxels are taken for cubes; see --voxel_size"
         reasons.append(unknown)
     return scaled_shape(stack.shape, _factors(stack, float(scale), by_planes)), reasons
@@ -49,7 +49,7 @@ def check_enlargement(stack: Stack, scale: float | str, *, by_planes: bool) -> N
 def _factors(stack: Stack, scale: float, by_planes: bool) -> tuple[float, ...]:
     """Return how much each axis is enlarged: to cubes of the finest edge, times ``scale``."""
     axes = len(stack.shape) - by_planes
-    factors = cube_factors(stack.spacing and stack.spacing[:axes], scale)[:axes]
+    factors = cube_factors(stack.edges[:axes], scale)[:axes]
     factors = tuple(1.0 if abs(f - 1) <= SAME_VOXEL else f for f in factors)
     return (*factors, 1.0) if by_planes else factors
 

@@ -5,7 +5,8 @@ A range is a field (low, high); both ends are values that may be drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -14,16 +15,29 @@ from utils.errors import UserError
 
 
 class PlainConfig:
-    """A frozen dataclass of numbers and tuples of numbers that JSON can hold."""
+    """A frozen dataclass of numbers, tuples of numbers, and parts of this kind."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types (tuples as lists); ``from_dict`` is the inverse."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+        """Return plain JSON types (tuples as lists, parts nested); ``from_dict`` is the inverse."""
+        return {name: _plain(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a configuration from :meth:`to_dict`'s result."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        """Build a configuration from :meth:`to_dict`'s result; what is left out has its default."""
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _typed(value, hints.get(name)) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PlainConfig):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    if isinstance(hint, type) and issubclass(hint, PlainConfig):
+        return hint.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_each(config: Any, minima: Mapping[str, float]) -> None:
@@ -49,3 +63,12 @@ def check_minima(config: Any, minima: Mapping[str, float]) -> None:
         value = getattr(config, name)
         if not np.isfinite(value) or value < low:
             raise UserError(f"{name} {value}: must be at least {low}")
+
+
+def check_shares(config: Any, names: Iterable[str]) -> None:
+    """Raise UserError, naming the field, for a number, or one of a tuple, outside of 0 to 1."""
+    for name in names:
+        if not np.all(
+            (np.array(getattr(config, name)) >= 0) & (np.array(getattr(config, name)) <= 1)
+        ):
+            raise UserError(f"{name} {getattr(config, name)}: must be from 0 to 1")

@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     """In which order the items of an epoch are put into batches [epoch]."""
     MIXING = 8
     """How patches of live volumes are mixed into batches [epoch, rank]."""
+    PRESET = 9
+    """Of which preset a volume simulated while training is [epoch, volume]."""
 
 
 def make_rng(purpose: Purpose, seed: int, *place: int) -> np.random.Generator:

@@ -18,11 +18,16 @@ from utils.simulation.configuration import (
     check_minima,
     check_ranges,
 )
+from utils.simulation.coordinates import spherical_frames
+from utils.simulation.fields import ColumnFields
 from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
+from utils.simulation.sheet import Columns
+from utils.simulation.sheet_fields import paint_fields
 from utils.simulation.streams import Purpose, make_rng
+from utils.simulation.wide import WideConfig, WideParameters, draw_wide
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,10 @@ class VolumeParameters:
     gain: int
     contrast: float
 
+    def spacing_voxels(self, shape: tuple[int, int, int]) -> list[float]:
+        """Return the spacing along x, y, z in voxels, which fill the unit cube."""
+        return [self.spacing * edge for edge in shape]
+
 
 @dataclass(frozen=True)
 class SimulatedVolume:
@@ -164,7 +173,7 @@ class SimulatedVolume:
     """(N, 3) int32: icosahedron face 0..19, then grid coordinates (i, j) on it."""
     lattice_neighbours: np.ndarray
     """(E, 2) int32: pairs (k, l), k < l, of columns adjacent on the lattice."""
-    parameters: VolumeParameters
+    parameters: VolumeParameters | WideParameters
 
     @property
     def mask(self) -> np.ndarray:
@@ -197,13 +206,49 @@ class SimulatedVolume:
         return self.entry_points + half * self.e_r
 
 
+@dataclass(frozen=True)
+class WideVolume(SimulatedVolume):
+    """A sample of preset wide: columns with bent paths of D points, of one unnamed type each.
+
+    ``e_r`` is the chord from the proximal to the distal end, ``e_theta`` and ``e_phi`` are at right
+    angles to it in the volume, as long as the spacing at the proximal end; ``column_type`` is 1
+    where a column is stained, ``lattice_coordinates`` are (chart, p, q), and there are no neurites.
+    """
+
+    paths: np.ndarray
+    """(N, D, 3) float32, voxels: the axes from proximal to distal; voxel i's centre is i + 0.5."""
+    path_spacing: np.ndarray
+    """(N, D) float32, voxels: distance to the nearest neighbour there; radius over it is fixed."""
+    parameters: WideParameters
+
+    @property
+    def fields(self) -> ColumnFields:
+        """Where each voxel stands among the columns, without neuropil; painted at each call."""
+        return paint_fields(
+            Columns(
+                paths=self.paths,
+                spacing=self.path_spacing,
+                lattice=self.lattice_coordinates,
+                neighbours=self.lattice_neighbours,
+                left_out=self.column_type == 0,
+                parameters={},
+            ),
+            self.instances.shape,
+        )
+
+    @property
+    def sheet(self) -> np.ndarray:
+        """(X, Y, Z) uint8: 1 in the sheets in which columns stand, gaps included."""
+        return (self.fields.owner > 0).astype(np.uint8)
+
+
 def sample_rng(seed: int, index: int) -> np.random.Generator:
     """Return the generator of volume ``index`` of a seed, which is at least 0 and below 2^32."""
     return make_rng(Purpose.VOLUME, seed, index)
 
 
-def simulate_volume(config: VolumeConfig, rng: np.random.Generator) -> SimulatedVolume:
-    """Simulate one volume: draw the geometry, render the labels, the fluorescence, the image.
+def simulate_volume(config: VolumeConfig | WideConfig, rng: np.random.Generator) -> SimulatedVolume:
+    """Simulate one volume of either preset; a :class:`WideVolume` of a :class:`WideConfig`.
 
     Args:
         config: what to draw from.
@@ -211,9 +256,41 @@ def simulate_volume(config: VolumeConfig, rng: np.random.Generator) -> Simulated
             volumes to the bit on any number of cores.
 
     Raises:
-        GeometryError: no geometry with ``config.min_columns`` columns within ``config.max_tries``.
+        GeometryError: no geometry with ``min_columns`` columns within ``max_tries``, or no volume
+            of preset wide whose columns can be seen within ``max_redraws``.
         UserError: more than a thousandth of the voxels would be too bright.
     """
+    if isinstance(config, WideConfig):
+        return _simulate_wide(config, rng)
+    return _simulate_reference(config, rng)
+
+
+def _simulate_wide(config: WideConfig, rng: np.random.Generator) -> WideVolume:
+    """Draw columns, stain and microscope, and describe the columns as all volumes do."""
+    image, instances, columns, parameters = draw_wide(config, rng)
+    shape = np.array(config.shape)
+    ends = columns.paths[:, [0, -1]].astype(np.float64)
+    frame = spherical_frames(ends[:, 1] - ends[:, 0])[1:]
+    e_theta, e_phi = (v * columns.spacing[:, :1] / shape for v in frame)
+    return WideVolume(
+        image=image,
+        instances=instances,
+        entry_points=(ends[:, 0] / shape).astype(np.float32),
+        e_r=((ends[:, 1] - ends[:, 0]) / shape).astype(np.float32),
+        e_theta=e_theta.astype(np.float32),
+        e_phi=e_phi.astype(np.float32),
+        column_type=(~columns.left_out).astype(np.uint8),
+        control_points=np.zeros((4, 0, 3), np.float32),
+        lattice_coordinates=columns.lattice,
+        lattice_neighbours=columns.neighbours,
+        paths=columns.paths,
+        path_spacing=columns.spacing,
+        parameters=parameters,
+    )
+
+
+def _simulate_reference(config: VolumeConfig, rng: np.random.Generator) -> SimulatedVolume:
+    """Draw the geometry, render the labels, the fluorescence, the image."""
     lobe = draw_optic_lobe(
         rng,
         lattice_intervals=config.lattice_intervals,

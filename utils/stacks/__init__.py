@@ -6,7 +6,7 @@ library's: tifffile, h5py, pynrrd, nibabel, zarr and numpy; none of them is let 
 file. Files are written under a temporary name and renamed when complete.
 """
 
-from utils.stacks.endings import ENDINGS, format_of, split_ending
+from utils.stacks.endings import ENDINGS, format_of, split_ending, zarr_around
 from utils.stacks.opening import list_stacks, open_stack
 from utils.stacks.stack import Entry, Stack, StackLayout
 from utils.stacks.writing import check_output, write_stack
@@ -22,4 +22,5 @@ __all__ = [
     "open_stack",
     "split_ending",
     "write_stack",
+    "zarr_around",
 ]

@@ -78,7 +78,7 @@ class SpacingEstimate:
 
 def estimate_spacing(stack: Stack) -> SpacingEstimate | None:
     """Return the column spacing of a stack, read once; None where there is nothing to look at."""
-    steps = tuple(np.array(stack.spacing or (1.0,) * len(stack.shape)) / min(stack.spacing or (1,)))
+    steps = tuple(np.array(stack.edges) / min(stack.edges))
     spectra = []
     for block in _brightest(stack):
         spectrum = _spectrum(block, steps)

@@ -41,14 +41,15 @@ def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) ->
             )
         starts.append(start)
         stops.append(stop)
-    box = tuple(slice(a, b) for a, b in zip(starts[:-1], stops[:-1], strict=True))
 
-    def part(start: int, stop: int) -> np.ndarray:
-        return stack.part(start + starts[-1], stop + starts[-1])[box]
+    def part(box: tuple[slice, ...]) -> np.ndarray:
+        moved = zip(box, starts, strict=True)
+        return stack.part(tuple(slice(s.start + first, s.stop + first) for s, first in moved))
 
     return dataclasses.replace(
         stack,
         shape=tuple(b - a for a, b in zip(starts, stops, strict=True)),
         origin=tuple(a + b for a, b in zip(stack.origin, starts, strict=True)),
+        place=stack.place.moved(starts),
         part=part,
     )

@@ -6,19 +6,49 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
+from utils.stacks.place import Place
 
 ENDINGS = {
     ".tif": "tiff",
     ".tiff": "tiff",
     ".h5": "hdf5",
     ".hdf5": "hdf5",
+    ".ims": "hdf5",
+    ".xml": "hdf5",
     ".nrrd": "nrrd",
     ".nii": "nifti",
     ".nii.gz": "nifti",
     ".zarr": "zarr",
     ".npy": "numpy",
+    ".lsm": "tiff",
+    ".nhdr": "nrrd",
+    ".hdr": "nifti",
+    ".img": "nifti",
+    ".hdr.gz": "nifti",
+    ".img.gz": "nifti",
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
+ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
+"""Endings that no output may have: two files, or another program's own."""
+KEPT = {
+    "tiff": ("voxel size", "place"),
+    "hdf5": ("voxel size",),
+    "nrrd": ("voxel size", "place", "directions"),
+    "nifti": ("voxel size", "place", "directions"),
+    "zarr": ("voxel size", "place"),
+    "numpy": (),
+}
+"""What a format can hold beside the voxels."""
+CONVERTED = {
+    **dict.fromkeys(
+        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc"),
+        "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw",
+    ),
+    **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),
+    **dict.fromkeys((".v3draw", ".v3dpbd"), "open it in Vaa3D and save it as .tif"),
+    ".companion.ome": "name one of the .ome.tif files beside it",
+}
+"""How to make a stack that is read of one that is not, by its ending."""
 FORMATS = {
     "tiff": tiff,
     "hdf5": hdf5,
@@ -32,12 +62,46 @@ it holds as a Source; ``write`` puts slabs (X, Y, n), in order, under a name tha
 
 
 def format_of(path: str | Path) -> str:
-    """Return the format that the ending of ``path`` means; UserError for an unknown one."""
+    """Return the format that the ending of ``path`` means; UserError for an unknown one.
+
+    A folder within a ``.zarr`` is Zarr whatever its name; another one, of no ending, holds planes.
+    """
     name = Path(path).name.lower()
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
-    raise UserError(f"{path}: unknown ending; the known ones are {', '.join(ENDINGS)}")
+    if zarr_around(path) != Path(path) and Path(path).is_dir():
+        return "zarr"
+    if name and Path(path).is_dir():
+        return "tiff"
+    for ending, advice in CONVERTED.items():
+        if name.endswith(ending):
+            raise UserError(f"{path}: {ending} is not read here: {advice}")
+    known = f"{', '.join(ENDINGS)}, and folders of planes in .tif"
+    raise UserError(f"{path}: unknown ending; the known ones are {known}")
+
+
+def not_kept(path: str | Path, place: Place) -> str | None:
+    """Return one line on what an output of this ending cannot hold of ``place``; None for all."""
+    has = {"voxel size": place.tells_ratio, "place": any(place.way), "directions": place.turned}
+    lost = [name for name, given in has.items() if given and name not in KEPT[format_of(path)]]
+    return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
+
+
+def written_format(path: str | Path) -> str:
+    """Return the format that an output's ending means; UserError for one that is only read."""
+    name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
+    if not name.endswith(tuple(written)):
+        what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
+        raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
+    return format_of(path)
+
+
+def zarr_around(path: str | Path) -> Path:
+    """Return the outermost folder ending in ``.zarr`` that ``path`` lies in, or is; else itself."""
+    path = Path(path)
+    around = [folder for folder in path.parents if folder.name.lower().endswith(".zarr")]
+    return around[-1] if around else path
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
@@ -47,8 +111,8 @@ def split_ending(path: str | Path) -> tuple[str, str]:
     """
     path = Path(path)
     format_of(path)
-    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len)
-    stem = path.name[: -len(ending)]
+    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len, default="")
+    stem = path.name[: len(path.name) - len(ending)]
     if stem.lower().endswith(".ome"):
         stem = stem[: -len(".ome")]
     return stem, path.name[len(stem) :]

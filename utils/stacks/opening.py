@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.endings import FORMATS, format_of
+from utils.stacks.axes import REMEDY, as_planes, given_axes, usual_axes
+from utils.stacks.endings import ENDINGS, FORMATS, format_of
+from utils.stacks.place import Place
 from utils.stacks.stack import Entry, Source, Stack
-
-MOST_CHANNELS = 4
-"""Entries up to which a last axis of unnamed axes is taken for channels, as in RGB and RGBA."""
 
 
 def open_stack(
@@ -23,6 +23,8 @@ def open_stack(
     voxel_size: Sequence[float] | None = None,
     key: str | None = None,
     index: int | None = None,
+    series: int | None = None,
+    axes: str | None = None,
 ) -> Stack:
     """Open one stack or image for reading by slabs.
 
@@ -32,6 +34,9 @@ def open_stack(
         voxel_size: edge of a voxel along z, y, x (or y, x) in micrometres; overrides the file's.
         key: name of the array inside HDF5 or Zarr; needed where there are several.
         index: which time point, or which sample of a file of simulated volumes, from 0.
+        series: which series of a TIFF, from 0; the largest if none is named.
+        axes: a letter for each axis of the file's array, slowest first, such as ``ZCYX``, where the
+            file does not tell or is wrong.
 
     Raises:
         UserError: for a file that is missing, damaged, of an unknown format or without what was
@@ -40,9 +45,11 @@ def open_stack(
     path, kind = _present(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
-    source = FORMATS[kind].read(path, key)
+    if series is not None and kind != "tiff":
+        raise UserError(f"{path}: has no series; --series {series} is for TIFF")
+    source = FORMATS[kind].read(path, key if series is None else str(series))
     try:
-        return _select(path, source, channel, voxel_size, index)
+        return _select(path, source, channel, voxel_size, index, axes)
     except BaseException:
         source.close()
         raise
@@ -62,9 +69,10 @@ def _present(path: str | Path) -> tuple[Path, str]:
     """Return the path and its format; UserError unless it is there to be read in parts."""
     path = Path(path)
     kind = format_of(path)
-    folder = kind == "zarr"
     with disk_errors(path):
         present = path.exists()
+        planes = path.is_dir() and not path.name.lower().endswith(tuple(ENDINGS))
+    folder = kind == "zarr" or planes
     if not present:
         raise UserError(f"{path}: no such file")
     if path.is_dir() != folder:
@@ -81,59 +89,63 @@ def _select(
     channel: int | None,
     voxel_size: Sequence[float] | None,
     index: int | None,
+    given: str | None,
 ) -> Stack:
     """Choose channel and time point, and lay the rest out as (X, Y, Z)."""
     dtype = _working_dtype(path, source.array.dtype)
     shape = source.array.shape
     if min(shape, default=0) < 1:
         raise UserError(f"{path}: holds no voxels: its shape is {shape}")
-    axes = source.axes or _guess_axes(path, shape)
+    if given is not None:
+        source = _renamed(source, given_axes(path, given, shape))
+    axes = source.axes or usual_axes(path, shape)
     if len(axes) != len(shape):
-        raise UserError(f"{path}: its axes {axes} do not fit its shape {shape}")
-    chosen: dict[int, int] = {}
+        raise UserError(f"{path}: its axes {axes} do not fit its shape {shape}; {REMEDY}")
+    chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
     asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
     for letters, (wanted, flag, what) in asked.items():
         found = [k for k, letter in enumerate(axes) if letter in letters]
         many = [k for k in found if shape[k] > 1]
         if len(many) > 1:
-            raise UserError(f"{path}: its axes {axes} of lengths {shape} cannot be told apart")
-        chosen.update(dict.fromkeys(found, 0))
+            told = f"its axes {axes} of lengths {shape} cannot be told apart"
+            raise UserError(f"{path}: {told}; {REMEDY}")
         noun = "samples" if "N" in axes else what
         if many:
-            chosen[many[0]] = _pick(path, wanted, shape[many[0]], flag, noun)
+            planes = as_planes(axes, shape) if "T" in letters else None
+            other = f", or --axes {planes} if they are planes" if planes else ""
+            chosen[many[0]] = _pick(path, wanted, shape[many[0]], flag, noun, other)
         elif wanted:
             raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
-    flat = [k for k, a in enumerate(axes) if a == "Z" and shape[k] == 1]
-    chosen.update(dict.fromkeys(flat, 0))
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
-        raise UserError(f"{path}: its axes {axes} of lengths {shape} are not those of a stack")
+        told = f"its axes {axes} of lengths {shape} are not those of a stack"
+        raise UserError(f"{path}: {told}; {REMEDY}")
     order = [spatial.index(a) for a in "XYZ" if a in spatial]
     lengths = [shape[axes.index(a)] for a in "XYZ" if a in spatial]
     last = axes.index("Z" if "Z" in spatial else "Y")
 
-    def part(start: int, stop: int) -> np.ndarray:
-        where = [chosen.get(k, slice(None)) for k in range(len(axes))]
-        where[last] = slice(start, stop)
-        return source.array.part(tuple(where)).transpose(order)
+    def part(box: tuple[slice, ...]) -> np.ndarray:
+        places = dict(zip("XYZ", box, strict=False))
+        where = tuple(chosen[k] if k in chosen else places[a] for k, a in enumerate(axes))
+        return source.array.part(where).transpose(order)
 
-    spacing = _spacing(path, voxel_size, source.spacing, spatial)
-    own = _spacing(path, None, source.spacing, spatial)
-    # A file's place is of its own voxel size, which TIFF's fractions round.
-    keeps_place = spacing == own or bool(spacing and own and np.allclose(spacing, own, rtol=1e-4))
+    place = _place(path, voxel_size, source, spatial)
+    notes = [*source.notes, *filter(None, [place.note()])]
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
     return Stack(
         path=path,
         shape=tuple(lengths),
         dtype=dtype,
-        spacing=spacing,
+        spacing=place.spacing,
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         loaded=source.loaded,
         voxel_bytes=_voxel_bytes(source, axes, dtype),
-        placement=source.placement if keeps_place else {},
+        layer=1 if source.chunks is None else source.chunks[last],
+        unpacked=_unpacked_bytes(source),
+        place=place,
         origin=(0,) * len(lengths),
-        warning=source.warning,
+        warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
         part=part,
         close=source.close,
     )
@@ -147,6 +159,12 @@ def _voxel_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
     return stored.itemsize * (math.prod(behind) + 1) + converted
 
 
+def _unpacked_bytes(source: Source) -> int:
+    """Return what chunks take while they are unpacked: packed ones and what becomes of them."""
+    chunk = math.prod(source.chunks or (0,)) * source.array.dtype.itemsize
+    return 2 * source.at_once * chunk
+
+
 def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:
     """Return the dtype to compute with: short ones as they are, others as float32."""
     if dtype.kind == "b":
@@ -158,34 +176,38 @@ def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:
     return dtype.newbyteorder("=")
 
 
-def _pick(path: Path, wanted: int | None, count: int, flag: str, what: str) -> int:
+def _pick(path: Path, wanted: int | None, count: int, flag: str, what: str, other: str) -> int:
     if wanted is None:
-        raise UserError(f"{path}: holds {count} {what}; name one with --{flag} 0..{count - 1}")
+        advice = f"name one with --{flag} 0..{count - 1}{other}"
+        raise UserError(f"{path}: holds {count} {what}; {advice}")
     if not 0 <= wanted < count:
         raise UserError(f"{path}: --{flag} {wanted}: the file's {what} are 0..{count - 1}")
     return wanted
 
 
-def _guess_axes(path: Path, shape: tuple[int, ...]) -> str:
-    """Return the usual order for arrays whose file does not name their axes."""
-    colours = len(shape) > 2 and shape[-1] in (3, MOST_CHANNELS) and min(shape[-3:-1]) > shape[-1]
-    names = {2: "YX", 3: "YXC", 4: "ZYXC"} if colours else {2: "YX", 3: "ZYX", 4: "CZYX"}
-    if len(shape) not in names:
-        raise UserError(f"{path}: an array of {len(shape)} axes without names is no stack")
-    return names[len(shape)]
+def _renamed(source: Source, axes: str) -> Source:
+    """Return the source with other names for its axes, along which sizes and directions stay.
+
+    Sizes without axes are those of Z, Y and X, in the order in which these stand now.
+    """
+    if source.axes and len(source.axes) == len(source.array.shape):
+        pairs = zip(axes, source.axes, strict=True)
+    else:
+        spatial = [a for a in axes if a in "XYZ"]
+        pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
+    moved = {new: old for new, old in pairs if new in "XYZ" and old in "XYZ"}
+    place = source.place or Place.aligned(source.spacing)
+    return replace(source, axes=axes, place=place.renamed(moved))
 
 
-def _spacing(
-    path: Path, voxel_size: Sequence[float] | None, known: Mapping[str, float], spatial: str
-) -> tuple[float, ...] | None:
-    """Return micrometres along x, y, z: the user's, else the file's if it has all of them."""
-    letters = [a for a in "XYZ" if a in spatial]
-    if voxel_size is not None:
-        if len(voxel_size) != len(letters):
-            raise UserError(
-                f"{path}: has {len(letters)} axes in space, but --voxel_size has {len(voxel_size)} "
-                f"numbers; give {','.join(reversed(letters)).lower()}"
-            )
-        return tuple(float(size) for size in reversed(voxel_size))
-    sizes = [float(known.get(letter, math.nan)) for letter in letters]
-    return tuple(sizes) if all(math.isfinite(s) and s > 0 for s in sizes) else None
+def _place(path: Path, voxel_size: Sequence[float] | None, source: Source, spatial: str) -> Place:
+    """Return where the voxels stand: as the file says, of the user's size if there is one."""
+    place = (source.place or Place.aligned(source.spacing)).within(len(spatial))
+    if voxel_size is None:
+        return place
+    if len(voxel_size) != len(spatial):
+        raise UserError(
+            f"{path}: has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} "
+            f"numbers; give {'z,y,x'[-2 * len(spatial) + 1 :]}"
+        )
+    return place.resized(reversed(voxel_size))

@@ -20,24 +20,16 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.place import Place
+from utils.stacks.units import micrometres_per
 
-MICROMETRES = {
-    **dict.fromkeys(("um", "µm", "μm", "\\u00b5m", "micron", "microns"), 1.0),
-    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
-    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-3),
-    **dict.fromkeys(("mm", "millimeter", "millimetre"), 1e3),
-    **dict.fromkeys(("cm", "centimeter", "centimetre"), 1e4),
-    **dict.fromkeys(("m", "meter", "metre"), 1e6),
-    "inch": 25400.0,
-}
-"""Length of a unit, by the names that files use for it."""
 UNSUPPORTED = re.compile(
     "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
 )
 """What the libraries say of files that are sound, but stored in a way that is not read here."""
 OF_THE_SYSTEM = (
     *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-    *(errno.EMFILE, errno.ENFILE),
+    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN),
 )
 """What the system says of files and disks, not of bytes that make no sense."""
 CHUNK_PLANES, CHUNK_EDGE = 16, 128
@@ -64,15 +56,27 @@ class Stack:
     """Bytes that stay in memory from the first reading on; 0 for what is read by slabs."""
     voxel_bytes: int
     """What a voxel of a slab takes while it is read: in the file's pages, copied, converted."""
-    placement: Mapping[str, Any] = field(repr=False)
-    """Where the format puts the file's first voxel; carried to an output of the same format."""
+    layer: int
+    """Planes in a layer of chunks (TIFF: of strips) that are unpacked whole: all of them for one.
+    """
+    unpacked: int
+    """Bytes that the chunks take while they are unpacked; 0 where any part is read alone."""
+    place: Place = field(repr=False)
+    """Where its voxels stand, and their size in the file's own unit."""
     origin: tuple[int, ...]
     """The first voxel's place among the file's, from 0 along each axis: not 0 in a box cut out."""
     warning: Callable[[], str | None] = field(repr=False)
     """Looks whether the file can be read but may not be whole; says so in one line."""
-    part: Callable[[int, int], np.ndarray] = field(repr=False)
-    """Reads a slab in (X, Y, Z) order and the file's dtype; :meth:`read` is for everyone else."""
+    part: Callable[[tuple[slice, ...]], np.ndarray] = field(repr=False)
+    """Reads a box (x, y, z) in the file's dtype; :meth:`read` is for everyone else."""
     close: Callable[[], None] = field(repr=False)
+    kept: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The layer of chunks that was read last, by its first plane."""
+
+    @property
+    def edges(self) -> tuple[float, ...]:
+        """Edges of a voxel by their ratio: the spacing, else by the finest edge; 1 if unknown."""
+        return self.spacing or tuple(n / min(self.place.sizes) for n in self.place.sizes)
 
     @property
     def nbytes(self) -> int:
@@ -82,10 +86,28 @@ class Stack:
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return the slab ``start <= z < stop`` (y of an image) as (X, Y, stop - start).
 
-        Raises UserError where the file is cut or damaged.
+        Of planes whose chunks are unpacked whole the last layer is kept for the next slab. Raises
+        UserError where the file is cut or damaged.
         """
         stop = self.shape[-1] if stop is None else stop
-        return self.part(start, stop).astype(self.dtype, copy=False)
+        if self.layer == 1:
+            return self._planes(start, stop)
+        slab = np.empty((*self.shape[:-1], stop - start), self.dtype, order="F")
+        before = self.origin[-1] % self.layer  # planes of the first layer that a crop left out
+        for place in range((start + before) // self.layer * self.layer - before, stop, self.layer):
+            first, end = max(place, 0), min(place + self.layer, self.shape[-1])
+            if first not in self.kept:
+                self.kept.clear()
+                self.kept[first] = self._planes(first, end)
+            begin, behind = max(first, start), min(end, stop)
+            slab[..., begin - start : behind - start] = self.kept[first][
+                ..., begin - first : behind - first
+            ]
+        return slab
+
+    def _planes(self, start: int, stop: int) -> np.ndarray:
+        box = (*map(slice, (0,) * (len(self.shape) - 1), self.shape[:-1]), slice(start, stop))
+        return self.part(box).astype(self.dtype, copy=False)
 
     def __enter__(self) -> Stack:
         """Return itself; leaving the block closes the file."""
@@ -105,22 +127,19 @@ class StackLayout:
     spacing: tuple[float, ...] | None = None
     axes: str = "ZYX"
     """Order of the axes in formats that know no order of their own (HDF5 and NumPy)."""
-    placement: Mapping[str, Any] = field(default_factory=dict)
-    origin: tuple[int, ...] = ()
-    """Empty for a stack that is no part of another."""
+    place: Place | None = field(default=None, repr=False)
+    """None for a stack at 0 along the axes of space."""
 
     @classmethod
     def like(cls, stack: Stack, dtype: Any) -> StackLayout:
         """Return the layout of a result with the voxels of ``stack``."""
-        place = (stack.axes, stack.placement, stack.origin)
-        return cls(stack.shape, np.dtype(dtype), stack.spacing, *place)
+        return cls(stack.shape, np.dtype(dtype), stack.spacing, stack.axes, stack.place)
 
     @property
-    def shift(self) -> tuple[float, ...]:
-        """Way from the whole's first voxel to this one's, in micrometres (voxels if unknown)."""
-        sizes = self.spacing or (1.0,) * len(self.shape)
-        origin = self.origin or (0,) * len(self.shape)
-        return tuple(start * size for start, size in zip(origin, sizes, strict=True))
+    def placed(self) -> Place:
+        """The place, made of the spacing where there is none."""
+        sizes = dict(zip("XYZ", self.spacing or (), strict=False))
+        return self.place or Place.aligned(sizes).within(len(self.shape))
 
     @property
     def nbytes(self) -> int:
@@ -168,11 +187,17 @@ class Source:
     """Micrometres by axis letter."""
     loaded: int = 0
     """Bytes that the first access loads and keeps, where the format is read as a whole."""
-    placement: Mapping[str, Any] = field(default_factory=dict)
+    place: Place | None = None
+    """None for a file that tells sizes in micrometres at most."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the file is read."""
     warning: Callable[[], str | None] = lambda: None
     close: Callable[[], None] = lambda: None
+    at_once: int = 1
+    """Chunks that are unpacked at a time."""
     chunks: tuple[int, ...] | None = None
-    """Edges of what is unpacked at a time whichever part is wanted; None for any part alone."""
+    """Edges, one an axis, of what is unpacked whole whichever part of it is wanted; None for an
+    array of which any part is read alone."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +221,9 @@ class Entry:
     def of(cls, source: Source, key: str = "", *, chosen: bool = True) -> Entry:
         """Return what ``source`` is, without a look at its voxels."""
         array = source.array
-        return cls(key, array.shape, source.axes, array.dtype, source.spacing, chosen)
+        place = source.place or Place.aligned(source.spacing)
+        sizes = place.known if math.isfinite(place.unit) else {}
+        return cls(key, array.shape, source.axes, array.dtype, sizes, chosen)
 
 
 @contextmanager
@@ -217,7 +244,9 @@ def library_errors(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         if isinstance(error, MemoryError):
             said = f"not enough memory to read it ({reason})"
-        elif isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        elif isinstance(error, OSError) and (
+            error.errno in OF_THE_SYSTEM or "already open" in reason
+        ):
             said = f"cannot be read ({reason})"
         elif isinstance(error, ImportError | NotImplementedError) or UNSUPPORTED.search(reason):
             said = f"stored in a way that cannot be read here ({reason})"
@@ -243,19 +272,24 @@ def quiet(name: str) -> Iterator[list[str]]:
 
 def micrometres(unit: str | None) -> float:
     """Return the length of ``unit``, micrometres if none is given; NaN for an unknown one."""
-    return 1.0 if unit is None else MICROMETRES.get(unit.strip().lower(), math.nan)
+    return 1.0 if unit is None else micrometres_per(unit) or math.nan
 
 
-def named(path: Path, arrays: Mapping[str, FileArray], key: str | None) -> str:
-    """Return the name of the array called ``key``, or of the only one."""
+def named(path: Path, arrays: Mapping[str, Any], key: str | None, lost: str = "") -> str:
+    """Return the name of the array called ``key``, or of the only one.
+
+    ``lost`` is added to what is said where that fails.
+    """
     shown = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:8])
     if key is not None:
         if key.strip("/") not in arrays:
-            raise UserError(f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}")
+            raise UserError(
+                f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}{lost}"
+            )
         return key.strip("/")
     if len(arrays) != 1:
         advice = f"several arrays; name one with --key: {shown}" if arrays else "no arrays"
-        raise UserError(f"{path}: holds {advice}")
+        raise UserError(f"{path}: holds {advice}{lost}")
     return next(iter(arrays))
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.endings import FORMATS, format_of
+from utils.stacks.endings import FORMATS, written_format
 from utils.stacks.stack import StackLayout
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
-    format_of(path)
+    written_format(path)
     check_free(Path(path), overwrite=overwrite)
 
 
@@ -51,7 +51,7 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
         UserError: for an unknown ending or a disk that cannot be written; nothing is left then.
     """
     path = Path(path)
-    write = FORMATS[format_of(path)].write
+    write = FORMATS[written_format(path)].write
     temporary = path.with_name(f".partial.{path.name}")
     try:
         _remove(temporary)

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from utils.provenance import DATA_VERSION
-from utils.simulation.volume import VolumeParameters
+from utils.simulation.volume import SimulatedVolume, VolumeParameters, WideVolume
+from utils.simulation.wide import WideParameters
 
 CHUNK_EDGE = 32
 """Voxels per edge of a chunk: the fastest of 16, 32 and 64 (``benchmarks/bench_storage.py``)."""
@@ -63,6 +65,23 @@ RAGGED = {
     "lattice_coordinates": _Ragged("<i4", (-1, 3), "icosahedron face 0..19 and grid (i, j) on it"),
     "lattice_neighbours": _Ragged("<i4", (-1, 2), "pairs (k, l), k < l, of neighbouring columns"),
 }
+WIDE_RAGGED = {
+    **RAGGED,
+    "entry_points": _Ragged("<f4", (-1, 3), "proximal ends of the columns, unit cube"),
+    "e_r": _Ragged("<f4", (-1, 3), "from the proximal to the distal ends, unit cube"),
+    "column_type": _Ragged("u1", (-1,), "0 not stained, 1 stained"),
+    "lattice_coordinates": _Ragged("<i4", (-1, 3), "chart, p, q; charts are sheets of their own"),
+    "paths": _Ragged(
+        "<f4",
+        (-1, 3),
+        "nodes of the paths, column by column and as many of each, "
+        "proximal to distal, voxels; the centre of voxel i is i + 0.5",
+    ),
+    "path_spacing": _Ragged(
+        "<f4", (-1,), "of each node the distance to the nearest other column at that depth, voxels"
+    ),
+}
+"""In a file of preset wide."""
 PARAMETER_TEXT = "lengths in edges of the unit cube, angles in radians"
 PERCENTILES_TEXT = "grey values of each image as stored that become 0 and 1, by the rule robust"
 
@@ -73,7 +92,20 @@ LAYOUT: dict[str, str] = {
     **{name: part.description for name, part in RAGGED.items()},
     "parameters": "group with one dataset per parameter drawn",
 }
-"""Names in the file and what they hold."""
+"""Names in a file of either preset and what they hold."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a file of a preset holds of each volume."""
+
+    volume: type[SimulatedVolume]
+    parameters: type[VolumeParameters | WideParameters]
+    ragged: dict[str, _Ragged]
+
+
+REFERENCE = Kind(SimulatedVolume, VolumeParameters, RAGGED)
+WIDE = Kind(WideVolume, WideParameters, WIDE_RAGGED)
 
 
 def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -108,11 +140,13 @@ def split_chunks(array: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def parameter_layout() -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of each field of VolumeParameters: ints, floats, tuples of either."""
-    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, hint in typing.get_type_hints(VolumeParameters).items():
+def parameter_layout(
+    parameters: type[VolumeParameters | WideParameters],
+) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of each field: int, float, tuples of either, and text."""
+    layout: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+    dtypes = {int: np.dtype("<i8"), float: np.dtype("<f8"), str: h5py.string_dtype()}
+    for name, hint in typing.get_type_hints(parameters).items():
         items = typing.get_args(hint)
-        kind = items[0] if items else hint
-        layout[name] = ({int: "<i8", float: "<f8"}[kind], (len(items),) if items else ())
+        layout[name] = (dtypes[items[0] if items else hint], (len(items),) if items else ())
     return layout

@@ -14,12 +14,16 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.provenance import DATA_VERSION, VOLUME_FORMAT
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, VolumeParameters
+from utils.simulation.presets import Config, config_from_dict
+from utils.simulation.volume import SimulatedVolume, VolumeParameters
+from utils.simulation.wide import WideParameters
 from utils.storage.errors import hdf5_errors
 from utils.storage.layout import (
     LAYOUT,
-    RAGGED,
+    REFERENCE,
     VOXELS,
+    WIDE,
+    Kind,
     parameter_layout,
 )
 from utils.storage.volume_set import VolumeSet
@@ -48,11 +52,11 @@ class VolumeFile:
         return self._dataset("vol_data").shape[1:]
 
     @property
-    def config(self) -> VolumeConfig:
+    def config(self) -> Config:
         """The configuration that all samples were drawn from."""
         text = self._attribute("configuration")
         try:
-            return VolumeConfig.from_dict(json.loads(text))
+            return config_from_dict(json.loads(text))
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{self.path}: its configuration is not one of this program's version "
@@ -104,23 +108,29 @@ class VolumeFile:
         low, high = self._read("vol_percentiles", index)
         return float(low), float(high)
 
-    def parameters(self, index: int) -> VolumeParameters:
+    def parameters(self, index: int) -> VolumeParameters | WideParameters:
         """Return the parameters drawn for one sample."""
         values: dict[str, Any] = {}
-        for name in parameter_layout():
-            value = self._read("parameters/" + name, index).tolist()
+        kind = _kind(self._open()).parameters
+        for name in parameter_layout(kind):
+            value = self._read("parameters/" + name, index)
+            value = value.decode() if isinstance(value, bytes) else value.tolist()
             values[name] = tuple(value) if isinstance(value, list) else value
-        return VolumeParameters(**values)
+        return kind(**values)
 
     def read_volume(self, index: int) -> SimulatedVolume:
         """Return the whole sample as it was simulated, the image rounded to float16."""
-        stored = {field.name for field in dataclasses.fields(SimulatedVolume)} & set(RAGGED)
+        kind = _kind(self._open())
+        stored = {field.name for field in dataclasses.fields(kind.volume)} & set(kind.ragged)
         ragged = {
             name: self._read(name, index).reshape(part.shape)
-            for name, part in RAGGED.items()
+            for name, part in kind.ragged.items()
             if name in stored
         }
-        return SimulatedVolume(
+        for name in ("paths", "path_spacing") if kind is WIDE else ():
+            array = ragged[name]
+            ragged[name] = array.reshape(len(ragged["entry_points"]), -1, *array.shape[1:])
+        return kind.volume(
             image=self.read_image(index),
             instances=self.read_instances(index),
             parameters=self.parameters(index),
@@ -192,12 +202,17 @@ def open_checked(path: Path, find_problem: Callable[[h5py.File], str]) -> h5py.F
     return file
 
 
+def _kind(file: h5py.File) -> Kind:
+    return WIDE if "paths" in file else REFERENCE
+
+
 def _layout_problem(file: h5py.File) -> str:
     """Return what keeps a file from being read here; empty if nothing does."""
     if not file.attrs.get("complete", True):
         return "not complete: the command that began it makes it anew"
     attributes = ("format_version", "program_version", "configuration", "seed", "complete")
-    names = [*LAYOUT, *("parameters/" + name for name in parameter_layout())]
+    parameters = parameter_layout(_kind(file).parameters)
+    names = [*LAYOUT, *_kind(file).ragged, *("parameters/" + name for name in parameters)]
     missing = [name for name in names if name not in file]
     missing += [f"attribute {name}" for name in attributes if name not in file.attrs]
     if missing:

@@ -5,7 +5,6 @@ Compressing there leaves the one process that writes little to do.
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import dataclass
 
@@ -13,8 +12,17 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.grey_values import GreyCounts, find_limits
-from utils.simulation.volume import SimulatedVolume, VolumeConfig
-from utils.storage.layout import GZIP_LEVEL, RAGGED, parameter_layout, row_bytes, split_chunks
+from utils.simulation.presets import Config
+from utils.simulation.volume import SimulatedVolume, WideVolume
+from utils.storage.layout import (
+    GZIP_LEVEL,
+    REFERENCE,
+    WIDE,
+    parameter_layout,
+    row_bytes,
+    split_chunks,
+)
+from utils.storage.volume_set import column_bytes
 
 _LARGEST_FLOAT16 = np.float32(np.finfo(np.float16).max)
 
@@ -27,7 +35,7 @@ class EncodedRow:
     """(X, Y, Z) float16."""
     chunks: dict[str, list[bytes]]
     """Of each dataset of labels the compressed chunks; empty bytes where all voxels are zero."""
-    values: dict[str, np.ndarray]
+    values: dict[str, np.ndarray | str]
     """What goes into the row of each other dataset."""
 
 
@@ -43,25 +51,22 @@ def encode_row(volume: SimulatedVolume) -> EncodedRow:
         "vol_labels": _compress_chunks(instances > 0),
         "vol_instances": _compress_chunks(instances),
     }
-    values = {"vol_percentiles": percentiles}
-    for name, part in RAGGED.items():
+    kind = WIDE if isinstance(volume, WideVolume) else REFERENCE
+    values: dict[str, np.ndarray | str] = {"vol_percentiles": percentiles}
+    for name, part in kind.ragged.items():
         values[name] = np.asarray(getattr(volume, name), part.dtype).ravel()
-    for name, (dtype, shape) in parameter_layout().items():
-        value = np.asarray(getattr(volume.parameters, name), dtype)
-        values["parameters/" + name] = value.reshape(shape)
+    for name, (dtype, shape) in parameter_layout(kind.parameters).items():
+        value = getattr(volume.parameters, name)
+        text = isinstance(value, str)
+        values["parameters/" + name] = value if text else np.asarray(value, dtype).reshape(shape)
     return EncodedRow(image, chunks, values)
 
 
-def largest_row(config: VolumeConfig) -> int:
+def largest_row(config: Config) -> int:
     """Return an upper bound of the bytes of a pickled row, however badly its labels compress."""
     voxels = row_bytes(config.shape) // 2
-    columns = min(10 * (config.lattice_intervals[1] + 1) ** 2 + 2, 1 << 16)  # on the whole sphere
-    per_column = sum(
-        np.dtype(part.dtype).itemsize * abs(math.prod(part.shape)) for part in RAGGED.values()
-    )
-    more_neighbours = 2 * 8  # a column has up to three pairs to itself, not one
     # 2 bytes of the image, 1 and 2 of the labels, to which zlib adds less than a hundredth
-    return int(5.03 * voxels) + columns * (per_column + more_neighbours) + (1 << 16)
+    return int(5.03 * voxels) + column_bytes(config) + (1 << 16)
 
 
 def stored_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from utils.simulation.presets import Config, preset_of
+from utils.simulation.sheet import DEPTHS
 from utils.simulation.streams import check_seed
-from utils.simulation.volume import VolumeConfig
-from utils.storage.layout import row_bytes
+from utils.simulation.wide import WideConfig
+from utils.storage.layout import REFERENCE, WIDE, row_bytes
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class VolumeSet:
     Raises UserError for a seed that is none.
     """
 
-    config: VolumeConfig
+    config: Config
     seed: int
     num_samples: int
 
@@ -29,14 +34,46 @@ class VolumeSet:
         return {**self.config.to_dict(), "seed": self.seed, "num_samples": self.num_samples}
 
     def differences(self, asked: VolumeSet) -> list[tuple[str, Any, Any]]:
-        """Return (name, value here, value asked for) of each parameter that differs."""
-        return differing(self.to_dict(), asked.to_dict())
+        """Return (name, value here, value asked for) of each parameter that differs.
+
+        Fields of a part are named as part.field; of different presets the names alone are told.
+        """
+        presets = preset_of(self.config), preset_of(asked.config)
+        if presets[0] != presets[1]:
+            return [("preset", *presets)]
+        return differing(_flat(self.to_dict()), _flat(asked.to_dict()))
+
+
+def _flat(values: dict[str, Any], part: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{part}{name}.") if nested else {part + name: value}
+    return flat
 
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (name, old value, new value) of all entries that differ, None where one is missing."""
     names = dict.fromkeys([*old, *new])
     return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
+
+
+def column_bytes(config: Config) -> int:
+    """Return an upper bound of what the columns of one volume take besides their voxels."""
+    if isinstance(config, WideConfig):
+        nodes = DEPTHS if config.table is None else config.table.nodes.shape[1]
+        # Two sheets, each as large as a face of the volume and as curved as half a sphere.
+        count = 8 * (max(config.shape) / config.sheet.spacing[0] + 1) ** 2
+        if config.lobe.share:
+            count = max(count, 10 * (config.lobe.lattice_intervals[1] + 1) ** 2 + 2)
+        kind, extra = WIDE, 16 + 16 * (nodes - 1)  # a brightness as text, and all nodes but one
+    else:
+        count, kind, extra = 10 * (config.lattice_intervals[1] + 1) ** 2 + 2, REFERENCE, 0
+    per_column = sum(
+        np.dtype(part.dtype).itemsize * abs(math.prod(part.shape)) for part in kind.ragged.values()
+    )
+    more_neighbours = 2 * 8  # a column has up to three pairs to itself, not one
+    return int(min(count, 1 << 16)) * (per_column + more_neighbours + extra)
 
 
 def disk_space(volume_set: VolumeSet) -> int:
@@ -46,4 +83,6 @@ def disk_space(volume_set: VolumeSet) -> int:
     twice that is allowed for. The frames of 400 columns take 64 KiB.
     """
     row = 1.08 * row_bytes(volume_set.config.shape) + (1 << 16)
+    if isinstance(volume_set.config, WideConfig):
+        row += 0.08 * row_bytes(volume_set.config.shape) + column_bytes(volume_set.config)
     return int(volume_set.num_samples * row) + (1 << 20)

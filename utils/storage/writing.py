@@ -16,14 +16,16 @@ from utils.errors import UserError, disk_errors
 from utils.provenance import DATA_VERSION, VOLUME_FORMAT
 from utils.replacing import only_writer, renaming
 from utils.simulation.volume import sample_rng, simulate_volume
+from utils.simulation.wide import WideConfig
 from utils.storage.errors import hdf5_errors
 from utils.storage.layout import (
     GZIP_LEVEL,
     IMAGE_TEXT,
     PARAMETER_TEXT,
     PERCENTILES_TEXT,
-    RAGGED,
+    REFERENCE,
     VOXELS,
+    WIDE,
     chunk_corners,
     chunk_shape,
     parameter_layout,
@@ -171,11 +173,12 @@ def _lay_out(file: h5py.File, volume_set: VolumeSet) -> None:
         voxels.attrs["description"] = text
     percentiles = file.create_dataset("vol_percentiles", (count, 2), "<f4")
     percentiles.attrs["description"] = PERCENTILES_TEXT
-    for name, part in RAGGED.items():
+    kind = WIDE if isinstance(volume_set.config, WideConfig) else REFERENCE
+    for name, part in kind.ragged.items():
         ragged = file.create_dataset(name, (count,), h5py.vlen_dtype(np.dtype(part.dtype)))
         ragged.attrs["description"] = f"{part.description}; {_usage(name, part.shape)}"
     file.create_group("parameters").attrs["description"] = "drawn for each sample"
-    for name, (dtype, item) in parameter_layout().items():
+    for name, (dtype, item) in parameter_layout(kind.parameters).items():
         values = file.create_dataset("parameters/" + name, (count, *item), dtype)
         values.attrs["description"] = f"{name} of each sample: {PARAMETER_TEXT}"
 

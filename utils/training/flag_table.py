@@ -35,6 +35,11 @@ HELP = {
     "patches_per_epoch": "training patches an epoch; else one a sample, and 2048 with --on_the_fly",
     "on_the_fly": "train on volumes simulated meanwhile, each anew, with the parameters of the "
     "first of --val_files; --train_files are not read",
+    "preset": "of which preset volumes on the fly are, of the shape of those of --val_files, "
+    "instead of having their parameters",
+    "presets": "a mixture of both by its shares, as wide=0.7,reference=0.3",
+    "config": "TOML file with parameters of the preset that it names, as generate_3d_data.py "
+    "--show_config prints them",
     "patches_per_volume": "patches cut from each volume with --on_the_fly",
     # data of two dimensions
     "L_train": "images to train on",
@@ -106,6 +111,8 @@ def devices_number(text: str) -> int | None:
 
 TYPES: Mapping[str, Callable[[str], Any]] = {
     "init": str,
+    "presets": str,
+    "config": str,
     "patches_per_epoch": int,
     "max_minutes": float,
     "MAX_PARAMS": whole_number,

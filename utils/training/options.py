@@ -23,6 +23,7 @@ CHOICES = {
     "checkpoint_policy": ("last", "best", "all"),
     "objective": ("segmentation", "keypoints"),
     "augment": ("none", "flips", "full"),
+    "preset": ("reference", "wide"),
     "arch": ("unet", "stacked_unet"),
     "optimizer": ("adam", "adamw", "rmsprop"),
     "loss_type": ("dice", "bce", "weighted_bce", "bce_dice", "boundary_weighted_dice"),
@@ -238,6 +239,32 @@ def resolve_files(names: Iterable[str], data_dir: str | Path, flag: str) -> list
                 f"name others with {flag} (or their folder with --data_dir)"
             )
     return paths
+
+
+def live_shares(flags: argparse.Namespace) -> dict[str, float]:
+    """Return the share of each preset that --preset or --presets asks for; empty if neither does.
+
+    Raises UserError for flags that do not go together, and shares that cannot be read.
+    """
+    given = [name for name in ("preset", "presets", "config") if getattr(flags, name) is not None]
+    if given and not flags.on_the_fly:
+        raise UserError(f"--{given[0]}: is for volumes simulated meanwhile; give --on_the_fly too")
+    if given[:2] == ["preset", "presets"]:
+        raise UserError("--preset and --presets: give one of them")
+    if flags.presets is None:
+        return {flags.preset: 1.0} if flags.preset else {}
+    pairs = [part.partition("=")[::2] for part in flags.presets.split(",")]
+    try:
+        shares = {name.strip(): float(share) for name, share in pairs}
+    except ValueError:
+        shares = {}
+    known = shares.keys() <= set(CHOICES["preset"]) and len(shares) == len(pairs)
+    if not known or not all(s > 0 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(
+            f"--presets {flags.presets!r}: must give shares above 0 that add up to 1, such as "
+            "wide=0.7,reference=0.3"
+        )
+    return shares
 
 
 def describe_network(flags: argparse.Namespace, parameters: int) -> str:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import zarr
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.stacks.stacks import SPACING, random_stack, save
 from utils.errors import UserError
-from utils.stacks import open_stack
+from utils.stacks import list_stacks, open_stack
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -82,7 +84,9 @@ def test_damaged_folders_give_one_line(tmp_path_factory, sound_folders, name, da
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     try:
+        list_stacks(folder)
         with open_stack(folder) as stack:
+            stack.warning()
             if np.prod(stack.shape, dtype=float) < 1e6:
                 assert stack.read(0, min(2, stack.shape[-1])).shape[:-1] == stack.shape[:-1]
     except UserError as error:
@@ -147,3 +151,110 @@ def test_our_own_files_have_all_their_chunks(tmp_path):
     save(tmp_path / "a.tif", random_stack())
     with open_stack(tmp_path / "a.tif") as stack:
         assert stack.warning() is None
+
+
+AXES = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+
+
+def image(group, multiscale, levels=("0",), shape=(4, 5, 6), ome=False, **options):
+    """Make an OME-Zarr image of a group, its coarser levels smaller; return its full voxels."""
+    array = random_stack(shape, np.uint16)
+    for k, name in enumerate(levels):
+        data = np.ascontiguousarray(array[..., :: 1 << k])
+        group.create_array(name, data=data, chunks=tuple(min(2, n) for n in data.shape), **options)
+    multiscale = {"datasets": [{"path": name} for name in levels], **multiscale}
+    group.attrs.update(
+        {"ome": {"multiscales": [multiscale]}} if ome else {"multiscales": [multiscale]}
+    )
+    return array
+
+
+@pytest.mark.parametrize(
+    ("version", "axes", "shape"),
+    [
+        ("0.1", None, (2, 2, 4, 5, 6)),
+        ("0.2", None, (1, 2, 4, 5, 6)),
+        ("0.3", ["c", "z", "y", "x"], (2, 4, 5, 6)),
+        ("0.4", [{"name": "lambda", "type": "channel"}, *AXES], (2, 4, 5, 6)),
+        ("0.5", [{"name": "c", "type": "channel"}, *AXES], (2, 4, 5, 6)),
+    ],
+)
+def test_versions_of_ome_zarr(tmp_path, version, axes, shape):
+    new = version == "0.5"
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=3 if new else 2)
+    array = image(
+        group, {"version": version, **({"axes": axes} if axes else {})}, shape=shape, ome=new
+    )
+    index = shape[0] - 1 if len(shape) == 5 else None
+    with open_stack(tmp_path / "a.zarr", channel=1, index=index) as stack:
+        np.testing.assert_array_equal(stack.read(), array.reshape(-1, 2, 4, 5, 6)[-1, 1].T)
+
+
+lengths = st.lists(st.floats(0.1, 9), min_size=3, max_size=3)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(own=lengths, every=lengths, moved=st.none() | lengths, shifted=st.none() | lengths)
+def test_sizes_of_all_levels_multiply(tmp_path_factory, own, every, moved, shifted):
+    """As in the specification 0.4: first the level's, then the image's transformations."""
+    folder = tmp_path_factory.mktemp("scales") / "a.zarr"
+    steps = [
+        [{"type": "scale", "scale": scale}]
+        + ([] if way is None else [{"type": "translation", "translation": way}])
+        for scale, way in ((own, moved), (every, shifted))
+    ]
+    group = zarr.open_group(str(folder), mode="w", zarr_format=2)
+    levels = [{"path": "0", "coordinateTransformations": steps[0]}]
+    image(group, {"axes": AXES, "datasets": levels, "coordinateTransformations": steps[1]})
+    with open_stack(folder) as stack:
+        assert stack.spacing == pytest.approx(np.multiply(own, every)[::-1])
+
+
+def test_images_in_groups(tmp_path):
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    steps = [{"type": "scale", "scale": [2.0, 0.5, 0.5]}, {"type": "scale", "scale": [2.0, 0.5, 1]}]
+    datasets = [
+        {"path": str(k), "coordinateTransformations": [step]} for k, step in enumerate(steps)
+    ]
+    details = {"axes": AXES, "datasets": datasets}
+    root.create_group("OME")
+    inner = root.create_group("A/1/0")
+    array = image(inner, details, ("0", "1"))
+    label = image(inner.create_group("labels/cells"), details, ("0", "1"), (3, 5, 6))
+    cases = [("", None), ("", "A/1/0"), ("", "A"), ("", "A/1/0/0"), ("A", None), ("A/1/0", None)]
+    cases += [("A/1/0/0", None), ("A/1/0", "0"), ("A/1", "0")]
+    for place, key in cases:
+        with open_stack(tmp_path / "a.zarr" / place, key=key) as stack:
+            assert stack.spacing == (0.5, 0.5, 2.0), (place, key)
+            np.testing.assert_array_equal(stack.read(), array.T)
+    for place, key in (("", "A/1/0/labels/cells/0"), ("A/1/0/labels", None), ("A", "1/0/labels")):
+        with open_stack(tmp_path / "a.zarr" / place, key=key) as stack:
+            assert stack.spacing == (0.5, 0.5, 2.0), (place, key)
+            np.testing.assert_array_equal(stack.read(), label.T)
+    for place, key in (("", "A/1/0/1"), ("A/1/0/1", None)):
+        with open_stack(tmp_path / "a.zarr" / place, key=key) as stack:
+            assert stack.spacing == (1.0, 0.5, 2.0) and stack.shape == (3, 5, 4)
+    found = {entry.key: entry.chosen for entry in list_stacks(tmp_path / "a.zarr")}
+    assert found == {"A/1/0/0": True, "A/1/0/labels/cells/0": False}
+    second = image(root.create_group("A/1/1"), details, ("0", "1"))
+    with pytest.raises(UserError, match=r"name one with --key: A/1/0/0 .*A/1/1/0"):
+        open_stack(tmp_path / "a.zarr")
+    with open_stack(tmp_path / "a.zarr", key="A/1/1") as stack:
+        np.testing.assert_array_equal(stack.read(), second.T)
+    with pytest.raises(UserError, match="'B': not there"):
+        open_stack(tmp_path / "a.zarr", key="B")
+
+
+def test_a_level_that_is_absent_is_no_reason_for_another(tmp_path):
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    image(root, {"axes": AXES}, ("0", "1"))
+    shutil.rmtree(tmp_path / "a.zarr" / "0")
+    with pytest.raises(UserError, match="lacks the array 0"):
+        open_stack(tmp_path / "a.zarr")
+
+
+def test_coordinates_of_xarray_are_no_stacks(tmp_path):
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    root.create_array("raw", data=random_stack((4, 5, 6)))
+    root.create_array("z", data=np.arange(4.0))
+    assert [entry.key for entry in list_stacks(tmp_path / "a.zarr")] == ["raw"]

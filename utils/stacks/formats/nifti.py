@@ -1,49 +1,77 @@
-"""NIfTI by nibabel; packed files are unpacked as far as a slab reaches."""
+"""NIfTI, and Analyze, by nibabel; packed files are unpacked as far as a slab reaches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.place import Place
 from utils.stacks.stack import FileArray, Source, StackLayout, library_errors, whole_of
+from utils.stacks.units import micrometres_per
+
+UNITS = {1e6: "meter", 1e3: "mm", 1.0: "micron"}
+"""Those that NIfTI knows, by their micrometres."""
+SPACE = "right-anterior-superior"
+"""NRRD's name for NIfTI's space."""
+LONGEST = 32767
+"""Voxels along an axis that NIfTI-1 can count."""
 
 
 def read(path: Path, key: str | None) -> Source:
-    """Open a file; of a packed one all that precedes a slab behind the last is unpacked for it."""
-    import nibabel
+    """Open a file, or the pair that a ``.hdr`` or ``.img`` belongs to.
 
+    Of a packed file all that precedes a slab behind the last is unpacked for it.
+    """
     packed = path.name.lower().endswith(".gz")
     with library_errors(path):
-        image = nibabel.Nifti1Image.from_filename(path, mmap=False, keep_file_open=packed)
-        count, sizes = len(image.shape), image.header.get_zooms()
-        unit, stored = image.header.get_xyzt_units()[0], np.dtype(image.get_data_dtype())
+        image = _opener(path).from_filename(path, mmap=False, keep_file_open=packed)
+        count, header, stored = len(image.shape), image.header, np.dtype(image.get_data_dtype())
+        affine, sizes = np.array(image.affine, float), header.get_zooms()
+        unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else ""
+        scaled = image.dataobj.slope not in (None, 1) or image.dataobj.inter not in (None, 0)
     if count > 5:
         raise UserError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
-    length = {"meter": 1e6, "mm": 1e3, "micron": 1.0}.get(unit, math.nan)
-    spacing = {axis: float(size) * length for axis, size in zip("XYZ", sizes, strict=False)}
-    scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
+    length = micrometres_per(unit) or math.nan
+    place = Place(affine[:3, :3], affine[:3, 3], length, SPACE)
+    if not place.usable:
+        place = Place.aligned(dict(zip("XYZ", sizes, strict=False)), length)
+    notes = []
+    if not np.allclose(place.sizes[:count], sizes[:3], rtol=1e-3) and not np.allclose(sizes, 1):
+        notes.append("voxel sizes are those of its affine; its pixdim differs")
     dtype = np.dtype(np.float64) if scaled and stored.kind in "uif" else stored
     array = FileArray(path, image.shape, dtype, lambda: image.dataobj)
-    placement = {"nifti affine": image.affine, "nifti unit": unit}
-    return Source(array, "XYZTC"[:count], spacing, placement=placement)
+    return Source(array, "XYZTC"[:count], place=place, notes=tuple(notes))
+
+
+def _opener(path: Path) -> Any:
+    """Return nibabel's class for a file, the first one for what none can read."""
+    import nibabel
+
+    single = (nibabel.Nifti1Image, nibabel.Nifti2Image)
+    pairs = (nibabel.Nifti1Pair, nibabel.Nifti2Pair, nibabel.Spm2AnalyzeImage)
+    kinds = single if ".nii" in path.name.lower()[-7:] else pairs
+    return next((kind for kind in kinds if kind.path_maybe_image(path)[0]), kinds[0])
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file, packed if its ending says so; takes the whole stack into memory."""
     import nibabel
 
-    affine = layout.placement.get("nifti affine")
-    unit = layout.placement.get("nifti unit", "unknown")
-    if affine is None:
-        sizes = (*(layout.spacing or ()), 1.0, 1.0, 1.0)[:3]
-        affine, unit = np.diag([*sizes, 1.0]), "micron" if layout.spacing else "unknown"
-    if layout.origin:
-        affine = np.array(affine, float)
-        affine[:3, 3] += affine[:3, : len(layout.origin)] @ layout.origin
-    image = nibabel.Nifti1Image(whole_of(slabs, layout), affine)
-    image.header.set_xyzt_units(unit)
+    place = layout.placed.in_space(SPACE)
+    place = place if place.unit in UNITS else place.in_units(1.0)
+    affine = np.eye(4)
+    ways, axes = place.steps.shape
+    affine[:ways, :axes] = place.steps
+    if (ways, axes) == (3, 2):  # a plane: the third axis stands upright on it
+        normal = np.cross(*place.steps.T)
+        affine[:3, 2] = normal / np.linalg.norm(normal)
+    affine[:ways, 3] = place.first
+    kind = nibabel.Nifti2Image if max(layout.shape) > LONGEST else nibabel.Nifti1Image
+    image = kind(whole_of(slabs, layout), affine)
+    image.header.set_xyzt_units(UNITS.get(place.unit, "unknown"))
     nibabel.save(image, path)

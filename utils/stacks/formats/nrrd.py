@@ -5,24 +5,26 @@ from __future__ import annotations
 import functools
 import io
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.place import Place
 from utils.stacks.stack import (
     FileArray,
     Source,
     StackLayout,
     library_errors,
-    micrometres,
     whole_of,
 )
+from utils.stacks.units import micrometres_per
 
-PLACEMENT = ("space", "space dimension", "space directions", "space origin", "space units")
-"""Header fields that say where the stack stands; carried to an output."""
+UNITS = {1e6: "m", 1e3: "mm", 1.0: "um", 1e-3: "nm"}
+"""Names of units that outputs are written in, by their micrometres."""
 PACKED = ("gzip", "gz", "bzip2", "bz2")
 """Encodings of bytes that must be unpacked."""
 ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip")
@@ -35,36 +37,34 @@ def read(path: Path, key: str | None) -> Source:
 
     with library_errors(path):
         with open(path, "rb") as file:
-            header = nrrd.read_header(file)
+            header = nrrd.read_header(_lines(path, file))
             offset = file.tell()
         shape = tuple(int(length) for length in header["sizes"])
         dimension, encoding = header["dimension"], header["encoding"]
         dtype = _dtype(header)
-        axes, spacing = _axes(header, len(shape))
-        placement = _placement(header, axes)
+        axes, place = _axes(header, len(shape))
     if dimension != len(shape) or min(shape) < 1:
         raise UserError(f"{path}: damaged: its header speaks of sizes {shape}")
     if encoding == "raw" and not any(name in header for name in ELSEWHERE):
         mapped = FileArray.found(
             path, lambda: np.memmap(path, dtype, "r", offset, shape, order="F")
         )
-        return Source(mapped, axes, spacing, placement=placement)
+        return Source(mapped, axes, place=place)
 
     @functools.cache
     def load() -> np.ndarray:
         return nrrd.read(str(path), index_order="F")[0]
 
     size = math.prod(shape) * dtype.itemsize
-    return Source(FileArray(path, shape, dtype, load), axes, spacing, size, placement)
+    return Source(FileArray(path, shape, dtype, load), axes, loaded=size, place=place)
 
 
-def _placement(header: Mapping[str, Any], axes: str) -> dict[str, Any]:
-    """Return the header's fields on the place in space, under our names."""
-    placement = {f"nrrd {name}": header[name] for name in PLACEMENT if name in header}
-    if "nrrd space directions" in placement:
-        vectors = [header["space directions"][k] for k, axis in enumerate(axes) if axis != "C"]
-        placement["nrrd space directions"] = np.array(vectors, float)
-    return placement
+def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Yield the header's lines as text: of bytes pynrrd would drop the sign of micro."""
+    for line in iter(file.readline, b""):
+        if re.match(rb"data ?file:\s*(LIST|.*%)", line):
+            raise UserError(f"{path}: its voxels lie in several files; save it as one .nrrd")
+        yield line.decode("latin-1")
 
 
 def _dtype(header: Mapping[str, Any]) -> np.dtype:
@@ -78,8 +78,8 @@ def _dtype(header: Mapping[str, Any]) -> np.dtype:
     return nrrd.read_data(single, io.BytesIO(bytes(16))).dtype
 
 
-def _axes(header: Mapping[str, Any], count: int) -> tuple[str, dict[str, float]]:
-    """Return a letter an axis (X, Y, Z or C), and the micrometres along those in space."""
+def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
+    """Return a letter an axis (X, Y, Z or C), and where those in space stand."""
     directions = header.get("space directions")
     sizes = np.full(count, math.nan)
     if directions is not None:
@@ -95,39 +95,51 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, dict[str, float]]
     letters = ["C"] * count
     for letter, axis in zip("XYZ", spatial, strict=False):
         letters[axis] = letter
-    units = header.get("space units") or header.get("units") or ["um"] * 3
-    spacing = {
-        letters[axis]: sizes[axis] * micrometres(str(units[min(k, len(units) - 1)]))
-        for k, axis in enumerate(spatial)
-    }
-    return "".join(letters), spacing
+    spatial = spatial[:3]
+    if directions is not None:
+        names = list(header.get("space units", ()))
+        lengths = np.array([micrometres_per(str(name)) or math.nan for name in names] or [math.nan])
+        mixed = len({*lengths}) > 1  # each axis of space has its own
+        unit = 1.0 if mixed else float(lengths[0])
+        steps = np.array([np.ravel(directions[axis]) for axis in spatial], float).T
+        first = np.array(header.get("space origin", np.zeros(len(steps))), float)
+        if mixed:
+            steps, first = steps * lengths[:, None], first * lengths
+        place = Place(steps, first, unit, str(header.get("space", "")))
+        if place.usable:
+            return "".join(letters), place
+    names = list(header.get("units", [""] * count))
+    lengths = np.array([micrometres_per(str(names[axis])) or math.nan for axis in spatial])
+    unit = 1.0 if np.isfinite(lengths).any() else math.nan
+    lengths = lengths if math.isfinite(unit) else np.ones(len(spatial))
+    known = dict(zip("XYZ", sizes[spatial] * lengths, strict=False))
+    return "".join(letters), Place.aligned(known, unit)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file packed with gzip; takes the whole stack into memory."""
     import nrrd
 
-    header = {"encoding": "gzip", **_placed(layout)}
+    header = {"encoding": "gzip", **_placed(layout.placed)}
     voxels = whole_of(slabs, layout)
     nrrd.write(str(path), voxels, header, index_order="F", compression_level=1)
 
 
-def _placed(layout: StackLayout) -> dict[str, Any]:
-    """Return the header fields on spacing and place; a box needs directions to have an origin."""
-    count = len(layout.shape)
-    known = {k.removeprefix("nrrd "): v for k, v in layout.placement.items() if "nrrd " in k}
-    moved = any(layout.shift)
-    if "space directions" not in known:
-        if not layout.spacing:
-            return {"kinds": ["domain"] * count}
-        if not moved:
-            spacings = {"spacings": list(layout.spacing), "units": ["um"] * count}
-            return {"kinds": ["domain"] * count, **spacings}
-        known = {"space dimension": count, "space directions": np.diag(layout.spacing)}
-        known["space units"] = ["um"] * count
-    directions = np.asarray(known["space directions"], float)[:count]  # of a single plane two
-    known["space directions"] = directions
-    if moved:
-        first = np.asarray(known.get("space origin", np.zeros(directions.shape[-1])), float)
-        known["space origin"] = first + layout.origin @ directions
-    return {"kinds": ["space"] * count, **known}
+def _placed(place: Place) -> dict[str, Any]:
+    """Return the header fields on sizes and place; those without either have sizes at most."""
+    place = place if place.unit in UNITS else place.in_units(1.0)
+    ways, axes = place.steps.shape
+    known = math.isfinite(place.unit)
+    if not (place.turned or place.first.any() or place.space):
+        sizes = {"spacings": list(place.sizes)} if place.tells_ratio else {}
+        return {
+            **{"kinds": ["domain"] * axes, **sizes},
+            **({"units": [UNITS[place.unit]] * axes} if known else {}),
+        }
+    return {
+        "kinds": ["space"] * axes,
+        **({"space": place.space} if place.space else {"space dimension": ways}),
+        **({"space units": [UNITS[place.unit]] * ways} if known else {}),
+        "space directions": place.steps.T,
+        "space origin": place.first,
+    }

@@ -1,65 +1,215 @@
-"""TIFF by tifffile: ImageJ's, OME's and others, RGB and big ones."""
+"""TIFF by tifffile: ImageJ's, OME's, Zeiss's LSM and others, big ones, folders of planes."""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.place import Place
 from utils.stacks.stack import (
+    Entry,
     FileArray,
     Source,
     StackLayout,
     library_errors,
-    micrometres,
     planes_of,
     quiet,
 )
+from utils.stacks.units import micrometres_per
 
 TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshape")
 """What tifffile logs where a file is cut before it goes on with the pages that are left."""
+PLANES = (".tif", ".tiff")
+"""Endings of the files in a folder of planes."""
 
 
 def read(path: Path, key: str | None) -> Source:
-    """Open a file's first series; voxels that stand in one piece are mapped."""
-    import tifffile
+    """Open the series of number ``key`` of a file, else the largest, or a folder of planes.
 
-    with library_errors(path):
-        file = tifffile.TiffFile(path)
+    Voxels that stand in one piece are mapped.
+    """
+    file, found = _open(path)
+    with _closed_if_it_fails(file):
+        number = _chosen(path, found, key)
+        source = _source(path, file, found, number)
+        if key is None and len(found) > 1:
+            said = (
+                f"only the largest of {len(found)} series is read, number {number} of shape "
+                f"{source.array.shape}; --series 0..{len(found) - 1} chooses, --list shows them"
+            )
+            source = replace(source, notes=(*source.notes, said))
+        return source
+
+
+def entries(path: Path) -> list[Entry]:
+    """Return an entry for each series of a file."""
+    file, found = _open(path)
+    chosen = _chosen(path, found, None)
+    with _closed_if_it_fails(file):
+        sources = [_source(path, file, found, number) for number in range(len(found))]
+    file.close()
+    several = len(sources) > 1
+    return [
+        Entry.of(source, str(k) if several else "", chosen=k == chosen)
+        for k, source in enumerate(sources)
+    ]
+
+
+@contextmanager
+def _closed_if_it_fails(file: Any) -> Iterator[None]:
     try:
-        with library_errors(path):
-            with quiet("tifffile") as messages:
-                found = list(file.series)
-            damage = [text for text in messages if TIFF_DAMAGE.search(text)]
-            if damage or not found:
-                raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
-            series = found[0]
-            spacing, placement = _spacing(file), _placement(file)
-            in_one_piece = series.dataoffset is not None
-            if not in_one_piece:
-                _check_segments(path, series)
-        if in_one_piece:
-            array = FileArray.found(path, lambda: tifffile.memmap(path, series=0, mode="r"))
-        else:
-            import zarr
-
-            opened = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
-            array = FileArray.found(path, opened)
+        yield
     except BaseException:
         file.close()
         raise
-    return Source(array, _axes(series.axes), spacing, placement=placement, close=file.close)
 
 
-def _axes(axes: str) -> str:
-    """Return tifffile's letters with an unnamed sequence of pages (Q or I) taken for z."""
-    return re.sub("[QI]", "Z", axes, count=1) if "Z" not in axes else axes
+def _open(path: Path) -> tuple[Any, list[Any]]:
+    """Return the library's file and its series: appended single pages, and planes, are one."""
+    import tifffile
+
+    planes = _planes(path) if path.is_dir() else [path]
+    with library_errors(planes[0]):
+        file = tifffile.TiffFile(planes[0])
+    with _closed_if_it_fails(file), library_errors(path):
+        if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
+            file.close()
+            file = _whole(planes[0], file.ome_metadata)
+        with quiet("tifffile") as messages:
+            found = _joined(file, list(file.series))
+        damage = [text for text in messages if TIFF_DAMAGE.search(text)]
+        if damage or not found:
+            raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
+        if len(planes) > 1 and not found[0].is_multifile:
+            found = [_stacked(path, file, planes)]
+    return file, found
+
+
+def _whole(path: Path, xml: str) -> Any:
+    """Return the OME-TIFF that a file is a part of, by the file beside it that ``xml`` names."""
+    import tifffile
+
+    named = re.search(r'MetadataFile="([^"]+)"', xml)
+    master = path.with_name(Path(named[1]).name if named else "metadata")
+    if not master.is_file():
+        raise UserError(f"{path}: is a part of an OME-TIFF that needs {master.name} beside it")
+    if master.suffix.lower() in PLANES:
+        return tifffile.TiffFile(master)
+    return tifffile.TiffFile(path, omexml=master.read_text(encoding="utf-8"))
+
+
+def _joined(file: Any, found: list[Any]) -> list[Any]:
+    """Return the series, those of single pages that are stored alike as one.
+
+    A program that appends page by page leaves each as a series of its own.
+    """
+    alike: dict[Any, list[Any]] = {}
+    for number, series in enumerate(found):
+        single = series.axes in ("YX", "YXS") and len(series.pages) == 1 and series.kind != "ome"
+        alike.setdefault(series.pages[0].hash if single else number, []).append(series)
+    return [
+        group[0] if len(group) == 1 else _series(file, [series.pages[0] for series in group])
+        for group in alike.values()
+    ]
+
+
+def _series(file: Any, pages: list[Any]) -> Any:
+    """Return pages of one kind as a series along z."""
+    import tifffile
+
+    shape, axes = (len(pages), *pages[0].shape), f"Z{pages[0].axes}"
+    kind = "imagej" if file.is_imagej else "generic"
+    options = {"dtype": pages[0].dtype, "parent": file, "multifile": True, "kind": kind}
+    return tifffile.TiffPageSeries(pages, shape=shape, axes=axes, **options)
+
+
+def _planes(path: Path) -> list[Path]:
+    """Return the files of a folder of planes in the natural order of their names."""
+    import tifffile
+
+    names = [p.name for p in path.iterdir() if p.suffix.lower() in PLANES and p.name[0] != "."]
+    if not names:
+        raise UserError(f"{path}: a folder without planes in TIFF ({', '.join(PLANES)})")
+    return [path / name for name in tifffile.natural_sorted(names)]
+
+
+def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
+    """Return files of one page each as a series; UserError where they differ."""
+    import tifffile
+
+    pages = []
+    for plane in planes:
+        with library_errors(plane), tifffile.TiffFile(plane) as opened:
+            pages.append(opened.pages[0] if pages else file.pages[0])
+            if len(opened.pages) > 1:
+                raise UserError(f"{plane}: holds {len(opened.pages)} pages, a plane has one")
+    for plane, page in zip(planes, pages, strict=True):
+        if page.hash != pages[0].hash:
+            one, other = (f"{found.shape} {found.dtype}" for found in (page, pages[0]))
+            raise UserError(f"{plane}: is stored otherwise ({one}) than {planes[0].name} ({other})")
+    return _series(file, pages)
+
+
+def _chosen(path: Path, found: list[Any], key: str | None) -> int:
+    """Return the number of the series that is asked for, or of the first of the largest."""
+    if key is None:
+        return max(range(len(found)), key=lambda k: (math.prod(found[k].shape), -k))
+    if int(key) not in range(len(found)):
+        raise UserError(f"{path}: --series {key}: its series are 0..{len(found) - 1}")
+    return int(key)
+
+
+def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
+    """Return a series as the rest of the program reads it."""
+    import tifffile
+    import zarr
+
+    series, page = found[number], found[number].keyframe
+    with library_errors(path):
+        place, dtype, offset = _place(file, series, number), series.dtype, series.dataoffset
+        in_one_piece = offset is not None and not series.is_multifile
+        if not in_one_piece:
+            _check_segments(path, series)
+    stored = np.dtype(dtype).newbyteorder(page.parent.byteorder)
+    if in_one_piece:
+        load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
+    else:
+        load = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
+    array = FileArray.found(path, load)
+    chunks = None if in_one_piece else tuple(load().chunks)
+    notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        if array.dtype.kind not in "ub":
+            raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
+        notes = (*notes, "stored with white as zero: the grey values are inverted")
+        array = _Inverted(array, 2 ** int(page.bitspersample) - 1)
+    files = {file, *(page.parent for page in (series.pages if series.is_multifile else ()) if page)}
+
+    def close() -> None:
+        for each in files:
+            each.close()
+
+    facts = {"place": place, "close": close, "notes": notes, "chunks": chunks}
+    return Source(array, re.sub("[QI]", "Z", series.axes, count="Z" not in series.axes), **facts)
+
+
+class _Inverted:
+    """An array whose grey values are those of another, turned round."""
+
+    def __init__(self, array: FileArray, top: int) -> None:
+        self.shape, self.dtype, self._array, self._top = array.shape, array.dtype, array, top
+
+    def part(self, where: tuple[int | slice, ...]) -> np.ndarray:
+        return (self._top - self._array.part(where)).astype(self.dtype)
 
 
 def _check_segments(path: Path, series: Any) -> None:
@@ -72,77 +222,70 @@ def _check_segments(path: Path, series: Any) -> None:
             raise UserError(f"{path}: cut: its header speaks of more bytes than there are")
 
 
-def _spacing(file: Any) -> dict[str, float]:
-    """Return what OME or ImageJ metadata say; the resolution of other TIFFs is that of a printer.
+def _place(file: Any, series: Any, number: int) -> Place:
+    """Return what the metadata say; the resolution of other TIFFs than ImageJ's is a printer's.
 
-    OME-XML: https://docs.openmicroscopy.org/ome-model, Pixels. ImageJ: resolution tags in pixels
-    per ``unit``, and ``spacing`` between slices.
+    OME-XML: https://docs.openmicroscopy.org/ome-model, Pixels and the stage positions of Plane.
+    ImageJ: resolution tags in pixels per ``unit`` or ``yunit``, ``spacing`` between slices in
+    ``zunit``, ``xorigin`` and so on the voxel that lies at 0 (``ij.measure.Calibration``).
     """
-    if file.ome_metadata:
-        pixels = _ome_pixels(file)
-        return {
-            a: float(pixels[f"PhysicalSize{a}"]) * micrometres(pixels.get(f"PhysicalSize{a}Unit"))
-            for a in "XYZ"
-            if f"PhysicalSize{a}" in pixels
-        }
-    if not file.imagej_metadata or "unit" not in file.imagej_metadata:
-        return {}
-    unit = micrometres(str(file.imagej_metadata["unit"]))
-    tags = file.pages[0].tags
-    spacing = {"Z": float(file.imagej_metadata.get("spacing", math.nan)) * unit}
+    import tifffile
+
+    if series.kind == "ome":
+        images = _list(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])
+        pixels = images[min(number, len(images) - 1)]["Pixels"]
+        sizes = {a: _number(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
+        units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
+        place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
+        ways = [_number(plane.get(f"Position{a}")) for a in "XYZ"]
+        lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) or math.nan for a in "XYZ"]
+        voxels = np.array(ways) * lengths / place.sizes / place.unit
+        return place.moved(np.where(np.isfinite(voxels), voxels, 0))
+    if file.is_lsm:
+        found = file.lsm_metadata or {}
+        sizes = {a: _number(found.get(f"VoxelSize{a}")) for a in "XYZ"}
+        return Place.measured(sizes, dict.fromkeys("XYZ", "m"))
+    found, tags = file.imagej_metadata, series.keyframe.tags
+    if not found:
+        return Place.aligned({})
+    sizes = {"Z": _number(found.get("spacing"))}
     for axis in "XY":
-        pixels, length = tags[f"{axis}Resolution"].value
-        spacing[axis] = length / pixels * unit if pixels else math.nan
-    return spacing
+        pixels, length = tags[f"{axis}Resolution"].value if f"{axis}Resolution" in tags else (0, 0)
+        sizes[axis] = length / pixels if pixels else math.nan
+    units = {a: str(found.get(f"{a.lower()}unit", found.get("unit", ""))) for a in "XYZ"}
+    place = Place.measured(sizes, units)
+    if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
+        place = Place.aligned({})  # pixels of a page without a scale
+    voxels = -np.array([_number(found.get(f"{a}origin")) for a in "xyz"])
+    return place.moved(np.where(np.isfinite(voxels), voxels, 0))
 
 
-def _placement(file: Any) -> dict[str, Any]:
-    """Return where the first voxel lies, if ImageJ tells.
-
-    It does by ``xorigin``, ``yorigin`` and ``zorigin``, the voxel that lies at 0, in voxels
-    (``ij.measure.Calibration``).
-    """
-    found = file.imagej_metadata or {}
-    places = {a: _number(found.get(f"{a.lower()}origin")) for a in "XYZ"}
-    known = {axis: place for axis, place in places.items() if math.isfinite(place)}
-    return {"imagej origin": known} if known else {}
+def _list(entry: Any) -> list[Any]:
+    """Return an element of OME-XML as a list, of one where there is one."""
+    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
 
 
 def _number(entry: Any) -> float:
-    """Return an entry of the metadata as a number, NaN where it is none."""
+    """Return an entry of the metadata as a number, with a decimal comma too; NaN for none."""
     try:
-        return float(entry)
-    except (TypeError, ValueError):
+        return float(str(entry).replace(",", "."))
+    except ValueError:
         return math.nan
-
-
-def _ome_pixels(file: Any) -> dict[str, Any]:
-    """Return the element ``Pixels`` of the first image, https://docs.openmicroscopy.org/ome-model."""
-    import tifffile
-
-    images = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
-    return (images[0] if isinstance(images, (list, tuple)) else images)["Pixels"]
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write ImageJ's TIFF, or OME's if the name says so, page by page.
 
-    In ImageJ's, a box says where it was cut out, as :func:`_placement` reads it.
+    Sizes that are guessed are left out; a place is written as :func:`_place` reads it.
     """
     import tifffile
 
     flat = len(layout.shape) == 2
     ome = ".ome.tif" in path.name.lower()
-    metadata: dict[str, Any] = {"axes": "YX" if flat else "ZYX"}
-    metadata |= {} if ome else _imagej_place(layout)
-    resolution = None
-    if layout.spacing:
-        resolution = (1 / layout.spacing[0], 1 / layout.spacing[1])
-        if ome:
-            for axis, size in zip("XYZ", layout.spacing, strict=False):
-                metadata.update({f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "µm"})
-        else:
-            metadata.update(unit="um", **({} if flat else {"spacing": layout.spacing[2]}))
+    place = layout.placed.in_units(1.0)
+    sizes = place.known if place.tells_ratio else {}
+    metadata = {"axes": "YX" if flat else "ZYX", **(_ome if ome else _imagej)(place, layout)}
+    resolution = (1 / sizes["X"], 1 / sizes["Y"]) if {"X", "Y"} <= {*sizes} else None
     tifffile.imwrite(
         path,
         np.concatenate(list(slabs), axis=-1).T if flat else planes_of(slabs),
@@ -158,8 +301,26 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     )
 
 
-def _imagej_place(layout: StackLayout) -> dict[str, float]:
-    """Return ImageJ's origins, as far as they are not 0."""
-    own, origin = layout.placement.get("imagej origin", {}), layout.origin or (0,) * 3
-    places = {a: own.get(a, 0.0) - start for a, start in zip("XYZ", origin, strict=False)}
-    return {f"{axis.lower()}origin": place for axis, place in places.items() if place}
+def _imagej(place: Place, layout: StackLayout) -> dict[str, Any]:
+    """Return ImageJ's unit and spacing, and its origins as far as they are not 0."""
+    zeros = {a: -w / n for a, w, n in zip("xyz", place.way, place.sizes, strict=False)}
+    fields: dict[str, Any] = {f"{a}origin": n for a, n in zeros.items() if abs(n) > 1e-9}
+    if math.isfinite(place.unit):
+        fields["unit"] = "um"
+    if place.tells_ratio and "Z" in place.known:
+        fields["spacing"] = place.known["Z"]
+    return fields
+
+
+def _ome(place: Place, layout: StackLayout) -> dict[str, Any]:
+    """Return OME's sizes, and the position of each plane if the first is not at 0."""
+    has_unit, fields, planes = math.isfinite(place.unit), {}, [*layout.shape, 1][2]
+    for axis, size in place.known.items() if place.tells_ratio else ():
+        unit = "µm" if has_unit else "pixel"
+        fields |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
+    if any(place.way) and has_unit:
+        positions = fields["Plane"] = {}
+        for axis, start, size in zip("XYZ", place.way, place.sizes, strict=False):
+            ways = [start + z * size * (axis == "Z") for z in range(planes)]
+            positions |= {f"Position{axis}": ways, f"Position{axis}Unit": ["µm"] * planes}
+    return fields

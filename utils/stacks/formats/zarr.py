@@ -7,73 +7,182 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.axes import NAMES, axis_letters
+from utils.stacks.place import Place
 from utils.stacks.stack import (
+    Entry,
     FileArray,
     Source,
     StackLayout,
     chunks_of,
     fill_chunks,
     library_errors,
-    micrometres,
     named,
 )
 
+MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
+"""Chunks that are unpacked at a time, and their bytes at most, but for a single larger one."""
+NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names")
+"""Attributes of an array in which the names of its axes may stand."""
+
+Level = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""What OME says of an image, and of one of its levels."""
+
 
 def read(path: Path, key: str | None) -> Source:
-    """Open an array of a folder, the finest level of an OME-Zarr image if none is named."""
+    """Open an array of a folder, the finest level of an OME-Zarr image if none is named.
+
+    The folder may lie within another one; ``key`` may be a group that holds one image.
+    """
+    arrays, finest, levels = _contents(path)
+    wanted = (key or "").strip("/")
+    names = [wanted] if wanted in arrays else _candidates(arrays, finest, wanted)
+    if key is not None and not names:
+        named(path, arrays, key)
+    name = named(path, {name: arrays[name] for name in names}, None)
+    return _source(path, arrays[name], levels.get(name))
+
+
+def entries(path: Path) -> list[Entry]:
+    """Return the images of a folder, those of labels too, or its arrays where it has no images."""
+    arrays, finest, levels = _contents(path)
+    alone = _candidates(arrays, finest, "")
+    return [
+        Entry.of(_source(path, arrays[name], levels.get(name)), name, chosen=alone == [name])
+        for name in finest.values() or arrays or named(path, arrays, None)
+    ]
+
+
+def _contents(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
+    """Return arrays by name, names of images' full resolution by group, and levels by array.
+
+    An array may be a level of an image in whose folder ``path`` lies.
+    """
     import zarr
 
+    arrays: dict[str, FileArray] = {}
+    finest: dict[str, str] = {}
+    levels: dict[str, Level] = {}
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
         whole = isinstance(opened, zarr.Array)
-        members = [("", opened)] if whole else list(opened.members(None))
-        attributes = {} if whole else dict(opened.attrs)
-        multiscale = (dict(attributes.get("ome", attributes)).get("multiscales") or [{}])[0]
-        finest = multiscale["datasets"][0]["path"] if multiscale else None
-    arrays = {
-        name: FileArray.found(path, lambda item=item: item)
-        for name, item in members
-        if isinstance(item, zarr.Array)
-    }
-    array = arrays[named(path, arrays, None if whole else key or finest)]
+        below = [] if whole else list(opened.members(None))  # in no order
+        for name, item in [("", opened), *sorted(below, key=lambda m: (len(m[0]), m[0]))]:
+            if isinstance(item, zarr.Array):
+                if whole or item.ndim > 1:
+                    arrays[name] = FileArray.found(path, lambda item=item: item)
+            elif found := _levels(item):
+                within = {f"{name}/{level}".lstrip("/"): of for level, of in found.items()}
+                finest[name] = next(iter(within))
+                levels.update(within)
+        for folder in path.absolute().parents:
+            if not any(f.suffix.lower() == ".zarr" for f in (folder, *folder.parents)):
+                break
+            if (folder / ".zgroup").is_file() or (folder / "zarr.json").is_file():
+                inner = path.absolute().relative_to(folder).as_posix()
+                for level, of in _levels(zarr.open_group(str(folder), mode="r")).items():
+                    if f"{level}/".startswith(f"{inner}/"):
+                        levels.setdefault(level[len(inner) :].strip("/"), of)
+    for name in finest.values():
+        if name not in arrays:
+            raise UserError(f"{path}: lacks the array {name}, the full resolution of an image")
+    return arrays, finest, levels
+
+
+def _levels(group: Any) -> dict[str, Level]:
+    """Return the levels of a group's first image, OME-NGFF 0.1 to 0.5, by name, finest first."""
+    attributes = dict(group.attrs)
+    image = (dict(attributes.get("ome", attributes)).get("multiscales") or [{}])[0]
+    return {str(d["path"]).strip("/"): (image, d) for d in image.get("datasets", ())}
+
+
+def _candidates(arrays: Iterable[str], finest: Mapping[str, str], group: str) -> list[str]:
+    """Return what may be meant by a group: its own image, those below but labels, or its arrays."""
+    if group in finest:
+        return [finest[group]]
+    prefix = f"{group}/" if group else ""
+    below = [name for name in finest if name.startswith(prefix)]
+    kept = [name for name in below if "labels" not in name[len(prefix) :].split("/")] or below
+    images = [finest[name] for name in kept]
+    return images or [name for name in arrays if name.startswith(prefix) or not name]
+
+
+def _source(path: Path, array: FileArray, level: Level | None) -> Source:
+    """Return an array with what its image, or its own attributes, say."""
     opened = array.load()
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-        own = opened.attrs.get("axes")
-        axes, spacing, placement = _places(multiscale, opened.path)
+        axes, place = _places(level, len(opened.shape))
+        own = [opened.attrs.get(attribute) for attribute in NAMED_BY]
+        own = [*own, getattr(opened.metadata, "dimension_names", None)]
+        told = (axis_letters(names) for names in own if names)
+        axes = axes or next((letters for letters in told if letters), None)
+    chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
+    at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // chunk))
     return Source(
-        array,
-        axes or (str(own).upper() if own else None),
-        spacing,
-        placement=placement,
+        replace(array, load=lambda: _FewAtOnce(opened, at_once)),
+        axes,
+        place=place,
         warning=lambda: _warn_of_absent(path, opened),
+        at_once=at_once,
+        chunks=opened.chunks,
     )
 
 
-def _places(
-    multiscale: Mapping[str, Any], name: str
-) -> tuple[str | None, dict[str, float], dict[str, Any]]:
-    """Return axes, spacing and placement of an array by OME-NGFF's metadata, if there are any."""
-    if not multiscale:
-        return None, {}, {}
-    entries = [a if isinstance(a, dict) else {"name": a} for a in multiscale["axes"]]
-    own = [d for d in multiscale["datasets"] if d["path"].strip("/") == name.strip("/")]
-    steps = own[0].get("coordinateTransformations", []) if own else []
-    spacing = _lengths(steps, "scale", entries)
-    try:
-        place = _lengths(steps, "translation", entries)
-    except (TypeError, ValueError):  # left out where it cannot be read, as in TIFF
-        place = {}
-    known = {axis: length for axis, length in place.items() if math.isfinite(length)}
-    axes = "".join(str(entry["name"]) for entry in entries).upper()
-    return axes, spacing, {"zarr translation": known} if known else {}
+@dataclass(frozen=True)
+class _FewAtOnce:
+    """An array of which no more chunks are unpacked at a time than memory is counted for."""
+
+    array: Any
+    count: int
+
+    def __getitem__(self, where: Any) -> Any:
+        import zarr
+
+        with zarr.config.set({"async.concurrency": self.count}):
+            return self.array[where]
+
+
+def _places(found: Level | None, count: int) -> tuple[str | None, Place | None]:
+    """Return axes and place of an array by OME-NGFF's metadata, if there are any.
+
+    The image's own transformations come after those of the level (0.4, multiscales metadata). Axes
+    are T, C, Z, Y, X in 0.1 and 0.2, names in 0.3, and have types and units since 0.4.
+    """
+    if found is None:
+        return None, None
+    image, level = found
+    named_axes = image.get("axes") or list("tczyx"[-count:])
+    entries = [a if isinstance(a, dict) else {"name": a} for a in named_axes]
+    names = [e["name"] if str(e["name"]).lower() in NAMES else e.get("type", "") for e in entries]
+    axes = axis_letters(names) if len(names) > 1 else None
+    steps = [s for of in (level, image) for s in of.get("coordinateTransformations") or []]
+    scale, first = np.ones(len(entries)), np.zeros(len(entries))
+    for step in steps:
+        if step["type"] == "scale":
+            factors = np.array(step["scale"], float)
+            scale, first = scale * factors, first * factors
+        elif step["type"] == "translation":
+            first = first + np.array(step["translation"], float)
+        elif step["type"] != "identity":  # a matrix, or numbers kept elsewhere
+            return axes, None
+    if axes is None or not any(step["type"] == "scale" for step in steps):
+        return axes, None
+    sizes = {a: n for a, n in zip(axes, scale.tolist(), strict=True) if a in "XYZ"}
+    units = {a: str(e.get("unit", "")) for a, e in zip(axes, entries, strict=True)}
+    place = Place.measured(sizes, units)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ways = dict(zip(axes, first / scale, strict=True))
+    voxels = np.array([ways.get(a, 0.0) for a in "XYZ"])
+    return axes, place.moved(np.where(np.isfinite(voxels), voxels, 0))
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:
@@ -101,17 +210,6 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
     )
 
 
-def _lengths(
-    steps: Iterable[Mapping[str, Any]], kind: str, axes: Iterable[Mapping[str, Any]]
-) -> dict[str, float]:
-    """Return the first transformation of a kind, in micrometres by axis letter; empty for none."""
-    found = [step[kind] for step in steps if step.get("type") == kind]
-    return {
-        str(axis["name"]).upper(): float(length) * micrometres(axis.get("unit", ""))
-        for axis, length in zip(axes, found[0] if found else [], strict=bool(found))
-    }
-
-
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write OME-Zarr 0.4 (https://ngff.openmicroscopy.org/0.4) of one level.
 
@@ -120,13 +218,11 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     import zarr
 
     axes = "YX" if len(layout.shape) == 2 else "ZYX"
-    own = layout.placement.get("zarr translation", {}) if layout.spacing else {}
-    sizes = (layout.spacing or (1.0,) * len(axes))[::-1]
-    first = [own.get(a, 0.0) + way for a, way in zip(axes, layout.shift[::-1], strict=True)]
-    steps = [{"type": "scale", "scale": list(map(float, sizes))}]
-    if any(first):
-        steps.append({"type": "translation", "translation": list(map(float, first))})
-    unit = {"unit": "micrometer"} if layout.spacing else {}
+    place = layout.placed.in_units(1.0)
+    steps = [{"type": "scale", "scale": place.sizes[::-1]}]
+    if any(place.way):
+        steps.append({"type": "translation", "translation": place.way[::-1]})
+    unit = {"unit": "micrometer"} if math.isfinite(place.unit) else {}
     multiscale = {
         "version": "0.4",
         "name": "data",

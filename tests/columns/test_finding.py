@@ -1,0 +1,175 @@
+"""From stacks to the files of their columns."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import find_columns
+import predict
+from tests.columns.test_instances import STEPS, rods
+from utils.columns.finding import Landmarks, columns_of
+from utils.columns.table import measure_columns
+from utils.errors import UserError
+from utils.stacks import StackLayout, open_stack, write_stack
+
+
+def write(path, volume, spacing=(0.5, 0.5, 0.5)):
+    write_stack(path, [volume], StackLayout(volume.shape, volume.dtype, spacing))
+    return path
+
+
+def test_a_map_a_mask_labels_and_grey_values_are_told_apart():
+    height, _ = rods()
+    mask, grey = (height >= 0.5).astype(np.uint8), np.zeros(height.shape, np.uint8)
+    grey[height >= 0.5] = np.random.default_rng(0).integers(180, 255, mask.sum())
+    labels = columns_of(height, STEPS).labels
+    gappy = np.where(labels == 7, 0, labels).astype(np.uint16) * 3
+    for volume, word, count in (
+        (height, "probability map", 25),
+        (mask * 255, "a mask", 25),
+        (grey, "Otsu", 25),
+        (gappy, "labels", 24),
+        (gappy.astype(np.float32), "labels", 24),
+    ):
+        found = columns_of(volume, STEPS)
+        assert word in found.notes[0] and found.labels.max() == count
+        assert len(found.measured.axis) == count
+
+
+@pytest.mark.parametrize(
+    ("volume", "columns"),
+    [
+        (np.zeros((8, 8, 8), np.uint8), 0),
+        (np.full((8, 8, 8), np.nan, np.float32), 0),
+        (np.ones((8, 8, 8), np.uint8), 1),
+        (np.eye(8, dtype=np.uint8)[:, :, None] * np.ones(8, np.uint8), 8),
+        (np.repeat([0, 1, 0, 2, 0, 3], 2)[:, None, None] * np.ones((12, 4, 9), np.uint8), 3),
+    ],
+    ids=["empty", "NaN", "one blob", "steps", "in a line"],
+)
+def test_what_is_no_lattice_is_said(volume, columns):
+    found = columns_of(volume, STEPS)
+    assert found.labels.max() == columns and not found.lattice.patch.any()
+    assert any("none" in note for note in found.notes)
+
+
+def test_an_image_in_2d_is_refused():
+    with pytest.raises(UserError, match="an image of 2 axes"):
+        columns_of(np.zeros((8, 8)), STEPS)
+
+
+def test_a_voxel_that_is_not_finite_is_background():
+    height, _ = rods()
+    height[6, 6, 15] = np.nan
+    found = columns_of(height, STEPS)
+    assert found.labels[6, 6, 15] == 0 and found.labels.max() == 25
+    assert "1 voxels that are not finite" in found.notes[0]
+
+
+def test_a_cylinder_s_length_diameter_and_path():
+    x, y, z = np.indices((40, 40, 60)).astype(float)
+    bend = 0.006 * (z - 30) ** 2
+    labels = ((np.hypot(x - 15 - bend, y - 20) <= 5) & (z >= 10) & (z < 50)).astype(np.int32)
+    found = measure_columns(labels, (0.5, 0.5, 0.5), labels * 0.75, {2: z})
+    path = found.paths[0] / 0.5
+    np.testing.assert_allclose(path[:, 0], 15 + 0.006 * (path[:, 2] - 30) ** 2, atol=0.7)
+    np.testing.assert_allclose(path[:, 1], 20, atol=0.1)
+    assert found.length[0] == pytest.approx(20, rel=0.05)
+    assert found.count[0] == pytest.approx(math.pi * 25 * 40, rel=0.05)
+    assert found.channels["score"][0] == pytest.approx(0.75)
+    assert found.channels["mean_2"][0] == pytest.approx(29.5, abs=0.01)
+    assert found.channels["peak_2"][0] == 49
+
+
+def test_the_script_writes_labels_tables_and_side_file(tmp_path, capsys):
+    height, centres = rods()
+    source = write(tmp_path / "lobe.nrrd", height)
+    flags = ["--input", str(source), "--hemisphere", "R", "--dorsal", "0,-1,0", "--origin", "13"]
+    assert find_columns.main([*flags, "--measure", "0"]) == 0
+    assert "columns: 25" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "lobe_columns.csv")
+    with open_stack(tmp_path / "lobe_labels.tif") as stack:
+        labels = stack.read()
+        assert stack.spacing == pytest.approx((0.5, 0.5, 0.5))
+    row = table.set_index("column_id").loc[labels[24, 24, 15]]
+    assert [row.pos_x, row.pos_y] == pytest.approx([12, 12], abs=0.1)
+    assert row.vox_x == pytest.approx(24, abs=0.2)
+    assert abs(row.axis_z) == pytest.approx(1, abs=1e-3) and row.status == "detected"
+    assert row.length == pytest.approx(10, rel=0.05) and 0.5 < row.score < row.peak_0 == 1
+    origin = table.set_index("column_id").loc[13]
+    assert (origin.p, origin.q) == (0, 0) and set(table.hemisphere) == {"R"}
+    paths = pd.read_csv(tmp_path / "lobe_paths.csv")
+    assert (paths.groupby("column_id").size() == 9).all() and len(paths) == 9 * len(table)
+    side = json.loads((tmp_path / "lobe_lattice.json").read_text())
+    assert side["landmarks"] == {"origin": 13, "dorsal": [0.0, -1.0, 0.0], "hemisphere": "R"}
+    assert side["unit"] == "micrometre" and side["patches"][0]["columns"] == 25
+    assert find_columns.main(flags) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+
+
+def test_a_box_keeps_the_places_of_the_file(tmp_path):
+    source = write(tmp_path / "lobe.npy", rods()[0])
+    given = ["--input", str(source), "--voxel_size", "2,1,1"]
+    for name, crop in (("whole", []), ("box", ["--crop", "2:,10:40,10:40"])):
+        files = ["--output", str(tmp_path / f"{name}_labels.npy")]
+        assert find_columns.main([*given, *files, *crop]) == 0
+    whole, box = (pd.read_csv(tmp_path / f"{n}_columns.csv") for n in ("whole", "box"))
+    nearest = (whole.vox_x - 24).abs() + (whole.vox_y - 24).abs()
+    same = (box.vox_x - 24).abs() + (box.vox_y - 24).abs()
+    names = ["pos_x", "pos_y", "pos_z", "vox_x", "vox_y", "vox_z"]
+    np.testing.assert_allclose(
+        box.loc[same.idxmin(), names].astype(float),
+        whole.loc[nearest.idxmin(), names].astype(float),
+        atol=0.02,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--memory", "0.001"], "--memory"),
+        (["--origin", "99"], "--origin"),
+        (["--channel", "3"], "--channel 3"),
+        (["--output", "here.png"], "here.png"),
+        (["--output", "lobe.npy", "--overwrite"], "is the input itself"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "lobe.npy", rods()[0])
+    assert find_columns.main(["--input", "lobe.npy", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["lobe.npy"]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--dorsal", "0,0,0"], ["--measure", "a"], ["--hemisphere", "X"]]
+)
+def test_flags_that_cannot_be_read(flags):
+    with pytest.raises(SystemExit, match="2"):
+        find_columns.main(["--input", "lobe.npy", *flags])
+
+
+def test_landmarks_are_free_unless_given():
+    assert Landmarks() == Landmarks(None, None, None)
+    assert "origin, dorsal, hemisphere" in columns_of(rods()[0], STEPS).notes[-1]
+
+
+def test_predict_py_finds_the_same_columns_in_its_mask(tmp_path, capsys):
+    from tests.test_evaluate import THRESHOLD, make_log, thresholding_weights
+
+    log = make_log(tmp_path / "experiment", THRESHOLD, weights=thresholding_weights())
+    write(tmp_path / "lobe.tif", rods()[0])
+    flags = ["--input", str(tmp_path / "lobe.tif"), "--checkpoint", str(log), "--scale", "1"]
+    assert predict.main([*flags, "--columns", "--percentiles", "0,100", "--no-preview"]) == 0
+    assert "columns: 25" in capsys.readouterr().out
+    mask = ["--input", str(tmp_path / "lobe_mask.tif"), "--output", str(tmp_path / "own.tif")]
+    assert find_columns.main(mask) == 0
+    tables = [(tmp_path / f"{name}_columns.csv").read_text() for name in ("lobe", "own")]
+    assert tables[0] == tables[1]
+    assert predict.main([*flags, "--columns", "--output", str(tmp_path / "lobe_mask.nrrd")]) == 2
+    assert "lobe_columns.csv: exists already" in capsys.readouterr().err

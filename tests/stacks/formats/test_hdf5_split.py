@@ -1,0 +1,173 @@
+import h5py
+import numpy as np
+import pytest
+
+from tests.stacks.stacks import random_stack
+from utils.errors import UserError
+from utils.stacks import list_stacks, open_stack, write_stack
+from utils.stacks.stack import StackLayout
+from utils.stacks.writing import check_output
+
+XML = """<?xml version="1.0" encoding="UTF-8"?>
+<SpimData version="0.2"><BasePath type="relative">.</BasePath><SequenceDescription>
+<ImageLoader format="{kind}"><{tag} type="relative">{name}</{tag}></ImageLoader><ViewSetups>
+{setups}</ViewSetups></SequenceDescription></SpimData>"""
+SETUP = """<ViewSetup><id>{id}</id><size>7 6 5</size>
+<voxelSize><unit>{unit}</unit><size>{size}</size></voxelSize></ViewSetup>"""
+
+
+def describe(path, sizes, kind="bdv.hdf5", tag="hdf5", name="a.h5", unit="µm"):
+    setups = "".join(SETUP.format(id=k, size=size, unit=unit) for k, size in enumerate(sizes))
+    path.write_text(XML.format(kind=kind, tag=tag, name=name, setups=setups), encoding="utf-8")
+
+
+def views(path, times=2, shapes=((5, 6, 7), (5, 6, 7)), left_out=(), resolutions=None):
+    """Write BigDataViewer's HDF5; return its voxels as uint16 by (time point, setup)."""
+    true = {}
+    with h5py.File(path, "w") as file:
+        for setup, shape in enumerate(shapes):
+            file[f"s{setup:02d}/resolutions"] = resolutions or [[1.0, 1, 1], [2, 2, 1]]
+            for time in range(times):
+                if (time, setup) in left_out:
+                    continue
+                values = np.random.default_rng(10 * time + setup).integers(0, 1 << 16, shape)
+                true[time, setup] = values.astype(np.uint16)
+                group = f"t{time:05d}/s{setup:02d}"
+                for level, step in enumerate((1, 2)):
+                    cells = true[time, setup][:, ::step, ::step].view(np.int16)
+                    file.create_dataset(
+                        f"{group}/{level}/cells", data=cells, chunks=(2, 3, 3), compression=1
+                    )
+    return true
+
+
+def test_views_of_bigdataviewer(tmp_path):
+    true = views(tmp_path / "a.h5", left_out={(1, 1)})
+    describe(tmp_path / "a.xml", ["0.25 0.5 2"] * 2)
+    for name in ("a.h5", "a.xml"):
+        (entry,) = list_stacks(tmp_path / name)
+        assert (entry.axes, entry.shape, entry.dtype) == ("TCZYX", (2, 2, 5, 6, 7), np.uint16)
+        for (time, setup), values in true.items():
+            with open_stack(tmp_path / name, channel=setup, index=time) as stack:
+                assert stack.dtype == np.uint16 and stack.spacing == (0.25, 0.5, 2.0)
+                np.testing.assert_array_equal(stack.read(), values.T)
+                np.testing.assert_array_equal(stack.read(1, 4), values.T[..., 1:4])
+        with pytest.raises(UserError, match="2 channels; name one with --channel"):
+            open_stack(tmp_path / name, index=0)
+        with pytest.raises(UserError, match="no channel 1 at time point 1"):
+            with open_stack(tmp_path / name, channel=1, index=1) as stack:
+                stack.read()
+        with open_stack(tmp_path / name, key="t00000/s01/1/cells") as stack:
+            assert stack.spacing == (0.5, 1.0, 2.0)
+            np.testing.assert_array_equal(stack.read(), true[0, 1][:, ::2, ::2].T)
+
+
+def test_setups_that_differ_are_named(tmp_path):
+    true = views(tmp_path / "a.h5", times=1, shapes=((5, 6, 7), (4, 6, 7)))
+    describe(tmp_path / "a.xml", ["1 1 2", "500 500 1000"], unit="nm")
+    assert [e.key for e in list_stacks(tmp_path / "a.xml")] == ["s00", "s01"]
+    with pytest.raises(UserError, match="name one with --key: s00 .*, s01"):
+        open_stack(tmp_path / "a.xml")
+    with open_stack(tmp_path / "a.xml", key="s01") as stack:
+        assert stack.spacing == (0.5, 0.5, 1.0)
+        np.testing.assert_array_equal(stack.read(), true[0, 1].T)
+
+
+def test_time_points_that_differ_are_named(tmp_path):
+    true = views(tmp_path / "a.h5", shapes=((5, 6, 7),))
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["t00001/s00/0/cells"]
+        file["t00001/s00/0/cells"] = np.zeros((4, 6, 7), np.int16)
+    with pytest.raises(UserError, match="name one with --key: .*t00000/s00/0/cells"):
+        open_stack(tmp_path / "a.h5")
+    with open_stack(tmp_path / "a.h5", key="t00000/s00/0/cells") as stack:
+        np.testing.assert_array_equal(stack.read(), true[0, 0].T)
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "spacing"),
+    [([[1, 1, 1]] * 2, None), ([[0.5, 0.5, 1.5], [1, 1, 1.5]], (0.5, 0.5, 1.5))],
+)
+def test_sizes_without_xml(tmp_path, resolutions, spacing):
+    views(tmp_path / "a.h5", times=1, shapes=((5, 6, 7),), resolutions=resolutions)
+    with open_stack(tmp_path / "a.h5") as stack:
+        assert stack.spacing == spacing
+
+
+def test_xml_that_is_none_of_hdf5(tmp_path):
+    views(tmp_path / "a.h5", times=1, shapes=((5, 6, 7),))
+    describe(tmp_path / "n5.xml", ["1 1 1"], kind="bdv.n5", tag="n5")
+    describe(tmp_path / "gone.xml", ["1 1 1"], name="gone.h5")
+    (tmp_path / "other.xml").write_text("<notes/>")
+    (tmp_path / "cut.xml").write_text("<SpimData")
+    (tmp_path / "a.xml").write_text("<notes/>")
+    for name, said in (
+        ("n5.xml", "its images are kept as bdv.n5; of BigDataViewer's XML those with HDF5"),
+        ("gone.xml", r"names the HDF5 file .*gone\.h5, which is absent"),
+        ("other.xml", "it names no images"),
+        ("cut.xml", "damaged"),
+    ):
+        with pytest.raises(UserError, match=f"{name}: {said}"):
+            open_stack(tmp_path / name)
+    with open_stack(tmp_path / "a.h5") as stack:
+        assert stack.spacing is None
+
+
+def letters(value):
+    return np.array(list(str(value)), "S1")
+
+
+def imaris(path, shape=(5, 6, 7), times=2, channels=2, extents=(3.5, 6.0, 10.0), whole=(8, 8, 8)):
+    """Write Imaris's HDF5, its arrays filled up to ``whole``; return what is in them."""
+    true = {}
+    with h5py.File(path, "w") as file:
+        info = file.create_group("DataSetInfo/Image").attrs
+        info["Unit"] = letters("um")
+        for k, axis in enumerate("XYZ"):
+            info[axis] = letters(shape[2 - k])
+            info[f"ExtMin{k}"], info[f"ExtMax{k}"] = letters("-1.5"), letters(extents[k] - 1.5)
+        for time in range(times):
+            for channel in range(channels):
+                values = random_stack(shape, np.uint16, 10 * time + channel) + 1
+                true[time, channel] = values
+                place = f"DataSet/ResolutionLevel {{}}/TimePoint {time}/Channel {channel}"
+                filled = np.zeros(whole, np.uint16)
+                filled[tuple(map(slice, shape))] = values
+                group = file.create_group(place.format(0))
+                group.create_dataset("Data", data=filled, chunks=(4, 4, 4), compression=2)
+                coarse = file.create_group(place.format(1))
+                coarse["Data"] = filled[:, ::2, ::2]
+                for k, axis in enumerate("XYZ"):
+                    coarse.attrs[f"ImageSize{axis}"] = letters((4, 3, 5)[k])
+        file["Thumbnail/Data"] = np.zeros((16, 64), np.uint8)
+    return true
+
+
+def test_imaris_is_cut_to_its_size(tmp_path):
+    true = imaris(tmp_path / "a.ims")
+    (entry,) = list_stacks(tmp_path / "a.ims")
+    assert (entry.axes, entry.shape, entry.chosen) == ("TCZYX", (2, 2, 5, 6, 7), True)
+    for (time, channel), values in true.items():
+        with open_stack(tmp_path / "a.ims", channel=channel, index=time) as stack:
+            assert stack.spacing == (0.5, 1.0, 2.0) and stack.warning() is None
+            np.testing.assert_array_equal(stack.read(), values.T)
+    key = "DataSet/ResolutionLevel 1/TimePoint 1/Channel 0/Data"
+    with open_stack(tmp_path / "a.ims", key=key) as stack:
+        assert stack.spacing == (0.875, 2.0, 2.0)
+        np.testing.assert_array_equal(stack.read(), true[1, 0][:, ::2, ::2].T)
+
+
+def test_imaris_that_is_cut_short(tmp_path):
+    imaris(tmp_path / "a.ims", whole=(8, 8, 8))
+    with h5py.File(tmp_path / "a.ims", "a") as file:
+        file["DataSetInfo/Image"].attrs["Z"] = letters(9)
+    with pytest.raises(UserError, match="damaged: .*Data of .* is smaller than"):
+        open_stack(tmp_path / "a.ims", channel=0, index=0)
+
+
+@pytest.mark.parametrize("name", ["a.ims", "a.xml"])
+def test_what_is_only_read_is_not_written(tmp_path, name):
+    with pytest.raises(UserError, match="only read"):
+        check_output(tmp_path / name)
+    with pytest.raises(UserError, match="only read"):
+        write_stack(tmp_path / name, [], StackLayout((1, 1, 1), np.dtype("u1")))

@@ -1,0 +1,1 @@
+"""From masks and probabilities to columns, each with its axis and its place in the lattice."""

@@ -1,0 +1,156 @@
+"""Columns as a table: where each stands, its axis, path, size and brightness.
+
+A table has a row a column; fields and units as in docs/columns.md: micrometres along x, y, z from
+the centre of the file's voxel 0 (voxels, where nobody knows their size), vox_* the same in voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from utils.columns.instances import Moments, smooth_axes
+from utils.columns.lattice import Lattice
+
+SLICES = 7
+"""Slices across the axis whose centroids make the path; with both ends nine points."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of N instances; lengths are micrometres from the centre of voxel 0."""
+
+    centre: np.ndarray
+    """(N, 3) centroids."""
+    axis: np.ndarray
+    """(N, 3), unit; towards the side where columns spread."""
+    paths: np.ndarray
+    """(N, SLICES + 2, 3) from the proximal to the distal end."""
+    count: np.ndarray
+    """(N,) voxels."""
+    channels: dict[str, np.ndarray]
+    """(N,) each: ``score``, ``mean_C`` and ``peak_C`` by name."""
+
+    @property
+    def length(self) -> np.ndarray:
+        """(N,) along the path."""
+        return np.linalg.norm(np.diff(self.paths, axis=1), axis=2).sum(axis=1)
+
+
+def measure_columns(
+    labels: np.ndarray,
+    steps: tuple[float, ...],
+    score: np.ndarray | None = None,
+    channels: Mapping[int, np.ndarray] | None = None,
+) -> Measured:
+    """Return what the instances 1..N of ``labels`` (X, Y, Z) are like.
+
+    Args:
+        labels: integer, 0 for background, each of 1..N at least once.
+        steps: edge of a voxel along x, y, z.
+        score: (X, Y, Z) probabilities, whose mean within a column is its score; NaN without them.
+        channels: grey values (X, Y, Z) by the channel's number.
+    """
+    where = np.flatnonzero(labels)
+    owner = labels.ravel()[where].astype(np.int64) - 1
+    points = np.array(np.unravel_index(where, labels.shape), np.float64)
+    points *= np.array(steps)[:, None]
+    moments = Moments.of(owner, points)
+    axis = smooth_axes(moments)
+    found: dict[str, np.ndarray] = {}
+    n, count = len(axis), np.maximum(moments.count, 1)
+    for name, values in [("score", score), *(channels or {}).items()]:
+        inside = np.full(len(where), np.nan) if values is None else values.ravel()[where]
+        mean = np.bincount(owner, inside, n) / count
+        if name == "score":
+            found["score"] = mean
+            continue
+        peak = np.full(n, -np.inf)
+        np.maximum.at(peak, owner, inside)
+        found |= {f"mean_{name}": mean, f"peak_{name}": peak}
+    paths = _paths(owner, points, moments, axis, min(steps))
+    return Measured(moments.centre, axis, paths, moments.count, found)
+
+
+def _paths(
+    owner: np.ndarray, points: np.ndarray, moments: Moments, axis: np.ndarray, least: float
+) -> np.ndarray:
+    """Return smoothed centroids of slices across the axis, and the ends (N, SLICES + 2, 3)."""
+    n = len(axis)
+    # A cylinder's length is sqrt(12) standard deviations along its axis.
+    variance = np.einsum("na,nab,nb->n", axis, moments.covariance, axis)
+    half = np.maximum(np.sqrt(3 * variance), least / 2)
+    along = np.zeros(len(owner))
+    for a in range(3):
+        along += (points[a] - moments.centre[owner, a]) * axis[owner, a]
+    where = np.clip((along / half[owner] + 1) * (SLICES / 2), 0, SLICES - 1).astype(np.int64)
+    slot = owner * SLICES + where
+    count = np.bincount(slot, minlength=n * SLICES)
+    middle = np.array([np.bincount(slot, x, n * SLICES) for x in points])
+    middle = (middle / np.maximum(count, 1)).T.reshape(n, SLICES, 3)
+    count = count.reshape(n, SLICES, 1)
+    places = (2 * np.arange(SLICES) + 1) / SLICES - 1
+    straight = moments.centre[:, None] + (half[:, None] * places)[:, :, None] * axis[:, None]
+    away = np.where(count > 0, middle - straight, 0)
+    away -= np.sum(away * axis[:, None], axis=2, keepdims=True) * axis[:, None]
+    weight = np.maximum(count, 1e-9)  # of the three slices about each
+    sums = [np.pad(x, ((0, 0), (1, 1), (0, 0))) for x in (away * weight, weight)]
+    smooth, total = (x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:] for x in sums)
+    path = straight + smooth / total
+    ends = [path[:, a] + (path[:, a] - path[:, b]) / 2 for a, b in ((0, 1), (-1, -2))]
+    return np.concatenate([ends[0][:, None], path, ends[1][:, None]], axis=1)
+
+
+def table_of(
+    measured: Measured,
+    lattice: Lattice,
+    steps: tuple[float, ...],
+    shift: tuple[float, ...],
+    hemisphere: str | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the table of columns, found and inferred ones, and that of their paths.
+
+    Args:
+        measured: the columns that were found; column_id is the label, 1..N.
+        lattice: of their centres, axes and paths; its inferred columns follow, from N + 1 on.
+        steps: edge of a voxel along x, y, z.
+        shift: way from the file's voxel 0 to the labels' one.
+        hemisphere: ``L`` or ``R``, if known.
+    """
+    inferred, n, m = lattice.inferred, len(measured.axis), len(lattice.inferred.patch)
+    centre = np.concatenate([measured.centre, inferred.paths[:, 0]]) + shift
+    paths = np.concatenate([measured.paths, inferred.paths[:, 1:]]) + np.array(shift)
+    axis = np.concatenate([measured.axis, inferred.axes])
+    patch = np.concatenate([lattice.patch, inferred.patch])
+    pq = pd.DataFrame(np.concatenate([lattice.pq, inferred.pq]), columns=["p", "q"], dtype="Int64")
+    volume = measured.count * float(np.prod(steps))
+    diameter = 2 * np.sqrt(volume / (np.pi * np.maximum(measured.length, 1e-9)))
+    unknown = np.full(m, np.nan)
+    table = pd.DataFrame({"column_id": np.arange(1, n + m + 1), "patch": patch})
+    table["hemisphere"] = hemisphere or ""
+    table[["p", "q"]] = pq.mask(np.stack([patch == 0] * 2, axis=1))
+    for name, vectors in {
+        "pos": centre,
+        "axis": axis,
+        "proximal": paths[:, 0],
+        "distal": paths[:, -1],
+        "vox": centre / steps,
+    }.items():
+        table[[f"{name}_{a}" for a in "xyz"]] = vectors
+    table["length"] = np.concatenate([measured.length, unknown])
+    table["diameter"] = np.concatenate([diameter, unknown])
+    table["volume"] = np.concatenate([volume, unknown])
+    table["n_voxels"] = np.concatenate([measured.count, np.zeros(m, np.int64)])
+    for name, values in measured.channels.items():
+        table[name] = np.concatenate([values, unknown])
+    table["status"] = ["detected"] * n + ["inferred"] * m
+    table["lattice_residual"] = np.concatenate([lattice.residual, unknown])
+    table["n_neighbors"] = np.concatenate([lattice.n_neighbors, inferred.n_neighbors])
+    points = paths.shape[1]
+    path_table = pd.DataFrame(paths.reshape(-1, 3), columns=list("xyz"))
+    path_table.insert(0, "step", np.tile(np.arange(points), n + m))
+    path_table.insert(0, "column_id", np.repeat(table["column_id"].to_numpy(), points))
+    return table, path_table

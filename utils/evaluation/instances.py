@@ -1,0 +1,191 @@
+"""How well single columns were found: each true one beside the instance that answers to it.
+
+Instances are labels (X, Y, Z), 0 for background and k + 1 for row k. An instance answers to a
+column if their intersection over union (IoU), or the distance of their centre lines, says so; one
+to one, the best sum of all. Columns that a group leaves out are neither right nor wrong: neither
+are the instances that answer to them, or that lie in them with at least half of their voxels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+
+from utils.columns.finding import FoundColumns, columns_of
+from utils.evaluation.columns import HALF, cone_voxels
+from utils.evaluation.confusion import THRESHOLD, ratio
+from utils.evaluation.lattice import score_lattice
+from utils.simulation import SimulatedVolume
+
+IOUS = (0.3, 0.5)
+NEAR = 0.35
+"""Mean distance of centre lines up to which they are one, in spacings of the true column."""
+SHARE = 0.25
+"""Share of a column that an instance must hold to count in a false split or merge."""
+FEWEST_NEIGHBOURS = 5
+"""Of a column inside the lattice: five at its defects, six elsewhere."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The N true columns of a volume as instances are compared with them; lengths are voxels."""
+
+    labels: np.ndarray
+    """(X, Y, Z) uint16, k + 1 inside column k."""
+    ends: np.ndarray
+    """(2, N, 3) float64: the axes' ends, moved to where they leave the volume."""
+    axes: np.ndarray
+    """(N, 3) float64, unit."""
+    spacing: np.ndarray
+    """(N,) float64, way from mid-point to nearest mid-point."""
+    groups: dict[str, np.ndarray]
+    """(N,) bool each: which columns are asked for, of those with at least half inside."""
+
+    @classmethod
+    def of(cls, volume: SimulatedVolume) -> Truth:
+        """Return the truth of a simulated volume, whose voxels are cubes in its file."""
+        shape, count = np.array(volume.instances.shape), len(volume.e_r)
+        way = volume.e_r * shape * volume.parameters.cone_length
+        start = volume.entry_points * shape - 0.5  # from the centre of voxel 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            walls = np.stack([-0.5 - start, shape - 0.5 - start]) / way
+        first = np.clip(np.nanmax(walls.min(axis=0), axis=1), 0, 1)
+        last = np.clip(np.nanmin(walls.max(axis=0), axis=1), first, 1)
+        middle = start + way / 2
+        near = cKDTree(middle).query(middle, k=2)[0][:, 1]
+        seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
+        asked = (seen > 0) & (seen >= HALF * cone_voxels(volume))
+        degree = np.bincount(volume.lattice_neighbours.ravel(), minlength=count)
+        cut = np.isin(np.arange(count) + 1, _on_faces(volume.instances))
+        inner = (degree >= FEWEST_NEIGHBOURS) & ~cut
+        rendered = volume.column_type > 0
+        groups = {"": asked, "_rendered": asked & rendered, "_left_out": asked & ~rendered}
+        groups |= {"_interior": asked & inner, "_border": asked & ~inner}
+        return cls(
+            volume.instances,
+            np.stack([start + first[:, None] * way, start + last[:, None] * way]),
+            way / np.linalg.norm(way, axis=1, keepdims=True),
+            near,
+            groups,
+        )
+
+
+def _on_faces(labels: np.ndarray) -> np.ndarray:
+    """Return the labels on the outermost planes."""
+    planes = (np.take(labels, [0, -1], axis=axis).ravel() for axis in range(labels.ndim))
+    return np.unique(np.concatenate(list(planes)))
+
+
+def score_found(probabilities: np.ndarray, volume: SimulatedVolume) -> dict[str, float]:
+    """Return the scores of the columns in a volume's probabilities (X, Y, Z), and their lattice.
+
+    Those of :func:`score_instances` and of :func:`~utils.evaluation.lattice.score_lattice`, and
+    ``inferred`` columns with the share that is ``inferred_right``: whose middle lies at a true
+    column that nothing was found for. All names begin with ``instance_``.
+    """
+    found, truth = columns_of(probabilities, (1.0, 1.0, 1.0), threshold=THRESHOLD), Truth.of(volume)
+    measured = found.measured
+    scores = score_instances(found.labels, measured.paths, measured.axis, truth)
+    lattice = _score_lattice(found, truth, volume)
+    return scores | {f"instance_{name}": value for name, value in lattice.items()}
+
+
+def _score_lattice(found: FoundColumns, truth: Truth, volume: SimulatedVolume) -> dict[str, float]:
+    lattice, paths = found.lattice, found.measured.paths
+    near = 1 - _line_distances(truth, paths) / (NEAR * truth.spacing[:, None])
+    true, own = _match(near, 0.0)
+    row, column = np.full(len(truth.axes), -1), np.full(len(paths), -1)
+    row[true], column[own] = np.arange(len(true)), np.arange(len(own))
+    pairs = row[volume.lattice_neighbours]
+    cut = column[lattice.pairs[lattice.cut > 0]]
+    scores = score_lattice(
+        lattice.patch[own],
+        lattice.pq[own],
+        volume.lattice_coordinates[true],
+        pairs=pairs[(pairs >= 0).all(axis=1)],
+        cut=cut[(cut >= 0).all(axis=1)],
+    )
+    free = np.setdiff1d(np.arange(len(truth.axes)), true)
+    inferred = lattice.inferred.paths[:, 1:]
+    close = _line_distances(truth, inferred)[free] < NEAR * truth.spacing[free, None]
+    scores["inferred"] = float(len(inferred))
+    scores["inferred_right"] = ratio(int(close.any(axis=0).sum()), len(inferred))
+    return scores
+
+
+def score_instances(
+    labels: np.ndarray, paths: np.ndarray, axes: np.ndarray, truth: Truth
+) -> dict[str, float]:
+    """Return how well M found instances are the true columns; NaN for what has no meaning.
+
+    Args:
+        labels: (X, Y, Z) integer, k + 1 inside instance k.
+        paths: (M, steps, 3) points along the instances' centre lines, in voxels.
+        axes: (M, 3), unit, in voxels; their sign does not matter.
+        truth: of the same volume.
+
+    Returns:
+        ``precision``, ``recall`` and ``f1``, with the measure (``iou30``, ``iou50``, ``line``) and
+        the group of :class:`Truth` behind them: of left-out ones the recall alone, since no
+        instance is meant for them; panoptic quality ``pq``; ``false_splits`` and ``false_merges``
+        for each column asked for; ``axis_error``, mean degrees to the true axis in pairs of IoU
+        0.3. All names begin with ``instance_``.
+    """
+    count, found_count = len(truth.axes), len(axes)
+    both = truth.labels.astype(np.int64).ravel() * (found_count + 1) + labels.ravel()
+    shared = np.bincount(both, minlength=(count + 1) * (found_count + 1))
+    shared = shared.reshape(count + 1, found_count + 1)
+    true_size, size = shared.sum(axis=1)[1:, None], shared.sum(axis=0)[1:]
+    shared = shared[1:, 1:]
+    iou = shared / np.maximum(true_size + size - shared, 1)
+    near = 1 - _line_distances(truth, paths) / (NEAR * truth.spacing[:, None])
+    pairs = {f"iou{100 * least:.0f}": _match(iou, least) for least in IOUS}
+    pairs["line"] = _match(near, 0.0)
+    scores: dict[str, float] = {}
+    for group, asked in truth.groups.items():
+        outside = shared[~asked].sum(axis=0) >= HALF * size  # those without voxels too
+        for measure, (true, found) in pairs.items():
+            right, aside = int(asked[true].sum()), outside.copy()
+            aside[found] = ~asked[true]
+            meant, wanted = int(np.count_nonzero(~aside)), int(asked.sum())
+            scores[f"recall_{measure}{group}"] = ratio(right, wanted)
+            if group != "_left_out":
+                scores[f"precision_{measure}{group}"] = ratio(right, meant)
+                scores[f"f1_{measure}{group}"] = ratio(2 * right, meant + wanted)
+            if group == "" and measure == "iou50":
+                quality = float(iou[true, found][asked[true]].sum())
+                scores["pq"] = 2 * quality / (meant + wanted) if meant + wanted else math.nan
+    asked = truth.groups[""]
+    held = shared[asked] >= SHARE * np.maximum(true_size[asked], 1)
+    for name, axis in (("false_splits", 1), ("false_merges", 0)):
+        more = np.maximum(held.sum(axis=axis) - 1, 0)
+        scores[name] = ratio(int(more.sum()), len(held))
+    true, found = (side[asked[pairs["iou30"][0]]] for side in pairs["iou30"])
+    cosines = np.abs(np.sum(truth.axes[true] * axes[found], axis=1)).clip(0, 1)
+    scores["axis_error"] = float(np.degrees(np.arccos(cosines)).mean()) if len(true) else math.nan
+    return {f"instance_{name}": value for name, value in scores.items()}
+
+
+def _line_distances(truth: Truth, paths: np.ndarray) -> np.ndarray:
+    """Return the mean distance (N, M) of the centre lines, there and back, in voxels."""
+    steps = np.linspace(0, 1, paths.shape[1])[:, None, None]
+    lines = (1 - steps) * truth.ends[0] + steps * truth.ends[1]
+    distances = np.full((len(truth.axes), len(paths)), np.inf)
+    for k, line in enumerate(lines.transpose(1, 0, 2)):
+        close = np.linalg.norm(paths.mean(axis=1) - line.mean(axis=0), axis=1)
+        close = np.flatnonzero(close <= 4 * truth.spacing[k])
+        apart = np.linalg.norm(line[:, None] - paths[close][:, None], axis=-1)
+        distances[k, close] = (apart.min(axis=1).mean(axis=1) + apart.min(axis=2).mean(axis=1)) / 2
+    return distances
+
+
+def _match(likeness: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs (rows, columns), one to one, whose sum of likenesses is the greatest."""
+    allowed = likeness >= least
+    rows, columns = linear_sum_assignment(np.where(allowed, 1 + likeness, 0), maximize=True)
+    kept = allowed[rows, columns]
+    return rows[kept], columns[kept]

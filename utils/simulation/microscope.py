@@ -1,0 +1,308 @@
+"""How a stain is seen: uneven light, point spread, coarse planes, photons, camera, 8 bits.
+
+The optical axis is one of the volume's. Light is lost along it, the point spread is longest along
+it, and planes across it are taken and resampled to voxels afterwards, as a microscope's stack is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from utils.simulation.configuration import PlainConfig, check_ranges, check_shares
+from utils.simulation.imaging import percentile_of_nonnegative, shot_noise
+from utils.simulation.random_bits import NORMALS, draw_key, normals_of, random_words
+from utils.simulation.textures import upsampled
+
+REACH = 3.0
+"""Point spreads are cut at this many sigmas."""
+SMALLEST = 0.1
+"""Narrower ones count as this wide, voxels."""
+SAMPLES = 4
+"""Planes in a spacing at least: two in a column and two in a gap."""
+BRIGHT = 99.0
+"""Percentile that has the photons of the brightest 1 %."""
+BIAS_NODES = 3
+"""Nodes of the bias field along an axis."""
+GREY_STEPS = 4096
+WHITE_STRIDE = 7
+"""Every seventh voxel tells where white lies."""
+BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class MicroscopeConfig(PlainConfig):
+    """All that governs a random microscope; ranges are (low, high) of uniform draws.
+
+    Raises UserError, naming the field, for a value outside its range.
+    """
+
+    bias: tuple[float, float] = (0.0, 0.7)
+    """Standard deviation of the logarithm of the slow change of light."""
+    attenuation: tuple[float, float] = (1.0, 5.0)
+    """Light of the nearest over that of the furthest plane, uniform in the logarithm."""
+    blur_growth: tuple[float, float] = (1.0, 2.0)
+    """Axial point spread of the furthest over that of the nearest plane."""
+    lateral_sigma: tuple[float, float] = (0.1, 0.8)
+    """Standard deviation of the point spread across the optical axis, voxels."""
+    axial_sigma: tuple[float, float] = (0.5, 3.5)
+    """The same along it, voxels."""
+    coarse_probability: float = 0.6
+    """Planes lie further apart than voxels."""
+    coarse: tuple[float, float] = (1.0, 4.0)
+    """Distance of planes then, voxels; at most a quarter of the columns' spacing."""
+    photons: tuple[float, float] = (2.0, 200.0)
+    """At the brightest 1 %, uniform in the logarithm."""
+    read_noise: tuple[float, float] = (0.0, 0.25)
+    """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
+    low + (high - low) u^2 with u uniform in 0 to 1."""
+    artefact_probability: float = 0.1
+    """Planes and lines of the scan differ in brightness."""
+    artefact: tuple[float, float] = (0.05, 0.3)
+    """Standard deviation of that, share of the brightness."""
+    offset: tuple[float, float] = (0.0, 0.1)
+    """Grey value without light, share of full scale."""
+    gamma: tuple[float, float] = (0.5, 2.0)
+    """Exponent from light to grey value, uniform in the logarithm."""
+    saturated: tuple[float, float] = (0.0, 0.02)
+    """Share of the voxels that is clipped at full scale."""
+
+    def __post_init__(self) -> None:
+        ranges = [name for name, value in vars(self).items() if isinstance(value, tuple)]
+        least = dict.fromkeys(ranges, 0.0) | {"attenuation": 1.0, "blur_growth": 1.0}
+        check_ranges(self, least | {"coarse": 1.0, "photons": 0.1, "gamma": 0.1})
+        check_shares(self, ["coarse_probability", "artefact_probability", "offset", "saturated"])
+
+
+@dataclass(frozen=True)
+class Microscope(PlainConfig):
+    """A microscope's drawn numbers, in the units of :class:`MicroscopeConfig`."""
+
+    axis: int
+    """The optical axis: 0, 1 or 2."""
+    from_far: bool
+    """The last plane is the nearest."""
+    bias: float
+    attenuation: float
+    blur_growth: float
+    lateral_sigma: float
+    axial_sigma: float
+    coarse: float
+    """1: every voxel is a plane of its own."""
+    photons: float
+    read_noise: float
+    artefact: float
+    """0: none."""
+    offset: float
+    gamma: float
+    saturated: float
+
+
+def draw_microscope(
+    config: MicroscopeConfig, rng: np.random.Generator, voxel_spacing: float = np.inf
+) -> Microscope:
+    """Draw a microscope; columns ``voxel_spacing`` voxels apart limit how coarse its planes are."""
+
+    def log_uniform(limits: tuple[float, float]) -> float:
+        return float(np.exp(rng.uniform(*np.log(limits))))
+
+    coarse = rng.uniform(*config.coarse) if rng.random() < config.coarse_probability else 1.0
+    artefact = rng.uniform(*config.artefact)
+    low, high = config.read_noise
+    return Microscope(
+        axis=int(rng.integers(3)),
+        from_far=bool(rng.random() < 0.5),
+        bias=rng.uniform(*config.bias),
+        attenuation=log_uniform(config.attenuation),
+        blur_growth=rng.uniform(*config.blur_growth),
+        lateral_sigma=rng.uniform(*config.lateral_sigma),
+        axial_sigma=rng.uniform(*config.axial_sigma),
+        coarse=max(min(coarse, voxel_spacing / SAMPLES), 1.0),
+        photons=log_uniform(config.photons),
+        read_noise=low + (high - low) * rng.random() ** 2,
+        artefact=artefact if rng.random() < config.artefact_probability else 0.0,
+        offset=rng.uniform(*config.offset),
+        gamma=log_uniform(config.gamma),
+        saturated=rng.uniform(*config.saturated),
+    )
+
+
+def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return what ``microscope`` sees of ``image`` (X, Y, Z) float32 >= 0: float32, 0 to 255.
+
+    Grey values are whole numbers, save between planes that lie further apart than voxels.
+    """
+    axis, n = microscope.axis, image.shape[microscope.axis]
+    seen = along(point_spread(microscope, n), image, axis)
+    for other in {0, 1, 2} - {axis}:
+        centres = np.arange(image.shape[other], dtype=float)
+        seen = along(
+            blur_matrix(image.shape[other], centres, microscope.lateral_sigma), seen, other
+        )
+    seen *= _light(microscope, seen.shape, rng)
+    bright = percentile_of_nonnegative(seen, BRIGHT) or 1.0
+    counts = shot_noise(seen, microscope.photons / bright, draw_key(rng))
+    _read_out(
+        counts.reshape(-1),
+        np.float32(1.0 / microscope.photons),
+        np.float32(microscope.read_noise),
+        draw_key(rng),
+        NORMALS,
+        seen.reshape(-1),
+    )
+    _add_artefacts(microscope, seen, rng)
+    sample = np.sort(seen.reshape(-1)[::WHITE_STRIDE])
+    white = sample[min(int((1.0 - microscope.saturated) * len(sample)), len(sample) - 1)]
+    _develop(seen.reshape(-1), np.float32((GREY_STEPS - 1) / max(white, 1e-6)), _greys(microscope))
+    return along(planes_to_voxels(microscope, n), seen, axis)
+
+
+def plane_places(microscope: Microscope, n: int) -> np.ndarray:
+    """Return where the planes lie along the optical axis of ``n`` voxels, in voxels."""
+    planes = int(np.ceil(n / microscope.coarse - 1e-9))
+    return (np.arange(planes) + 0.5) * microscope.coarse - 0.5
+
+
+def point_spread(microscope: Microscope, n: int) -> np.ndarray:
+    """Return the (planes, n) matrix of the axial point spread, over planes as thick as their gap.
+
+    A plane's thickness t adds (t^2 - 1) / 12 to the variance.
+    """
+    places = plane_places(microscope, n)
+    depth = _depth(microscope, len(places))
+    sigma = microscope.axial_sigma * (1.0 + (microscope.blur_growth - 1.0) * depth)
+    return blur_matrix(n, places, np.sqrt(sigma**2 + (microscope.coarse**2 - 1.0) / 12.0))
+
+
+def _depth(microscope: Microscope, planes: int) -> np.ndarray:
+    """Return how deep each plane lies, 0 to 1."""
+    depth = np.linspace(0.0, 1.0, planes)
+    return depth[::-1] if microscope.from_far else depth
+
+
+def blur_matrix(n: int, centres: np.ndarray, sigma: np.ndarray | float) -> np.ndarray:
+    """Return the (len(centres), n) float32 matrix of Gaussians about ``centres``, in voxels.
+
+    Rows sum to 1. Light beyond a border is folded back, so that an even blur keeps the total.
+    """
+    sigmas = np.maximum(np.full(len(centres), sigma), SMALLEST)[:, None]
+    reach = int(np.ceil(REACH * sigmas.max())) + 1
+    steps = np.floor(centres)[:, None].astype(int) + np.arange(-reach, reach + 2)
+    aside = np.abs(steps - centres[:, None])
+    weights = np.exp(-0.5 * (aside / sigmas) ** 2)
+    weights[aside > np.maximum(REACH * sigmas, 0.51)] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    folded = np.abs((steps + 0.5 + n) % (2 * n) - n)  # distance from the border, mirrored
+    matrix = np.zeros((len(centres), n))
+    np.add.at(matrix, (np.arange(len(centres))[:, None], folded.astype(int)), weights)
+    return matrix.astype(np.float32)
+
+
+def planes_to_voxels(microscope: Microscope, n: int) -> np.ndarray:
+    """Return the (n, planes) float32 matrix that interpolates linearly between planes."""
+    planes = len(plane_places(microscope, n))
+    at = np.clip((np.arange(n) + 0.5) / microscope.coarse - 0.5, 0, planes - 1)
+    return np.maximum(1.0 - np.abs(at[:, None] - np.arange(planes)), 0.0).astype(np.float32)
+
+
+def along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
+    """Multiply ``image`` (X, Y, Z) float32 by a banded ``matrix`` (m, n) along an axis.
+
+    Returns the image itself where the matrix is that of nothing to do.
+    """
+    if matrix.shape[0] == matrix.shape[1] and np.array_equal(matrix, np.eye(len(matrix))):
+        return image
+    first = np.argmax(matrix != 0, axis=1)
+    last = matrix.shape[1] - np.argmax(matrix[:, ::-1] != 0, axis=1)
+    shape = (*image.shape[:axis], len(matrix), *image.shape[axis + 1 :])
+    out = np.empty(shape, dtype=np.float32)
+    if axis == 2:
+        _along_last(matrix, first, last, image, out)
+    elif axis == 1:
+        _along_middle(matrix, first, last, image, out)
+    else:
+        flat = image.reshape(1, len(image), -1)
+        _along_middle(matrix, first, last, flat, out.reshape(1, len(out), -1))
+    return out
+
+
+@numba.njit(cache=True)
+def _along_middle(matrix, first, last, image, out):  # type: ignore[no-untyped-def]
+    """Sum rows by their weights, in blocks of columns that stay in the cache."""
+    for i in range(len(image)):
+        for start in range(0, image.shape[2], BLOCK):
+            source, target = image[i, :, start : start + BLOCK], out[i, :, start : start + BLOCK]
+            _sum_rows(matrix, first, last, source, target)
+
+
+@numba.njit
+def _sum_rows(matrix, first, last, source, target):  # type: ignore[no-untyped-def]
+    for m in range(len(target)):
+        row = target[m]
+        row[:] = np.float32(0.0)
+        for a in range(first[m], last[m]):
+            weight, other = matrix[m, a], source[a]
+            for k in range(row.size):
+                row[k] += weight * other[k]
+
+
+@numba.njit(cache=True)
+def _along_last(matrix, first, last, image, out):  # type: ignore[no-untyped-def]
+    """Do the same along the last axis: each plane is turned, and turned back."""
+    turned = np.empty((image.shape[2], image.shape[1]), dtype=np.float32)
+    summed = np.empty((len(matrix), image.shape[1]), dtype=np.float32)
+    for i in range(len(image)):
+        turned[:] = image[i].T
+        _sum_rows(matrix, first, last, turned, summed)
+        out[i] = summed.T
+
+
+def _light(microscope: Microscope, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return (X, Y, Z) float32: the bias field times the light that reaches each plane."""
+    nodes = np.exp(microscope.bias * rng.standard_normal((BIAS_NODES,) * 3)).astype(np.float32)
+    step = max(shape) / (BIAS_NODES - 1)
+    field = upsampled(nodes, step, shape, smooth=True)
+    lost = microscope.attenuation ** -_depth(microscope, shape[microscope.axis])
+    across = [1, 1, 1]
+    across[microscope.axis] = -1
+    field *= lost.astype(np.float32).reshape(across)
+    return field
+
+
+def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: np.random.Generator) -> None:
+    """Multiply planes, and lines within planes, by random factors, in place."""
+    if not microscope.artefact:
+        return
+    axis = microscope.axis
+    for other in (axis, (axis + 1) % 3):
+        size = [n if a in (axis, other) else 1 for a, n in enumerate(seen.shape)]
+        factors = 1.0 + microscope.artefact * rng.standard_normal(size)
+        seen *= np.maximum(factors, 0.0).astype(np.float32)
+
+
+@numba.njit(cache=True)
+def _read_out(counts, scale, sd, key, table, out):  # type: ignore[no-untyped-def]
+    """Write max(counts x scale + sd x normal, 0) to ``out``, block by block."""
+    words, normals = np.empty(BLOCK // 4, dtype=np.uint64), np.empty(BLOCK, dtype=np.float32)
+    for start in range(0, counts.size, BLOCK):
+        random_words(key, np.uint64(start // 4), words)
+        normals_of(words, table, normals)
+        count, row = counts[start : start + BLOCK], out[start : start + BLOCK]
+        for i in range(count.size):
+            row[i] = max(np.float32(count[i]) * scale + sd * normals[i], np.float32(0.0))
+
+
+def _greys(microscope: Microscope) -> np.ndarray:
+    """Return (4096,) float32: the whole grey value, 0 to 255, of each step of light."""
+    light = np.linspace(0.0, 1.0, GREY_STEPS) ** microscope.gamma
+    return np.round(255.0 * (microscope.offset + (1.0 - microscope.offset) * light)).astype("f4")
+
+
+@numba.njit(cache=True)
+def _develop(image, scale, greys):  # type: ignore[no-untyped-def]
+    """Replace light by grey values in place; white and more is the last of ``greys``."""
+    last = np.float32(greys.size - 1)
+    for i in range(image.size):
+        image[i] = greys[int(min(image[i] * scale + np.float32(0.5), last))]

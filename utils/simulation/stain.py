@@ -1,0 +1,533 @@
+"""What glows: stains drawn at random from parts, painted from the columns' fields.
+
+Brightness is in shares of full scale (0 to 1, lone bright spots above), lengths are in spacings
+unless a name says voxels. Ranges follow domain randomisation as in SynthSeg (Billot et al., Medical
+Image Analysis 2023) and AnyStar (Dey et al., WACV 2024), parts what fly neuropils show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from utils.errors import UserError
+from utils.simulation.configuration import (
+    PlainConfig,
+    check_ranges,
+    check_shares,
+)
+from utils.simulation.fields import ColumnFields
+from utils.simulation.textures import cell_noise, paint_balls, upsampled, value_noise
+
+CORE, RIM, GAP, SHEET, OUTSIDE, NEIGHBOUR = range(6)
+"""Places in a stain's levels: the column, its rim, tissue between columns, of the sheet without
+columns or out of its bands, outside of the sheet, and of a neighbouring neuropil."""
+BRIGHTEST = 4.0
+"""Columns are at most this much brighter than the median one."""
+FAR, FURTHER = 0.8, 1.1
+"""From the first to the second distance the gap turns into plain sheet."""
+CELL_PERIODS = 6.0
+"""Noise of random points is not drawn finer than this, in voxels."""
+BAND_STEPS = 256
+COARSE = 8
+"""Voxels between the nodes of the haze."""
+TEXTURES = ("smooth", "worley", "voronoi")
+NEAR_GAP = (0.45, 0.7)
+LABEL_RADIUS = 0.35
+
+
+@dataclass(frozen=True)
+class StainConfig(PlainConfig):
+    """All that governs a random stain; ranges are (low, high) of uniform draws.
+
+    Raises UserError, naming the field, for a value outside its range.
+    """
+
+    level: tuple[float, float] = (0.1, 0.88)
+    """Mean brightness of each structure, share of full scale."""
+    level_sd: tuple[float, float] = (0.02, 0.1)
+    """Standard deviation of the texture on each structure, share of full scale."""
+    contrast: tuple[float, float] = (0.2, 0.4)
+    """Columns and gaps are at least this far apart, share of full scale."""
+    inverted_probability: float = 0.3
+    """Columns darker than gaps."""
+    dark_ground_probability: float = 0.4
+    """Of the others: only columns are labelled, all else is nearly dark."""
+    dark_ground: tuple[float, float] = (0.0, 0.4)
+    """Factor on the levels of all but the columns then."""
+    rims_probability: float = 0.15
+    """Columns are rims only."""
+    rods_probability: float = 0.2
+    """Columns are thin rods off the axis over a part of the depth."""
+    core_radius: tuple[float, float] = (0.2, 0.4)
+    """Radius of a filled column, or of the inside of a rim, spacings."""
+    rim_width: tuple[float, float] = (0.1, 0.3)
+    """Thickness of a rim, spacings; at least 1 voxel is painted, and at most 3."""
+    rods: tuple[int, int] = (1, 3)
+    """Rods of a column, inclusive."""
+    rod_offset: tuple[float, float] = (0.05, 0.3)
+    """Distance of a rod from the axis, spacings."""
+    rod_radius: tuple[float, float] = (0.06, 0.16)
+    """Radius of a rod, spacings; at least 0.6 voxels are painted."""
+    rod_length: tuple[float, float] = (0.3, 1.0)
+    """Part of the depth that a rod runs over."""
+    bands: tuple[int, int] = (1, 6)
+    """Strata along the depth, shared by all columns, inclusive."""
+    bands_probability: float = 0.7
+    """There are strata."""
+    band_width: tuple[float, float] = (0.05, 0.3)
+    """Width of a stratum, part of the depth."""
+    band_contrast: tuple[float, float] = (0.0, 1.0)
+    """How much of the columns and gaps is missing between strata."""
+    arbours_probability: float = 0.2
+    """Of stains with strata: columns in strata only, a contrast of 1."""
+    brightness_sigma: tuple[float, float] = (0.2, 1.2)
+    """Sigma of the lognormal brightness of columns."""
+    unstained: tuple[float, float] = (0.0, 0.3)
+    """Share of the columns that are not stained, beside those left out."""
+    grain: tuple[float, float] = (0.0, 0.7)
+    """Standard deviation of the columns' own grain, share of their brightness."""
+    grain_period: tuple[float, float] = (2.0, 5.0)
+    """Size of that grain, voxels."""
+    background_probability: float = 0.8
+    """There is a background; each of its parts is drawn with its own probability."""
+    texture_period: tuple[float, float] = (2.0, 32.0)
+    """Size of the background's texture, voxels, uniform in the logarithm."""
+    texture_gain: tuple[float, float] = (1.0, 3.0)
+    """Factor on the texture outside of the sheet."""
+    neighbour_probability: float = 0.4
+    """Other neuropil, without columns, outside of the sheet, where the fields hold none."""
+    cells_probability: float = 0.4
+    """Packed cell bodies outside of the sheet."""
+    cell_diameter: tuple[float, float] = (0.4, 0.8)
+    """Of cell bodies, spacings (3 to 6 um where columns are 7.6 um apart)."""
+    tracts_probability: float = 0.3
+    """Bundles of fibres outside of the sheet."""
+    tract_radius: tuple[float, float] = (0.4, 1.5)
+    """Of bundles, spacings."""
+    tracheae_probability: float = 0.3
+    """Dark tubes anywhere."""
+    trachea_radius: tuple[float, float] = (0.1, 0.35)
+    """Of dark tubes, spacings."""
+    tubes: tuple[int, int] = (1, 4)
+    """Number of tracts, and of tracheae, inclusive."""
+    debris_probability: float = 0.3
+    """Bright specks anywhere."""
+    debris: tuple[int, int] = (1, 20)
+    """Number of specks, inclusive."""
+    debris_radius: tuple[float, float] = (0.1, 0.4)
+    """Of specks, spacings."""
+    haze_probability: float = 0.5
+    """Light from far out of focus."""
+    haze: tuple[float, float] = (0.05, 0.5)
+    """Its strength, share of the light."""
+
+    def __post_init__(self) -> None:
+        ranges = [name for name, value in vars(self).items() if isinstance(value, tuple)]
+        whole = {"rods", "bands", "tubes", "debris"}
+        positive = {"rod_radius", "cell_diameter", "tract_radius", "trachea_radius"}
+        least = dict.fromkeys(ranges, 0.0) | dict.fromkeys(whole, 1) | dict.fromkeys(positive, 0.01)
+        least |= {"grain_period": 1.0, "texture_period": 1.0, "band_width": 0.01}
+        check_ranges(self, least)
+        check_shares(self, [name for name in vars(self) if name.endswith("_probability")])
+        check_shares(self, ["level", "contrast", "dark_ground", "rod_length", "band_contrast"])
+        check_shares(self, ["unstained"])
+        if self.rims_probability + self.rods_probability > 1.0:
+            raise UserError("rims_probability and rods_probability: must be 1 together at most")
+        if self.contrast[1] > self.level[1] - self.level[0]:
+            raise UserError(f"contrast {self.contrast}: must fit into level {self.level}")
+
+
+@dataclass(frozen=True)
+class Stain(PlainConfig):
+    """A stain's drawn numbers; 0 or () where a part is not there."""
+
+    kind: str
+    """"filled", "rims" or "rods"."""
+    levels: tuple[float, ...]
+    """Brightness of CORE, RIM, GAP, SHEET, OUTSIDE and NEIGHBOUR."""
+    level_sds: tuple[float, ...]
+    """Of the texture on each of them."""
+    core_radius: float
+    rim_width: float
+    rod_offsets: tuple[float, ...]
+    rod_directions: tuple[float, ...]
+    """Three numbers a rod: a unit vector whose part across the axis points to the rod."""
+    rod_radii: tuple[float, ...]
+    rod_starts: tuple[float, ...]
+    rod_ends: tuple[float, ...]
+    band_centres: tuple[float, ...]
+    band_widths: tuple[float, ...]
+    band_contrast: float
+    brightness: tuple[float, ...]
+    """Of each column, 1 at the median; 0: left out or not stained."""
+    grain: float
+    grain_period: float
+    texture: str
+    """One of ``TEXTURES``."""
+    texture_period: float
+    texture_gain: float
+    neighbour: bool
+    cell_diameter: float
+    tract_radii: tuple[float, ...]
+    trachea_radii: tuple[float, ...]
+    debris_radii: tuple[float, ...]
+    haze: float
+
+
+def draw_stain(
+    config: StainConfig, num_columns: int, left_out: np.ndarray, rng: np.random.Generator
+) -> Stain:
+    """Draw a stain of ``num_columns`` columns, of which ``left_out`` (N,) bool have none of it."""
+
+    def several(number: tuple[int, int], drawn: bool = True) -> int:
+        count = int(rng.integers(number[0], number[1] + 1))
+        return count if drawn else 0
+
+    def chance(probability: float) -> bool:
+        return bool(rng.random() < probability)
+
+    def uniform(limits: tuple[float, float], size: int) -> tuple[float, ...]:
+        return tuple(rng.uniform(*limits, size=size).tolist())
+
+    kind_draw = rng.random()
+    inverted, dark = chance(config.inverted_probability), chance(config.dark_ground_probability)
+    kind = "rims" if kind_draw < config.rims_probability else "filled"
+    if config.rims_probability <= kind_draw < config.rims_probability + config.rods_probability:
+        kind = "rods"
+    rods = several(config.rods, kind == "rods")
+    directions = rng.standard_normal((rods, 3))
+    directions /= np.sqrt(np.sum(directions**2, axis=1, keepdims=True))
+    lengths = np.array(uniform(config.rod_length, rods))
+    starts = rng.random(rods) * (1.0 - lengths)
+    bands = several(config.bands, chance(config.bands_probability))
+    contrast = 1.0 if chance(config.arbours_probability) else rng.uniform(*config.band_contrast)
+    brightness = rng.lognormal(0.0, rng.uniform(*config.brightness_sigma), size=num_columns)
+    unstained = left_out | (rng.random(num_columns) < rng.uniform(*config.unstained))
+    brightness = np.where(unstained, 0.0, np.minimum(brightness, BRIGHTEST)).round(4)
+    background = chance(config.background_probability)
+
+    def part(probability: float) -> bool:
+        return chance(probability) and background
+
+    return Stain(
+        kind=kind,
+        levels=_draw_levels(config, inverted, dark and not inverted, kind, rng),
+        level_sds=uniform(config.level_sd, 6),
+        core_radius=rng.uniform(*config.core_radius),
+        rim_width=rng.uniform(*config.rim_width),
+        rod_offsets=uniform(config.rod_offset, rods),
+        rod_directions=tuple(directions.reshape(-1).tolist()),
+        rod_radii=uniform(config.rod_radius, rods),
+        rod_starts=tuple(starts.tolist()),
+        rod_ends=tuple((starts + lengths).tolist()),
+        band_centres=uniform((0.0, 1.0), bands),
+        band_widths=uniform(config.band_width, bands),
+        band_contrast=float(contrast) if bands else 0.0,
+        brightness=tuple(brightness.tolist()),
+        grain=rng.uniform(*config.grain),
+        grain_period=rng.uniform(*config.grain_period),
+        texture=TEXTURES[int(rng.integers(len(TEXTURES)))] if background else "smooth",
+        texture_period=float(np.exp(rng.uniform(*np.log(config.texture_period)))),
+        texture_gain=rng.uniform(*config.texture_gain) if background else 1.0,
+        neighbour=part(config.neighbour_probability),
+        cell_diameter=rng.uniform(*config.cell_diameter) * part(config.cells_probability),
+        tract_radii=uniform(
+            config.tract_radius, several(config.tubes, part(config.tracts_probability))
+        ),
+        trachea_radii=uniform(
+            config.trachea_radius, several(config.tubes, part(config.tracheae_probability))
+        ),
+        debris_radii=uniform(
+            config.debris_radius, several(config.debris, part(config.debris_probability))
+        ),
+        haze=rng.uniform(*config.haze) * part(config.haze_probability),
+    )
+
+
+def _draw_levels(
+    config: StainConfig, inverted: bool, dark: bool, kind: str, rng: np.random.Generator
+) -> tuple[float, ...]:
+    """Draw the six levels; core and gap keep their distance, and a lone rim takes the core's."""
+    distance = rng.uniform(*config.contrast)
+    low = rng.uniform(config.level[0], config.level[1] - distance)
+    high = rng.uniform(low + distance, config.level[1])
+    core, gap = (low, high) if inverted else (high, low)
+    rim, sheet, outside, neighbour = rng.uniform(*config.level, size=4).tolist()
+    factor = rng.uniform(*config.dark_ground)
+    if dark:
+        gap, sheet, outside, neighbour = (factor * v for v in (gap, sheet, outside, neighbour))
+    return core, core if kind == "rims" else rim, gap, sheet, outside, neighbour
+
+
+def paint_stain(
+    stain: Stain, fields: ColumnFields, voxel_spacing: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Paint (X, Y, Z) float32 >= 0, about 0 to 1: what glows, before the microscope.
+
+    Args:
+        stain: what was drawn.
+        fields: where the voxels stand; their owners number at most ``len(stain.brightness)``.
+        voxel_spacing: mean spacing of the columns, in voxels.
+        rng: source of textures and of where the background's parts lie.
+    """
+    shape = fields.owner.shape
+    if stain.texture == "smooth":
+        texture = value_noise(shape, stain.texture_period, rng)
+    else:
+        period = max(stain.texture_period, CELL_PERIODS)
+        texture = cell_noise(shape, period, stain.texture, rng)
+    grain = value_noise(shape, stain.grain_period, rng)
+    region = value_noise(shape, max(max(shape) / 3.0, 2.0 * voxel_spacing), rng)
+    elsewhere = fields.neighbour
+    if elsewhere is None:
+        elsewhere = ((region > 0) & stain.neighbour).view(np.uint8)
+    image = np.empty(shape, dtype=np.float32)
+    _paint_columns(
+        image,
+        (fields.owner, fields.distance, fields.depth, elsewhere),
+        (texture, grain),
+        _column_numbers(stain, voxel_spacing),
+        _rod_numbers(stain, voxel_spacing),
+        band_profile(stain),
+        np.array(stain.brightness, dtype=np.float32),
+        np.array([stain.levels, stain.level_sds], dtype=np.float32),
+    )
+    cortex = (region < 0) & (fields.owner == 0) & (elsewhere == 0)
+    _add_bodies(stain, image, fields.owner, cortex, voxel_spacing, rng)
+    if stain.haze:
+        wide = gaussian_filter(image[::COARSE, ::COARSE, ::COARSE], 1.5, mode="nearest")
+        image += upsampled(np.float32(stain.haze) * wide, COARSE, shape, smooth=False)
+    return image
+
+
+def band_profile(stain: Stain) -> np.ndarray:
+    """Return (256,) float32: how much of the columns is there at each depth, 0 to 1.
+
+    A stratum is a bump (1 - u^2)^2, u being the distance from its centre over its width; between
+    strata the contrast is missing.
+    """
+    depth = np.linspace(0.0, 1.0, BAND_STEPS)[:, None]
+    if not stain.band_centres:
+        return np.ones(BAND_STEPS, dtype=np.float32)
+    u = (depth - np.array(stain.band_centres)) / np.array(stain.band_widths)
+    bumps = np.maximum(1.0 - u**2, 0.0) ** 2
+    return (1.0 - stain.band_contrast * (1.0 - bumps.max(axis=1))).astype(np.float32)
+
+
+def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
+    """Return (6,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
+    rim = min(max(stain.rim_width, 1.0 / voxel_spacing), 3.0 / voxel_spacing)
+    return np.array(
+        [
+            voxel_spacing,
+            stain.core_radius,
+            rim,
+            stain.kind == "filled",
+            stain.grain,
+            stain.texture_gain,
+        ],
+        dtype=np.float32,
+    )
+
+
+def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
+    """Return (R, 7) float32: direction x, y, z, offset, radius (0.6 voxels or more), start, end."""
+    radii = np.maximum(stain.rod_radii, 0.6 / voxel_spacing)
+    directions = np.reshape(stain.rod_directions, (-1, 3))
+    others = (stain.rod_offsets, radii, stain.rod_starts, stain.rod_ends)
+    return np.column_stack([directions, *others]).astype(np.float32)
+
+
+@numba.njit(cache=True)
+def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, levels):  # type: ignore[no-untyped-def]
+    """Fill ``image`` voxel by voxel: mean level of the mixed structures, and their texture."""
+    owner, distance, depth, elsewhere = fields
+    texture, grain = noises
+    voxels, radius, rim, filled, grain_sd, gain = numbers
+    mean, sd = levels
+    zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+    steps = np.float32(profile.size - 1)
+    reach = zero
+    for n in range(len(rods)):
+        reach = max(reach, rods[n, 3] + rods[n, 4] + half / voxels)
+    fade = np.float32(1.0 / (FURTHER - FAR))
+    for i in range(image.shape[0]):
+        for j in range(image.shape[1]):
+            for k in range(image.shape[2]):
+                if owner[i, j, k] == 0:
+                    value, spread = mean[OUTSIDE], gain * sd[OUTSIDE]
+                    if elsewhere[i, j, k]:
+                        value, spread = mean[NEIGHBOUR], sd[NEIGHBOUR]
+                    image[i, j, k] = max(value + spread * texture[i, j, k], zero)
+                    continue
+                d, at = distance[i, j, k], depth[i, j, k]
+                bright = brightness[owner[i, j, k] - 1]
+                if bright == zero:
+                    core = edge = zero
+                elif len(rods):
+                    core = _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels)
+                    edge = zero
+                else:
+                    inside = min(max((radius - d) * voxels + half, zero), one)
+                    core = inside * filled
+                    edge = min(max((radius + rim - d) * voxels + half, zero), one) - inside
+                grains = max(one + grain_sd * grain[i, j, k], zero) * bright
+                there = profile[int(at * steps + half)]
+                there *= min(max((np.float32(FURTHER) - d) * fade, zero), one)
+                value = mean[GAP] + core * grains * (mean[CORE] - mean[GAP])
+                value += edge * grains * (mean[RIM] - mean[GAP])
+                spread = sd[GAP] + min(bright, one) * (
+                    core * (sd[CORE] - sd[GAP]) + edge * (sd[RIM] - sd[GAP])
+                )
+                value = mean[SHEET] + there * (value - mean[SHEET])
+                spread = sd[SHEET] + there * (spread - sd[SHEET])
+                image[i, j, k] = max(value + spread * texture[i, j, k], zero)
+
+
+@numba.njit
+def _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels):  # type: ignore[no-untyped-def]
+    """Return which share of a voxel lies in one of its column's rods.
+
+    The distance's gradient points away from the axis and the depth's along it; by the law of
+    cosines, d^2 + o^2 - 2 d o cos is the squared distance to a rod at offset o.
+    """
+    zero, one, tiny = np.float32(0.0), np.float32(1.0), np.float32(1e-12)
+    d, at = distance[i, j, k], depth[i, j, k]
+    share = zero
+    if d > reach:
+        return share
+    ux, uy, uz = _gradient(owner, distance, i, j, k)
+    vx, vy, vz = _gradient(owner, depth, i, j, k)
+    norm_u = np.sqrt(ux * ux + uy * uy + uz * uz) + tiny
+    norm_v = np.sqrt(vx * vx + vy * vy + vz * vz) + tiny
+    slant = (ux * vx + uy * vy + uz * vz) / (norm_u * norm_v)
+    for n in range(len(rods)):
+        x, y, z, offset, radius, start, end = rods[n]
+        if start <= at <= end:
+            axial = (x * vx + y * vy + z * vz) / norm_v
+            across = np.sqrt(max(one - axial * axial, np.float32(1e-6)))
+            cosine = ((x * ux + y * uy + z * uz) / norm_u - axial * slant) / across
+            cosine = min(max(cosine, -one), one)
+            squared = d * d + offset * offset - np.float32(2.0) * d * offset * cosine
+            near = (radius - np.sqrt(max(squared, zero))) * voxels + np.float32(0.5)
+            share = max(share, min(near, one))
+    return share
+
+
+@numba.njit
+def _gradient(owner, field, i, j, k):  # type: ignore[no-untyped-def]
+    """Return a field's differences along the axes, one-sided where another column lies next."""
+    own = owner[i, j, k]
+    a = i - 1 if i > 0 and owner[i - 1, j, k] == own else i
+    b = i + 1 if i + 1 < owner.shape[0] and owner[i + 1, j, k] == own else i
+    c = j - 1 if j > 0 and owner[i, j - 1, k] == own else j
+    d = j + 1 if j + 1 < owner.shape[1] and owner[i, j + 1, k] == own else j
+    e = k - 1 if k > 0 and owner[i, j, k - 1] == own else k
+    f = k + 1 if k + 1 < owner.shape[2] and owner[i, j, k + 1] == own else k
+    x = (field[b, j, k] - field[a, j, k]) / np.float32(max(b - a, 1))
+    y = (field[i, d, k] - field[i, c, k]) / np.float32(max(d - c, 1))
+    z = (field[i, j, f] - field[i, j, e]) / np.float32(max(f - e, 1))
+    return x, y, z
+
+
+def _add_bodies(
+    stain: Stain,
+    image: np.ndarray,
+    owner: np.ndarray,
+    cortex: np.ndarray,
+    voxel_spacing: float,
+    rng: np.random.Generator,
+) -> None:
+    """Paint cell bodies in ``cortex`` (X, Y, Z) bool, and tracts, tracheae and debris."""
+    shape = np.array(image.shape)
+    if stain.cell_diameter:
+        width = max(stain.cell_diameter * voxel_spacing, 3.0)
+        cells = np.argwhere(np.ones(np.ceil(shape / width).astype(int), dtype=bool))
+        centres = width * (cells + rng.random(cells.shape))
+        nearest = np.minimum(centres.astype(int), shape - 1)
+        there = cortex[tuple(nearest.T)]
+        radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
+        values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
+        _paint(image, owner, centres[there], radii[there], values[there], rng.random(), True)
+    for radius in stain.tract_radii:
+        centres = _tube(shape, radius * voxel_spacing, rng)
+        _paint(image, owner, centres, radius * voxel_spacing, rng.uniform(0.0, 1.0), 0.0, True)
+    for radius in stain.trachea_radii:
+        centres = _tube(shape, radius * voxel_spacing, rng)
+        _paint(image, owner, centres, radius * voxel_spacing, rng.uniform(0.0, 0.1), 0.0, False)
+    if stain.debris_radii:
+        radii = np.array(stain.debris_radii) * voxel_spacing
+        centres = rng.uniform(0.0, shape, size=(len(radii), 3))
+        _paint(image, owner, centres, radii, rng.uniform(0.8, 2.0, size=len(radii)), 0.0, False)
+
+
+def _paint(
+    image: np.ndarray,
+    owner: np.ndarray,
+    centres: np.ndarray,
+    radii: np.ndarray | float,
+    values: np.ndarray | float,
+    hollow: float,
+    outside_only: bool,
+) -> None:
+    """Call :func:`paint_balls` with arrays of its types."""
+    radii, values = (np.broadcast_to(a, len(centres)).astype(np.float32) for a in (radii, values))
+    centres = centres.astype(np.float32)
+    paint_balls(image, owner, centres, radii, values, np.float32(hollow), outside_only)
+
+
+def _tube(shape: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+    """Return (n, 3) points, half a radius apart or less, of a bent line through a volume (voxels).
+
+    A quadratic Bezier curve, never faster than twice the length of its control polygon's legs.
+    """
+    a, b, c = rng.uniform(-0.2, 1.2, size=(3, 3)) * shape
+    fastest = 2.0 * np.sqrt(max(np.sum((b - a) ** 2), np.sum((c - b) ** 2)))
+    t = np.linspace(0.0, 1.0, int(fastest / max(0.5 * radius, 0.5)) + 2)[:, None]
+    return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
+
+
+def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) -> float:
+    """Return how well columns stand out: their median contrast over its spread; 0 without columns.
+
+    A column's contrast c is its mean within 0.35 spacings of the path, its core, less that between
+    0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 27): s is half the
+    distance between the 16th and the 84th percentile of c over columns (a normal c's standard
+    deviation), v the mean variance within cores, so that v / 27 is what noise leaves in 3^3 voxels.
+    Volumes below about 0.6 show nothing that could be learnt.
+
+    Args:
+        image: (X, Y, Z).
+        fields: of the same shape.
+        left_out: (N,) bool, columns that do not count: left out or not stained.
+    """
+    owner = fields.owner.reshape(-1)
+    sums = np.zeros((2, 3, len(left_out) + 1))
+    _sum_core_and_gap(image.reshape(-1), owner, fields.distance.reshape(-1), sums)
+    counted = np.all(sums[:, 0, 1:] > 0, axis=0) & ~left_out
+    if not counted.any():
+        return 0.0
+    number, total, squares = sums[:, :, 1:][:, :, counted].swapaxes(0, 1)
+    core, gap = total / number
+    noise = float(np.mean(squares[0] / number[0] - core**2))
+    low, middle, high = np.percentile(core - gap, [16, 50, 84])
+    return float(abs(middle) / np.sqrt(((high - low) / 2.0) ** 2 + max(noise, 1e-9) / 27.0))
+
+
+@numba.njit(cache=True)
+def _sum_core_and_gap(image, owner, distance, sums):  # type: ignore[no-untyped-def]
+    """Add number, brightness and its square over core (0) and near gap (1), by owner."""
+    for n in range(image.size):
+        part = -1
+        if distance[n] <= np.float32(LABEL_RADIUS):
+            part = 0
+        elif np.float32(NEAR_GAP[0]) < distance[n] <= np.float32(NEAR_GAP[1]):
+            part = 1
+        if part >= 0 and owner[n]:
+            sums[part, 0, owner[n]] += 1.0
+            sums[part, 1, owner[n]] += image[n]
+            sums[part, 2, owner[n]] += np.float64(image[n]) ** 2

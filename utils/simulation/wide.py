@@ -1,0 +1,213 @@
+"""Preset wide: columns of many shapes under many stains and microscopes, configured in parts.
+
+Where columns stand (``sheet``, or a table of real ones), what glows (``stain``), how it is seen
+(``microscope``). Axis order is (x, y, z), lengths are voxels unless a name or text says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.simulation.configuration import (
+    PlainConfig,
+    check_each,
+    check_minima,
+    check_ranges,
+    check_shares,
+)
+from utils.simulation.geometry import GeometryError, draw_optic_lobe
+from utils.simulation.microscope import (
+    MicroscopeConfig,
+    draw_microscope,
+    take_picture,
+)
+from utils.simulation.placed_columns import ColumnTable, place_columns
+from utils.simulation.sheet import (
+    DEPTHS,
+    Columns,
+    SheetConfig,
+    draw_columns,
+    draw_left_out,
+    nearest_distances,
+)
+from utils.simulation.sheet_fields import paint_fields
+from utils.simulation.stain import StainConfig, draw_stain, paint_stain, visibility
+
+LOOKS = 4
+"""Stains and microscopes that are tried on a geometry before another one is drawn."""
+
+
+@dataclass(frozen=True)
+class LobeConfig(PlainConfig):
+    """Columns of preset reference, straight, in some volumes of preset wide."""
+
+    share: float = 0.0
+    """Share of the volumes in which they stand instead of those of a sheet."""
+    lattice_intervals: tuple[int, int] = (8, 15)
+    """n, inclusive; an icosahedron edge has n + 1 intervals."""
+    axis_scales: tuple[float, float] = (0.7, 1.5)
+    """Half axes of the ellipsoid, in edges of the volume."""
+    length: float = 2.25
+    """Length of a column, in spacings."""
+
+    def __post_init__(self) -> None:
+        check_shares(self, ["share"])
+        check_ranges(self, {"lattice_intervals": 1, "axis_scales": 1e-3})
+        check_minima(self, {"length": 0.1})
+
+
+@dataclass(frozen=True)
+class WideConfig(PlainConfig):
+    """All that governs a random volume of preset wide, in parts.
+
+    Raises UserError, naming the field, for a value outside its range.
+    """
+
+    shape: tuple[int, int, int] = (128, 128, 128)
+    """Voxels along x, y, z."""
+    min_visibility: float = 0.6
+    """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
+    max_redraws: int = 40
+    """Volumes drawn before giving up."""
+    sheet: SheetConfig = field(default_factory=SheetConfig)
+    """Where columns stand."""
+    lobe: LobeConfig = field(default_factory=LobeConfig)
+    """Where they stand in a share of the volumes."""
+    stain: StainConfig = field(default_factory=StainConfig)
+    """What glows."""
+    microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)
+    """How it is seen."""
+    table: ColumnTable | None = field(default=None, compare=False)
+    """Measured columns, which are placed in the volume instead of drawn ones."""
+
+    def __post_init__(self) -> None:
+        check_each(self, {"shape": 2})
+        if len(self.shape) != 3:
+            raise UserError(f"shape {self.shape}: must be three numbers of voxels")
+        check_minima(self, {"min_visibility": 0.0, "max_redraws": 1})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; of a table, if there is one, its name and hash alone."""
+        plain = super().to_dict()
+        table = plain.pop("table")
+        return plain if table is None else {**plain, "table": [table.name, table.hash]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from :meth:`to_dict`'s result; a table comes back without rows."""
+        config = super().from_dict({k: v for k, v in values.items() if k != "table"})
+        if "table" not in values:
+            return config
+        name, digest = values["table"]
+        none, ends = np.zeros(0, np.int64), np.zeros((0, 3))
+        return replace(config, table=ColumnTable(name, digest, none, none, ends, ends))
+
+
+@dataclass(frozen=True)
+class WideParameters:
+    """What was drawn for one volume; the first four mean what they mean in the reference."""
+
+    spacing: float
+    """Mean distance of nearest neighbours along the columns, in mean edges of the volume."""
+    cone_length: float
+    """1: e_r is the whole column."""
+    cone_radius: float
+    """Radius of a column, in its distance to the nearest neighbour at the same depth."""
+    cone_taper: float
+    """Mean of the columns' distal over proximal spacing."""
+    visibility: float
+    """Contrast of columns and gaps over its spread, by ``microscope.visibility``."""
+    redraws: int
+    """Volumes drawn until this one was accepted."""
+    drawn: str
+    """JSON: parameters of the geometry, the stain and the microscope."""
+
+    def spacing_voxels(self, shape: tuple[int, int, int]) -> list[float]:
+        """Return the spacing along x, y, z in voxels, which are cubes."""
+        return [self.spacing * float(np.mean(shape))] * 3
+
+
+def draw_wide(
+    config: WideConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, Columns, WideParameters]:
+    """Draw volumes until one's columns can be seen.
+
+    Returns:
+        Image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns (left out: all that are
+        not stained), and what was drawn.
+
+    Raises GeometryError if none of ``config.max_redraws`` volumes is visible enough.
+    """
+    best = 0.0
+    for redraws in range(config.max_redraws):
+        if redraws % LOOKS == 0:
+            columns = _draw_columns(config, rng)
+            fields = paint_fields(columns, config.shape)
+            spacing = float(columns.spacing.mean())
+        stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
+        microscope = draw_microscope(config.microscope, rng, spacing)
+        image = take_picture(microscope, paint_stain(stain, fields, spacing, rng), rng)
+        unstained = np.array(stain.brightness) == 0.0
+        seen = visibility(image, fields, unstained)
+        if seen >= config.min_visibility:
+            break
+        best = max(best, seen)
+    else:
+        raise GeometryError(
+            f"no volume of {config.max_redraws} shows its columns with min_visibility "
+            f"{config.min_visibility} (most: {best:.2f}): ask for less, or for clearer stains"
+        )
+    drawn = {
+        "geometry": columns.parameters,
+        "stain": stain.to_dict(),
+        "microscope": microscope.to_dict(),
+    }
+    parameters = WideParameters(
+        spacing=spacing / float(np.mean(config.shape)),
+        cone_length=1.0,
+        cone_radius=config.sheet.radius,
+        cone_taper=float(np.mean(columns.spacing[:, -1] / columns.spacing[:, 0])),
+        visibility=seen,
+        redraws=redraws,
+        drawn=json.dumps(drawn),
+    )
+    instances = fields.instances(config.sheet.radius)
+    return image, instances, replace(columns, left_out=unstained), parameters
+
+
+def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
+    if config.table is None:
+        if rng.random() < config.lobe.share:
+            return _draw_lobe(config, rng)
+        return draw_columns(config.sheet, config.shape, rng)
+    if not len(config.table.p):
+        raise UserError(f"the columns of {config.table.name} are missing: give --columns_table")
+    return place_columns(config.table, config.sheet, config.shape, rng)
+
+
+def _draw_lobe(config: WideConfig, rng: np.random.Generator) -> Columns:
+    """Return the reference's columns as straight paths."""
+    lobe = draw_optic_lobe(
+        rng,
+        lattice_intervals=config.lobe.lattice_intervals,
+        axis_scales=config.lobe.axis_scales,
+        min_columns=config.sheet.min_columns,
+        max_tries=config.sheet.max_tries,
+    )
+    lengths = np.linspace(0.0, config.lobe.length * lobe.spacing, DEPTHS)[:, None]
+    paths = (lobe.entry_points[:, None] + lengths * lobe.e_r[:, None]) * np.array(config.shape)
+    columns = Columns(
+        paths=paths.astype(np.float32),
+        spacing=nearest_distances(paths).astype(np.float32),
+        lattice=lobe.lattice_coordinates,
+        neighbours=lobe.lattice_neighbours,
+        left_out=np.zeros(len(paths), bool),
+        parameters={"lattice_intervals": float(lobe.lattice_intervals), "tries": float(lobe.tries)},
+    )
+    return draw_left_out(config.sheet, columns, rng)

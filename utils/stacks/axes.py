@@ -1,0 +1,90 @@
+"""Which axis of an array is which: the names that files use, the user's order, the usual order.
+
+Axes are letters, slowest first: X, Y, Z, C or S (channels), T (time), N (sample), Q (unknown).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+
+NAMES = {
+    **dict.fromkeys(("x", "column", "columns", "col", "width"), "X"),
+    **dict.fromkeys(("y", "row", "rows", "height"), "Y"),
+    **dict.fromkeys(("z", "plane", "planes", "slice", "slices", "depth", "section"), "Z"),
+    **dict.fromkeys(("c", "channel", "channels", "ch", "color", "colour", "band"), "C"),
+    **dict.fromkeys(("s", "rgb", "rgba"), "S"),
+    **dict.fromkeys(("t", "time", "times", "timepoint", "frame", "frames"), "T"),
+    **dict.fromkeys(("n", "sample", "samples"), "N"),
+}
+"""Letters by the names that files use for axes."""
+MOST_CHANNELS = 4
+"""Entries up to which an axis without a name is taken for channels, as in RGB and RGBA."""
+REMEDY = "name its axes with --axes, a letter each of T, C, Z, Y and X, such as --axes ZCYX"
+
+
+def axis_letters(names: Any) -> str | None:
+    """Return a letter an axis by its names, Q for an unknown one; None if all are unknown.
+
+    ``names`` is what a file says: one string or bytes (``zcyx``, ``z, c, y, x``), or a list.
+    """
+    entries = np.ravel(np.asarray(names, object)).tolist()
+    words = [w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in entries]
+    if len(words) == 1:
+        words = re.findall(r"[^\W_]+", words[0])
+        if len(words) == 1 and words[0].lower() not in NAMES:
+            words = list(words[0])
+    first = [re.split(r"[\W\d_]", word.strip().lower())[0] for word in words]  # of "x_um" the x
+    letters = "".join(NAMES.get(word, "Q") for word in first)
+    return letters if letters.strip("Q") else None
+
+
+def given_axes(path: Path, text: str, shape: Sequence[int]) -> str:
+    """Return the user's order of axes in capitals; UserError if it cannot be that of ``shape``."""
+    axes = text.strip().upper()
+    once = len(set(axes)) == len(axes) and not {"C", "S"} <= set(axes)
+    if set(axes) - set("XYZCST") or not once or not {"X", "Y"} <= set(axes):
+        raise UserError(
+            f"{path}: --axes {text!r}: give each axis a letter of its own out of T, C (or S), Z, Y "
+            "and X, slowest first, Y and X among them, such as ZCYX"
+        )
+    if len(axes) != len(shape):
+        raise UserError(
+            f"{path}: --axes {text}: has {len(axes)} letters, but the array has {len(shape)} axes, "
+            f"of lengths {tuple(shape)}"
+        )
+    return axes
+
+
+def usual_axes(path: Path, shape: Sequence[int]) -> str:
+    """Return the order of axes that an array without names has if there is but one way to see it.
+
+    Of four axes longer than 1 the one of up to four entries is channels, unless it is the third.
+    Raises UserError, which names ``--axes``, where that does not tell.
+    """
+    long = [k for k, n in enumerate(shape) if n > 1 or len(shape) <= 3]
+    lengths = [shape[k] for k in long]
+    few = [k for k, n in enumerate(lengths) if n <= MOST_CHANNELS and k != len(lengths) - 2]
+    letters = {2: "YX", 3: "ZYX"}.get(len(long))
+    if len(long) == 3 and 1 < lengths[-1] <= MOST_CHANNELS < min(lengths[:-1]):
+        letters = "YXC" if lengths[-1] > 2 else None  # two columns of voxels, or two channels
+    elif len(long) == 4 and len(few) == 1:
+        letters = "ZYX"[: few[0]] + "C" + "ZYX"[few[0] :]
+    if letters is None:
+        lengths = " x ".join(map(str, shape))
+        raise UserError(f"{path}: which of its {len(shape)} axes ({lengths}) is which is not told; "
+                        f"{REMEDY}")  # fmt: skip
+    named = dict(zip(long, letters, strict=True))
+    return "".join(named.get(k, "T") for k in range(len(shape)))
+
+
+def as_planes(axes: str, shape: Sequence[int]) -> str | None:
+    """Return the order in which z is what is called time now; None where there is a z already."""
+    planes = shape[axes.index("Z")] if "Z" in axes else 1
+    return axes.translate(str.maketrans("TZ", "ZT")) if planes == 1 and "T" in axes else None

@@ -1,0 +1,129 @@
+"""What HDF5 arrays need beside their file: filters, other files, chunks that were written.
+
+HDF5 itself reads as its fill value, without a word, whatever is not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.stacks.stack import library_errors
+
+
+def beside(array: Any) -> Any:
+    """Return a dataset opened so that files which hold its bytes are looked for beside its own.
+
+    HDF5 itself looks for them where the program was started.
+    """
+    import h5py
+
+    if not array.external:
+        return array
+    file, name = array.file, array.name.encode()
+    array.id.close()  # one that is open keeps its way of looking
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_efile_prefix(bytes(Path(file.filename).parent.resolve()))
+    return h5py.Dataset(h5py.h5d.open(file.id, name, access))
+
+
+def readable(path: Path, array: Any) -> Any:
+    """Return a dataset; UserError if a filter, or a file of its bytes, is not there."""
+    import h5py
+
+    made = array.id.get_create_plist()
+    filters = [made.get_filter(k) for k in range(made.get_nfilters())]
+    for code, _, _, name in filters:
+        if not h5py.h5z.filter_avail(code) and not _plugins():
+            called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
+            raise UserError(
+                f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}), "
+                "which needs the package hdf5plugin: pip install hdf5plugin"
+            )
+    needed = math.prod(array.shape) * array.dtype.itemsize
+    for name, first, size in array.external or ():
+        wanted = min(size, needed)
+        needed -= wanted
+        file = Path(array.file.filename).parent / name
+        if not file.exists() or file.stat().st_size < first + wanted:
+            lacks = "cut" if file.exists() else "absent"
+            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is {lacks}")
+    return array
+
+
+def _plugins() -> bool:
+    """Make the filters of the package hdf5plugin known, and say whether it is installed."""
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError:
+        return False
+    return True
+
+
+def packed_chunks(array: Any) -> tuple[int, ...] | None:
+    """Return the edges of chunks that are unpacked whole; of plain bytes any part is read."""
+    return array.chunks if array.id.get_create_plist().get_nfilters() else None
+
+
+def warn_of_absent(path: Path, arrays: Iterable[Any]) -> str | None:
+    """Say what of datasets is read as the fill value for want of chunks, files or datasets."""
+    with library_errors(path):
+        found = [loss for array in arrays for loss in _losses(array)]
+    if not found:
+        return None
+    more = f", and {len(found) - 3} more like it" if len(found) > 3 else ""
+    return (
+        f"{path}: {'; '.join(found[:3])}{more}: read as the fill value, which is right if nothing "
+        "was to be stored there, and wrong if writing was cut short or a file was left behind"
+    )
+
+
+def _losses(array: Any) -> Iterator[str]:
+    """Yield what is not there of a dataset, a line each."""
+    import h5py
+
+    name = array.name.strip("/")
+    if array.is_virtual:
+        yield from _lost_sources(array)
+    elif array.chunks:
+        edges = zip(array.shape, array.chunks, strict=True)
+        total = math.prod(math.ceil(n / edge) for n, edge in edges)
+        absent = total - array.id.get_num_chunks()
+        if absent > 0:
+            yield f"{absent} of the {total} chunks of {name} were never written"
+    elif array.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS and not array.external:
+        if array.id.get_storage_size() == 0:
+            yield f"nothing of {name} was ever written"
+
+
+def _lost_sources(array: Any) -> Iterator[str]:
+    """Yield what a virtual dataset refers to without its being there, or refers to nothing."""
+    import h5py
+
+    name, folder = array.name.strip("/"), Path(array.file.filename).parent
+    mapped = 0
+    for source in array.virtual_sources():
+        if "%" in source.file_name + source.dset_name:  # a pattern of files, read as far as they go
+            mapped = array.size
+            continue
+        mapped += source.vspace.get_select_npoints()
+        here = source.file_name == "."
+        places = [folder / source.file_name, Path(source.file_name)]
+        file = next((place for place in places if here or place.is_file()), None)
+        if file is None:
+            yield f"a part of {name} stands in {source.file_name}, which is absent"
+            continue
+        with h5py.File(array.file.filename if here else file, "r") as opened:
+            found = opened.get(source.dset_name)
+            if found is None:
+                yield f"a part of {name} is {source.dset_name} of {file.name}, which lacks it"
+            elif source.vspace.get_select_npoints() > found.size:
+                yield f"a part of {name} is {source.dset_name} of {file.name}, which holds less"
+            else:
+                yield from _losses(found)
+    if mapped < array.size:
+        yield f"{array.size - mapped:,} of the {array.size:,} voxels of {name} stand nowhere"

@@ -1,0 +1,189 @@
+"""Stacks in HDF5 of which each channel and time point is an array: BigDataViewer's and Imaris's.
+
+BigDataViewer: https://imagej.net/plugins/bdv, setups are channels; it keeps uint16 in arrays that
+are called int16. Imaris: https://imaris.oxinst.com (its file format 5.5), arrays that are longer
+than the stack, and attributes as arrays of single letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
+from utils.stacks.stack import FileArray, Source, library_errors, micrometres
+
+BDV = re.compile(r"t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
+IMARIS = re.compile(
+    r"DataSet/ResolutionLevel (?P<level>\d+)/TimePoint (?P<time>\d+)/Channel (?P<channel>\d+)/Data"
+)
+Sizes = Mapping[int, Mapping[str, float]]
+"""Micrometres by axis letter, by the number of a setup."""
+
+
+@dataclass(frozen=True)
+class SplitArray:
+    """An array (T, C, Z, Y, X) whose time points and channels are arrays of their own."""
+
+    path: Path
+    parts: Mapping[tuple[int, int], FileArray] = field(repr=False)
+    """By place along T and C; one that is absent cannot be read."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def part(self, where: tuple[Any, ...]) -> np.ndarray:
+        """Return the box at one time point and channel; UserError if it is lost."""
+        time, channel, *box = where
+        if (time, channel) not in self.parts:
+            raise UserError(f"{self.path}: has no channel {channel} at time point {time}")
+        ends = zip(box, self.shape[2:], strict=True)
+        cut = tuple(slice(*s.indices(n)) if isinstance(s, slice) else s for s, n in ends)
+        return self.parts[time, channel].part(cut).view(self.dtype)
+
+
+def file_of(path: Path) -> tuple[Path, Sizes]:
+    """Return the HDF5 file that BigDataViewer's ``.xml`` names, and the voxel sizes of its setups.
+
+    The ``.xml`` is the path itself, or stands beside an HDF5 file of the same name. UserError if it
+    names no HDF5 file, or one that is absent.
+    """
+    from xml.etree import ElementTree
+
+    described = path.with_suffix(".xml")
+    if path != described and not (described.is_file() and b"<SpimData" in described.read_bytes()):
+        return path, {}
+    with library_errors(described):
+        root = ElementTree.parse(described).getroot()
+        loader = root.find(".//ImageLoader")
+        kind = "" if loader is None else loader.get("format", "")
+        named = None if loader is None else loader.findtext("hdf5")
+        sizes = {int(s.findtext("id", "")): _size(s) for s in root.findall(".//ViewSetup")}
+    if path != described:
+        return path, sizes
+    if named is None:
+        said = f"its images are kept as {kind}" if kind else "it names no images"
+        raise UserError(f"{path}: {said}; of BigDataViewer's XML those with HDF5 are read")
+    file = path.parent / named.strip()
+    if not file.is_file():
+        raise UserError(f"{path}: names the HDF5 file {file}, which is absent")
+    return file, sizes
+
+
+def _size(setup: Any) -> dict[str, float]:
+    """Return the voxel size of an element ``ViewSetup``."""
+    unit = micrometres(setup.findtext("voxelSize/unit", ""))
+    numbers = setup.findtext("voxelSize/size", "").split()
+    return {a: float(number) * unit for a, number in zip("XYZ", numbers, strict=False)}
+
+
+def split_stacks(
+    path: Path, file: Any, arrays: Mapping[str, Any], sizes: Sizes
+) -> dict[str, Source]:
+    """Return the stacks at full resolution by the name for ``--key``, empty for the only one."""
+    full = {}
+    for name, array in arrays.items():
+        match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
+        if match and int(match["level"]) == 0:
+            full[int(match["time"]), int(match["channel"])] = array, match
+    times = sorted({time for time, _ in full})
+    channels = sorted({channel for _, channel in full})
+    with library_errors(path):
+        kinds = {
+            (channel, array.shape, array.dtype, str(sizes.get(channel)))
+            for (_, channel), (array, _) in full.items()
+        }
+    if len(kinds) > len(channels):  # a channel's time points differ
+        return {}
+    alike = len({kind[1:] for kind in kinds}) == 1
+    groups = {"": channels} if alike else {f"s{channel:02d}": [channel] for channel in channels}
+    stacks = {}
+    for key, group in groups.items():
+        taken = {(t, c): found for (t, c), found in full.items() if c in group}
+        parts = {(times.index(t), group.index(c)): array for (t, c), (array, _) in taken.items()}
+        match = next(iter(taken.values()))[1]
+        stacks[key] = _stack(path, file, parts, match, sizes)
+    return stacks
+
+
+def split_part(path: Path, file: Any, name: str, array: Any, sizes: Sizes) -> Source | None:
+    """Return one of the arrays as a stack, if by its name it is one of these programs'."""
+    match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
+    return match and _stack(path, file, {(0, 0): array}, match, sizes)
+
+
+def _stack(
+    path: Path,
+    file: Any,
+    parts: Mapping[tuple[int, int], Any],
+    match: re.Match[str],
+    sizes: Sizes,
+) -> Source:
+    """Return arrays by place along T and C as one stack; ``match`` is of the name of one."""
+    one = next(iter(parts.values()))
+    with library_errors(path):
+        dtype, size = one.dtype, one.shape
+        if match.re is BDV:
+            spacing = _scaled(file, match, sizes)
+            dtype = np.dtype(f"{dtype.byteorder}u2") if dtype == np.int16 else dtype
+        else:
+            size, spacing = _true_size(file, one)
+    if len(size) != len(one.shape) or any(a > b for a, b in zip(size, one.shape, strict=True)):
+        raise UserError(f"{path}: damaged: {one.name} of {one.shape} is smaller than {size}")
+    loaded = {
+        place: FileArray.found(path, lambda array=array: readable(path, array))
+        for place, array in parts.items()
+    }
+    counts = (1 + max(t for t, _ in parts), 1 + max(c for _, c in parts))
+    chunks = packed_chunks(one)
+    return Source(
+        SplitArray(path, loaded, (*counts, *size), dtype),
+        "TCZYX",
+        spacing,
+        warning=lambda: warn_of_absent(path, parts.values()),
+        close=file.close,
+        chunks=None if chunks is None else (1, 1, *chunks),
+    )
+
+
+def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> dict[str, float]:
+    """Return a setup's voxel size times its level's factors of ``resolutions`` (x, y, z).
+
+    Where there is no ``.xml``, ``resolutions`` are sizes in micrometres if they are no whole ones.
+    """
+    table = file.get(f"s{match['channel']}/resolutions")
+    if table is None:
+        return dict(sizes.get(int(match["channel"]), {})) if int(match["level"]) == 0 else {}
+    factors = dict(zip("XYZ", map(float, table[int(match["level"])]), strict=True))
+    known = sizes.get(int(match["channel"]))
+    if known is None:
+        return {} if np.all(table[0] == np.round(table[0])) else factors
+    return {
+        a: known[a] * factors[a] / float(table[0][i]) for i, a in enumerate("XYZ") if a in known
+    }
+
+
+def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], dict[str, float]]:
+    """Return the size (z, y, x) of an Imaris array without what fills its last chunks, and um."""
+    whole, own = file["DataSetInfo/Image"].attrs, array.parent.attrs
+    size = {
+        a: int(_text(own[f"ImageSize{a}"] if f"ImageSize{a}" in own else whole[a])) for a in "ZYX"
+    }
+    unit = micrometres(_text(whole["Unit"])) if "Unit" in whole else 1.0
+    extent = {
+        a: float(_text(whole[f"ExtMax{k}"])) - float(_text(whole[f"ExtMin{k}"]))
+        for k, a in enumerate("XYZ")
+        if {f"ExtMin{k}", f"ExtMax{k}"} <= set(whole)
+    }
+    return tuple(size.values()), {a: length / size[a] * unit for a, length in extent.items()}
+
+
+def _text(attribute: Any) -> str:
+    """Return what an attribute says, which Imaris keeps as an array of single letters."""
+    letters = np.ravel(attribute).tolist()
+    return "".join(n.decode("latin-1") if isinstance(n, bytes) else str(n) for n in letters)

@@ -1,0 +1,170 @@
+"""Where a stack stands in space: the size of its voxels, the directions of its axes, and its place.
+
+One description for all formats, so that an output says what its input did, whatever both are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from utils.stacks.units import micrometres_per
+
+SAME_SIZE = 1e-4
+"""Part by which two sizes may differ that are one: TIFF's fractions round, NIfTI has float32."""
+SIGNS = {
+    **dict.fromkeys(("left-posterior-superior", "LPS"), (-1, -1, 1)),
+    **dict.fromkeys(("right-anterior-superior", "RAS"), (1, 1, 1)),
+    **dict.fromkeys(("left-anterior-superior", "LAS"), (-1, 1, 1)),
+}
+"""Spaces of NRRD, and the signs that turn their axes into those of NIfTI, which is RAS."""
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Size, directions and place of a stack's voxels."""
+
+    steps: np.ndarray
+    """(D, N): in column k the way to the next voxel along axis k of x, y, z, in D axes of space."""
+    first: np.ndarray
+    """(D,): the middle of the first voxel."""
+    unit: float = 1.0
+    """Micrometres of a unit of both; NaN if nobody knows."""
+    space: str = ""
+    """NRRD's name for the axes of space; empty if they have none."""
+    guessed: str = ""
+    """Axes, of x, y, z, whose size the file does not tell: they have the finest of the others."""
+
+    @classmethod
+    def aligned(cls, sizes: Mapping[str, float], unit: float = 1.0) -> Place:
+        """Return the place of a stack at 0 along the axes of space; ``sizes`` as far as known."""
+        known = {a: abs(float(sizes.get(a, math.nan))) for a in "XYZ"}
+        known = {a: n for a, n in known.items() if 0 < n < math.inf}
+        finest = min(known.values(), default=1.0)
+        steps = np.diag([known.get(a, finest) for a in "XYZ"])
+        guessed = "".join(a for a in "XYZ" if a not in known) if known else ""
+        return cls(steps, np.zeros(3), unit if known else math.nan, guessed=guessed)
+
+    @classmethod
+    def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
+        """Return the place of sizes with the names of their units; if none has one, of a ratio."""
+        lengths = {a: micrometres_per(units.get(a, "")) or math.nan for a in sizes}
+        known = {a: size * lengths[a] for a, size in sizes.items()}
+        if any(map(math.isfinite, known.values())):
+            return cls.aligned(known)
+        return cls.aligned(sizes, math.nan)
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Edge of a voxel along x, y, z (or x, y), in units."""
+        return tuple(math.hypot(*column) for column in self.steps.T)
+
+    @property
+    def known(self) -> dict[str, float]:
+        """The sizes that the file tells, by axis, in micrometres if the unit is known."""
+        unit = self.unit if math.isfinite(self.unit) else 1.0
+        sizes = zip("XYZ", self.sizes, strict=False)
+        return {a: size * unit for a, size in sizes if a not in self.guessed}
+
+    @property
+    def usable(self) -> bool:
+        """Whether the voxels have a size, and their axes lie apart."""
+        finite = np.isfinite(self.steps).all() and np.isfinite(self.first).all()
+        return bool(finite) and np.linalg.matrix_rank(self.steps) == self.steps.shape[1]
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Edge of a voxel in micrometres; None unless the file tells it along each axis."""
+        if self.guessed or not math.isfinite(self.unit):
+            return None
+        return tuple(size * self.unit for size in self.sizes)
+
+    @property
+    def tells_ratio(self) -> bool:
+        """Whether there are sizes; those of a file that tells none are all 1."""
+        return math.isfinite(self.unit) or any(size != 1 for size in self.sizes)
+
+    @property
+    def turned(self) -> bool:
+        """Whether an axis is mirrored or does not lie along its axis of space."""
+        straight = np.eye(*self.steps.shape)
+        return not np.allclose(self.steps / self.sizes, straight, atol=1e-6)
+
+    @property
+    def way(self) -> tuple[float, ...]:
+        """How far the first voxel lies from 0 along each axis of the stack, in units.
+
+        Formats without directions keep this: 0 then lies at the same voxel.
+        """
+        return tuple(map(float, np.linalg.pinv(self.steps) @ self.first * self.sizes))
+
+    def within(self, axes: int) -> Place:
+        """Return the place of a plane of the stack, or of the stack itself."""
+        guessed = "".join(a for a in self.guessed if a in "XYZ"[:axes])
+        flat = not self.space and not self.steps[axes:, :axes].any() and not self.first[axes:].any()
+        ways = axes if flat else len(self.first)
+        steps, first = self.steps[:ways, :axes], self.first[:ways]
+        return replace(self, steps=steps, first=first, guessed=guessed)
+
+    def renamed(self, axes: Mapping[str, str]) -> Place:
+        """Return the place of a stack some of whose axes, X, Y and Z, are now called otherwise.
+
+        Args:
+            axes: the former name of an axis by its new one.
+        """
+        place = self
+        if self.steps.shape[1] < 3:
+            place = Place.aligned(self.known, self.unit / self.unit)
+        left = [a for a in "XYZ" if a not in axes.values()]
+        former = {a: axes[a] if a in axes else left.pop(0) for a in "XYZ"}
+        steps = place.steps[:, ["XYZ".index(former[a]) for a in "XYZ"]]
+        guessed = "".join(a for a in "XYZ" if former[a] in place.guessed)
+        return replace(place, steps=steps, guessed=guessed)
+
+    def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
+        """Return the place of a part that begins ``voxels`` from the first along each axis."""
+        return replace(self, first=self.first + self.steps[:, : len(voxels)] @ np.array(voxels))
+
+    def resized(self, sizes: Iterable[float]) -> Place:
+        """Return the place with voxels of ``sizes`` micrometres along x, y, z (or x, y).
+
+        Directions stay, and 0 lies at the same voxel. Where the sizes are the stack's own, in its
+        unit if that is known, nothing else changes.
+        """
+        unit = self.unit if math.isfinite(self.unit) else 1.0
+        ratio = np.array(list(sizes)) / self.sizes / unit
+        if np.allclose(ratio, 1, rtol=SAME_SIZE, atol=0):
+            return replace(self, unit=unit, guessed="")
+        steps = self.steps * ratio * unit
+        first = self.first * unit
+        first = first + (steps - self.steps * unit) @ np.linalg.pinv(self.steps) @ self.first
+        return replace(self, steps=steps, first=first, unit=1.0, guessed="")
+
+    def in_units(self, unit: float) -> Place:
+        """Return the same in units of ``unit`` micrometres; itself if its own is not known."""
+        ratio = self.unit / unit
+        if not math.isfinite(ratio):
+            return self
+        return replace(self, steps=self.steps * ratio, first=self.first * ratio, unit=unit)
+
+    def in_space(self, space: str) -> Place:
+        """Return the same in another space; itself where either is not one of :data:`SIGNS`."""
+        if not {self.space, space} <= {*SIGNS} or len(self.first) != 3:
+            return self
+        signs = np.array(SIGNS[self.space]) * SIGNS[space]
+        return replace(self, steps=signs[:, None] * self.steps, first=signs * self.first)
+
+    def note(self) -> str | None:
+        """Return what a person must know of sizes that the file does not tell; None if it does."""
+        sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
+        if self.guessed:
+            axes = " and ".join(self.guessed.lower())
+            said = f"no voxel size along {axes} in the file, taken for that of the finest axis"
+        elif not math.isfinite(self.unit) and self.tells_ratio:
+            said = "the voxel size in the file has no unit, its ratio is used and kept"
+        else:
+            return None
+        return f"{said}: {sizes} (x, y, z); --voxel_size Z,Y,X gives it in micrometres"
