@@ -33,10 +33,14 @@ def read_column_table(table: str | Path, paths: str | Path | None = None) -> Col
         raise UserError(f"{table}: {len(columns)} columns; at least two are needed")
     proximal, distal = columns[ENDS[:3]].to_numpy(float), columns[ENDS[3:]].to_numpy(float)
     nodes = np.stack([proximal, distal], axis=1) if paths is None else _paths(paths, columns)
-    still = np.all(np.diff(nodes, axis=1) == 0.0, axis=2).any(axis=1)
+    moves = np.concatenate([np.diff(nodes, axis=1), nodes[:, -1:] - nodes[:, :1]], axis=1)
+    still = np.all(moves == 0.0, axis=2).any(axis=1)
     if still.any():
         p, q = columns[["p", "q"]].to_numpy(int)[still.argmax()]
-        raise UserError(f"{paths or table}: column p {p}, q {q} stays at one place from end to end")
+        raise UserError(
+            f"{paths or table}: column p {p}, q {q} has both ends, or two depths in a row, at one "
+            "place"
+        )
     digest = hashlib.sha256()
     for file in (table, paths) if paths is not None else (table,):
         digest.update(Path(file).read_bytes())
