@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from utils.grey_values import GreyCounts, Limits, find_limits
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
@@ -82,6 +83,26 @@ def test_saturated_debris_changes_little(share: float) -> None:
     assert after.high == pytest.approx(before.high, rel=0.05)
     assert limits(dirty, "percentiles").high > 2 * before.high or share < 0.015
     assert any("stand at the top value 4095" in words for words in after.warnings())
+
+
+@pytest.mark.parametrize("share", [0.012, 0.02, 0.03])
+@pytest.mark.parametrize("kind", ["spread", "hot pixel", "smoothed"])
+def test_debris_below_the_top_value_changes_little(share: float, kind: str) -> None:
+    image = simulate_volume(VolumeConfig(), sample_rng(1, 0)).image * 20
+    clean = np.clip(image, 0, 4094).astype(np.float32)
+    rng = np.random.default_rng(0)
+    dirty = clean.copy()
+    start = tuple(rng.integers(0, 128 - 40, 3))
+    box = tuple(slice(a, a + int(128 * share ** (1 / 3))) for a in start)
+    dirty[box] = rng.uniform(60000, 65535, dirty[box].shape) if kind == "spread" else 60000
+    if kind == "hot pixel":
+        dirty[0, 0, 0] = 65535
+    if kind == "smoothed":
+        dirty = ndimage.gaussian_filter(dirty, 0.6)
+        clean = ndimage.gaussian_filter(clean, 0.6)
+    before, after = limits(clean), limits(dirty)
+    assert 0.6 < (after.high - after.median) / (before.high - before.median) < 2.3
+    assert not before.warnings() and after.warnings()
 
 
 @pytest.mark.parametrize("share", [0.003, 0.0075, 0.015, 0.05])

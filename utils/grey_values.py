@@ -13,6 +13,9 @@ The rule ``robust``, by default with the percentiles 1 and 99:
    towards the noise's end, since it is the darkest voxel among columns that is to become 0: from
    s = 0.045 on downwards, and all the way at 0.015, if the upper limit is four times as far beyond
    the noise's end as that is from the median, and less of the way if it is nearer.
+4. Debris that is bright but not all at the top value (behind a registration, with a halo, beside
+   one hot pixel) sets no limit where much stands above the noise: if the upper limit lies more than
+   4.5 times as far above the median as percentile 95, it moves to 1.8 times, all the way from 6 on.
 
 The rule ``percentiles`` takes both percentiles as they are. Both are order statistics (linear
 between two neighbours), so that v -> a v + b moves the limits likewise. Voxels that are NaN or
@@ -41,6 +44,13 @@ SPARSE, SPARSEST = 0.045, 0.015
 CLEAR = 4.0
 """How far beyond the noise's end the upper limit lies, in that end's distances from the median, if
 what stands there is signal for sure. In noise alone it lies near that end."""
+MANY = 0.06
+"""Share above the noise from which percentile 95 is one of what stands there."""
+FAR, FARTHEST = 4.5, 6.0
+"""Upper limit over percentile 95, both above the median, where debris begins to be left out. On 64
+default volumes the ratio is at most 4.04."""
+USUAL = 1.8
+"""The median of that ratio over the same volumes."""
 SATURATED = 0.01
 """Share of voxels at the top value from which :meth:`Limits.warnings` tells of it."""
 NEAR_NOISE = 1.15
@@ -65,6 +75,8 @@ class Limits:
     """Of all finite voxels."""
     missing: int
     """Voxels that are NaN or infinite."""
+    far: bool
+    """Whether voxels far brighter than the rest, as of debris, were left out of the upper limit."""
 
     def warnings(self) -> list[str]:
         """Return what a person should know of these grey values, in words; often nothing."""
@@ -73,6 +85,12 @@ class Limits:
             found.append(
                 f"{100 * self.share_at_top:.1f} % of the voxels stand at the top value "
                 f"{self.top:g}: what is saturated shows no columns"
+            )
+        if self.far:
+            found.append(
+                "a few voxels are far brighter than the rest, as debris is, and set no limit: what "
+                f"is above {self.high:.4g} counts as equally bright; --percentiles LOW,HIGH sets "
+                "others"
             )
         if self.low < self.high <= self.median + NEAR_NOISE * (self.noise_end - self.median):
             found.append(
@@ -91,13 +109,14 @@ def find_limits(counts: GreyCounts, low_percent: float, high_percent: float, rul
     total = counts.total
     if not total:
         nan = float("nan")
-        return Limits(nan, nan, nan, nan, nan, 0.0, counts.missing)
+        return Limits(nan, nan, nan, nan, nan, 0.0, counts.missing, False)
     top, at_top = counts.top()
     robust = rule == "robust"
     left_out = max(0, at_top - 1 - int(TOP_SHARE * total)) if robust else 0
-    percents = np.array([low_percent, 16, 50, 75, high_percent])
+    percents = np.array([low_percent, 16, 50, 75, 95, high_percent])
+    far = False
     for last in (total - 1 - left_out, total - 1):
-        low, lower, median, upper, high = counts.values(percents / 100 * last)
+        low, lower, median, upper, bright, high = counts.values(percents / 100 * last)
         noise_end = median + SPREADS * max(median - lower, UPPER_SPREAD * (upper - median))
         if robust:
             standing = max(0, counts.above(noise_end) - (total - 1 - last))
@@ -107,11 +126,16 @@ def find_limits(counts: GreyCounts, low_percent: float, high_percent: float, rul
                 high = counts.values(np.array([last - np.floor(beyond)]))[0]
             sparse = (SPARSE - standing / total) / (SPARSE - SPARSEST)
             clear = (high - noise_end) / (CLEAR * (noise_end - median) or 1)
+            usual = bright - median
+            far = standing >= MANY * total and high - median > FAR * usual
+            if far:
+                share = min(1.0, ((high - median) / usual - FAR) / (FARTHEST - FAR))
+                high = median + usual * (FAR + share * (USUAL - FAR))
             low += max(0.0, noise_end - low) * np.clip(sparse, 0, 1) * np.clip(clear, 0, 1)
         if high > low:
             break
     numbers = (float(x) for x in (low, high, median, noise_end, top))
-    return Limits(*numbers, at_top / total, counts.missing)
+    return Limits(*numbers, at_top / total, counts.missing, bool(far))
 
 
 class GreyCounts:

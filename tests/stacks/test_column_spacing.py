@@ -68,3 +68,18 @@ def test_where_there_is_nothing_to_see(estimate):
     assert estimate(np.zeros((40, 40, 40), np.uint8)) is None
     found = estimate(np.random.default_rng(0).random((6, 6, 6)))
     assert found is None or not found.sure
+
+
+@pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
+def test_what_lies_outside_of_the_view_is_not_looked_at(estimate, outside):
+    image = columns(9.0)
+    whole = estimate(image)
+    image[:3] = outside
+    found = estimate(image)
+    assert found.sure and found.spacing == pytest.approx(whole.spacing, rel=0.05)
+
+
+def test_a_ring_at_the_limit_of_sampling_is_not_sure(estimate):
+    image = ndimage.zoom(columns(9.0, edge=64, depth=48), 2, order=1)
+    found = estimate(image)
+    assert not found.sure or found.spacing * CALIBRATION == pytest.approx(18, rel=0.15)

@@ -42,6 +42,8 @@ LEAST_PROMINENCE, WIDEST_INTERVAL = 2.2, 1.3
 Eleven of twelve other validation volumes pass, all of them within 15 % of the truth; noise, blurred
 noise and scattered blobs reach a prominence of 2.0.
 """
+LEAST_SURE = 3.5
+"""Spacings below, in voxels, are never sure: resampling leaves rings that near to the limit."""
 LEAST_BLOCKS = 3
 """Parts of the stack that it takes to agree."""
 MARGIN = 4
@@ -66,7 +68,8 @@ class SpacingEstimate:
     def sure(self) -> bool:
         """Whether this is more than noise."""
         narrow = self.high <= WIDEST_INTERVAL * self.low
-        return self.blocks >= LEAST_BLOCKS and narrow and self.prominence >= LEAST_PROMINENCE
+        clear = narrow and self.prominence >= LEAST_PROMINENCE
+        return self.blocks >= LEAST_BLOCKS and clear and self.spacing >= LEAST_SURE
 
     def describe(self) -> str:
         """Return a few words for the user."""
@@ -111,6 +114,8 @@ def _brightest(stack: Stack) -> Iterator[np.ndarray]:
     best: list[tuple[float, tuple[int, ...], np.ndarray]] = []
     for last in starts[-1]:
         slab = stack.read(last, last + edges[-1])
+        if slab.dtype.kind == "f":  # outside of a registered field of view there is nothing
+            slab = np.where(np.isfinite(slab), slab, np.float32(0))
         for corner in itertools.product(*starts[:-1]):
             box = tuple(slice(a, a + n) for a, n in zip(corner, edges, strict=False))
             brightness = float(slab[box].mean(dtype=np.float64))
