@@ -6,7 +6,8 @@ r"""Find the single columns in a mask, a probability map or labels, and their pl
 
 Writes NAME_labels.tif (each column with its own number), NAME_columns.csv (a row a column: place,
 axis, size, p and q), NAME_paths.csv (points along each column) and NAME_lattice.json (what is free,
-how sure the diagonal is, defects). predict.py --columns does the same with its own mask.
+how sure the diagonal is, defects); and as pictures NAME_lattice.png (the map of the lattice) and
+NAME_columns.png (planes and a view in 3D). predict.py --columns does the same with its own mask.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="FILE",
         help="the labels, in the format of its ending; default: NAME_labels.tif beside the input; "
         "tables stand beside them")
+    add("--no-preview", action="store_true",
+        help="draw no pictures: neither NAME_lattice.png nor NAME_columns.png")
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add = parser.add_argument_group("what to read").add_argument
     add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
@@ -89,7 +92,7 @@ def find_columns(flags: argparse.Namespace) -> None:
     source = Path(flags.input)
     format_of(source)
     default = source.with_name(f"{split_ending(source)[0]}_labels.tif")
-    files = column_files(Path(flags.output or default))
+    files = column_files(Path(flags.output or default), pictures=not flags.no_preview)
     check_files(source, files, overwrite=flags.overwrite)
     choice = {name: getattr(flags, name) for name in ("voxel_size", "key", "index")}
     landmarks = Landmarks(flags.origin, flags.dorsal, flags.hemisphere)
@@ -101,7 +104,7 @@ def find_columns(flags: argparse.Namespace) -> None:
                 channels[number] = (
                     other if flags.crop is None else crop_stack(other, flags.crop)
                 ).read()
-        notes = find_in_stack(
+        found = find_in_stack(
             stack,
             files,
             threshold=flags.threshold,
@@ -110,7 +113,12 @@ def find_columns(flags: argparse.Namespace) -> None:
             memory=flags.memory,
             script=__file__,
         )
-    print("\n".join([*notes, *(f"wrote {path}" for path in files.values())]))
+        print("\n".join(found.notes))
+        if not flags.no_preview:
+            from utils.figures.columns import save_column_pictures
+
+            save_column_pictures(found, stack, files, source.name)
+    print("\n".join(f"wrote {path}" for path in files.values()))
 
 
 def check_files(source: Path, files: dict[str, Path], *, overwrite: bool) -> None:

@@ -58,6 +58,8 @@ class FoundColumns:
     landmarks: Landmarks
     notes: list[str] = field(default_factory=list)
     """Lines for the user."""
+    unit: str = "voxels"
+    """Of lengths: the sign of micrometres, or voxels."""
 
 
 def columns_of(
@@ -150,10 +152,12 @@ def _instances(
     return find_instances(depth(foreground, steps), foreground, steps), None, note
 
 
-def column_files(labels: Path) -> dict[str, Path]:
+def column_files(labels: Path, *, pictures: bool) -> dict[str, Path]:
     """Return the files of the columns by name, beside that of their labels."""
     stem = split_ending(labels)[0].removesuffix("_labels")
     names = {"table": "columns.csv", "paths": "paths.csv", "lattice": "lattice.json"}
+    if pictures:
+        names |= {"map": "lattice.png", "planes": "columns.png"}
     return {"labels": labels} | {
         key: labels.with_name(f"{stem}_{name}") for key, name in names.items()
     }
@@ -195,8 +199,8 @@ def find_in_stack(
     landmarks: Landmarks | None = None,
     memory: float | None,
     script: str,
-) -> list[str]:
-    """Find the columns of a stack and write their files; return lines for the user.
+) -> FoundColumns:
+    """Find the columns of a stack, write their files but the pictures, and return them.
 
     Args:
         stack: probabilities, mask, labels or grey values.
@@ -216,9 +220,11 @@ def find_in_stack(
     found = columns_of(
         stack.read(), steps, threshold=threshold, channels=channels, landmarks=landmarks
     )
+    if stack.spacing is not None:
+        found = dataclasses.replace(found, unit="\u00b5m")
     about = {"input": str(stack.path), "program": describe_program(script)}
     write_columns(found, stack, files, about)
-    return found.notes
+    return found
 
 
 def _side(found: FoundColumns, stack: Stack) -> dict[str, Any]:
