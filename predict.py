@@ -221,10 +221,10 @@ def write_columns_of(
     files = column_files(labels_name(outputs["mask"]), pictures=not flags.no_preview)
     source = outputs.get("probabilities", outputs["mask"])
     with open_stack(source, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
-        place = replace(found, placement=stack.placement, origin=stack.origin)
+        placed = replace(found, place=stack.place, origin=stack.origin)
         threshold = flags.threshold if "probabilities" in outputs else None
         given = {"threshold": threshold, "memory": flags.memory, "script": __file__}
-        columns = find_in_stack(place, files, **given)
+        columns = find_in_stack(placed, files, **given)
     print("\n".join(columns.notes))
     if not flags.no_preview:
         from utils.figures.columns import save_column_pictures

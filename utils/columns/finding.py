@@ -181,7 +181,8 @@ def write_columns(
     slabs = (found.labels[..., z : z + 16].astype(dtype) for z in depths)
     write_stack(files["labels"], slabs, layout)
     hemisphere = found.landmarks.hemisphere
-    tables = table_of(found.measured, found.lattice, found.steps, layout.shift, hemisphere)
+    shift = tuple(n * step for n, step in zip(stack.origin, found.steps, strict=True))
+    tables = table_of(found.measured, found.lattice, found.steps, shift, hemisphere)
     for path, table in zip((files["table"], files["paths"]), tables, strict=True):
         with replacing(path) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")

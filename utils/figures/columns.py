@@ -176,10 +176,10 @@ def _label_cells(
     for (pq, places), colour in zip(named, ("white", "#555555"), strict=True):
         for (p, q), (x, y) in zip(pq, places, strict=True):
             if everything or (p % EACH == 0 and q % EACH == 0):
-                text = axes.text(x, y, f"{p},{q}", fontsize=size, color=colour, ha="center",
-                                 va="center", weight="bold" if p == q == 0 else "normal")  # fmt: skip
-                if colour == "white":
-                    text.set_path_effects(_edge("black"))
+                look = {"ha": "center", "va": "center", "fontsize": size, "color": colour}
+                look["weight"] = "bold" if p == q == 0 else "normal"
+                look["path_effects"] = _edge("black") if colour == "white" else []
+                axes.text(x, y, f"{p},{q}", **look)
     to_map = _to_map(found, number)
     for defect in lattice.defects:
         if defect.patch == number:
@@ -209,8 +209,10 @@ def _draw_arrows(axes: Axes, corner: np.ndarray, arrows: np.ndarray, least: floa
     for letter, (x, y) in zip("xyz", arrows, strict=True):
         if np.hypot(x, y) > least:
             end = corner + [x, y]
-            axes.annotate("", end, corner, arrowprops={"arrowstyle": "->", "color": "#444444"})
-            axes.text(*(corner + 1.3 * np.array([x, y])), letter, fontsize=8, color="#444444",
+            axes.annotate(
+                "", tuple(end), tuple(corner), arrowprops={"arrowstyle": "->", "color": "#444444"}
+            )
+            axes.text(corner[0] + 1.3 * x, corner[1] + 1.3 * y, letter, fontsize=8, color="#444444",
                       ha="center", va="center")  # fmt: skip
             axes.update_datalim([end])
 
@@ -254,13 +256,13 @@ def save_planes(
     for k, axes in enumerate((grid[0, 0], grid[1, 0], grid[0, 1])):
         right, down = PLANES[k]
         across = 3 - right - down
-        plane = [images[k], labels[k]]
+        image, marks = images[k], labels[k]
         if right < down:  # rows go downwards
-            plane = [part.T for part in plane]
+            image, marks = image.T, marks.T
         axes.set_title(f"{'xyz'[across]} = {origin[across] + middle[across]}", fontsize=9)
         axes.set_xlabel("xyz"[right], fontsize=8)
         axes.set_ylabel("xyz"[down], fontsize=8)
-        _draw_plane(axes, found, *plane, size[[right, down]], inch, colours)
+        _draw_plane(axes, found, image, marks, size[[right, down]], inch, colours)
     draw_scale_bar(grid[0, 0], size[0], size[1], found.unit)
     _draw_view(grid[1, 1], found, colours)
     words = "p,q in the columns where there is room; grey: no place in the lattice"
@@ -286,7 +288,7 @@ def _draw_plane(
     inch: float,
     colours: np.ndarray,
 ) -> None:
-    """Draw a plane (rows, columns) of ``size`` in grey, outlines of its columns and their (p, q)."""
+    """Draw a plane (rows, columns) of ``size`` in grey, its columns' outlines and (p, q)."""
     grey = scale_to_display(np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0), 1, 99.5)
     extent = (0, size[0], size[1], 0)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1.3, extent=extent, aspect="equal")
@@ -321,7 +323,7 @@ def _draw_plane(
         if ((apart[:, 0] < half[0] + taken[:, 2]) & (apart[:, 1] < 2 * half[1])).any():
             continue
         taken = np.vstack([taken, [*places[k], half[0]]])
-        axes.text(*places[k], words, fontsize=points, color="white", ha="center", va="center",
+        axes.text(places[k, 0], places[k, 1], words, fontsize=points, color="white", ha="center", va="center",
                   path_effects=_edge("black"), clip_on=True)  # fmt: skip
 
 
