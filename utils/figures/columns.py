@@ -35,6 +35,8 @@ MOST_PATCHES = 4
 """Patches on the map, the largest ones."""
 LABELLED, EACH = 150, 5
 """Columns of a patch of which all have their (p, q) written on the map; of more each fifth one."""
+TEXT = 5.0
+"""Points of the (p, q) in planes."""
 TILT = np.radians(50)
 """Angle between the columns and the view in 3D."""
 
@@ -176,7 +178,12 @@ def _label_cells(
     for (pq, places), colour in zip(named, ("white", "#555555"), strict=True):
         for (p, q), (x, y) in zip(pq, places, strict=True):
             if everything or (p % EACH == 0 and q % EACH == 0):
-                look = {"ha": "center", "va": "center", "fontsize": size, "color": colour}
+                look: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": size,
+                    "color": colour,
+                }
                 look["weight"] = "bold" if p == q == 0 else "normal"
                 look["path_effects"] = _edge("black") if colour == "white" else []
                 axes.text(x, y, f"{p},{q}", **look)
@@ -262,7 +269,7 @@ def save_planes(
         axes.set_title(f"{'xyz'[across]} = {origin[across] + middle[across]}", fontsize=9)
         axes.set_xlabel("xyz"[right], fontsize=8)
         axes.set_ylabel("xyz"[down], fontsize=8)
-        _draw_plane(axes, found, image, marks, size[[right, down]], inch, colours)
+        _draw_plane(axes, found, image, marks, size[[right, down]], [right, down], inch, colours)
     draw_scale_bar(grid[0, 0], size[0], size[1], found.unit)
     _draw_view(grid[1, 1], found, colours)
     words = "p,q in the columns where there is room; grey: no place in the lattice"
@@ -285,6 +292,7 @@ def _draw_plane(
     image: np.ndarray,
     labels: np.ndarray,
     size: np.ndarray,
+    plane: list[int],
     inch: float,
     colours: np.ndarray,
 ) -> None:
@@ -312,19 +320,26 @@ def _draw_plane(
     centres = np.array(ndimage.center_of_mass(labels > 0, labels, shown))[:, ::-1] + 0.5
     places = centres * size / labels.shape[::-1]
     pq = lattice.pq[shown - 1]
-    points = 5.0
+    # Where its column is too small for it, the text stands at the distal end.
+    area = np.bincount(labels.ravel())[shown] * np.prod(size / labels.shape[::-1])
+    width = np.array([len(f"{p},{q}") for p, q in pq]) * 0.6 * TEXT / 72 / inch
+    ways = found.measured.axis[shown - 1][:, plane]
+    ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-9)
+    beyond = 0.5 * found.measured.length[shown - 1] + 0.7 * width
+    small = np.sqrt(area) < width
+    places = places + np.where(small, beyond, 0)[:, None] * ways
     far = np.linalg.norm(places - size / 2, axis=1)
     order = np.lexsort((far, (pq % EACH != 0).any(axis=1)))
     taken = np.empty((0, 3))
     for k in order:
         words = f"{pq[k, 0]},{pq[k, 1]}"
-        half = np.array([0.3 * len(words), 0.55]) * points / 72 / inch
+        half = np.array([width[k] / 2, 0.55 * TEXT / 72 / inch])
         apart = np.abs(taken[:, :2] - places[k])
         if ((apart[:, 0] < half[0] + taken[:, 2]) & (apart[:, 1] < 2 * half[1])).any():
             continue
         taken = np.vstack([taken, [*places[k], half[0]]])
-        axes.text(places[k, 0], places[k, 1], words, fontsize=points, color="white", ha="center", va="center",
-                  path_effects=_edge("black"), clip_on=True)  # fmt: skip
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": TEXT, "clip_on": True}
+        axes.text(*places[k], words, color="white", path_effects=_edge("black"), **look)
 
 
 def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
