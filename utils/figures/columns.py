@@ -339,7 +339,9 @@ def _draw_plane(
             continue
         taken = np.vstack([taken, [*places[k], half[0]]])
         look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": TEXT, "clip_on": True}
-        axes.text(*places[k], words, color="white", path_effects=_edge("black"), **look)
+        axes.text(
+            places[k, 0], places[k, 1], words, color="white", path_effects=_edge("black"), **look
+        )
 
 
 def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
