@@ -3,6 +3,7 @@ r"""Find the single columns in a mask, a probability map or labels, and their pl
     python find_columns.py --input brain_mask.tif
     python find_columns.py --input brain_probabilities.nrrd --voxel_size 1,0.5,0.5 \
         --origin 214 --dorsal 0,-1,0 --hemisphere R
+    python find_columns.py --input brain_mask.tif --corrections brain_columns.csv --overwrite
 
 Writes NAME_labels.tif (each column with its own number), NAME_columns.csv (a row a column: place,
 axis, size, p and q), NAME_paths.csv (points along each column) and NAME_lattice.json (what is free,
@@ -34,6 +35,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "tables stand beside them")
     add("--no-preview", action="store_true",
         help="draw no pictures: neither NAME_lattice.png nor NAME_columns.png")
+    add("--corrections", metavar="FILE",
+        help="what a person mended: labels edited in napari or Fiji, which are then the columns; or "
+        "rows of NAME_columns.csv whose p and q stay and from which the rest of the lattice grows")
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add = parser.add_argument_group("what to read").add_argument
     add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
@@ -85,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def find_columns(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
+    from utils.columns.corrections import read_corrections
     from utils.columns.finding import Landmarks, column_files, find_in_stack
     from utils.stacks import format_of, open_stack, split_ending
     from utils.stacks.cropping import crop_stack
@@ -104,12 +109,16 @@ def find_columns(flags: argparse.Namespace) -> None:
                 channels[number] = (
                     other if flags.crop is None else crop_stack(other, flags.crop)
                 ).read()
+        corrections = None
+        if flags.corrections is not None:
+            corrections = read_corrections(Path(flags.corrections), stack.shape)
         found = find_in_stack(
             stack,
             files,
             threshold=flags.threshold,
             channels=channels,
             landmarks=landmarks,
+            corrections=corrections,
             memory=flags.memory,
             script=__file__,
         )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from utils.columns.diagonal import SYMMETRIES
+
 NEAR = 18
 """Points about a point that are looked at: where columns are missing and cells are twice as long as
 wide, they reach two steps the short way and one the long way."""
@@ -132,6 +134,40 @@ def grow(
     """
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
+    return _grow_on(growth, points, near, free, np.zeros(len(points), bool))
+
+
+def grow_around(
+    growth: Growth,
+    points: np.ndarray,
+    near: np.ndarray,
+    fixed: np.ndarray,
+    labels: np.ndarray,
+    free: np.ndarray,
+) -> Growth:
+    """Return a patch as it grows again from points ``fixed`` (F,), which keep ``labels`` (F, 2).
+
+    Maps are those of ``growth``, of whose twelve symmetries the one is taken in which most of the
+    labels agree, but for a common step.
+    """
+    own, held = np.flatnonzero(growth.placed), growth.placed[fixed]
+
+    def agreeing(symmetry: np.ndarray) -> int:
+        steps = labels[held] - growth.labels[fixed[held]] @ symmetry.T
+        return int(np.unique(steps, axis=0, return_counts=True)[1].max(initial=0))
+
+    nearest = own[cKDTree(points[own]).query(points[fixed])[1]]
+    again = Growth.empty(len(points))
+    again.placed[fixed], again.labels[fixed] = True, labels
+    again.bases[fixed] = growth.bases[nearest] @ np.linalg.inv(max(SYMMETRIES, key=agreeing))
+    kept = again.placed.copy()
+    return _grow_on(again, points, near, free, kept)
+
+
+def _grow_on(
+    growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarray, kept: np.ndarray
+) -> Growth:
+    """Return ``growth`` with all ``free`` (N,) points that it reaches; ``kept`` (N,) stay."""
     for mended in range(MENDED + 1):
         while len(new := _place(growth, points, near, free)):
             fresh = np.zeros(len(points), bool)
@@ -142,7 +178,8 @@ def grow(
         for _ in range(SETTLED):
             _fit_maps(growth, points, near, held)
         sites, _, support = _predict(growth, points, near, held)
-        wrong = held[(np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)]
+        wrong = (np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)
+        wrong = held[wrong & ~kept[held]]
         if len(wrong) == 0 or mended == MENDED:
             break
         growth.placed[wrong] = False

@@ -111,8 +111,7 @@ def _measure(found: FoundColumns) -> tuple[np.ndarray, str]:
 def _map_title(found: FoundColumns, name: str) -> str:
     """Return what the map is of, and what nobody knows of it."""
     lattice, marks = found.lattice, found.landmarks
-    given = {"origin": marks.origin, "dorsal": marks.dorsal, "hemisphere": marks.hemisphere}
-    free = [word for word, value in given.items() if value is None]
+    free = found.free
     up = "p + q upwards" if marks.dorsal is None else "dorsal (p + q) upwards"
     lines = [f"{name}: {up}, seen from where columns spread to (distal in medulla and eye)"]
     if not lattice.votes:
