@@ -36,7 +36,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no-preview", action="store_true",
         help="draw no pictures: neither NAME_lattice.png nor NAME_columns.png")
     add("--corrections", metavar="FILE",
-        help="what a person mended: labels edited in napari or Fiji, which are then the columns; or "
+        help="what a person mended: labels edited in napari or Fiji, which become the columns; or "
         "rows of NAME_columns.csv whose p and q stay and from which the rest of the lattice grows")
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add = parser.add_argument_group("what to read").add_argument

@@ -101,7 +101,7 @@ def columns_of(
     if volume.ndim != 3:
         raise UserError(f"an image of {volume.ndim} axes: columns are found in stacks of three")
     landmarks, corrections = landmarks or Landmarks(), corrections or Corrections()
-    if corrections.rows is not None and (landmarks.origin or landmarks.dorsal):
+    if corrections.rows is not None and not (landmarks.origin is landmarks.dorsal is None):
         raise UserError("--origin, --dorsal: not beside rows of --corrections: their p, q say both")
     labels, score, note = _instances(volume, steps, threshold, corrections.labels)
     measured = measure_columns(labels, steps, score, channels)
