@@ -3,10 +3,12 @@ r"""Find the single columns in a mask, a probability map or labels, and their pl
     python find_columns.py --input brain_mask.tif
     python find_columns.py --input brain_probabilities.nrrd --voxel_size 1,0.5,0.5 \
         --origin 214 --dorsal 0,-1,0 --hemisphere R
+    python find_columns.py --input brain_mask.tif --corrections brain_columns.csv --overwrite
 
 Writes NAME_labels.tif (each column with its own number), NAME_columns.csv (a row a column: place,
 axis, size, p and q), NAME_paths.csv (points along each column) and NAME_lattice.json (what is free,
-how sure the diagonal is, defects). predict.py --columns does the same with its own mask.
+how sure the diagonal is, defects); and as pictures NAME_lattice.png (the map of the lattice) and
+NAME_columns.png (planes and a view in 3D). predict.py --columns does the same with its own mask.
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="FILE",
         help="the labels, in the format of its ending; default: NAME_labels.tif beside the input; "
         "tables stand beside them")
+    add("--no-preview", action="store_true",
+        help="draw no pictures: neither NAME_lattice.png nor NAME_columns.png")
+    add("--corrections", metavar="FILE",
+        help="what a person mended: labels edited in napari or Fiji, which become the columns; or "
+        "rows of NAME_columns.csv whose p and q stay and from which the rest of the lattice grows")
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add = parser.add_argument_group("what to read").add_argument
     add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
@@ -82,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def find_columns(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
+    from utils.columns.corrections import read_corrections
     from utils.columns.finding import Landmarks, column_files, find_in_stack
     from utils.stacks import format_of, open_stack, split_ending
     from utils.stacks.cropping import crop_stack
@@ -89,7 +97,7 @@ def find_columns(flags: argparse.Namespace) -> None:
     source = Path(flags.input)
     format_of(source)
     default = source.with_name(f"{split_ending(source)[0]}_labels.tif")
-    files = column_files(Path(flags.output or default))
+    files = column_files(Path(flags.output or default), pictures=not flags.no_preview)
     check_files(source, files, overwrite=flags.overwrite)
     choice = {name: getattr(flags, name) for name in ("voxel_size", "key", "index")}
     landmarks = Landmarks(flags.origin, flags.dorsal, flags.hemisphere)
@@ -101,16 +109,25 @@ def find_columns(flags: argparse.Namespace) -> None:
                 channels[number] = (
                     other if flags.crop is None else crop_stack(other, flags.crop)
                 ).read()
-        notes = find_in_stack(
+        corrections = None
+        if flags.corrections is not None:
+            corrections = read_corrections(Path(flags.corrections), stack.shape)
+        found = find_in_stack(
             stack,
             files,
             threshold=flags.threshold,
             channels=channels,
             landmarks=landmarks,
+            corrections=corrections,
             memory=flags.memory,
             script=__file__,
         )
-    print("\n".join([*notes, *(f"wrote {path}" for path in files.values())]))
+        print("\n".join(found.notes))
+        if not flags.no_preview:
+            from utils.figures.columns import save_column_pictures
+
+            save_column_pictures(found, stack, files, source.name)
+    print("\n".join(f"wrote {path}" for path in files.values()))
 
 
 def check_files(source: Path, files: dict[str, Path], *, overwrite: bool) -> None:

@@ -65,9 +65,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="write the probability map as well; without a name, beside the output")
     add("--columns", action="store_true",
         help="find the single columns as well, as find_columns.py does with this mask: "
-        "NAME_labels.tif, NAME_columns.csv, NAME_paths.csv and NAME_lattice.json beside it")
+        "NAME_labels.tif, NAME_columns.csv, NAME_paths.csv and NAME_lattice.json beside it, "
+        "and the pictures NAME_lattice.png and NAME_columns.png")
     add("--no-preview", action="store_true",
-        help="draw no NAME_preview.png of the mask NAME: three planes with the mask's outline")
+        help="draw no NAME_preview.png of the mask NAME, three planes with the mask's outline, and "
+        "no pictures of --columns")
     add = files.add_mutually_exclusive_group().add_argument
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add("--skip_existing", action="store_true", help="do nothing, status 0, where they all exist")
@@ -216,13 +218,18 @@ def write_columns_of(
     from utils.columns.finding import column_files, find_in_stack
     from utils.stacks import open_stack
 
-    files = column_files(labels_name(outputs["mask"]))
+    files = column_files(labels_name(outputs["mask"]), pictures=not flags.no_preview)
     source = outputs.get("probabilities", outputs["mask"])
     with open_stack(source, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
-        place = replace(found, placement=stack.placement, origin=stack.origin)
+        placed = replace(found, place=stack.place, origin=stack.origin)
         threshold = flags.threshold if "probabilities" in outputs else None
         given = {"threshold": threshold, "memory": flags.memory, "script": __file__}
-        print("\n".join(find_in_stack(place, files, **given)))
+        columns = find_in_stack(placed, files, **given)
+    print("\n".join(columns.notes))
+    if not flags.no_preview:
+        from utils.figures.columns import save_column_pictures
+
+        save_column_pictures(columns, stack, files, stack.path.name)
     return files
 
 
@@ -374,7 +381,7 @@ def check_outputs(
     if flags.columns:
         from utils.columns.finding import column_files
 
-        beside += column_files(labels_name(outputs["mask"])).values()
+        beside += column_files(labels_name(outputs["mask"]), pictures=preview is not None).values()
     for path in beside:
         check_free(path, overwrite=flags.overwrite)
 

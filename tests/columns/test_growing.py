@@ -62,3 +62,14 @@ def test_points_that_are_not_free_stay_without_a_label() -> None:
     free = points[:, 0] < 10.0
     growth = growing.grow(points, near, int(free.argmax()), bases[int(free.argmax())], free)
     assert (growth.placed == free).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_start_has_a_finer_cell_where_points_are_loose(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points, axes = plane(disk(9))
+    points = points + rng.normal(0, 0.15 * 7.0, points.shape)
+    bases, misfit = growing.first_bases(points, axes, growing.nearest(points))
+    area = np.linalg.norm(np.cross(bases[:, :, 0], bases[:, :, 1]), axis=1)
+    starts = np.argsort(misfit)[: growing.STARTS]
+    assert area[starts].min() > 0.7 * 49.0 * np.sin(np.radians(120))

@@ -13,6 +13,15 @@ import numpy as np
 
 HEXAGON = np.array([[1, 0], [0, 1], [1, 1], [-1, 0], [0, -1], [-1, -1]])
 """(6, 2) steps (p, q) to the six neighbours; each of the last three is opposite to one before."""
+SYMMETRIES = np.array(
+    [
+        np.stack([a, b], axis=1)
+        for a in HEXAGON
+        for b in HEXAGON
+        if (a + b == HEXAGON).all(axis=1).any()
+    ]
+)
+"""(12, 2, 2) matrices that map the six neighbours to each other; the first one changes nothing."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from skimage.filters import threshold_otsu
 
+from utils.columns.corrections import Corrections, fixed_columns, numbered
 from utils.columns.instances import depth, find_instances, spreading
 from utils.columns.landmarks import orient
 from utils.columns.lattice import Lattice, fit_lattice
@@ -58,6 +59,17 @@ class FoundColumns:
     landmarks: Landmarks
     notes: list[str] = field(default_factory=list)
     """Lines for the user."""
+    unit: str = "voxels"
+    """Of lengths: the sign of micrometres, or voxels."""
+    fixed: int = 0
+    """Columns whose (p, q) a person gave."""
+
+    @property
+    def free(self) -> list[str]:
+        """Names of the landmarks that nothing settles."""
+        given = dataclasses.asdict(self.landmarks).items()
+        settled = ("origin", "dorsal") if self.fixed else ()
+        return [name for name, value in given if value is None and name not in settled]
 
 
 def columns_of(
@@ -67,6 +79,8 @@ def columns_of(
     threshold: float | None = None,
     channels: Mapping[int, np.ndarray] | None = None,
     landmarks: Landmarks | None = None,
+    corrections: Corrections | None = None,
+    shift: tuple[float, ...] = (0.0, 0.0, 0.0),
 ) -> FoundColumns:
     """Return the columns of a probability map, a mask, labels or grey values.
 
@@ -77,21 +91,40 @@ def columns_of(
             for grey values.
         channels: (X, Y, Z) grey values to measure, by the channel's number.
         landmarks: for the lattice.
+        corrections: labels that are the instances, or rows whose (p, q) stay.
+        shift: way from the file's voxel 0 to that of ``volume``, as ``steps``.
 
     Raises:
-        UserError: for an image in 2D, or an origin that is no column with a place.
+        UserError: for an image in 2D, an origin that is no column with a place, rows that are no
+            columns, and landmarks beside them.
     """
     if volume.ndim != 3:
         raise UserError(f"an image of {volume.ndim} axes: columns are found in stacks of three")
-    landmarks = landmarks or Landmarks()
-    labels, score, note = _instances(volume, steps, threshold)
+    landmarks, corrections = landmarks or Landmarks(), corrections or Corrections()
+    if corrections.rows is not None and not (landmarks.origin is landmarks.dorsal is None):
+        raise UserError("--origin, --dorsal: not beside rows of --corrections: their p, q say both")
+    labels, score, note = _instances(volume, steps, threshold, corrections.labels)
     measured = measure_columns(labels, steps, score, channels)
-    lattice = fit_lattice(measured.centre, measured.axis, paths=measured.paths)
-    row = None if landmarks.origin is None else landmarks.origin - 1
-    dorsal = None if landmarks.dorsal is None else np.array(landmarks.dorsal)
-    lattice = orient(
-        lattice, measured.axis, origin=row, dorsal=dorsal, hemisphere=landmarks.hemisphere
-    )
+    fixed = None
+    if corrections.rows is not None:
+        fixed = fixed_columns(corrections.rows, labels, steps, shift)
+    lattice = fit_lattice(measured.centre, measured.axis, paths=measured.paths, fixed=fixed)
+    if fixed is None:
+        row = None if landmarks.origin is None else landmarks.origin - 1
+        dorsal = None if landmarks.dorsal is None else np.array(landmarks.dorsal)
+        lattice = orient(
+            lattice, measured.axis, origin=row, dorsal=dorsal, hemisphere=landmarks.hemisphere
+        )
+    found = FoundColumns(labels, measured, lattice, steps, landmarks)
+    if fixed is not None:
+        found = dataclasses.replace(found, fixed=len(fixed[0]))
+    found.notes.extend(_notes(found, note))
+    return found
+
+
+def _notes(found: FoundColumns, note: str) -> list[str]:
+    """Return lines for the user, after ``note`` on how the volume was read."""
+    measured, lattice = found.measured, found.lattice
     count, placed = len(measured.axis), int(np.count_nonzero(lattice.patch))
     notes = [note, f"columns: {count}" if count else "columns: none; nothing reaches the threshold"]
     if count and not placed:
@@ -105,23 +138,33 @@ def columns_of(
             f"lattice: patch {k}: the diagonal had {vote.share:.0%} of {vote.votes} votes"
             for k, vote in enumerate(lattice.votes[:3], start=1)
         ]
-        given = [name for name, value in dataclasses.asdict(landmarks).items() if value is None]
-        if given:
-            notes.append(f"lattice: free, for want of a landmark: {', '.join(given)}")
-    return FoundColumns(labels, measured, lattice, steps, landmarks, notes)
+        if found.fixed:
+            notes.append(f"lattice: grown around {found.fixed} columns whose p, q were given")
+        if found.free:
+            notes.append(f"lattice: free, for want of a landmark: {', '.join(found.free)}")
+    return notes
 
 
 def _instances(
-    volume: np.ndarray, steps: tuple[float, ...], threshold: float | None
+    volume: np.ndarray,
+    steps: tuple[float, ...],
+    threshold: float | None,
+    corrected: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray | None, str]:
-    """Return labels, what scores them, and a line on how the volume was read."""
+    """Return labels, what scores them, and a line on how the volume was read.
+
+    Labels are ``corrected`` where there are such.
+    """
     seen = np.isfinite(volume)
     lost = volume.size - int(np.count_nonzero(seen))
     values = volume if lost == 0 else np.where(seen, volume, 0)
     missing = f"; {lost} voxels that are not finite are background" if lost else ""
     low, high = float(values.min()), float(values.max())
     whole = volume.dtype.kind in "bui" or not np.any(values % 1)
-    if not whole and low >= 0 and high <= 1:
+    probabilities = not whole and low >= 0 and high <= 1
+    if corrected is not None:
+        return corrected, values if probabilities else None, "instances: the corrected labels"
+    if probabilities:
         least = HALF if threshold is None else threshold
         foreground = values >= least
         note = f"read as a probability map: columns from {least:g} on{missing}"
@@ -132,13 +175,7 @@ def _instances(
         pair = (values[1:] != 0) & (values[:-1] != 0)
         equal = np.count_nonzero(pair & (values[1:] == values[:-1]))
         if equal >= HALF * np.count_nonzero(pair):
-            labels = np.unique(values, return_inverse=True)[1].reshape(values.shape)
-            first = 0 if low == 0 else 1  # no background at all
-            return (
-                (labels + first).astype(np.int32),
-                None,
-                f"read as labels, kept as they are{missing}",
-            )
+            return numbered(values), None, f"read as labels, kept as they are{missing}"
     if threshold is not None:
         foreground, how = values >= threshold, f"a mask of values from {threshold:g} on"
     elif several:
@@ -150,10 +187,12 @@ def _instances(
     return find_instances(depth(foreground, steps), foreground, steps), None, note
 
 
-def column_files(labels: Path) -> dict[str, Path]:
+def column_files(labels: Path, *, pictures: bool) -> dict[str, Path]:
     """Return the files of the columns by name, beside that of their labels."""
     stem = split_ending(labels)[0].removesuffix("_labels")
     names = {"table": "columns.csv", "paths": "paths.csv", "lattice": "lattice.json"}
+    if pictures:
+        names |= {"map": "lattice.png", "planes": "columns.png"}
     return {"labels": labels} | {
         key: labels.with_name(f"{stem}_{name}") for key, name in names.items()
     }
@@ -177,7 +216,8 @@ def write_columns(
     slabs = (found.labels[..., z : z + 16].astype(dtype) for z in depths)
     write_stack(files["labels"], slabs, layout)
     hemisphere = found.landmarks.hemisphere
-    tables = table_of(found.measured, found.lattice, found.steps, layout.shift, hemisphere)
+    shift = _shift(stack, found.steps)
+    tables = table_of(found.measured, found.lattice, found.steps, shift, hemisphere)
     for path, table in zip((files["table"], files["paths"]), tables, strict=True):
         with replacing(path) as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
@@ -193,10 +233,11 @@ def find_in_stack(
     threshold: float | None,
     channels: Mapping[int, np.ndarray] | None = None,
     landmarks: Landmarks | None = None,
+    corrections: Corrections | None = None,
     memory: float | None,
     script: str,
-) -> list[str]:
-    """Find the columns of a stack and write their files; return lines for the user.
+) -> FoundColumns:
+    """Find the columns of a stack, write their files but the pictures, and return them.
 
     Args:
         stack: probabilities, mask, labels or grey values.
@@ -204,6 +245,7 @@ def find_in_stack(
         threshold: of :func:`columns_of`.
         channels: of :func:`columns_of`.
         landmarks: of :func:`columns_of`.
+        corrections: of :func:`columns_of`.
         memory: most that may be taken, in GB; None: most of what is free.
         script: path of the script that asks.
 
@@ -214,11 +256,24 @@ def find_in_stack(
     Memory.allowed(memory).check(needed, f"{stack.path}: to find its columns takes", advice)
     steps = stack.spacing or (1.0,) * len(stack.shape)
     found = columns_of(
-        stack.read(), steps, threshold=threshold, channels=channels, landmarks=landmarks
+        stack.read(),
+        steps,
+        threshold=threshold,
+        channels=channels,
+        landmarks=landmarks,
+        corrections=corrections,
+        shift=_shift(stack, steps),
     )
+    if stack.spacing is not None:
+        found = dataclasses.replace(found, unit="\u00b5m")
     about = {"input": str(stack.path), "program": describe_program(script)}
     write_columns(found, stack, files, about)
-    return found.notes
+    return found
+
+
+def _shift(stack: Stack, steps: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the way from the file's voxel 0 to the stack's, which may be a box cut out."""
+    return tuple(n * step for n, step in zip(stack.origin, steps, strict=True))
 
 
 def _side(found: FoundColumns, stack: Stack) -> dict[str, Any]:
@@ -226,7 +281,7 @@ def _side(found: FoundColumns, stack: Stack) -> dict[str, Any]:
     lattice, measured = found.lattice, found.measured
     return {
         "landmarks": {
-            name: "free" if value is None else value
+            name: value or ("free" if name in found.free else "as p, q were given")
             for name, value in dataclasses.asdict(found.landmarks).items()
         },
         "unit": "voxel" if stack.spacing is None else "micrometre",

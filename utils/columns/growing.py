@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from utils.columns.diagonal import SYMMETRIES
+
 NEAR = 18
 """Points about a point that are looked at: where columns are missing and cells are twice as long as
 wide, they reach two steps the short way and one the long way."""
@@ -20,6 +22,9 @@ PAIRED = 8
 FLATTEST = 0.05
 """Least area of a first cell over the sum of its sides' squares: 0.43 in a regular lattice, 0.2 at
 the largest anisotropy of real ones; points in a line span less."""
+FULL = 0.85
+"""Share of the sites that points must hold for a first cell to be believed as it is; the misfit of
+finer ones is raised. A fifth of real columns is missing at times."""
 REACH = 1.3
 """Standard deviation in steps of the weight that a labelled point has for its neighbours."""
 TOLERANCE = 0.42
@@ -89,7 +94,8 @@ def first_bases(
 
     Two of the nearest points span a cell in the plane across the axis; the 12 nearest are put on
     its sites and the cell is fitted to them. Misfit: root mean square distance from the sites over
-    the square root of the cell's area, so that no finer lattice fits as well; inf where none does.
+    the square root of the cell's area, raised where points would hold less than :data:`FULL` of the
+    sites, so that no finer lattice fits as well; inf where none does.
     """
     frames = across(axes)
     u = np.einsum("nac,nkc->nka", frames, points[near[:, :12]] - points[:, None])
@@ -102,6 +108,8 @@ def first_bases(
     good = area > FLATTEST * (fit**2).sum(axis=(2, 3))
     mean = (missed**2).sum(axis=(2, 3)) / u.shape[1]
     misfit = np.sqrt(np.divide(mean, area, out=np.full(area.shape, np.inf), where=good))
+    room = np.pi * (u**2).sum(axis=2).max(axis=1, initial=0) / (u.shape[1] + 0.5)
+    misfit *= np.maximum(1.0, FULL * room[:, None] / np.maximum(area, 1e-12))
     best = misfit.argmin(axis=1)
     row = np.arange(len(points))
     return np.einsum("nac,nab->ncb", frames, fit[row, best]), misfit[row, best]
@@ -126,6 +134,40 @@ def grow(
     """
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
+    return _grow_on(growth, points, near, free, np.zeros(len(points), bool))
+
+
+def grow_around(
+    growth: Growth,
+    points: np.ndarray,
+    near: np.ndarray,
+    fixed: np.ndarray,
+    labels: np.ndarray,
+    free: np.ndarray,
+) -> Growth:
+    """Return a patch as it grows again from points ``fixed`` (F,), which keep ``labels`` (F, 2).
+
+    Maps are those of ``growth``, of whose twelve symmetries the one is taken in which most of the
+    labels agree, but for a common step.
+    """
+    own, held = np.flatnonzero(growth.placed), growth.placed[fixed]
+
+    def agreeing(symmetry: np.ndarray) -> int:
+        steps = labels[held] - growth.labels[fixed[held]] @ symmetry.T
+        return int(np.unique(steps, axis=0, return_counts=True)[1].max(initial=0))
+
+    nearest = own[cKDTree(points[own]).query(points[fixed])[1]]
+    again = Growth.empty(len(points))
+    again.placed[fixed], again.labels[fixed] = True, labels
+    again.bases[fixed] = growth.bases[nearest] @ np.linalg.inv(max(SYMMETRIES, key=agreeing))
+    kept = again.placed.copy()
+    return _grow_on(again, points, near, free, kept)
+
+
+def _grow_on(
+    growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarray, kept: np.ndarray
+) -> Growth:
+    """Return ``growth`` with all ``free`` (N,) points that it reaches; ``kept`` (N,) stay."""
     for mended in range(MENDED + 1):
         while len(new := _place(growth, points, near, free)):
             fresh = np.zeros(len(points), bool)
@@ -136,7 +178,8 @@ def grow(
         for _ in range(SETTLED):
             _fit_maps(growth, points, near, held)
         sites, _, support = _predict(growth, points, near, held)
-        wrong = held[(np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)]
+        wrong = (np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)
+        wrong = held[wrong & ~kept[held]]
         if len(wrong) == 0 or mended == MENDED:
             break
         growth.placed[wrong] = False

@@ -44,7 +44,7 @@ FRAGMENT = 0.25
 AXES, STIFF = 19, 0.1
 """Instances to which a column's axis is fitted, and how much their turning is held back.
 
-These constants were chosen on 16 default volumes."""
+These constants were chosen on 16 default volumes, and looked at on a real eye's cones."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from utils.columns import growing
 from utils.columns.defects import Defect, find_defects
@@ -49,7 +50,11 @@ class Lattice:
 
 
 def fit_lattice(
-    points: np.ndarray, axes: np.ndarray, *, paths: np.ndarray | None = None
+    points: np.ndarray,
+    axes: np.ndarray,
+    *,
+    paths: np.ndarray | None = None,
+    fixed: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Lattice:
     """Return where columns stand in the lattice.
 
@@ -58,9 +63,11 @@ def fit_lattice(
         axes: (N, 3) unit vectors along the columns; either way, but all of them the same.
         paths: (N, D, 3) micrometres, the columns at D more depths, the same in all: the diagonal is
             settled at the clearest one.
+        fixed: rows (F,) of columns and their (p, q) (F, 2), which stay; their patches grow again
+            from them.
 
     Raises:
-        UserError: arrays that do not belong together.
+        UserError: arrays that do not belong together; two columns of a patch fixed to one (p, q).
 
     Columns with numbers that are not finite fit nowhere, and so do points in a line.
     """
@@ -72,14 +79,19 @@ def fit_lattice(
     patch, whole = np.zeros(n, np.int32), growing.Growth.empty(n)
     residual, votes = np.full(n, np.nan), list[Vote]()
     near = growing.nearest(points)
-    for growth in growing.patches(points, axes, near, LEAST_PATCH):
+    growths = growing.patches(points, axes, near, LEAST_PATCH)
+    for growth in growths:
         i = np.flatnonzero(growth.placed)
         base, result = vote(_bases_by_depth(growth, depths, near, i))
         growth.rebase(_right_handed(base, growth.bases[i] @ base, axes[i]), i)
         centre = np.linalg.norm(points[i] - points[i].mean(axis=0), axis=1).argmin()
         growth.labels[i] -= growth.labels[i[centre]]
         votes.append(result)
-        patch[i] = len(votes)
+    if fixed is not None and growths:
+        growths = _around_fixed(growths, points, near, np.searchsorted(used, fixed[0]), fixed[1])
+    for number, growth in enumerate(growths, start=1):
+        i = np.flatnonzero(growth.placed)
+        patch[i] = number
         residual[i] = growing.residuals(growth, points, near, i)
         whole.take(growth, i)
     pairs, is_cut = _neighbours(whole, points, near, patch)
@@ -101,6 +113,35 @@ def fit_lattice(
         defects=tuple(replace(d, columns=used[d.columns].astype(np.int32)) for d in defects),
         inferred=infer_columns(patch, pq, depths, axes),
     )
+
+
+def _around_fixed(
+    growths: list[growing.Growth],
+    points: np.ndarray,
+    near: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+) -> list[growing.Growth]:
+    """Return patches of which those with ``rows`` (F,) have grown again from their ``labels``.
+
+    A row without a place belongs to the patch of the point nearest to it that has one.
+    """
+    owner = np.full(len(points), -1)
+    for number, growth in enumerate(growths):
+        owner[growth.placed] = number
+    placed = np.flatnonzero(owner >= 0)
+    of = owner[placed[cKDTree(points[placed]).query(points[rows])[1]]]
+    again = list(growths)
+    for number in np.unique(of):
+        fixed, wanted = rows[of == number], labels[of == number]
+        sites, counts = np.unique(wanted, axis=0, return_counts=True)
+        if counts.max() > 1:
+            p, q = sites[counts.argmax()]
+            raise UserError(f"--corrections: two columns of one patch both have p = {p}, q = {q}")
+        free = (owner < 0) | (owner == number)
+        again[number] = growing.grow_around(growths[number], points, near, fixed, wanted, free)
+        owner[again[number].placed] = number
+    return again
 
 
 def _usable(points: np.ndarray, axes: np.ndarray, depths: np.ndarray) -> np.ndarray:

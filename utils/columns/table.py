@@ -39,6 +39,11 @@ class Measured:
         """(N,) along the path."""
         return np.linalg.norm(np.diff(self.paths, axis=1), axis=2).sum(axis=1)
 
+    def diameter(self, steps: tuple[float, ...]) -> np.ndarray:
+        """Return those (N,) of cylinders as long and as large; voxels have edges ``steps``."""
+        volume = self.count * float(np.prod(steps))
+        return 2 * np.sqrt(volume / (np.pi * np.maximum(self.length, 1e-9)))
+
 
 def measure_columns(
     labels: np.ndarray,
@@ -127,7 +132,6 @@ def table_of(
     patch = np.concatenate([lattice.patch, inferred.patch])
     pq = pd.DataFrame(np.concatenate([lattice.pq, inferred.pq]), columns=["p", "q"], dtype="Int64")
     volume = measured.count * float(np.prod(steps))
-    diameter = 2 * np.sqrt(volume / (np.pi * np.maximum(measured.length, 1e-9)))
     unknown = np.full(m, np.nan)
     table = pd.DataFrame({"column_id": np.arange(1, n + m + 1), "patch": patch})
     table["hemisphere"] = hemisphere or ""
@@ -141,7 +145,7 @@ def table_of(
     }.items():
         table[[f"{name}_{a}" for a in "xyz"]] = vectors
     table["length"] = np.concatenate([measured.length, unknown])
-    table["diameter"] = np.concatenate([diameter, unknown])
+    table["diameter"] = np.concatenate([measured.diameter(steps), unknown])
     table["volume"] = np.concatenate([volume, unknown])
     table["n_voxels"] = np.concatenate([measured.count, np.zeros(m, np.int64)])
     for name, values in measured.channels.items():

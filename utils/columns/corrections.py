@@ -1,0 +1,93 @@
+"""What a person corrected: labels of the instances, or rows of the table with p and q that stay.
+
+``find_columns.py --corrections FILE``: a label volume as napari and Fiji save it, or a CSV with p,
+q, and column_id or pos_x, pos_y, pos_z; rows without p and q, and inferred ones, are passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.errors import UserError
+from utils.stacks import open_stack
+
+POSITION = ["pos_x", "pos_y", "pos_z"]
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """One of both is None."""
+
+    labels: np.ndarray | None = None
+    """(X, Y, Z) int32: 1..N, 0 for background."""
+    rows: pd.DataFrame | None = None
+    """p, q, and column_id or :data:`POSITION`."""
+
+
+def read_corrections(path: Path, shape: tuple[int, ...]) -> Corrections:
+    """Return what a file corrects in a stack of ``shape``; UserError for one that is no such."""
+    if path.suffix.lower() != ".csv":
+        with open_stack(path) as stack:
+            if stack.shape != shape:
+                raise UserError(
+                    f"--corrections {path}: has {stack.shape} voxels (x, y, z), the input {shape}"
+                )
+            return Corrections(labels=numbered(stack.read()))
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"--corrections {path}: cannot be read as a table: {error}") from error
+    if not {"p", "q"} <= {*table} or not ("column_id" in table or {*POSITION} <= {*table}):
+        raise UserError(
+            f"--corrections {path}: must have the columns p, q and column_id, or p, q and "
+            + ", ".join(POSITION)
+        )
+    if "status" in table:
+        table = table[table["status"] != "inferred"]
+    names = ["p", "q", *(["column_id"] if "column_id" in table else POSITION)]
+    table = table[names].dropna(subset=["p", "q"]).apply(pd.to_numeric, errors="coerce")
+    whole = table[[name for name in names if name not in POSITION]]
+    wrong = ~np.isfinite(table).all(axis=1) | (whole % 1 != 0).any(axis=1)
+    if wrong.any() or table.empty:
+        where = f"line {table.index[wrong][0] + 2}" if wrong.any() else "no row with p and q"
+        raise UserError(f"--corrections {path}: {where}: give p and q as whole numbers, and where")
+    return Corrections(rows=table)
+
+
+def numbered(values: np.ndarray) -> np.ndarray:
+    """Return labels 1..N of ``values`` (X, Y, Z), in order; what is not above 0 is background."""
+    labels = np.where(values > 0, values, 0)
+    found, labels = np.unique(labels, return_inverse=True)
+    return (labels.reshape(values.shape) + (found[0] > 0)).astype(np.int32)
+
+
+def fixed_columns(
+    rows: pd.DataFrame, labels: np.ndarray, steps: tuple[float, ...], shift: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which columns (F,), from 0, have a fixed (p, q) (F, 2).
+
+    Args:
+        rows: of :class:`Corrections`.
+        labels: (X, Y, Z) of the columns 1..N.
+        steps: edge of a voxel along x, y, z.
+        shift: way from the file's voxel 0 to the labels' one.
+
+    Raises:
+        UserError: where no column is, or one stands twice.
+    """
+    if "column_id" in rows:
+        told = rows["column_id"].to_numpy(np.int64)
+    else:
+        voxels = np.rint((rows[POSITION].to_numpy() - shift) / steps).astype(np.int64)
+        inside = ((voxels >= 0) & (voxels < labels.shape)).all(axis=1)
+        told = np.zeros(len(rows), np.int64)
+        told[inside] = labels[tuple(voxels[inside].T)]
+    wrong = (told < 1) | (told > labels.max(initial=0)) | pd.Series(told).duplicated().to_numpy()
+    if wrong.any():
+        line = rows.index[wrong][0] + 2
+        raise UserError(f"--corrections: line {line}: no column is there, or it stands twice")
+    return told - 1, rows[["p", "q"]].to_numpy(np.int64)

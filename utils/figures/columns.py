@@ -1,0 +1,404 @@
+"""Pictures of single columns: the map of their lattice, and planes with a view in 3D beside them.
+
+A column's colour is one of seven, (p + 2 q) mod 7, so that it differs from all six neighbours';
+columns without a place are grey. Planes have y downwards, as in Fiji.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+from skimage.segmentation import find_boundaries
+
+from utils.columns.finding import FoundColumns
+from utils.figures import canvas
+from utils.figures.previews import HEIGHT, NARROWEST, PLANES, WIDTH
+from utils.figures.slices import scale_to_display
+from utils.figures.stacks import draw_scale_bar
+from utils.prediction.sections import cut, middle_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from utils.stacks import Stack
+
+SEVEN = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+"""Okabe and Ito's colours, which the colour-blind tell apart."""
+UNPLACED = "#9a9a9a"
+ON_THE_MAP = np.array([[1, -1], [1 / np.sqrt(3), 1 / np.sqrt(3)]]) * np.sqrt(3) / 2
+"""(2, 2): in columns where one step of p and of q goes on the map; p + q goes up."""
+MOST_PATCHES = 4
+"""Patches on the map, the largest ones."""
+LABELLED, EACH = 150, 5
+"""Columns of a patch of which all have their (p, q) written on the map; of more each fifth one."""
+TEXT = 5.0
+"""Points of the (p, q) in planes."""
+TILT = np.radians(50)
+"""Angle between the columns and the view in 3D."""
+
+
+def save_column_pictures(
+    found: FoundColumns, stack: Stack, files: Mapping[str, Path], name: str
+) -> None:
+    """Draw ``files["map"]`` and ``files["planes"]``.
+
+    Args:
+        found: the columns.
+        stack: what the planes show in grey; of the shape of their labels.
+        files: of ``utils.columns.finding.column_files``.
+        name: of the stack, for the titles.
+    """
+    shape = found.labels.shape
+    middle, _ = middle_of([found.labels], shape)
+    depths = range(0, shape[2], 16)
+    slabs = (stack.read(z, min(z + 16, shape[2])) for z in depths)
+    save_lattice_map(found, files["map"], name)
+    save_planes(found, cut(slabs, shape, middle), files["planes"], name, origin=stack.origin)
+
+
+def save_lattice_map(found: FoundColumns, path: str | Path, name: str) -> Path:
+    """Draw a hexagon for each column that has a place, and return ``path``.
+
+    Seen from the side that axes point to. The colour is the mean of the first channel that was
+    measured, else the length; inferred columns are hollow; stars are defects. Arrows show the
+    file's x, y and z in the middle of each patch.
+    """
+    lattice = found.lattice
+    votes = lattice.votes[:MOST_PATCHES]
+    measure, words = _measure(found)
+    known = measure[(lattice.patch > 0) & np.isfinite(measure)]
+    low, high = np.percentile(known, [2, 98]) if len(known) else (0.0, 1.0)
+    limits = {"vmin": low, "vmax": max(high, low + 1e-9)}
+    places = [_on_map(found, number) for number in range(1, len(votes) + 1)]
+    sizes = [np.ptp(np.concatenate(pair), axis=0) + 3 for pair in places] or [np.array([6.0, 3.0])]
+    wide, tall = sum(size[0] for size in sizes), max(size[1] for size in sizes)
+    inch = min(9.0 / wide, 8.0 / tall, 0.6)
+    figure = canvas.new_figure(max(5.0, inch * wide) + 1.4, max(2.0, inch * tall) + 1.6)
+    widths = [size[0] for size in sizes]
+    grid = figure.subplots(1, len(sizes), squeeze=False, width_ratios=widths)[0]
+    for axes in grid:
+        axes.set_axis_off()
+    for number, (axes, (own, inferred), vote) in enumerate(
+        zip(grid, places, votes, strict=False), start=1
+    ):
+        cells = _draw_cells(axes, own, measure[lattice.patch == number], limits)
+        _draw_cells(axes, inferred, None, {})
+        _label_cells(axes, found, number, own, inferred, inch)
+        _draw_directions(axes, found, number, np.concatenate([own, inferred]))
+        axes.set_title(
+            f"patch {number}: {len(own)} columns, {len(inferred)} inferred (hollow)\n"
+            f"diagonal: {vote.share:.0%} of {vote.votes} votes (50% would be a toss-up)",
+            fontsize=8,
+        )
+        if number == len(votes):
+            figure.colorbar(cells, ax=grid, label=words, shrink=0.6, extend="both")
+    figure.suptitle(_map_title(found, name), fontsize=9)
+    return canvas.save_figure(figure, path, dpi=150)
+
+
+def _measure(found: FoundColumns) -> tuple[np.ndarray, str]:
+    """Return what the map's colour shows (N,), and its words."""
+    means = [key for key in found.measured.channels if key.startswith("mean_")]
+    if means:
+        return found.measured.channels[means[0]], f"mean of channel {means[0][5:]} (grey values)"
+    return found.measured.length, f"length ({found.unit})"
+
+
+def _map_title(found: FoundColumns, name: str) -> str:
+    """Return what the map is of, and what nobody knows of it."""
+    lattice, marks = found.lattice, found.landmarks
+    free = found.free
+    up = "p + q upwards" if marks.dorsal is None else "dorsal (p + q) upwards"
+    lines = [f"{name}: {up}, seen from where columns spread to (distal in medulla and eye)"]
+    if not lattice.votes:
+        lines.append("no lattice: too few columns stand as on one")
+    without = np.count_nonzero(lattice.patch == 0)
+    rest = np.count_nonzero(lattice.patch > MOST_PATCHES)
+    facts = [f"{without} columns without a place"] if without else []
+    facts += [f"{rest} in patches not shown"] if rest else []
+    facts += [f"free: {', '.join(free)}"] if free else ["origin and orientation set by landmarks"]
+    return "\n".join([*lines, "; ".join(facts)])
+
+
+def _on_map(found: FoundColumns, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the columns (A, 2) of a patch, and its inferred ones, stand on the map."""
+    lattice = found.lattice
+    own = lattice.patch == number
+    to_map = _to_map(found, number)
+    inferred = lattice.inferred.pq[lattice.inferred.patch == number]
+    return lattice.pq[own] @ to_map.T, inferred @ to_map.T
+
+
+def _to_map(found: FoundColumns, number: int) -> np.ndarray:
+    """Return (2, 2) from (p, q) to the map, which is seen from where the axes point to."""
+    own = found.lattice.patch == number
+    steps, axes = found.lattice.steps[own], found.measured.axis[own]
+    hand = np.sign(np.einsum("nc,nc->n", np.cross(steps[:, :, 0], steps[:, :, 1]), axes)).sum()
+    return ON_THE_MAP if hand >= 0 else ON_THE_MAP[:, ::-1]
+
+
+def _draw_cells(axes: Axes, places: np.ndarray, values: np.ndarray | None, limits: Any) -> Any:
+    """Draw a hexagon at each of ``places`` (A, 2), hollow without ``values`` (A,)."""
+    from matplotlib.collections import PolyCollection
+
+    angle = np.radians(60 * np.arange(6))
+    corners = np.stack([np.cos(angle), np.sin(angle)], axis=1) / np.sqrt(3)
+    shrunk = 0.96 if values is not None else 0.8
+    polygons = list(places[:, None] + shrunk * corners)
+    if values is None:
+        look: dict[str, Any] = {"facecolors": "none", "edgecolors": "#777777", "linewidths": 0.8}
+    else:
+        look = {"array": values, "cmap": "viridis", "clim": tuple(limits.values())}
+    cells = PolyCollection(polygons, **look)
+    axes.add_collection(cells)
+    axes.set_aspect("equal")
+    axes.autoscale_view()
+    return cells
+
+
+def _label_cells(
+    axes: Axes,
+    found: FoundColumns,
+    number: int,
+    own: np.ndarray,
+    inferred: np.ndarray,
+    inch: float,
+) -> None:
+    """Write (p, q) into cells, and mark the origin and the defects."""
+    lattice = found.lattice
+    everything = len(own) <= LABELLED
+    size = min(7.0, inch * 72 / (2.6 if everything else 1.3))
+    rows = lattice.inferred.patch == number
+    named = [(lattice.pq[lattice.patch == number], own), (lattice.inferred.pq[rows], inferred)]
+    for (pq, places), colour in zip(named, ("white", "#555555"), strict=True):
+        for (p, q), (x, y) in zip(pq, places, strict=True):
+            if everything or (p % EACH == 0 and q % EACH == 0):
+                look: dict[str, Any] = {
+                    "ha": "center",
+                    "va": "center",
+                    "fontsize": size,
+                    "color": colour,
+                }
+                look["weight"] = "bold" if p == q == 0 else "normal"
+                look["path_effects"] = _edge("black") if colour == "white" else []
+                axes.text(x, y, f"{p},{q}", **look)
+    to_map = _to_map(found, number)
+    for defect in lattice.defects:
+        if defect.patch == number:
+            x, y = (lattice.pq[defect.columns] @ to_map.T).mean(axis=0)
+            what = "dislocation" if defect.fold == 6 else f"{defect.fold}-fold"
+            axes.plot(x, y, "*", color="red", markeredgecolor="white", markersize=12)
+            axes.annotate(what, (x, y), (6, 6), textcoords="offset points", fontsize=7,
+                          color="red", path_effects=_edge("white"))  # fmt: skip
+
+
+def _draw_directions(axes: Axes, found: FoundColumns, number: int, places: np.ndarray) -> None:
+    """Draw the file's x, y and z as arrows at the map's lower left corner."""
+    own = found.lattice.patch == number
+    pq = found.lattice.pq[own]
+    inner = np.linalg.norm(pq - np.median(pq, axis=0), axis=1)
+    basis = found.lattice.steps[own][np.argsort(inner)[:7]].mean(axis=0)
+    arrows = (_to_map(found, number) @ np.linalg.pinv(basis)).T
+    length = 0.09 * np.ptp(places, axis=0).max()
+    corner = places.min(axis=0) + [0, -0.5 * length]
+    arrows *= length / np.linalg.norm(arrows, axis=1).max()
+    _draw_arrows(axes, corner, arrows, 0.25 * length)
+    axes.autoscale_view()
+
+
+def _draw_arrows(axes: Axes, corner: np.ndarray, arrows: np.ndarray, least: float) -> None:
+    """Draw ``arrows`` (3, 2) for x, y and z from ``corner``, but those shorter than ``least``."""
+    for letter, (x, y) in zip("xyz", arrows, strict=True):
+        if np.hypot(x, y) > least:
+            end = corner + [x, y]
+            axes.annotate(
+                "", tuple(end), tuple(corner), arrowprops={"arrowstyle": "->", "color": "#444444"}
+            )
+            axes.text(corner[0] + 1.3 * x, corner[1] + 1.3 * y, letter, fontsize=8, color="#444444",
+                      ha="center", va="center")  # fmt: skip
+            axes.update_datalim([end])
+
+
+def _edge(colour: str) -> list[Any]:
+    """Return the path effect of letters with an edge."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=1.3, foreground=colour)]
+
+
+def save_planes(
+    found: FoundColumns,
+    images: list[np.ndarray],
+    path: str | Path,
+    name: str,
+    origin: tuple[int, ...] = (0, 0, 0),
+) -> Path:
+    """Draw three planes with the columns' outlines and (p, q), and all columns in 3D.
+
+    Args:
+        found: the columns.
+        images: grey values of the planes through the median of the labelled voxels, as
+            ``utils.prediction.sections.cut`` returns them.
+        path: picture to write (format by its suffix).
+        name: of the stack, for the title.
+        origin: of the first voxel in the file.
+    """
+    shape = found.labels.shape
+    middle, _ = middle_of([found.labels], shape)
+    labels = cut([found.labels], shape, middle)
+    size = np.array(shape) * found.steps
+    room = np.maximum(size, NARROWEST * max(size))
+    columns, rows = [room[0], room[2]], [room[1], room[2]]
+    view = 0.5 * max(room)  # the corner that is left must be large enough for the view
+    columns[1], rows[1] = max(columns[1], view), max(rows[1], view)
+    inch = 1.3 * min(WIDTH / sum(columns), HEIGHT / sum(rows))
+    figure = canvas.new_figure(inch * sum(columns) + 0.8, inch * sum(rows) + 1.2)
+    grid = figure.subplots(2, 2, width_ratios=columns, height_ratios=rows)
+    colours = column_colours(found)
+    for k, axes in enumerate((grid[0, 0], grid[1, 0], grid[0, 1])):
+        right, down = PLANES[k]
+        across = 3 - right - down
+        image, marks = images[k], labels[k]
+        if right < down:  # rows go downwards
+            image, marks = image.T, marks.T
+        axes.set_title(f"{'xyz'[across]} = {origin[across] + middle[across]}", fontsize=9)
+        axes.set_xlabel("xyz"[right], fontsize=8)
+        axes.set_ylabel("xyz"[down], fontsize=8)
+        _draw_plane(axes, found, image, marks, size[[right, down]], [right, down], inch, colours)
+    draw_scale_bar(grid[0, 0], size[0], size[1], found.unit)
+    _draw_view(grid[1, 1], found, colours)
+    words = "p,q in the columns where there is room; grey: no place in the lattice"
+    figure.suptitle(f"{name}: {len(found.measured.axis)} columns\n{words}", fontsize=9)
+    return canvas.save_figure(figure, path, dpi=150)
+
+
+def column_colours(found: FoundColumns) -> np.ndarray:
+    """Return colours (N, 3) in 0..1."""
+    from matplotlib.colors import to_rgb
+
+    palette = np.array([to_rgb(colour) for colour in (*SEVEN, UNPLACED)])
+    number = (found.lattice.pq @ [1, 2]) % 7
+    return palette[np.where(found.lattice.patch > 0, number, 7)]
+
+
+def _draw_plane(
+    axes: Axes,
+    found: FoundColumns,
+    image: np.ndarray,
+    labels: np.ndarray,
+    size: np.ndarray,
+    plane: list[int],
+    inch: float,
+    colours: np.ndarray,
+) -> None:
+    """Draw a plane (rows, columns) of ``size`` in grey, its columns' outlines and (p, q)."""
+    grey = scale_to_display(np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0), 1, 99.5)
+    extent = (0, size[0], size[1], 0)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1.3, extent=extent, aspect="equal")
+    finer = [
+        max(1, round(150 * inch * s / n)) for s, n in zip(size[::-1], labels.shape, strict=True)
+    ]
+    large = labels.repeat(finer[0], axis=0).repeat(finer[1], axis=1)
+    outline = find_boundaries(large, mode="inner", connectivity=2)
+    outline = ndimage.binary_dilation(outline) & (large > 0)
+    over = np.zeros((*large.shape, 4), np.float32)
+    over[outline] = np.column_stack(
+        [colours[large[outline] - 1], np.ones(np.count_nonzero(outline))]
+    )
+    axes.imshow(over, extent=extent, interpolation="nearest", aspect="equal")
+    axes.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+    lattice = found.lattice
+    shown = np.unique(labels[labels > 0])
+    shown = shown[lattice.patch[shown - 1] > 0]
+    if len(shown) == 0:
+        return
+    centres = np.array(ndimage.center_of_mass(labels > 0, labels, shown))[:, ::-1] + 0.5
+    places = centres * size / labels.shape[::-1]
+    pq = lattice.pq[shown - 1]
+    # Where its column is too small for it, the text stands at the distal end.
+    area = np.bincount(labels.ravel())[shown] * np.prod(size / labels.shape[::-1])
+    width = np.array([len(f"{p},{q}") for p, q in pq]) * 0.6 * TEXT / 72 / inch
+    ways = found.measured.axis[shown - 1][:, plane]
+    ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-9)
+    beyond = 0.5 * found.measured.length[shown - 1] + 0.7 * width
+    small = np.sqrt(area) < width
+    places = places + np.where(small, beyond, 0)[:, None] * ways
+    far = np.linalg.norm(places - size / 2, axis=1)
+    order = np.lexsort((far, (pq % EACH != 0).any(axis=1)))
+    taken = np.empty((0, 3))
+    for k in order:
+        words = f"{pq[k, 0]},{pq[k, 1]}"
+        half = np.array([width[k] / 2, 0.55 * TEXT / 72 / inch])
+        apart = np.abs(taken[:, :2] - places[k])
+        if ((apart[:, 0] < half[0] + taken[:, 2]) & (apart[:, 1] < 2 * half[1])).any():
+            continue
+        taken = np.vstack([taken, [*places[k], half[0]]])
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": TEXT, "clip_on": True}
+        axes.text(
+            places[k, 0], places[k, 1], words, color="white", path_effects=_edge("black"), **look
+        )
+
+
+def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
+    """Draw each column's path as thick as it is, and its axis as a line through it.
+
+    The view is orthographic, tilted against the mean axis, which points up; what lies behind is
+    drawn first and paler.
+    """
+    from matplotlib.collections import LineCollection
+
+    measured = found.measured
+    axes.set_axis_off()
+    axes.set_title("in 3D, axes as lines", fontsize=9)
+    if len(measured.axis) == 0:
+        return
+    camera = _camera(measured.centre, measured.axis)
+    order = np.argsort(measured.centre @ camera[2])[::-1]  # the farthest first
+    seen = measured.paths @ camera.T
+    depth = measured.centre @ camera[2]
+    fog = 0.55 * ((depth - depth.min()) / max(np.ptp(depth), 1e-9))[:, None]
+    tint = colours * (1 - fog) + fog
+    ends = measured.centre[:, None] + np.array([[-0.75], [0.75]]) * (
+        measured.length[:, None, None] * measured.axis[:, None]
+    )
+    ends = ends @ camera.T
+    flat = np.concatenate([seen[..., :2].reshape(-1, 2), ends[..., :2].reshape(-1, 2)])
+    low, high = flat.min(axis=0), flat.max(axis=0)
+    margin = 0.08 * (high - low).max()
+    axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
+    axes.set_aspect("equal")
+    axes.figure.canvas.draw()  # the layout, which says how many points a micrometre is
+    box = axes.get_window_extent()
+    points = 72 / axes.figure.dpi * min(
+        box.width / np.ptp(axes.get_xlim()), box.height / np.ptp(axes.get_ylim())
+    )  # fmt: skip
+    width = np.maximum(measured.diameter(found.steps) * points * 0.85, 0.5)
+    lines, tints, widths = [], [], []
+    for k in order:
+        lines += [ends[k, :, :2], seen[k, :, :2]]
+        tints += [0.25 + 0.5 * fog[k].repeat(3), tint[k]]
+        widths += [0.5, width[k]]
+    axes.add_collection(LineCollection(lines, colors=tints, linewidths=widths, capstyle="butt"))
+    arrows = camera[:2].T * margin
+    corner = np.array([low[0], low[1]])
+    _draw_arrows(axes, corner, arrows, 0.2 * margin)
+
+
+def _camera(centres: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Return unit vectors to the right, up and away from the viewer, one a row."""
+    mean = axes.mean(axis=0)
+    mean = mean / max(np.linalg.norm(mean), 1e-9) if np.linalg.norm(mean) > 1e-9 else axes[0]
+    spread = centres - centres.mean(axis=0)
+    spread = spread - np.outer(spread @ mean, mean)
+    right = np.linalg.svd(np.vstack([spread, 1e-3 * np.eye(3)]), full_matrices=False)[2][0]
+    right = right - mean * (right @ mean)
+    right /= np.linalg.norm(right)
+    right *= np.sign(right[np.abs(right).argmax()])
+    forth = np.cross(mean, right)  # right, forth, mean: right-handed
+    up = np.sin(TILT) * mean + np.cos(TILT) * forth
+    away = -np.cos(TILT) * mean + np.sin(TILT) * forth
+    return np.stack([right, up, away])
