@@ -14,9 +14,8 @@ import numpy as np
 from utils.simulation.configuration import PlainConfig, check_ranges, check_shares
 from utils.simulation.imaging import percentile_of_nonnegative, shot_noise
 from utils.simulation.random_bits import NORMALS, draw_key, normals_of, random_words
-from utils.simulation.textures import upsampled
 
-REACH = 3.0
+REACH = 2.5
 """Point spreads are cut at this many sigmas."""
 SMALLEST = 0.1
 """Narrower ones count as this wide, voxels."""
@@ -24,11 +23,9 @@ SAMPLES = 4
 """Planes in a spacing at least: two in a column and two in a gap."""
 BRIGHT = 99.0
 """Percentile that has the photons of the brightest 1 %."""
-BIAS_NODES = 3
-"""Nodes of the bias field along an axis."""
 GREY_STEPS = 4096
-WHITE_STRIDE = 7
-"""Every seventh voxel tells where white lies."""
+WHITE_STRIDE = 13
+"""Every so many-th voxel tells where white lies."""
 BLOCK = 1024
 
 
@@ -135,13 +132,12 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
     Grey values are whole numbers, save between planes that lie further apart than voxels.
     """
     axis, n = microscope.axis, image.shape[microscope.axis]
-    seen = along(point_spread(microscope, n), image, axis)
+    light = _light(microscope, image.shape, rng)
+    seen = along(point_spread(microscope, n) * light[axis], image, axis)
     for other in {0, 1, 2} - {axis}:
-        centres = np.arange(image.shape[other], dtype=float)
-        seen = along(
-            blur_matrix(image.shape[other], centres, microscope.lateral_sigma), seen, other
-        )
-    seen *= _light(microscope, seen.shape, rng)
+        size = image.shape[other]
+        blur = blur_matrix(size, np.arange(size, dtype=float), microscope.lateral_sigma)
+        seen = along(blur * light[other], seen, other)
     bright = percentile_of_nonnegative(seen, BRIGHT) or 1.0
     counts = shot_noise(seen, microscope.photons / bright, draw_key(rng))
     _read_out(
@@ -153,8 +149,9 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
         seen.reshape(-1),
     )
     _add_artefacts(microscope, seen, rng)
-    sample = np.sort(seen.reshape(-1)[::WHITE_STRIDE])
-    white = sample[min(int((1.0 - microscope.saturated) * len(sample)), len(sample) - 1)]
+    sample = seen.reshape(-1)[::WHITE_STRIDE]
+    rank = min(int((1.0 - microscope.saturated) * len(sample)), len(sample) - 1)
+    white = np.partition(sample, rank)[rank]
     _develop(seen.reshape(-1), np.float32((GREY_STEPS - 1) / max(white, 1e-6)), _greys(microscope))
     return along(planes_to_voxels(microscope, n), seen, axis)
 
@@ -259,16 +256,23 @@ def _along_last(matrix, first, last, image, out):  # type: ignore[no-untyped-def
         out[i] = summed.T
 
 
-def _light(microscope: Microscope, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return (X, Y, Z) float32: the bias field times the light that reaches each plane."""
-    nodes = np.exp(microscope.bias * rng.standard_normal((BIAS_NODES,) * 3)).astype(np.float32)
-    step = max(shape) / (BIAS_NODES - 1)
-    field = upsampled(nodes, step, shape, smooth=True)
-    lost = microscope.attenuation ** -_depth(microscope, shape[microscope.axis])
-    across = [1, 1, 1]
-    across[microscope.axis] = -1
-    field *= lost.astype(np.float32).reshape(across)
-    return field
+def _light(
+    microscope: Microscope, shape: tuple[int, ...], rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Return for each axis (planes or voxels, 1) float32, whose product is the light.
+
+    The bias is a wave along each axis, of up to one period, with a random height and phase.
+    """
+    light = []
+    for axis, n in enumerate(shape):
+        planes = len(plane_places(microscope, n)) if axis == microscope.axis else n
+        height = microscope.bias * np.sqrt(2.0 / 3.0) * rng.standard_normal()
+        turns = rng.random() + rng.random() * np.linspace(0.0, 1.0, planes)
+        curve = np.exp(height * np.cos(2.0 * np.pi * turns))
+        if axis == microscope.axis:
+            curve *= microscope.attenuation ** -_depth(microscope, planes)
+        light.append(curve[:, None].astype(np.float32))
+    return light
 
 
 def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: np.random.Generator) -> None:

@@ -14,7 +14,7 @@ from utils.simulation.sheet import Columns
 
 REACH = 0.65
 """A column at a border owns voxels up to here, in mean distances to its lattice neighbours."""
-INNER_REACH = 1.0
+INNER_REACH = 0.8
 """The same of a column with all its six neighbours, so that no gap between columns stays open."""
 NOWHERE = 2.0
 """Distance of voxels without an owner."""

@@ -20,7 +20,14 @@ from utils.simulation.configuration import (
     check_shares,
 )
 from utils.simulation.fields import ColumnFields
-from utils.simulation.textures import cell_noise, paint_balls, upsampled, value_noise
+from utils.simulation.textures import (
+    add_grid,
+    grid_of,
+    noise_grid,
+    paint_balls,
+    plane_of,
+    row_of,
+)
 
 CORE, RIM, GAP, SHEET, OUTSIDE, NEIGHBOUR = range(6)
 """Places in a stain's levels: the column, its rim, tissue between columns, of the sheet without
@@ -29,12 +36,9 @@ BRIGHTEST = 4.0
 """Columns are at most this much brighter than the median one."""
 FAR, FURTHER = 0.8, 1.1
 """From the first to the second distance the gap turns into plain sheet."""
-CELL_PERIODS = 6.0
-"""Noise of random points is not drawn finer than this, in voxels."""
 BAND_STEPS = 256
 COARSE = 8
-"""Voxels between the nodes of the haze."""
-TEXTURES = ("smooth", "worley", "voronoi")
+"""Voxels between the nodes of the haze, and of where cell bodies are packed."""
 NEAR_GAP = (0.45, 0.7)
 LABEL_RADIUS = 0.35
 
@@ -98,8 +102,6 @@ class StainConfig(PlainConfig):
     """Size of the background's texture, voxels, uniform in the logarithm."""
     texture_gain: tuple[float, float] = (1.0, 3.0)
     """Factor on the texture outside of the sheet."""
-    neighbour_probability: float = 0.4
-    """Other neuropil, without columns, outside of the sheet, where the fields hold none."""
     cells_probability: float = 0.4
     """Packed cell bodies outside of the sheet."""
     cell_diameter: tuple[float, float] = (0.4, 0.8)
@@ -166,11 +168,8 @@ class Stain(PlainConfig):
     """Of each column, 1 at the median; 0: left out or not stained."""
     grain: float
     grain_period: float
-    texture: str
-    """One of ``TEXTURES``."""
     texture_period: float
     texture_gain: float
-    neighbour: bool
     cell_diameter: float
     tract_radii: tuple[float, ...]
     trachea_radii: tuple[float, ...]
@@ -230,10 +229,8 @@ def draw_stain(
         brightness=tuple(brightness.tolist()),
         grain=rng.uniform(*config.grain),
         grain_period=rng.uniform(*config.grain_period),
-        texture=TEXTURES[int(rng.integers(len(TEXTURES)))] if background else "smooth",
         texture_period=float(np.exp(rng.uniform(*np.log(config.texture_period)))),
         texture_gain=rng.uniform(*config.texture_gain) if background else 1.0,
-        neighbour=part(config.neighbour_probability),
         cell_diameter=rng.uniform(*config.cell_diameter) * part(config.cells_probability),
         tract_radii=uniform(
             config.tract_radius, several(config.tubes, part(config.tracts_probability))
@@ -275,32 +272,25 @@ def paint_stain(
         rng: source of textures and of where the background's parts lie.
     """
     shape = fields.owner.shape
-    if stain.texture == "smooth":
-        texture = value_noise(shape, stain.texture_period, rng)
-    else:
-        period = max(stain.texture_period, CELL_PERIODS)
-        texture = cell_noise(shape, period, stain.texture, rng)
-    grain = value_noise(shape, stain.grain_period, rng)
-    region = value_noise(shape, max(max(shape) / 3.0, 2.0 * voxel_spacing), rng)
-    elsewhere = fields.neighbour
-    if elsewhere is None:
-        elsewhere = ((region > 0) & stain.neighbour).view(np.uint8)
+    neighbour = fields.neighbour
+    if neighbour is None:
+        neighbour = np.zeros(shape, dtype=np.uint8)
     image = np.empty(shape, dtype=np.float32)
     _paint_columns(
         image,
-        (fields.owner, fields.distance, fields.depth, elsewhere),
-        (texture, grain),
+        (fields.owner, fields.distance, fields.depth, neighbour),
+        noise_grid(shape, stain.texture_period, rng),
+        noise_grid(shape, stain.grain_period, rng),
         _column_numbers(stain, voxel_spacing),
         _rod_numbers(stain, voxel_spacing),
         band_profile(stain),
         np.array(stain.brightness, dtype=np.float32),
         np.array([stain.levels, stain.level_sds], dtype=np.float32),
     )
-    cortex = (region < 0) & (fields.owner == 0) & (elsewhere == 0)
-    _add_bodies(stain, image, fields.owner, cortex, voxel_spacing, rng)
+    _add_bodies(stain, image, fields.owner, neighbour, voxel_spacing, rng)
     if stain.haze:
         wide = gaussian_filter(image[::COARSE, ::COARSE, ::COARSE], 1.5, mode="nearest")
-        image += upsampled(np.float32(stain.haze) * wide, COARSE, shape, smooth=False)
+        add_grid(image, grid_of(np.float32(stain.haze) * wide, COARSE, shape, smooth=False))
     return image
 
 
@@ -343,10 +333,11 @@ def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, levels):  # type: ignore[no-untyped-def]
+def _paint_columns(
+    image, fields, texture, grain, numbers, rods, profile, brightness, levels
+):  # type: ignore[no-untyped-def]
     """Fill ``image`` voxel by voxel: mean level of the mixed structures, and their texture."""
-    owner, distance, depth, elsewhere = fields
-    texture, grain = noises
+    owner, distance, depth, neighbour = fields
     voxels, radius, rim, filled, grain_sd, gain = numbers
     mean, sd = levels
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
@@ -355,14 +346,20 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
     for n in range(len(rods)):
         reach = max(reach, rods[n, 3] + rods[n, 4] + half / voxels)
     fade = np.float32(1.0 / (FURTHER - FAR))
+    planes = np.empty_like(texture[0][0]), np.empty_like(grain[0][0])
+    rough, fine = np.empty(image.shape[2], np.float32), np.empty(image.shape[2], np.float32)
     for i in range(image.shape[0]):
+        plane_of(texture, i, planes[0])
+        plane_of(grain, i, planes[1])
         for j in range(image.shape[1]):
+            row_of(texture, planes[0], j, rough)
+            row_of(grain, planes[1], j, fine)
             for k in range(image.shape[2]):
                 if owner[i, j, k] == 0:
                     value, spread = mean[OUTSIDE], gain * sd[OUTSIDE]
-                    if elsewhere[i, j, k]:
+                    if neighbour[i, j, k]:
                         value, spread = mean[NEIGHBOUR], sd[NEIGHBOUR]
-                    image[i, j, k] = max(value + spread * texture[i, j, k], zero)
+                    image[i, j, k] = max(value + spread * rough[k], zero)
                     continue
                 d, at = distance[i, j, k], depth[i, j, k]
                 bright = brightness[owner[i, j, k] - 1]
@@ -375,7 +372,7 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
                     inside = min(max((radius - d) * voxels + half, zero), one)
                     core = inside * filled
                     edge = min(max((radius + rim - d) * voxels + half, zero), one) - inside
-                grains = max(one + grain_sd * grain[i, j, k], zero) * bright
+                grains = max(one + grain_sd * fine[k], zero) * bright
                 there = profile[int(at * steps + half)]
                 there *= min(max((np.float32(FURTHER) - d) * fade, zero), one)
                 value = mean[GAP] + core * grains * (mean[CORE] - mean[GAP])
@@ -385,7 +382,7 @@ def _paint_columns(image, fields, noises, numbers, rods, profile, brightness, le
                 )
                 value = mean[SHEET] + there * (value - mean[SHEET])
                 spread = sd[SHEET] + there * (spread - sd[SHEET])
-                image[i, j, k] = max(value + spread * texture[i, j, k], zero)
+                image[i, j, k] = max(value + spread * rough[k], zero)
 
 
 @numba.njit
@@ -438,18 +435,22 @@ def _add_bodies(
     stain: Stain,
     image: np.ndarray,
     owner: np.ndarray,
-    cortex: np.ndarray,
+    neighbour: np.ndarray,
     voxel_spacing: float,
     rng: np.random.Generator,
 ) -> None:
-    """Paint cell bodies in ``cortex`` (X, Y, Z) bool, and tracts, tracheae and debris."""
+    """Paint cell bodies in a cortex of random form, and tracts, tracheae and debris."""
     shape = np.array(image.shape)
     if stain.cell_diameter:
         width = max(stain.cell_diameter * voxel_spacing, 3.0)
         cells = np.argwhere(np.ones(np.ceil(shape / width).astype(int), dtype=bool))
         centres = width * (cells + rng.random(cells.shape))
-        nearest = np.minimum(centres.astype(int), shape - 1)
-        there = cortex[tuple(nearest.T)]
+        nearest = tuple(np.minimum(centres.astype(int), shape - 1).T)
+        cortex = np.zeros(np.ceil(shape / COARSE).astype(int), dtype=np.float32)
+        period = max(max(shape) / 3.0, 2.0 * voxel_spacing) / COARSE
+        add_grid(cortex, noise_grid(cortex.shape, period, rng))
+        there = (owner[nearest] == 0) & (neighbour[nearest] == 0)
+        there &= cortex[tuple(n // COARSE for n in nearest)] < 0
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
         values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
         _paint(image, owner, centres[there], radii[there], values[there], rng.random(), True)
@@ -505,9 +506,8 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
         fields: of the same shape.
         left_out: (N,) bool, columns that do not count: left out or not stained.
     """
-    owner = fields.owner.reshape(-1)
     sums = np.zeros((2, 3, len(left_out) + 1))
-    _sum_core_and_gap(image.reshape(-1), owner, fields.distance.reshape(-1), sums)
+    _sum_core_and_gap(image, fields.owner, fields.distance, sums)
     counted = np.all(sums[:, 0, 1:] > 0, axis=0) & ~left_out
     if not counted.any():
         return 0.0
@@ -520,14 +520,20 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
 
 @numba.njit(cache=True)
 def _sum_core_and_gap(image, owner, distance, sums):  # type: ignore[no-untyped-def]
-    """Add number, brightness and its square over core (0) and near gap (1), by owner."""
-    for n in range(image.size):
-        part = -1
-        if distance[n] <= np.float32(LABEL_RADIUS):
-            part = 0
-        elif np.float32(NEAR_GAP[0]) < distance[n] <= np.float32(NEAR_GAP[1]):
-            part = 1
-        if part >= 0 and owner[n]:
-            sums[part, 0, owner[n]] += 1.0
-            sums[part, 1, owner[n]] += image[n]
-            sums[part, 2, owner[n]] += np.float64(image[n]) ** 2
+    """Add number, brightness and its square over core (0) and near gap (1), by owner.
+
+    Every second row along x and y tells enough.
+    """
+    for i in range(0, image.shape[0], 2):
+        for j in range(0, image.shape[1], 2):
+            for k in range(image.shape[2]):
+                d, own = distance[i, j, k], owner[i, j, k]
+                part = 0 if d <= np.float32(LABEL_RADIUS) else 1
+                if own == 0 or d > np.float32(NEAR_GAP[1]):
+                    continue
+                if part == 1 and d <= np.float32(NEAR_GAP[0]):
+                    continue
+                value = np.float64(image[i, j, k])
+                sums[part, 0, own] += 1.0
+                sums[part, 1, own] += value
+                sums[part, 2, own] += value * value
