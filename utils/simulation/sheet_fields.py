@@ -39,7 +39,7 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
     _paint_segments(nearest, paths, _overlaps(paths), _reaches(columns))
     owner = np.empty(shape, dtype=np.uint16)
     distance, depth = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    _normalise(nearest, paths, spacing, owner, distance, depth)
+    _normalise(nearest, _segments(paths, spacing), depths - 1, owner, distance, depth)
     if not len(columns.neuropil):
         return ColumnFields(owner, distance, depth)
     neighbour = np.zeros(shape, dtype=np.uint8)
@@ -139,12 +139,20 @@ def _paint_segments(nearest, paths, overlaps, radii):  # type: ignore[no-untyped
                         row[k] = min(row[k], word)
 
 
+def _segments(paths: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Return (N (D - 1), 8) float32: start, step over its square, spacing there and its change."""
+    steps = np.diff(paths, axis=1)
+    steps /= np.maximum(np.sum(steps**2, axis=2, keepdims=True), np.float32(1e-12))
+    spacings = np.stack([spacing[:, :-1], np.diff(spacing, axis=1)], axis=2)
+    return np.concatenate([paths[:, :-1], steps, spacings], axis=2).reshape(-1, 8)
+
+
 @numba.njit(cache=True, error_model="numpy")
-def _normalise(nearest, paths, spacing, owner, distance, depth):  # type: ignore[no-untyped-def]
+def _normalise(nearest, segments, parts, owner, distance, depth):  # type: ignore[no-untyped-def]
     """Turn ``nearest`` into the owner, the distance in its spacings, and the depth."""
     nx, ny, nz = owner.shape
-    segments = paths.shape[1] - 1
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+    parts, part = np.uint32(parts), np.float32(1.0 / parts)
     for i in range(nx):
         for j in range(ny):
             for k in range(nz):
@@ -153,18 +161,14 @@ def _normalise(nearest, paths, spacing, owner, distance, depth):  # type: ignore
                     owner[i, j, k], distance[i, j, k], depth[i, j, k] = 0, NOWHERE, zero
                     continue
                 number = np.uint32(word)
-                n, s = number // segments, number % segments
-                p, q = paths[n, s], paths[n, s + 1]
-                ux, uy, uz = q[0] - p[0], q[1] - p[1], q[2] - p[2]
-                wx, wy = np.float32(i) + half - p[0], np.float32(j) + half - p[1]
-                wz = np.float32(k) + half - p[2]
-                a = (wx * ux + wy * uy + wz * uz) / (ux * ux + uy * uy + uz * uz)
-                a = min(max(a, zero), one)
-                at = spacing[n, s] + a * (spacing[n, s + 1] - spacing[n, s])
+                px, py, pz, ux, uy, uz, at, change = segments[number]
+                a = (np.float32(i) + half - px) * ux + (np.float32(j) + half - py) * uy
+                a = min(max(a + (np.float32(k) + half - pz) * uz, zero), one)
                 squared = np.uint32(word >> np.uint64(32)).view(np.float32)
+                n = np.uint32(number // parts)
                 owner[i, j, k] = n + 1
-                distance[i, j, k] = np.sqrt(squared) / at
-                depth[i, j, k] = (np.float32(s) + a) / np.float32(segments)
+                distance[i, j, k] = np.sqrt(squared) / (at + a * change)
+                depth[i, j, k] = min((np.float32(number - n * parts) + a) * part, one)
 
 
 @numba.njit(cache=True)

@@ -284,7 +284,7 @@ def paint_stain(
         _column_numbers(stain, voxel_spacing),
         _rod_numbers(stain, voxel_spacing),
         band_profile(stain),
-        np.array(stain.brightness, dtype=np.float32),
+        np.array([0.0, *stain.brightness], dtype=np.float32),
         np.array([stain.levels, stain.level_sds], dtype=np.float32),
     )
     _add_bodies(stain, image, fields.owner, neighbour, voxel_spacing, rng)
@@ -333,60 +333,69 @@ def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _paint_columns(
-    image, fields, texture, grain, numbers, rods, profile, brightness, levels
-):  # type: ignore[no-untyped-def]
-    """Fill ``image`` voxel by voxel: mean level of the mixed structures, and their texture."""
+def _paint_columns(image, fields, texture, grain, numbers, rods, profile, brightness, levels):  # type: ignore[no-untyped-def]
+    """Fill ``image`` row by row: mean level of the mixed structures, and their texture.
+
+    Loops over a row are short, and most of their arrays are its own, so that they vectorise.
+    """
     owner, distance, depth, neighbour = fields
     voxels, radius, rim, filled, grain_sd, gain = numbers
-    mean, sd = levels
+    core_mean, rim_mean, gap_mean, sheet_mean, outside_mean, near_mean = levels[0]
+    core_sd, rim_sd, gap_sd, sheet_sd, outside_sd, near_sd = levels[1]
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
-    steps = np.float32(profile.size - 1)
+    steps, fade = np.float32(profile.size - 1), np.float32(1.0 / (FURTHER - FAR))
     reach = zero
     for n in range(len(rods)):
         reach = max(reach, rods[n, 3] + rods[n, 4] + half / voxels)
-    fade = np.float32(1.0 / (FURTHER - FAR))
     planes = np.empty_like(texture[0][0]), np.empty_like(grain[0][0])
-    rough, fine = np.empty(image.shape[2], np.float32), np.empty(image.shape[2], np.float32)
+    size = image.shape[2]
+    core, edge = np.empty(size, np.float32), np.zeros(size, np.float32)
+    bright, there = np.empty(size, np.float32), np.empty(size, np.float32)
+    rough, fine = np.empty(size, np.float32), np.empty(size, np.float32)
+    ground, ground_sd = np.empty(size, np.float32), np.empty(size, np.float32)
     for i in range(image.shape[0]):
         plane_of(texture, i, planes[0])
         plane_of(grain, i, planes[1])
         for j in range(image.shape[1]):
             row_of(texture, planes[0], j, rough)
             row_of(grain, planes[1], j, fine)
-            for k in range(image.shape[2]):
-                if owner[i, j, k] == 0:
-                    value, spread = mean[OUTSIDE], gain * sd[OUTSIDE]
-                    if neighbour[i, j, k]:
-                        value, spread = mean[NEIGHBOUR], sd[NEIGHBOUR]
-                    image[i, j, k] = max(value + spread * rough[k], zero)
-                    continue
-                d, at = distance[i, j, k], depth[i, j, k]
-                bright = brightness[owner[i, j, k] - 1]
-                if bright == zero:
-                    core = edge = zero
-                elif len(rods):
-                    core = _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels)
-                    edge = zero
-                else:
-                    inside = min(max((radius - d) * voxels + half, zero), one)
-                    core = inside * filled
-                    edge = min(max((radius + rim - d) * voxels + half, zero), one) - inside
-                grains = max(one + grain_sd * fine[k], zero) * bright
-                there = profile[int(at * steps + half)]
-                there *= min(max((np.float32(FURTHER) - d) * fade, zero), one)
-                value = mean[GAP] + core * grains * (mean[CORE] - mean[GAP])
-                value += edge * grains * (mean[RIM] - mean[GAP])
-                spread = sd[GAP] + min(bright, one) * (
-                    core * (sd[CORE] - sd[GAP]) + edge * (sd[RIM] - sd[GAP])
+            own, near, at, out = owner[i, j], distance[i, j], depth[i, j], image[i, j]
+            for k in range(size):
+                bright[k] = brightness[own[k]]
+                share = min(max((np.float32(FURTHER) - near[k]) * fade, zero), one)
+                share *= profile[np.uint32(at[k] * steps + half)]
+                there[k] = share if own[k] else zero
+            for k in range(size):
+                beyond = neighbour[i, j, k] > 0
+                mean, sd = (
+                    near_mean if beyond else outside_mean,
+                    near_sd if beyond else outside_sd * gain,
                 )
-                value = mean[SHEET] + there * (value - mean[SHEET])
-                spread = sd[SHEET] + there * (spread - sd[SHEET])
-                image[i, j, k] = max(value + spread * rough[k], zero)
+                ground[k] = sheet_mean if own[k] else mean
+                ground_sd[k] = sheet_sd if own[k] else sd
+            if len(rods):
+                for k in range(size):
+                    core[k] = zero
+                    if there[k] > zero and bright[k] > zero and near[k] <= reach:
+                        core[k] = _rod_share(owner, distance, depth, i, j, k, rods, voxels)
+            else:
+                for k in range(size):
+                    inside = min(max((radius - near[k]) * voxels + half, zero), one)
+                    core[k] = inside * filled
+                    edge[k] = min(max((radius + rim - near[k]) * voxels + half, zero), one) - inside
+            for k in range(size):
+                grains = max(one + grain_sd * fine[k], zero) * bright[k]
+                value = core[k] * (core_mean - gap_mean) + edge[k] * (rim_mean - gap_mean)
+                value = gap_mean + grains * value - ground[k]
+                spread = core[k] * (core_sd - gap_sd) + edge[k] * (rim_sd - gap_sd)
+                spread = gap_sd + min(bright[k], one) * spread - ground_sd[k]
+                value = ground[k] + there[k] * value
+                spread = ground_sd[k] + there[k] * spread
+                out[k] = max(value + spread * rough[k], zero)
 
 
 @numba.njit
-def _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels):  # type: ignore[no-untyped-def]
+def _rod_share(owner, distance, depth, i, j, k, rods, voxels):  # type: ignore[no-untyped-def]
     """Return which share of a voxel lies in one of its column's rods.
 
     The distance's gradient points away from the axis and the depth's along it; by the law of
@@ -395,8 +404,6 @@ def _rod_share(owner, distance, depth, i, j, k, rods, reach, voxels):  # type: i
     zero, one, tiny = np.float32(0.0), np.float32(1.0), np.float32(1e-12)
     d, at = distance[i, j, k], depth[i, j, k]
     share = zero
-    if d > reach:
-        return share
     ux, uy, uz = _gradient(owner, distance, i, j, k)
     vx, vy, vz = _gradient(owner, depth, i, j, k)
     norm_u = np.sqrt(ux * ux + uy * uy + uz * uz) + tiny
