@@ -129,9 +129,9 @@ def _paint_segments(nearest, paths, overlaps, radii):  # type: ignore[no-untyped
                     k1 = int(np.floor(min(z1 + pz + half, np.float32(nz))))
                     if k0 >= k1:
                         continue
-                    row = nearest[i, j]
-                    for k in range(k0, k1):
-                        wz = np.float32(k) + half - pz
+                    row, start = nearest[i, j][k0:k1], np.float32(k0) + half - pz
+                    for k in range(row.size):
+                        wz = np.float32(np.int32(k)) + start
                         a = min(max(a0 + uz * wz, zero), length)
                         dx, dy, dz = wx - a * ux, wy - a * uy, wz - a * uz
                         d = np.float32(dx * dx + dy * dy + dz * dz)

@@ -74,7 +74,7 @@ class StainConfig(PlainConfig):
     """Rods of a column, inclusive."""
     rod_offset: tuple[float, float] = (0.05, 0.3)
     """Distance of a rod from the axis, spacings."""
-    rod_radius: tuple[float, float] = (0.06, 0.16)
+    rod_radius: tuple[float, float] = (0.08, 0.2)
     """Radius of a rod, spacings; at least 0.6 voxels are painted."""
     rod_length: tuple[float, float] = (0.3, 1.0)
     """Part of the depth that a rod runs over."""
@@ -88,7 +88,7 @@ class StainConfig(PlainConfig):
     """How much of the columns and gaps is missing between strata."""
     arbours_probability: float = 0.2
     """Of stains with strata: columns in strata only, a contrast of 1."""
-    brightness_sigma: tuple[float, float] = (0.2, 1.2)
+    brightness_sigma: tuple[float, float] = (0.2, 1.0)
     """Sigma of the lognormal brightness of columns."""
     unstained: tuple[float, float] = (0.0, 0.3)
     """Share of the columns that are not stained, beside those left out."""
@@ -489,13 +489,13 @@ def _paint(
 
 
 def _tube(shape: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """Return (n, 3) points, half a radius apart or less, of a bent line through a volume (voxels).
+    """Return (n, 3) points, 0.7 radii apart or less, of a bent line through a volume (voxels).
 
     A quadratic Bezier curve, never faster than twice the length of its control polygon's legs.
     """
     a, b, c = rng.uniform(-0.2, 1.2, size=(3, 3)) * shape
     fastest = 2.0 * np.sqrt(max(np.sum((b - a) ** 2), np.sum((c - b) ** 2)))
-    t = np.linspace(0.0, 1.0, int(fastest / max(0.5 * radius, 0.5)) + 2)[:, None]
+    t = np.linspace(0.0, 1.0, int(fastest / max(0.7 * radius, 0.5)) + 2)[:, None]
     return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
 
 
