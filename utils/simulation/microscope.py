@@ -45,14 +45,14 @@ class MicroscopeConfig(PlainConfig):
     lateral_sigma: tuple[float, float] = (0.1, 0.8)
     """Standard deviation of the point spread across the optical axis, voxels."""
     axial_sigma: tuple[float, float] = (0.5, 3.5)
-    """The same along it, voxels."""
+    """The same along it, voxels; at most a quarter of the columns' spacing."""
     coarse_probability: float = 0.6
     """Planes lie further apart than voxels."""
     coarse: tuple[float, float] = (1.0, 4.0)
     """Distance of planes then, voxels; at most a quarter of the columns' spacing."""
-    photons: tuple[float, float] = (2.0, 200.0)
+    photons: tuple[float, float] = (5.0, 200.0)
     """At the brightest 1 %, uniform in the logarithm."""
-    read_noise: tuple[float, float] = (0.0, 0.25)
+    read_noise: tuple[float, float] = (0.0, 0.2)
     """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
     low + (high - low) u^2 with u uniform in 0 to 1."""
     artefact_probability: float = 0.1
@@ -100,7 +100,7 @@ class Microscope(PlainConfig):
 def draw_microscope(
     config: MicroscopeConfig, rng: np.random.Generator, voxel_spacing: float = np.inf
 ) -> Microscope:
-    """Draw a microscope; columns ``voxel_spacing`` voxels apart limit how coarse its planes are."""
+    """Draw a microscope; columns ``voxel_spacing`` voxels apart limit its depth of focus."""
 
     def log_uniform(limits: tuple[float, float]) -> float:
         return float(np.exp(rng.uniform(*np.log(limits))))
@@ -115,7 +115,7 @@ def draw_microscope(
         attenuation=log_uniform(config.attenuation),
         blur_growth=rng.uniform(*config.blur_growth),
         lateral_sigma=rng.uniform(*config.lateral_sigma),
-        axial_sigma=rng.uniform(*config.axial_sigma),
+        axial_sigma=min(rng.uniform(*config.axial_sigma), voxel_spacing / SAMPLES),
         coarse=max(min(coarse, voxel_spacing / SAMPLES), 1.0),
         photons=log_uniform(config.photons),
         read_noise=low + (high - low) * rng.random() ** 2,
@@ -132,7 +132,7 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
     Grey values are whole numbers, save between planes that lie further apart than voxels.
     """
     axis, n = microscope.axis, image.shape[microscope.axis]
-    light = _light(microscope, image.shape, rng)
+    light = uneven_light(microscope, image.shape, rng)
     seen = along(point_spread(microscope, n) * light[axis], image, axis)
     for other in {0, 1, 2} - {axis}:
         size = image.shape[other]
@@ -264,7 +264,7 @@ def _along_last(matrix, first, last, image, out):  # type: ignore[no-untyped-def
         out[i] = summed.T
 
 
-def _light(
+def uneven_light(
     microscope: Microscope, shape: tuple[int, ...], rng: np.random.Generator
 ) -> list[np.ndarray]:
     """Return for each axis (planes or voxels, 1) float32, whose product is the light.

@@ -82,7 +82,7 @@ class StainConfig(PlainConfig):
     """Strata along the depth, shared by all columns, inclusive."""
     bands_probability: float = 0.7
     """There are strata."""
-    band_width: tuple[float, float] = (0.05, 0.3)
+    band_width: tuple[float, float] = (0.1, 0.3)
     """Width of a stratum, part of the depth."""
     band_contrast: tuple[float, float] = (0.0, 1.0)
     """How much of the columns and gaps is missing between strata."""
@@ -506,7 +506,7 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 27): s is half the
     distance between the 16th and the 84th percentile of c over columns (a normal c's standard
     deviation), v the mean variance within cores, so that v / 27 is what noise leaves in 3^3 voxels.
-    Volumes below about 0.6 show nothing that could be learnt.
+    Volumes below about 0.7 show nothing that could be learnt.
 
     Args:
         image: (X, Y, Z).
