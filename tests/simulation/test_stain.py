@@ -43,7 +43,6 @@ PLAIN = Stain(
     grain=0.0,
     grain_period=3.0,
     texture_period=4.0,
-    texture_gain=1.0,
     cell_diameter=0.0,
     tract_radii=(),
     trachea_radii=(),
@@ -151,10 +150,10 @@ def test_rods_stand_off_the_axis_over_their_part_of_the_depth():
 
 def test_textures_have_each_structures_deviation():
     sds = (0.02, 0.0, 0.05, 0.0, 0.01, 0.0)
-    image = paint(level_sds=sds, texture_period=1.0, texture_gain=3.0)
+    image = paint(level_sds=sds, texture_period=1.0)
     assert image[places(-1, 0.25)].std() == pytest.approx(sds[CORE], rel=0.1)
     assert image[places(0.5, 0.8)].std() == pytest.approx(sds[GAP], rel=0.1)
-    assert image[FIELDS.owner == 0].std() == pytest.approx(3 * sds[OUTSIDE], rel=0.1)
+    assert image[FIELDS.owner == 0].std() == pytest.approx(sds[OUTSIDE], rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_parts_come_with_their_probabilities():
 def test_no_background_and_one_polarity_where_the_configuration_says_so():
     for stain in drawn(40, background_probability=0.0, inverted_probability=1.0):
         parts = (stain.cell_diameter, stain.tract_radii, stain.trachea_radii, stain.debris_radii)
-        assert not any((*parts, stain.haze)) and stain.texture_gain == 1.0
+        assert not any((*parts, stain.haze))
         assert stain.levels[GAP] - stain.levels[CORE] >= 0.2
 
 

@@ -14,21 +14,21 @@ def painted(grid: Grid, shape: tuple[int, ...]) -> np.ndarray:
     return image
 
 
-def test_upsampling_is_trilinear():
-    grid = np.random.default_rng(0).random((6, 7, 8), dtype=np.float32)
-    nodes = [np.arange(n) * 3.3 for n in grid.shape]
-    voxels = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1)
-    expected = RegularGridInterpolator(nodes, grid)(voxels)
+def test_a_grid_is_trilinear_in_smooth_weights():
+    nodes = np.random.default_rng(0).random((6, 7, 8), dtype=np.float32)
+    at = [np.arange(n) / 3.3 for n in SHAPE]
+    smooth = [np.floor(x) + (x % 1) ** 2 * (3 - 2 * (x % 1)) for x in at]
+    voxels = np.stack(np.meshgrid(*smooth, indexing="ij"), axis=-1)
+    expected = RegularGridInterpolator([np.arange(n) for n in nodes.shape], nodes)(voxels)
     image = np.ones(SHAPE, dtype=np.float32)
-    add_grid(image, grid_of(grid, 3.3, SHAPE, smooth=False))
+    add_grid(image, grid_of(nodes, 3.3, SHAPE))
     assert_allclose(image - 1, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("smooth", [True, False])
-def test_upsampling_keeps_nodes_and_goes_on_beyond_the_last(smooth):
-    grid = np.random.default_rng(0).random((3, 3, 3), dtype=np.float32)
-    out = painted(grid_of(grid, 4.0, (12, 12, 12), smooth=smooth), (12, 12, 12))
-    assert_array_equal(out[::4, ::4, ::4], grid)
+def test_a_grid_keeps_nodes_and_goes_on_beyond_the_last():
+    nodes = np.random.default_rng(0).random((3, 3, 3), dtype=np.float32)
+    out = painted(grid_of(nodes, 4.0, (12, 12, 12)), (12, 12, 12))
+    assert_array_equal(out[::4, ::4, ::4], nodes)
     assert_array_equal(out[9:], np.broadcast_to(out[8], out[9:].shape))
 
 

@@ -52,7 +52,7 @@ class MicroscopeConfig(PlainConfig):
     """Distance of planes then, voxels; at most a quarter of the columns' spacing."""
     photons: tuple[float, float] = (5.0, 200.0)
     """At the brightest 1 %, uniform in the logarithm."""
-    read_noise: tuple[float, float] = (0.0, 0.2)
+    read_noise: tuple[float, float] = (0.0, 0.15)
     """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
     low + (high - low) u^2 with u uniform in 0 to 1."""
     artefact_probability: float = 0.1

@@ -38,7 +38,7 @@ FAR, FURTHER = 0.8, 1.1
 """From the first to the second distance the gap turns into plain sheet."""
 BAND_STEPS = 256
 COARSE = 8
-"""Voxels between the nodes of the haze, and of where cell bodies are packed."""
+"""Voxels between the nodes of the haze."""
 NEAR_GAP = (0.45, 0.7)
 LABEL_RADIUS = 0.35
 
@@ -100,8 +100,6 @@ class StainConfig(PlainConfig):
     """There is a background; each of its parts is drawn with its own probability."""
     texture_period: tuple[float, float] = (2.0, 32.0)
     """Size of the background's texture, voxels, uniform in the logarithm."""
-    texture_gain: tuple[float, float] = (1.0, 3.0)
-    """Factor on the texture outside of the sheet."""
     cells_probability: float = 0.4
     """Packed cell bodies outside of the sheet."""
     cell_diameter: tuple[float, float] = (0.4, 0.8)
@@ -169,7 +167,6 @@ class Stain(PlainConfig):
     grain: float
     grain_period: float
     texture_period: float
-    texture_gain: float
     cell_diameter: float
     tract_radii: tuple[float, ...]
     trachea_radii: tuple[float, ...]
@@ -230,7 +227,6 @@ def draw_stain(
         grain=rng.uniform(*config.grain),
         grain_period=rng.uniform(*config.grain_period),
         texture_period=float(np.exp(rng.uniform(*np.log(config.texture_period)))),
-        texture_gain=rng.uniform(*config.texture_gain) if background else 1.0,
         cell_diameter=rng.uniform(*config.cell_diameter) * part(config.cells_probability),
         tract_radii=uniform(
             config.tract_radius, several(config.tubes, part(config.tracts_probability))
@@ -290,7 +286,7 @@ def paint_stain(
     _add_bodies(stain, image, fields.owner, neighbour, voxel_spacing, rng)
     if stain.haze:
         wide = gaussian_filter(image[::COARSE, ::COARSE, ::COARSE], 1.5, mode="nearest")
-        add_grid(image, grid_of(np.float32(stain.haze) * wide, COARSE, shape, smooth=False))
+        add_grid(image, grid_of(np.float32(stain.haze) * wide, COARSE, shape))
     return image
 
 
@@ -309,19 +305,10 @@ def band_profile(stain: Stain) -> np.ndarray:
 
 
 def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
-    """Return (6,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
+    """Return (5,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
     rim = min(max(stain.rim_width, 1.0 / voxel_spacing), 3.0 / voxel_spacing)
-    return np.array(
-        [
-            voxel_spacing,
-            stain.core_radius,
-            rim,
-            stain.kind == "filled",
-            stain.grain,
-            stain.texture_gain,
-        ],
-        dtype=np.float32,
-    )
+    filled = stain.kind == "filled"
+    return np.array([voxel_spacing, stain.core_radius, rim, filled, stain.grain], np.float32)
 
 
 def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
@@ -339,14 +326,12 @@ def _paint_columns(image, fields, texture, grain, numbers, rods, profile, bright
     Loops over a row are short, and most of their arrays are its own, so that they vectorise.
     """
     owner, distance, depth, neighbour = fields
-    voxels, radius, rim, filled, grain_sd, gain = numbers
+    voxels, radius, rim, filled, grain_sd = numbers
     core_mean, rim_mean, gap_mean, sheet_mean, outside_mean, near_mean = levels[0]
     core_sd, rim_sd, gap_sd, sheet_sd, outside_sd, near_sd = levels[1]
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
     steps, fade = np.float32(profile.size - 1), np.float32(1.0 / (FURTHER - FAR))
-    reach = zero
-    for n in range(len(rods)):
-        reach = max(reach, rods[n, 3] + rods[n, 4] + half / voxels)
+    reach = np.float32((rods[:, 3] + rods[:, 4]).max() + half / voxels) if len(rods) else zero
     planes = np.empty_like(texture[0][0]), np.empty_like(grain[0][0])
     size = image.shape[2]
     core, edge = np.empty(size, np.float32), np.zeros(size, np.float32)
@@ -365,14 +350,9 @@ def _paint_columns(image, fields, texture, grain, numbers, rods, profile, bright
                 share = min(max((np.float32(FURTHER) - near[k]) * fade, zero), one)
                 share *= profile[np.uint32(at[k] * steps + half)]
                 there[k] = share if own[k] else zero
-            for k in range(size):
                 beyond = neighbour[i, j, k] > 0
-                mean, sd = (
-                    near_mean if beyond else outside_mean,
-                    near_sd if beyond else outside_sd * gain,
-                )
-                ground[k] = sheet_mean if own[k] else mean
-                ground_sd[k] = sheet_sd if own[k] else sd
+                ground[k] = sheet_mean if own[k] else (near_mean if beyond else outside_mean)
+                ground_sd[k] = sheet_sd if own[k] else (near_sd if beyond else outside_sd)
             if len(rods):
                 for k in range(size):
                     core[k] = zero
@@ -446,27 +426,22 @@ def _add_bodies(
     voxel_spacing: float,
     rng: np.random.Generator,
 ) -> None:
-    """Paint cell bodies in a cortex of random form, and tracts, tracheae and debris."""
+    """Paint cell bodies on one side of the volume, and tracts, tracheae and debris."""
     shape = np.array(image.shape)
     if stain.cell_diameter:
         width = max(stain.cell_diameter * voxel_spacing, 3.0)
         cells = np.argwhere(np.ones(np.ceil(shape / width).astype(int), dtype=bool))
         centres = width * (cells + rng.random(cells.shape))
         nearest = tuple(np.minimum(centres.astype(int), shape - 1).T)
-        cortex = np.zeros(np.ceil(shape / COARSE).astype(int), dtype=np.float32)
-        period = max(max(shape) / 3.0, 2.0 * voxel_spacing) / COARSE
-        add_grid(cortex, noise_grid(cortex.shape, period, rng))
         there = (owner[nearest] == 0) & (neighbour[nearest] == 0)
-        there &= cortex[tuple(n // COARSE for n in nearest)] < 0
+        there &= np.sum((centres - shape / 2) * rng.normal(size=3), axis=1) < 0
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
         values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
         _paint(image, owner, centres[there], radii[there], values[there], rng.random(), True)
-    for radius in stain.tract_radii:
-        centres = _tube(shape, radius * voxel_spacing, rng)
-        _paint(image, owner, centres, radius * voxel_spacing, rng.uniform(0.0, 1.0), 0.0, True)
-    for radius in stain.trachea_radii:
-        centres = _tube(shape, radius * voxel_spacing, rng)
-        _paint(image, owner, centres, radius * voxel_spacing, rng.uniform(0.0, 0.1), 0.0, False)
+    for radii, most, outside in ((stain.tract_radii, 1.0, True), (stain.trachea_radii, 0.1, False)):
+        for radius in np.array(radii) * voxel_spacing:
+            centres = _tube(shape, radius, rng)
+            _paint(image, owner, centres, radius, rng.uniform(0.0, most), 0.0, outside)
     if stain.debris_radii:
         radii = np.array(stain.debris_radii) * voxel_spacing
         centres = rng.uniform(0.0, shape, size=(len(radii), 3))
@@ -534,13 +509,10 @@ def _sum_core_and_gap(image, owner, distance, sums):  # type: ignore[no-untyped-
     for i in range(0, image.shape[0], 2):
         for j in range(0, image.shape[1], 2):
             for k in range(image.shape[2]):
-                d, own = distance[i, j, k], owner[i, j, k]
-                part = 0 if d <= np.float32(LABEL_RADIUS) else 1
-                if own == 0 or d > np.float32(NEAR_GAP[1]):
-                    continue
-                if part == 1 and d <= np.float32(NEAR_GAP[0]):
-                    continue
-                value = np.float64(image[i, j, k])
-                sums[part, 0, own] += 1.0
-                sums[part, 1, own] += value
-                sums[part, 2, own] += value * value
+                d, own, value = distance[i, j, k], owner[i, j, k], np.float64(image[i, j, k])
+                core = d <= np.float32(LABEL_RADIUS)
+                if own and (core or np.float32(NEAR_GAP[0]) < d <= np.float32(NEAR_GAP[1])):
+                    part = 0 if core else 1
+                    sums[part, 0, own] += 1.0
+                    sums[part, 1, own] += value
+                    sums[part, 2, own] += value * value

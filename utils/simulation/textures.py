@@ -16,21 +16,18 @@ the weight (n,) float32 of the second."""
 def noise_grid(shape: tuple[int, ...], period: float, rng: np.random.Generator) -> Grid:
     """Return the grid of noise of mean 0: normals every ``period`` voxels, smooth between."""
     nodes = [int((n - 1) / period) + 2 for n in shape]
-    return grid_of(rng.standard_normal(nodes, dtype=np.float32), period, shape, smooth=True)
+    return grid_of(rng.standard_normal(nodes, dtype=np.float32), period, shape)
 
 
-def grid_of(nodes: np.ndarray, step: float, shape: tuple[int, ...], *, smooth: bool) -> Grid:
-    """Return ``nodes`` (A, B, C) with the weights of voxels: linear, or with level nodes (smooth).
-
-    Smooth weights are 3 t^2 - 2 t^3. Beyond the last node its value goes on.
-    """
+def grid_of(nodes: np.ndarray, step: float, shape: tuple[int, ...]) -> Grid:
+    """Return ``nodes`` (A, B, C) with weights 3 t^2 - 2 t^3; beyond the last its value goes on."""
     places = []
     for n, size in zip(shape, nodes.shape, strict=True):
         at = np.arange(n) / step
         low = np.minimum(at.astype(np.uint32), np.uint32(size - 1))
         t = np.minimum(at - low, 1.0)
-        t = t * t * (3.0 - 2.0 * t) if smooth else t
-        places += [low, np.minimum(low + np.uint32(1), np.uint32(size - 1)), t.astype(np.float32)]
+        weight = (t * t * (3.0 - 2.0 * t)).astype(np.float32)
+        places += [low, np.minimum(low + np.uint32(1), np.uint32(size - 1)), weight]
     return nodes, tuple(places)
 
 
