@@ -234,7 +234,7 @@ def test_visibility_is_contrast_over_its_spread():
     assert visibility(1 - image, FIELDS, none) == pytest.approx(expected, rel=1e-3)
     rng = np.random.default_rng(0)
     noisy = image + rng.normal(0, 0.5, image.shape).astype(np.float32)
-    spread = np.sqrt(((high - low) / 2) ** 2 + 0.25 / 27)
+    spread = np.sqrt(((high - low) / 2) ** 2 + 0.25 / 8)
     assert visibility(noisy, FIELDS, none) == pytest.approx(middle / spread, rel=0.15)
 
 

@@ -478,10 +478,10 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     """Return how well columns stand out: their median contrast over its spread; 0 without columns.
 
     A column's contrast c is its mean within 0.35 spacings of the path, its core, less that between
-    0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 27): s is half the
+    0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 8): s is half the
     distance between the 16th and the 84th percentile of c over columns (a normal c's standard
-    deviation), v the mean variance within cores, so that v / 27 is what noise leaves in 3^3 voxels.
-    Volumes below about 0.7 show nothing that could be learnt.
+    deviation), v the mean variance within cores, so that v / 8 is what noise leaves in 2^3 voxels.
+    Volumes below about 0.6 show little that could be learnt.
 
     Args:
         image: (X, Y, Z).
@@ -497,7 +497,7 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     core, gap = total / number
     noise = float(np.mean(squares[0] / number[0] - core**2))
     low, middle, high = np.percentile(core - gap, [16, 50, 84])
-    return float(abs(middle) / np.sqrt(((high - low) / 2.0) ** 2 + max(noise, 1e-9) / 27.0))
+    return float(abs(middle) / np.sqrt(((high - low) / 2.0) ** 2 + max(noise, 1e-9) / 8.0))
 
 
 @numba.njit(cache=True)

@@ -71,7 +71,7 @@ class WideConfig(PlainConfig):
 
     shape: tuple[int, int, int] = (128, 128, 128)
     """Voxels along x, y, z."""
-    min_visibility: float = 0.7
+    min_visibility: float = 0.6
     """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
     max_redraws: int = 40
     """Volumes drawn before giving up."""
