@@ -438,8 +438,8 @@ def _add_bodies(
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
         values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
         _paint(image, owner, centres[there], radii[there], values[there], rng.random(), True)
-    for radii, most, outside in ((stain.tract_radii, 1.0, True), (stain.trachea_radii, 0.1, False)):
-        for radius in np.array(radii) * voxel_spacing:
+    for tubes, most, outside in ((stain.tract_radii, 1.0, True), (stain.trachea_radii, 0.1, False)):
+        for radius in np.array(tubes) * voxel_spacing:
             centres = _tube(shape, radius, rng)
             _paint(image, owner, centres, radius, rng.uniform(0.0, most), 0.0, outside)
     if stain.debris_radii:

@@ -1,6 +1,7 @@
 """Compiled kernels of a stain's background: noise on coarse grids, and balls.
 
-A grid's node n lies at voxel n x step along each axis.
+A grid's node n lies at voxel n x step along each axis. Kernels of stain.py hold a compiled copy of
+the grids' functions: touch that file after a change here.
 """
 
 from __future__ import annotations
