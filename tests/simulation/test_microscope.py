@@ -16,6 +16,7 @@ from utils.simulation.microscope import (
     planes_to_voxels,
     point_spread,
     take_picture,
+    uneven_light,
 )
 
 CLEAR = Microscope(
@@ -135,6 +136,18 @@ def test_light_is_lost_along_the_axis():
         assert_allclose(grey.mean(axis=(0, 1)) / grey[..., 0].mean(), 4.0**-depth, rtol=0.02)
 
 
+def test_the_bias_is_a_smooth_change_of_light_with_the_drawn_deviation():
+    shape = (24, 20, 28)
+    light = [
+        uneven_light(replace(CLEAR, bias=0.4), shape, np.random.default_rng(seed))
+        for seed in range(300)
+    ]
+    x, y, z = (np.log([curves[axis][:, 0] for curves in light]) for axis in range(3))
+    logs = x[:, ::6, None, None] + y[:, None, ::6, None] + z[:, None, None, ::6]
+    assert_allclose(logs.std(), 0.4, rtol=0.1)
+    assert max(np.abs(np.diff(curve, 2, axis=1)).max() for curve in (x, y, z)) < 0.15
+
+
 def test_artefacts_are_planes_and_lines_across_the_axis():
     image = np.ones((40, 40, 40), dtype=np.float32)
     grey = picture(image, artefact=0.2)
@@ -148,7 +161,10 @@ def test_artefacts_are_planes_and_lines_across_the_axis():
 @pytest.mark.parametrize("seed", range(8))
 def test_drawn_pictures_are_in_range_and_repeat(seed):
     drawn = draw_microscope(MicroscopeConfig(), np.random.default_rng(seed), 10.0)
-    assert 1 <= drawn.coarse <= 2.5 and Microscope.from_dict(drawn.to_dict()) == drawn
+    assert (
+        1 <= drawn.coarse <= 2.5 >= drawn.axial_sigma
+        and Microscope.from_dict(drawn.to_dict()) == drawn
+    )
     image = np.random.default_rng(9).random((21, 30, 26), dtype=np.float32)
     first, again = (take_picture(drawn, image, np.random.default_rng(seed)) for _ in range(2))
     assert_array_equal(first, again)

@@ -3,58 +3,46 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.interpolate import RegularGridInterpolator
 
-from utils.simulation.textures import cell_noise, paint_balls, upsampled, value_noise
+from utils.simulation.textures import Grid, add_grid, grid_of, noise_grid, paint_balls
 
 SHAPE = (13, 17, 21)
 
 
-def test_upsampling_is_trilinear():
-    grid = np.random.default_rng(0).random((6, 7, 8), dtype=np.float32)
-    nodes = [np.arange(n) * 3.3 for n in grid.shape]
-    voxels = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), axis=-1)
-    expected = RegularGridInterpolator(nodes, grid)(voxels)
-    assert_allclose(upsampled(grid, 3.3, SHAPE, smooth=False), expected, atol=1e-6)
+def painted(grid: Grid, shape: tuple[int, ...]) -> np.ndarray:
+    image = np.zeros(shape, dtype=np.float32)
+    add_grid(image, grid)
+    return image
 
 
-@pytest.mark.parametrize("smooth", [True, False])
-def test_upsampling_keeps_nodes_and_goes_on_beyond_the_last(smooth):
-    grid = np.random.default_rng(0).random((3, 3, 3), dtype=np.float32)
-    out = upsampled(grid, 4.0, (12, 12, 12), smooth=smooth)
-    assert_array_equal(out[::4, ::4, ::4], grid)
+def test_a_grid_is_trilinear_in_smooth_weights():
+    nodes = np.random.default_rng(0).random((6, 7, 8), dtype=np.float32)
+    at = [np.arange(n) / 3.3 for n in SHAPE]
+    smooth = [np.floor(x) + (x % 1) ** 2 * (3 - 2 * (x % 1)) for x in at]
+    voxels = np.stack(np.meshgrid(*smooth, indexing="ij"), axis=-1)
+    expected = RegularGridInterpolator([np.arange(n) for n in nodes.shape], nodes)(voxels)
+    image = np.ones(SHAPE, dtype=np.float32)
+    add_grid(image, grid_of(nodes, 3.3, SHAPE))
+    assert_allclose(image - 1, expected, atol=1e-6)
+
+
+def test_a_grid_keeps_nodes_and_goes_on_beyond_the_last():
+    nodes = np.random.default_rng(0).random((3, 3, 3), dtype=np.float32)
+    out = painted(grid_of(nodes, 4.0, (12, 12, 12)), (12, 12, 12))
+    assert_array_equal(out[::4, ::4, ::4], nodes)
     assert_array_equal(out[9:], np.broadcast_to(out[8], out[9:].shape))
 
 
-def test_value_noise_has_its_size_and_its_seed():
-    noise = value_noise((64, 64, 64), 8.0, np.random.default_rng(1))
-    assert abs(noise.mean()) < 0.1 and noise[::8, ::8, ::8].std() == pytest.approx(1.0, abs=0.1)
-    assert np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1] > 0.9
-    assert abs(np.corrcoef(noise[:-16].ravel(), noise[16:].ravel())[0, 1]) < 0.1
-    assert_array_equal(noise, value_noise((64, 64, 64), 8.0, np.random.default_rng(1)))
+def noise(seed: int) -> np.ndarray:
+    return painted(noise_grid((64, 64, 64), 8.0, np.random.default_rng(seed)), (64, 64, 64))
 
 
-def nearest_points(shape, period, seed):
-    """Distances to the nearest point, in cells, and its number: all points against all nodes."""
-    rng = np.random.default_rng(seed)
-    cells = [int(n / period) + 4 for n in shape]
-    points = rng.random((*cells, 3), dtype=np.float32) * np.float32(0.9)
-    numbers = rng.standard_normal(cells, dtype=np.float32).ravel()
-    points = (points + np.moveaxis(np.indices(cells), 0, -1) - 1).reshape(-1, 3)
-    step = period / 4
-    nodes = np.stack(
-        np.meshgrid(*(np.arange(int((n - 1) / step) + 2) for n in shape), indexing="ij"), axis=-1
-    )
-    distance = np.sqrt(((nodes[..., None, :] * (step / period) - points) ** 2).sum(axis=-1))
-    return distance.min(axis=-1), numbers[distance.argmin(axis=-1)], step
-
-
-@pytest.mark.parametrize("kind", ["worley", "voronoi"])
-def test_cells_are_those_of_the_nearest_point(kind):
-    distance, number, step = nearest_points((20, 24, 17), 12.0, 3)
-    nodes = distance if kind == "worley" else number
-    nodes = ((nodes - nodes.mean()) / nodes.std()).astype(np.float32)
-    expected = upsampled(nodes, step, (20, 24, 17), smooth=False)
-    noise = cell_noise((20, 24, 17), 12.0, kind, np.random.default_rng(3))
-    assert_allclose(noise, expected, atol=1e-4)
+def test_noise_has_its_size_and_its_seed():
+    first = noise(1)
+    assert abs(first.mean()) < 0.1 and first[::8, ::8, ::8].std() == pytest.approx(1.0, abs=0.1)
+    assert np.corrcoef(first[:-1].ravel(), first[1:].ravel())[0, 1] > 0.9
+    assert abs(np.corrcoef(first[:-16].ravel(), first[16:].ravel())[0, 1]) < 0.1
+    assert_array_equal(first, noise(1))
+    assert abs(np.corrcoef(first.ravel(), noise(2).ravel())[0, 1]) < 0.1
 
 
 def balls(image, owner, centre, radius, value, hollow=0.0, outside_only=False):

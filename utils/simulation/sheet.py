@@ -354,8 +354,9 @@ def _stand(
     places = places[:, None] + depth[:, None] * sheet.slope + arc[:, None] * bends[:, None]
     paths = _map(sheet, places, depth)
     keep = _without_border_and_holes(config, sheet, sites, _middle_inside(paths, shape), rng)
+    keep &= _within(paths, shape, 2.0 * MARGIN * sheet.spacing)
     lattice = np.concatenate([np.zeros((len(steps), 1), np.int64), steps], axis=1)
-    return paths[keep], nearest_distances(paths)[keep], lattice[keep]
+    return paths[keep], nearest_distances(paths, keep), lattice[keep]
 
 
 def _sites(sheet: _Sheet, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -447,8 +448,7 @@ def near_volume(
     parameters: dict[str, float],
 ) -> Columns:
     """Return as Columns those with a node inside or up to MARGIN spacings outside the volume."""
-    margin = (MARGIN * spacing)[..., None]
-    near = np.all((paths > -margin) & (paths < margin + shape), axis=2).any(axis=1)
+    near = _within(paths, shape, (MARGIN * spacing)[..., None])
     sites = lattice[near].astype(np.int32)
     return Columns(
         paths=paths[near].astype(np.float32),
@@ -460,13 +460,24 @@ def near_volume(
     )
 
 
-def nearest_distances(paths: np.ndarray) -> np.ndarray:
-    """Return (N, D): each node's distance to the nearest other path's node of the same depth."""
+def _within(
+    paths: np.ndarray, shape: tuple[int, int, int], margin: np.ndarray | float
+) -> np.ndarray:
+    """Return (N,) bool: paths (N, D, 3) with a node less than ``margin`` outside of the volume."""
+    return np.all((paths > -margin) & (paths < shape + np.asarray(margin)), axis=2).any(axis=1)
+
+
+def nearest_distances(paths: np.ndarray, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+    """Return (N, D): each node's distance to the nearest other path's node of the same depth.
+
+    With ``rows``, for these of the paths alone, to any of them.
+    """
     n, depths, _ = paths.shape
-    distances = np.ones((n, depths))
+    distances = np.ones((len(paths[rows, 0]), depths))
     if n > 1:
         for d in range(depths):
-            distances[:, d] = cKDTree(paths[:, d]).query(paths[:, d], k=2)[0][:, 1]
+            tree = cKDTree(paths[:, d], balanced_tree=False, compact_nodes=False)
+            distances[:, d] = tree.query(paths[rows, d], k=2)[0][:, 1]
     return distances
 
 

@@ -14,10 +14,11 @@ from utils.simulation.sheet import Columns
 
 REACH = 0.65
 """A column at a border owns voxels up to here, in mean distances to its lattice neighbours."""
-INNER_REACH = 1.0
+INNER_REACH = 0.8
 """The same of a column with all its six neighbours, so that no gap between columns stays open."""
 NOWHERE = 2.0
 """Distance of voxels without an owner."""
+NOBODY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
@@ -34,19 +35,18 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
     if n > np.iinfo(np.uint16).max:
         raise UserError(f"{n} columns do not fit 16-bit instance ids (at most 65535)")
     paths, spacing = columns.paths.astype(np.float32), columns.spacing.astype(np.float32)
-    nearest = np.full(shape, np.inf, dtype=np.float32)
-    segment = np.full(shape, -1, dtype=np.int32)
-    _paint_segments(nearest, segment, paths, _overlaps(paths), _reaches(columns))
-    owner = np.zeros(shape, dtype=np.uint16)
-    depth = np.zeros(shape, dtype=np.float32)
-    _normalise(nearest, segment, paths, spacing, owner, depth)
+    nearest = np.full(shape, NOBODY, dtype=np.uint64)
+    _paint_segments(nearest, paths, _overlaps(paths), _reaches(columns))
+    owner = np.empty(shape, dtype=np.uint16)
+    distance, depth = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+    _normalise(nearest, _segments(paths, spacing), depths - 1, owner, distance, depth)
     if not len(columns.neuropil):
-        return ColumnFields(owner, nearest, depth)
+        return ColumnFields(owner, distance, depth)
     neighbour = np.zeros(shape, dtype=np.uint8)
     for centre, *axes in columns.neuropil.astype(np.float64):
         lengths = np.linalg.norm(axes, axis=1, keepdims=True)
         _paint_ellipsoid(neighbour, owner, centre, axes / lengths**2)
-    return ColumnFields(owner, nearest, depth, neighbour)
+    return ColumnFields(owner, distance, depth, neighbour)
 
 
 def _reaches(columns: Columns) -> np.ndarray:
@@ -82,15 +82,17 @@ def _overlaps(paths: np.ndarray) -> np.ndarray:
     return overlaps
 
 
-@numba.njit(cache=True)
-def _paint_segments(nearest, segment, paths, overlaps, radii):  # type: ignore[no-untyped-def]
-    """Lower ``nearest`` (X, Y, Z) float32 to the squared distance, note the segment's number.
+@numba.njit(cache=True, error_model="numpy")  # a check for division by zero does not vectorise
+def _paint_segments(nearest, paths, overlaps, radii):  # type: ignore[no-untyped-def]
+    """Lower ``nearest`` (X, Y, Z) uint64 to the squared distance and the segment's number.
 
+    The bits of the distance, a float32 that is not negative, are in order as the upper half of the
+    word, the number is the lower half: the least word is that of the nearest, then of the first.
     Rows along z are cut where they enter and leave the segment's cylinder.
     """
     nx, ny, nz = nearest.shape
     last = paths.shape[1] - 2
-    zero, half = np.float32(0.0), np.float32(0.5)
+    zero, one, half, tiny = np.float32(0.0), np.float32(1.0), np.float32(0.5), np.float32(1e-6)
     for n in range(len(paths)):
         for s in range(last + 1):
             px, py, pz = paths[n, s]
@@ -99,14 +101,16 @@ def _paint_segments(nearest, segment, paths, overlaps, radii):  # type: ignore[n
             ux, uy, uz = ux / length, uy / length, uz / length
             r = max(radii[n, s], radii[n, s + 1])
             low, high = -r * overlaps[n, s], length + r * overlaps[n, s + 1]
-            tx = r * np.sqrt(max(zero, np.float32(1.0) - ux * ux))
-            ty = r * np.sqrt(max(zero, np.float32(1.0) - uy * uy))
+            tx = r * np.sqrt(max(zero, one - ux * ux))
+            ty = r * np.sqrt(max(zero, one - uy * uy))
             i0 = max(int(np.ceil(px + min(low * ux, high * ux) - tx - half)), 0)
             i1 = min(int(np.floor(px + max(low * ux, high * ux) + tx - half)) + 1, nx)
             j0 = max(int(np.ceil(py + min(low * uy, high * uy) - ty - half)), 0)
             j1 = min(int(np.floor(py + max(low * uy, high * uy) + ty - half)) + 1, ny)
-            across = max(np.float32(1.0) - uz * uz, np.float32(1e-6))
-            number = np.int32(n * (last + 1) + s)
+            across = max(one - uz * uz, tiny)
+            inverse, steep = one / across, abs(uz) > tiny
+            slope = one / uz if steep else zero
+            number = np.uint64(n * (last + 1) + s)
             for i in range(i0, i1):
                 wx = np.float32(i) + half - px
                 for j in range(j0, j1):
@@ -114,52 +118,57 @@ def _paint_segments(nearest, segment, paths, overlaps, radii):  # type: ignore[n
                     a0 = wx * ux + wy * uy
                     c = wx * wx + wy * wy - a0 * a0 - r * r
                     root = a0 * a0 * uz * uz - across * c
-                    if root < zero:
+                    if root < zero or (not steep and (a0 < low or a0 > high)):
                         continue
                     root = np.sqrt(root)
-                    z0, z1 = (a0 * uz - root) / across, (a0 * uz + root) / across
-                    if abs(uz) > np.float32(1e-6):
-                        e0, e1 = (low - a0) / uz, (high - a0) / uz
+                    z0, z1 = (a0 * uz - root) * inverse, (a0 * uz + root) * inverse
+                    if steep:
+                        e0, e1 = (low - a0) * slope, (high - a0) * slope
                         z0, z1 = max(z0, min(e0, e1)), min(z1, max(e0, e1))
-                    elif a0 < low or a0 > high:
+                    k0 = int(np.ceil(max(z0 + pz - half, zero)))
+                    k1 = int(np.floor(min(z1 + pz + half, np.float32(nz))))
+                    if k0 >= k1:
                         continue
-                    k0 = max(int(np.ceil(min(max(z0 + pz - half, zero), np.float32(nz)))), 0)
-                    k1 = int(np.floor(min(max(z1 + pz - half, np.float32(-1)), np.float32(nz)))) + 1
-                    best, numbers = nearest[i, j], segment[i, j]
-                    for k in range(k0, min(k1, nz)):
-                        wz = np.float32(k) + half - pz
+                    row, start = nearest[i, j][k0:k1], np.float32(k0) + half - pz
+                    for k in range(row.size):
+                        wz = np.float32(np.int32(k)) + start
                         a = min(max(a0 + uz * wz, zero), length)
                         dx, dy, dz = wx - a * ux, wy - a * uy, wz - a * uz
-                        d = dx * dx + dy * dy + dz * dz
-                        numbers[k] = number if d < best[k] else numbers[k]
-                        best[k] = d if d < best[k] else best[k]
+                        d = np.float32(dx * dx + dy * dy + dz * dz)
+                        word = (np.uint64(d.view(np.uint32)) << np.uint64(32)) | number
+                        row[k] = min(row[k], word)
 
 
-@numba.njit(cache=True)
-def _normalise(distance, segment, paths, spacing, owner, depth):  # type: ignore[no-untyped-def]
-    """Turn squared distances into spacings of the owner, in place; fill owner and depth."""
+def _segments(paths: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Return (N (D - 1), 8) float32: start, step over its square, spacing there and its change."""
+    steps = np.diff(paths, axis=1)
+    steps /= np.maximum(np.sum(steps**2, axis=2, keepdims=True), np.float32(1e-12))
+    spacings = np.stack([spacing[:, :-1], np.diff(spacing, axis=1)], axis=2)
+    return np.concatenate([paths[:, :-1], steps, spacings], axis=2).reshape(-1, 8)
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _normalise(nearest, segments, parts, owner, distance, depth):  # type: ignore[no-untyped-def]
+    """Turn ``nearest`` into the owner, the distance in its spacings, and the depth."""
     nx, ny, nz = owner.shape
-    segments = paths.shape[1] - 1
-    half = np.float32(0.5)
+    zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+    parts, part = np.uint32(parts), np.float32(1.0 / parts)
     for i in range(nx):
         for j in range(ny):
             for k in range(nz):
-                number = segment[i, j, k]
-                d = np.float32(NOWHERE)
-                if number >= 0:
-                    n, s = number // segments, number % segments
-                    p, q = paths[n, s], paths[n, s + 1]
-                    ux, uy, uz = q[0] - p[0], q[1] - p[1], q[2] - p[2]
-                    wx = np.float32(i) + half - p[0]
-                    wy = np.float32(j) + half - p[1]
-                    wz = np.float32(k) + half - p[2]
-                    a = (wx * ux + wy * uy + wz * uz) / (ux * ux + uy * uy + uz * uz)
-                    a = min(max(a, np.float32(0.0)), np.float32(1.0))
-                    at = spacing[n, s] + a * (spacing[n, s + 1] - spacing[n, s])
-                    d = np.sqrt(distance[i, j, k]) / at
-                    owner[i, j, k] = n + 1
-                    depth[i, j, k] = (np.float32(s) + a) / np.float32(segments)
-                distance[i, j, k] = d
+                word = nearest[i, j, k]
+                if word == NOBODY:
+                    owner[i, j, k], distance[i, j, k], depth[i, j, k] = 0, NOWHERE, zero
+                    continue
+                number = np.uint32(word)
+                px, py, pz, ux, uy, uz, at, change = segments[number]
+                a = (np.float32(i) + half - px) * ux + (np.float32(j) + half - py) * uy
+                a = min(max(a + (np.float32(k) + half - pz) * uz, zero), one)
+                squared = np.uint32(word >> np.uint64(32)).view(np.float32)
+                n = np.uint32(number // parts)
+                owner[i, j, k] = n + 1
+                distance[i, j, k] = np.sqrt(squared) / (at + a * change)
+                depth[i, j, k] = min((np.float32(number - n * parts) + a) * part, one)
 
 
 @numba.njit(cache=True)

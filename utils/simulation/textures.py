@@ -1,6 +1,7 @@
-"""Compiled kernels of a stain's background: noise on coarse grids, cells of random points, balls.
+"""Compiled kernels of a stain's background: noise on coarse grids, and balls.
 
-A grid's node n lies at voxel n x step along each axis.
+A grid's node n lies at voxel n x step along each axis. Kernels of stain.py hold a compiled copy of
+the grids' functions: touch that file after a change here.
 """
 
 from __future__ import annotations
@@ -8,96 +9,64 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-CELL_NODES = 4
-"""Nodes along the mean width of a cell; steps are never below ``FINEST`` voxels."""
-FINEST = 2.0
-JITTER = 0.9
-"""A cell's point lies at random within this share of the cell's width."""
+Grid = tuple[np.ndarray, tuple[np.ndarray, ...]]
+"""Nodes (A, B, C) float32, and for each axis, for each voxel: both nodes (n,) uint32 beside it and
+the weight (n,) float32 of the second."""
 
 
-def value_noise(shape: tuple[int, ...], period: float, rng: np.random.Generator) -> np.ndarray:
-    """Return (X, Y, Z) float32 noise of mean 0: normals every ``period`` voxels, smooth between."""
+def noise_grid(shape: tuple[int, ...], period: float, rng: np.random.Generator) -> Grid:
+    """Return the grid of noise of mean 0: normals every ``period`` voxels, smooth between."""
     nodes = [int((n - 1) / period) + 2 for n in shape]
-    return upsampled(rng.standard_normal(nodes, dtype=np.float32), period, shape, smooth=True)
+    return grid_of(rng.standard_normal(nodes, dtype=np.float32), period, shape)
 
 
-def cell_noise(
-    shape: tuple[int, ...], period: float, kind: str, rng: np.random.Generator
-) -> np.ndarray:
-    """Return (X, Y, Z) float32 noise of mean 0 and variance 1 from one random point in each cell.
-
-    Args:
-        shape: voxels.
-        period: width of the cubic cells that hold a point each, in voxels.
-        kind: "worley": distance to the nearest point (Worley, SIGGRAPH 1996); "voronoi": a random
-            number of that point.
-        rng: source of the points and their numbers.
-    """
-    step = max(FINEST, period / CELL_NODES)
-    cells = [int(n / period) + 4 for n in shape]
-    points = rng.random((*cells, 3), dtype=np.float32) * np.float32(JITTER)
-    numbers = rng.standard_normal(cells, dtype=np.float32)
-    nodes = np.empty([int((n - 1) / step) + 2 for n in shape], dtype=np.float32)
-    _cells(points, numbers, step / period, kind == "worley", nodes)
-    mean, sd = nodes.mean(dtype=float), max(nodes.std(dtype=float), 1e-6)
-    return upsampled(((nodes - mean) / sd).astype(np.float32), step, shape, smooth=False)
-
-
-@numba.njit(cache=True)
-def _cells(points, numbers, step, distances, nodes):  # type: ignore[no-untyped-def]
-    """Fill ``nodes`` from the 27 cells about each; lengths are in cells."""
-    for i in range(nodes.shape[0]):
-        for j in range(nodes.shape[1]):
-            for k in range(nodes.shape[2]):
-                x, y, z = np.float32(i * step), np.float32(j * step), np.float32(k * step)
-                nearest = np.float32(99.0)
-                number = np.float32(0.0)
-                for a in range(int(x), int(x) + 3):  # cell a holds points of a - 1 .. a
-                    for b in range(int(y), int(y) + 3):
-                        for c in range(int(z), int(z) + 3):
-                            p = points[a, b, c]
-                            u = np.float32(a - 1) + p[0] - x
-                            v = np.float32(b - 1) + p[1] - y
-                            w = np.float32(c - 1) + p[2] - z
-                            d = u * u + v * v + w * w
-                            if d < nearest:
-                                nearest, number = d, numbers[a, b, c]
-                nodes[i, j, k] = np.sqrt(nearest) if distances else number
-
-
-def upsampled(grid: np.ndarray, step: float, shape: tuple[int, ...], *, smooth: bool) -> np.ndarray:
-    """Interpolate ``grid`` (A, B, C) float32 to ``shape``: trilinear, or with level nodes (smooth).
-
-    Smooth weights are 3 t^2 - 2 t^3. Beyond the last node its value goes on.
-    """
+def grid_of(nodes: np.ndarray, step: float, shape: tuple[int, ...]) -> Grid:
+    """Return ``nodes`` (A, B, C) with weights 3 t^2 - 2 t^3; beyond the last its value goes on."""
     places = []
-    for n, nodes in zip(shape, grid.shape, strict=True):
+    for n, size in zip(shape, nodes.shape, strict=True):
         at = np.arange(n) / step
-        low = np.minimum(at.astype(np.int64), nodes - 1)
+        low = np.minimum(at.astype(np.uint32), np.uint32(size - 1))
         t = np.minimum(at - low, 1.0)
-        t = t * t * (3.0 - 2.0 * t) if smooth else t
-        places += [low, np.minimum(low + 1, nodes - 1), t.astype(np.float32)]
-    out = np.empty(shape, dtype=np.float32)
-    _upsample(grid, tuple(places), out)
-    return out
+        weight = (t * t * (3.0 - 2.0 * t)).astype(np.float32)
+        places += [low, np.minimum(low + np.uint32(1), np.uint32(size - 1)), weight]
+    return nodes, tuple(places)
 
 
 @numba.njit(cache=True)
-def _upsample(grid, places, out):  # type: ignore[no-untyped-def]
-    """Per plane the grid between two of its planes, per row between two of its rows."""
-    x0, x1, tx, y0, y1, ty, z0, z1, tz = places
-    plane, row = np.empty_like(grid[0]), np.empty_like(grid[0, 0])
-    for i in range(out.shape[0]):
-        for b in range(plane.shape[0]):
-            for c in range(plane.shape[1]):
-                low = grid[x0[i], b, c]
-                plane[b, c] = low + tx[i] * (grid[x1[i], b, c] - low)
-        for j in range(out.shape[1]):
-            for c in range(row.size):
-                row[c] = plane[y0[j], c] + ty[j] * (plane[y1[j], c] - plane[y0[j], c])
-            for k in range(out.shape[2]):
-                low = row[z0[k]]
-                out[i, j, k] = low + tz[k] * (row[z1[k]] - low)
+def add_grid(image, grid):  # type: ignore[no-untyped-def]
+    """Add a grid to ``image`` (X, Y, Z) float32, in place."""
+    plane, row = np.empty_like(grid[0][0]), np.empty(image.shape[2], dtype=np.float32)
+    for i in range(image.shape[0]):
+        plane_of(grid, i, plane)
+        for j in range(image.shape[1]):
+            row_of(grid, plane, j, row)
+            out = image[i, j]
+            for k in range(row.size):
+                out[k] += row[k]
+
+
+@numba.njit
+def plane_of(grid, i, plane):  # type: ignore[no-untyped-def]
+    """Fill ``plane`` (B, C) float32 with a grid's nodes at voxel ``i`` of the first axis."""
+    nodes, places = grid
+    x0, x1, tx = places[0], places[1], places[2]
+    for b in range(plane.shape[0]):
+        for c in range(plane.shape[1]):
+            low = nodes[x0[i], b, c]
+            plane[b, c] = low + tx[i] * (nodes[x1[i], b, c] - low)
+
+
+@numba.njit
+def row_of(grid, plane, j, row):  # type: ignore[no-untyped-def]
+    """Fill ``row`` (Z,) float32 from :func:`plane_of` at voxel ``j`` of the second axis."""
+    _, _, _, y0, y1, ty, z0, z1, tz = grid[1]
+    first, second, t = plane[y0[j]], plane[y1[j]], ty[j]
+    nodes = np.empty(first.size, dtype=np.float32)
+    for c in range(first.size):
+        nodes[c] = first[c] + t * (second[c] - first[c])
+    for k in range(row.size):
+        low = nodes[z0[k]]
+        row[k] = low + tz[k] * (nodes[z1[k]] - low)
 
 
 @numba.njit(cache=True)
