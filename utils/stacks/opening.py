@@ -196,13 +196,12 @@ def _renamed(source: Source, axes: str) -> Source:
         spatial = [a for a in axes if a in "XYZ"]
         pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
     moved = {new: old for new, old in pairs if new in "XYZ" and old in "XYZ"}
-    place = source.place or Place.aligned(source.spacing)
-    return replace(source, axes=axes, place=place.renamed(moved))
+    return replace(source, axes=axes, place=source.place.renamed(moved))
 
 
 def _place(path: Path, voxel_size: Sequence[float] | None, source: Source, spatial: str) -> Place:
     """Return where the voxels stand: as the file says, of the user's size if there is one."""
-    place = (source.place or Place.aligned(source.spacing)).within(len(spatial))
+    place = source.place.within(len(spatial))
     if voxel_size is None:
         return place
     if len(voxel_size) != len(spatial):

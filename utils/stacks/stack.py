@@ -21,7 +21,6 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.place import Place
-from utils.stacks.units import micrometres_per
 
 UNSUPPORTED = re.compile(
     "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
@@ -183,12 +182,10 @@ class Source:
     """A :class:`FileArray`, or what has its ``shape``, ``dtype`` and ``part``."""
     axes: str | None
     """A letter an axis: X, Y, Z, C or S (channels), T (time), N (sample); None if unknown."""
-    spacing: Mapping[str, float] = field(default_factory=dict)
-    """Micrometres by axis letter."""
+    place: Place = field(default_factory=lambda: Place.aligned({}))
+    """Sizes and place of its voxels, as far as the file tells them."""
     loaded: int = 0
     """Bytes that the first access loads and keeps, where the format is read as a whole."""
-    place: Place | None = None
-    """None for a file that tells sizes in micrometres at most."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the file is read."""
     warning: Callable[[], str | None] = lambda: None
@@ -221,8 +218,7 @@ class Entry:
     def of(cls, source: Source, key: str = "", *, chosen: bool = True) -> Entry:
         """Return what ``source`` is, without a look at its voxels."""
         array = source.array
-        place = source.place or Place.aligned(source.spacing)
-        sizes = place.known if math.isfinite(place.unit) else {}
+        sizes = source.place.known if math.isfinite(source.place.unit) else {}
         return cls(key, array.shape, source.axes, array.dtype, sizes, chosen)
 
 
@@ -268,11 +264,6 @@ def quiet(name: str) -> Iterator[list[str]]:
         yield messages
     finally:
         logger.propagate, logger.handlers = before
-
-
-def micrometres(unit: str | None) -> float:
-    """Return the length of ``unit``, micrometres if none is given; NaN for an unknown one."""
-    return 1.0 if unit is None else micrometres_per(unit) or math.nan
 
 
 def named(path: Path, arrays: Mapping[str, Any], key: str | None, lost: str = "") -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from utils.stacks.axes import axis_letters
+from utils.stacks.axes import told_axes
 from utils.stacks.formats import hdf5_split
 from utils.stacks.formats.hdf5_parts import beside, packed_chunks, readable, warn_of_absent
+from utils.stacks.place import Place
 from utils.stacks.stack import (
     Entry,
     FileArray,
@@ -25,9 +26,6 @@ from utils.stacks.stack import (
     named,
 )
 from utils.storage import VolumeFile
-
-NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names", "DIMENSION_LABELS")
-"""Attributes of an array in which the names of its axes may stand."""
 
 
 def read(path: Path, key: str | None) -> Source:
@@ -161,7 +159,7 @@ def _source(path: Path, file: Any, dataset: Any) -> Source:
     return Source(
         array,
         axes,
-        spacing,
+        Place.aligned(spacing),
         warning=lambda: warn_of_absent(path, [dataset]),
         close=file.close,
         chunks=packed_chunks(dataset),
@@ -170,13 +168,9 @@ def _source(path: Path, file: Any, dataset: Any) -> Source:
 
 def _axes(array: Any) -> str | None:
     """Return the axes that Fiji's, ilastik's, netCDF's or this project's attributes name."""
-    found = [axis_letters(array.attrs[name]) for name in NAMED_BY if name in array.attrs]
-    if "axistags" in array.attrs:  # vigra, ilastik
-        tags = json.loads(array.attrs["axistags"])["axes"]
-        found.append(axis_letters([tag["key"] for tag in tags]))
+    tags = json.loads(array.attrs.get("axistags", '{"axes": []}'))["axes"]  # vigra, ilastik
     scales = [next(iter(dimension.keys()), "") for dimension in array.dims]
-    found = [axes for axes in (*found, axis_letters(scales)) if axes]
-    return next((axes for axes in found if len(axes) == array.ndim), found[0] if found else None)
+    return told_axes(array.attrs, [[tag["key"] for tag in tags], scales], array.ndim)
 
 
 def _read_simulated(path: Path) -> Source:

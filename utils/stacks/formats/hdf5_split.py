@@ -17,7 +17,9 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
-from utils.stacks.stack import FileArray, Source, library_errors, micrometres
+from utils.stacks.place import Place
+from utils.stacks.stack import FileArray, Source, library_errors
+from utils.stacks.units import micrometres_per
 
 BDV = re.compile(r"t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
 IMARIS = re.compile(
@@ -42,9 +44,7 @@ class SplitArray:
         time, channel, *box = where
         if (time, channel) not in self.parts:
             raise UserError(f"{self.path}: has no channel {channel} at time point {time}")
-        ends = zip(box, self.shape[2:], strict=True)
-        cut = tuple(slice(*s.indices(n)) if isinstance(s, slice) else s for s, n in ends)
-        return self.parts[time, channel].part(cut).view(self.dtype)
+        return self.parts[time, channel].part(tuple(box)).view(self.dtype)
 
 
 def file_of(path: Path) -> tuple[Path, Sizes]:
@@ -77,7 +77,7 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
 
 def _size(setup: Any) -> dict[str, float]:
     """Return the voxel size of an element ``ViewSetup``."""
-    unit = micrometres(setup.findtext("voxelSize/unit", ""))
+    unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
     numbers = setup.findtext("voxelSize/size", "").split()
     return {a: float(number) * unit for a, number in zip("XYZ", numbers, strict=False)}
 
@@ -144,7 +144,7 @@ def _stack(
     return Source(
         SplitArray(path, loaded, (*counts, *size), dtype),
         "TCZYX",
-        spacing,
+        Place.aligned(spacing),
         warning=lambda: warn_of_absent(path, parts.values()),
         close=file.close,
         chunks=None if chunks is None else (1, 1, *chunks),
@@ -174,7 +174,7 @@ def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], dict[str, float]
     size = {
         a: int(_text(own[f"ImageSize{a}"] if f"ImageSize{a}" in own else whole[a])) for a in "ZYX"
     }
-    unit = micrometres(_text(whole["Unit"])) if "Unit" in whole else 1.0
+    unit = micrometres_per(_text(whole["Unit"])) if "Unit" in whole else 1.0
     extent = {
         a: float(_text(whole[f"ExtMax{k}"])) - float(_text(whole[f"ExtMin{k}"]))
         for k, a in enumerate("XYZ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def read(path: Path, key: str | None) -> Source:
         scaled = image.dataobj.slope not in (None, 1) or image.dataobj.inter not in (None, 0)
     if count > 5:
         raise UserError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
-    length = micrometres_per(unit) or math.nan
+    length = micrometres_per(unit)
     place = Place(affine[:3, :3], affine[:3, 3], length, SPACE)
     if not place.usable:
         place = Place.aligned(dict(zip("XYZ", sizes, strict=False)), length)

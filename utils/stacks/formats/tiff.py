@@ -238,9 +238,8 @@ def _place(file: Any, series: Any, number: int) -> Place:
         units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
         place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
         ways = [_number(plane.get(f"Position{a}")) for a in "XYZ"]
-        lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) or math.nan for a in "XYZ"]
-        voxels = np.array(ways) * lengths / place.sizes / place.unit
-        return place.moved(np.where(np.isfinite(voxels), voxels, 0))
+        lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) for a in "XYZ"]
+        return place.moved(np.array(ways) * lengths / place.sizes / place.unit)
     if file.is_lsm:
         found = file.lsm_metadata or {}
         sizes = {a: _number(found.get(f"VoxelSize{a}")) for a in "XYZ"}
@@ -256,8 +255,7 @@ def _place(file: Any, series: Any, number: int) -> Place:
     place = Place.measured(sizes, units)
     if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
-    voxels = -np.array([_number(found.get(f"{a}origin")) for a in "xyz"])
-    return place.moved(np.where(np.isfinite(voxels), voxels, 0))
+    return place.moved([-_number(found.get(f"{a}origin")) for a in "xyz"])
 
 
 def _list(entry: Any) -> list[Any]:
