@@ -57,8 +57,8 @@ FORMATS = {
     "zarr": zarr,
     "numpy": npy,
 }
-"""Their modules. ``read`` opens a file, with the name of the array wanted or None, and returns what
-it holds as a Source; ``write`` puts slabs (X, Y, n), in order, under a name that is free."""
+"""Their modules. ``contents`` opens a file of several arrays and returns Contents, ``read`` one of
+one array and returns a Source; ``write`` puts slabs (X, Y, n), in order, under a free name."""
 
 
 def format_of(path: str | Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from utils.errors import UserError, disk_errors
 from utils.stacks.axes import REMEDY, as_planes, given_axes, usual_axes
 from utils.stacks.endings import ENDINGS, FORMATS, format_of
 from utils.stacks.place import Place
-from utils.stacks.stack import Entry, Source, Stack
+from utils.stacks.stack import Contents, Entry, Source, Stack, closed_if_it_fails
 
 
 def open_stack(
@@ -47,22 +48,27 @@ def open_stack(
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     if series is not None and kind != "tiff":
         raise UserError(f"{path}: has no series; --series {series} is for TIFF")
-    source = FORMATS[kind].read(path, key if series is None else str(series))
-    try:
-        return _select(path, source, channel, voxel_size, index, axes)
-    except BaseException:
-        source.close()
-        raise
+    contents = _contents(path, kind)
+    with closed_if_it_fails(contents):
+        source = contents.source(key if series is None else str(series))
+        stack = _select(path, source, channel, voxel_size, index, axes)
+        return replace(stack, close=contents.close)
 
 
 def list_stacks(path: str | Path) -> list[Entry]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
     path, kind = _present(path)
-    if hasattr(FORMATS[kind], "entries"):  # of the formats that hold several
-        return FORMATS[kind].entries(path)
-    source = FORMATS[kind].read(path, None)
-    source.close()
-    return [Entry.of(source)]
+    with closing(_contents(path, kind)) as contents:
+        return contents.entries()
+
+
+def _contents(path: Path, kind: str) -> Contents:
+    """Open a file, whether its format holds several arrays or one."""
+    if hasattr(FORMATS[kind], "contents"):
+        return FORMATS[kind].contents(path)
+    source = FORMATS[kind].read(path)
+    only = {"": source.array}
+    return Contents(path, only, lambda name: only, lambda name: source)
 
 
 def _present(path: str | Path) -> tuple[Path, str]:
@@ -147,7 +153,6 @@ def _select(
         origin=(0,) * len(lengths),
         warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
         part=part,
-        close=source.close,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,107 +15,65 @@ from utils.stacks.formats import hdf5_split
 from utils.stacks.formats.hdf5_parts import beside, packed_chunks, readable, warn_of_absent
 from utils.stacks.place import Place
 from utils.stacks.stack import (
-    Entry,
+    Contents,
     FileArray,
     Source,
     StackLayout,
     chunks_of,
+    closed_if_it_fails,
     fill_chunks,
     library_errors,
-    named,
 )
 from utils.storage import VolumeFile
 
 
-def read(path: Path, key: str | None) -> Source:
-    """Open an array of a file, or what its program keeps as one stack in several of them.
+def contents(path: Path) -> Contents:
+    """Open a file and look through it, along its links too; its arrays have two axes or more.
 
-    The latter are the images of a file of simulated volumes, and what :mod:`hdf5_split` knows; a
-    BigDataViewer ``.xml`` stands for the file that it names.
+    Read unasked is what its program keeps as one stack in several of them: the images of a file of
+    simulated volumes, and what :mod:`hdf5_split` knows; a BigDataViewer ``.xml`` stands for the
+    file that it names.
     """
-    found = _contents(path)
-    try:
-        if found.simulated and key is None:
-            found.file.close()
-            return _read_simulated(found.path)
-        return found.open(named(path, found.named(key), key, found.lost))
-    except BaseException:
-        found.file.close()
-        raise
-
-
-def entries(path: Path) -> list[Entry]:
-    """Return what there is in a file to be named by ``--key``."""
-    found = _contents(path)
-    try:
-        if found.simulated:
-            simulated = _read_simulated(found.path)
-            simulated.close()
-            return [Entry.of(simulated)]
-        names = found.named(None) or named(path, {}, None, found.lost)
-        return [Entry.of(found.open(name), name, chosen=len(names) == 1) for name in names]
-    finally:
-        found.file.close()
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What stands in an open file."""
-
-    path: Path
-    file: Any
-    simulated: bool
-    sizes: hdf5_split.Sizes
-    arrays: Mapping[str, Any]
-    """Datasets of two axes or more, each under one of its names."""
-    others: Mapping[str, Any]
-    """The same ones under further names."""
-    stacks: Mapping[str, Source]
-    """Those that several of them make together."""
-    lost: str
-    """Says which links lead nowhere; empty if none does."""
-
-    def named(self, key: str | None) -> Mapping[str, Any]:
-        """Return what may be read by name, or without one."""
-        whole = {name: stack.array for name, stack in self.stacks.items()}
-        return whole or self.arrays if key is None else {**self.others, **self.arrays, **whole}
-
-    def open(self, name: str) -> Source:
-        """Return what is called ``name``."""
-        if name in self.stacks:
-            return self.stacks[name]
-        array = self.arrays[name] if name in self.arrays else self.others[name]
-        part = hdf5_split.split_part(self.path, self.file, name, array, self.sizes)
-        return part or _source(self.path, self.file, array)
-
-
-def _contents(path: Path) -> _Contents:
-    """Open a file and look through it, along its links too."""
     import h5py
 
     path, sizes = hdf5_split.file_of(path)
     with library_errors(path):
         file = h5py.File(path, "r")
-    try:
+    every: dict[str, Any] = {}
+    first: dict[Any, str] = {}
+    lost: list[str] = []
+    with closed_if_it_fails(file):
         with library_errors(path):
             begun = "vol_data" in file
-        simulated = begun and VolumeFile(path).complete
-        arrays: dict[str, Any] = {}
-        others: dict[str, Any] = {}
-        lost: list[str] = []
-        known: set[Any] = set()
-        with library_errors(path):
             for name, item in _walk(file, lost):
                 if isinstance(item, h5py.Dataset) and item.ndim > 1:
-                    array = beside(item)
-                    (others if array in known else arrays)[name] = array
-                    known.add(array)
-        stacks = hdf5_split.split_stacks(path, file, arrays, sizes)
-    except BaseException:
+                    every[name] = beside(item)
+                    first.setdefault(every[name], name)
+        volumes = VolumeFile(path) if begun and VolumeFile(path).complete else None
+        arrays = {name: array for array, name in first.items()}
+        if volumes:
+            whole = {"": _simulated(volumes)}
+        else:
+            whole = hdf5_split.split_stacks(path, file, arrays, sizes)
+    unasked = {name: stack.array for name, stack in whole.items()} or arrays
+
+    def source(name: str) -> Source:
+        if name in whole:
+            return whole[name]
+        part = hdf5_split.split_part(path, file, name, every[name], sizes)
+        return part or _source(path, every[name])
+
+    def within(name: str) -> Mapping[str, Any]:
+        found = unasked if name in unasked or not name else every
+        return {name: found[name]} if name in found else {} if name else unasked
+
+    def close() -> None:
         file.close()
-        raise
+        if volumes:
+            volumes.close()
+
     said = f"; its links lead nowhere: {', '.join(lost[:4])}" if lost else ""
-    return _Contents(path, file, simulated, sizes, arrays, others, stacks, said)
+    return Contents(path, unasked, within, source, close, lost=said)
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
@@ -148,7 +105,7 @@ def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
             own.extend((f"{prefix}{name}/", item, below) for below in item)
 
 
-def _source(path: Path, file: Any, dataset: Any) -> Source:
+def _source(path: Path, dataset: Any) -> Source:
     """Return a dataset with what its attributes say."""
     array = FileArray.found(path, lambda: readable(path, dataset))
     with library_errors(path):
@@ -161,7 +118,6 @@ def _source(path: Path, file: Any, dataset: Any) -> Source:
         axes,
         Place.aligned(spacing),
         warning=lambda: warn_of_absent(path, [dataset]),
-        close=file.close,
         chunks=packed_chunks(dataset),
     )
 
@@ -173,9 +129,8 @@ def _axes(array: Any) -> str | None:
     return told_axes(array.attrs, [[tag["key"] for tag in tags], scales], array.ndim)
 
 
-def _read_simulated(path: Path) -> Source:
+def _simulated(file: VolumeFile) -> Source:
     """Return the images of a file of simulated volumes; edges of its cube have no micrometres."""
-    file = VolumeFile(path)
 
     class Images:
         shape = (len(file), *file.shape)
@@ -184,7 +139,7 @@ def _read_simulated(path: Path) -> Source:
         def part(self, where: tuple[Any, ...]) -> np.ndarray:
             return file.read_image(where[0], where[1:])
 
-    return Source(Images(), "NXYZ", close=file.close)
+    return Source(Images(), "NXYZ")
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -146,7 +146,6 @@ def _stack(
         "TCZYX",
         Place.aligned(spacing),
         warning=lambda: warn_of_absent(path, parts.values()),
-        close=file.close,
         chunks=None if chunks is None else (1, 1, *chunks),
     )
 

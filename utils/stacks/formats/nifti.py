@@ -21,7 +21,7 @@ LONGEST = 32767
 """Voxels along an axis that NIfTI-1 can count."""
 
 
-def read(path: Path, key: str | None) -> Source:
+def read(path: Path) -> Source:
     """Open a file, or the pair that a ``.hdr`` or ``.img`` belongs to.
 
     Of a packed file all that precedes a slab behind the last is unpacked for it.

@@ -31,7 +31,7 @@ ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byt
 """Header fields of files whose voxels do not begin right behind the header."""
 
 
-def read(path: Path, key: str | None) -> Source:
+def read(path: Path) -> Source:
     """Open a file; its voxels are mapped if they stand there unpacked, else loaded when needed."""
     import nrrd
 

@@ -17,14 +17,13 @@ from utils.errors import UserError
 from utils.stacks.axes import NAMES, axis_letters, told_axes
 from utils.stacks.place import Place
 from utils.stacks.stack import (
-    Entry,
+    Contents,
     FileArray,
     Source,
     StackLayout,
     chunks_of,
     fill_chunks,
     library_errors,
-    named,
 )
 
 MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
@@ -34,31 +33,26 @@ Level = tuple[Mapping[str, Any], Mapping[str, Any]]
 """What OME says of an image, and of one of its levels."""
 
 
-def read(path: Path, key: str | None) -> Source:
-    """Open an array of a folder, the finest level of an OME-Zarr image if none is named.
+def contents(path: Path) -> Contents:
+    """Look through a folder, which may lie within another one.
 
-    The folder may lie within another one; ``key`` may be a group that holds one image.
+    Listed are its images, those of labels too, or its arrays where it has no images. A name may be
+    that of a group; of an image the finest level is meant.
     """
-    arrays, finest, levels = _contents(path)
-    wanted = (key or "").strip("/")
-    names = [wanted] if wanted in arrays else _candidates(arrays, finest, wanted)
-    if key is not None and not names:
-        named(path, arrays, key)
-    name = named(path, {name: arrays[name] for name in names}, None)
-    return _source(path, arrays[name], levels.get(name))
+    arrays, finest, levels = _found(path)
+
+    def within(name: str) -> Mapping[str, FileArray]:
+        names = [name] if name in arrays else _candidates(arrays, finest, name)
+        return {name: arrays[name] for name in names}
+
+    def source(name: str) -> Source:
+        return _source(path, arrays[name], levels.get(name))
+
+    listed = {name: arrays[name] for name in finest.values() or arrays}
+    return Contents(path, listed, within, source)
 
 
-def entries(path: Path) -> list[Entry]:
-    """Return the images of a folder, those of labels too, or its arrays where it has no images."""
-    arrays, finest, levels = _contents(path)
-    alone = _candidates(arrays, finest, "")
-    return [
-        Entry.of(_source(path, arrays[name], levels.get(name)), name, chosen=alone == [name])
-        for name in finest.values() or arrays or named(path, arrays, None)
-    ]
-
-
-def _contents(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
+def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
     """Return arrays by name, names of images' full resolution by group, and levels by array.
 
     An array may be a level of an image in whose folder ``path`` lies.
