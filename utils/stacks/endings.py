@@ -9,23 +9,12 @@ from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
 from utils.stacks.place import Place
 
 ENDINGS = {
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".ims": "hdf5",
-    ".xml": "hdf5",
-    ".nrrd": "nrrd",
-    ".nii": "nifti",
-    ".nii.gz": "nifti",
+    **dict.fromkeys((".tif", ".tiff", ".lsm"), "tiff"),
+    **dict.fromkeys((".h5", ".hdf5", ".ims", ".xml"), "hdf5"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
+    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "nifti"),
     ".zarr": "zarr",
     ".npy": "numpy",
-    ".lsm": "tiff",
-    ".nhdr": "nrrd",
-    ".hdr": "nifti",
-    ".img": "nifti",
-    ".hdr.gz": "nifti",
-    ".img.gz": "nifti",
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
 ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")

@@ -135,6 +135,8 @@ def _select(
         where = tuple(chosen[k] if k in chosen else places[a] for k, a in enumerate(axes))
         return source.array.part(where).transpose(order)
 
+    stored = source.array.dtype
+    behind = math.prod(shape[max(axes.rfind(a) for a in "XYZ") + 1 :])  # channels of each voxel
     place = _place(path, voxel_size, source, spatial)
     notes = [*source.notes, *filter(None, [place.note()])]
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
@@ -146,28 +148,14 @@ def _select(
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         loaded=source.loaded,
-        voxel_bytes=_voxel_bytes(source, axes, dtype),
+        voxel_bytes=stored.itemsize * (behind + 1) + (stored != dtype) * dtype.itemsize,
         layer=1 if source.chunks is None else source.chunks[last],
-        unpacked=_unpacked_bytes(source),
+        unpacked=2 * source.at_once * math.prod(source.chunks or (0,)) * stored.itemsize,
         place=place,
         origin=(0,) * len(lengths),
         warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
         part=part,
     )
-
-
-def _voxel_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
-    """Return what a voxel takes while it is read: in the file's pages, copied and converted."""
-    stored = source.array.dtype
-    behind = source.array.shape[max(axes.rfind(a) for a in "XYZ") + 1 :]
-    converted = 0 if stored == dtype else dtype.itemsize
-    return stored.itemsize * (math.prod(behind) + 1) + converted
-
-
-def _unpacked_bytes(source: Source) -> int:
-    """Return what chunks take while they are unpacked: packed ones and what becomes of them."""
-    chunk = math.prod(source.chunks or (0,)) * source.array.dtype.itemsize
-    return 2 * source.at_once * chunk
 
 
 def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:

@@ -59,7 +59,8 @@ class Stack:
     """Planes in a layer of chunks (TIFF: of strips) that are unpacked whole: all of them for one.
     """
     unpacked: int
-    """Bytes that the chunks take while they are unpacked; 0 where any part is read alone."""
+    """Bytes that chunks take while they are unpacked, packed ones and what becomes of them; 0 where
+    any part is read alone."""
     place: Place = field(repr=False)
     """Where its voxels stand, and their size in the file's own unit."""
     origin: tuple[int, ...]
@@ -213,13 +214,6 @@ class Entry:
     chosen: bool
     """Whether it is read if nothing is named."""
 
-    @classmethod
-    def of(cls, source: Source, key: str, *, chosen: bool) -> Entry:
-        """Return what ``source`` is, without a look at its voxels."""
-        array = source.array
-        sizes = source.place.known if math.isfinite(source.place.unit) else {}
-        return cls(key, array.shape, source.axes, array.dtype, sizes, chosen)
-
 
 @dataclass(frozen=True)
 class Contents:
@@ -259,10 +253,13 @@ class Contents:
         unasked = [*self.within("").values()]
         if not self.listed:
             self.source(None)
-        return [
-            Entry.of(self.open(name), name, chosen=len(unasked) == 1 and unasked[0] is array)
-            for name, array in self.listed.items()
-        ]
+        found = []
+        for name, listed in self.listed.items():
+            source, chosen = self.open(name), len(unasked) == 1 and unasked[0] is listed
+            sizes = source.place.known if math.isfinite(source.place.unit) else {}
+            array = source.array
+            found.append(Entry(name, array.shape, source.axes, array.dtype, sizes, chosen))
+        return found
 
 
 def _shown(arrays: Mapping[str, Any]) -> str:

@@ -109,7 +109,10 @@ def _source(path: Path, dataset: Any) -> Source:
     """Return a dataset with what its attributes say."""
     array = FileArray.found(path, lambda: readable(path, dataset))
     with library_errors(path):
-        axes = _axes(dataset)
+        tags = json.loads(dataset.attrs.get("axistags", '{"axes": []}'))["axes"]  # vigra, ilastik
+        scales = [next(iter(dimension.keys()), "") for dimension in dataset.dims]  # netCDF
+        names = [[tag["key"] for tag in tags], scales]
+        axes = told_axes(dataset.attrs, names, dataset.ndim)
         sizes = np.ravel(dataset.attrs.get("element_size_um", ())).astype(float)
     spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-len(array.shape) :]
     spacing = dict(zip(spatial, sizes, strict=True)) if len(sizes) == len(spatial) else {}
@@ -120,13 +123,6 @@ def _source(path: Path, dataset: Any) -> Source:
         warning=lambda: warn_of_absent(path, [dataset]),
         chunks=packed_chunks(dataset),
     )
-
-
-def _axes(array: Any) -> str | None:
-    """Return the axes that Fiji's, ilastik's, netCDF's or this project's attributes name."""
-    tags = json.loads(array.attrs.get("axistags", '{"axes": []}'))["axes"]  # vigra, ilastik
-    scales = [next(iter(dimension.keys()), "") for dimension in array.dims]
-    return told_axes(array.attrs, [[tag["key"] for tag in tags], scales], array.ndim)
 
 
 def _simulated(file: VolumeFile) -> Source:
