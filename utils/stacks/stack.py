@@ -176,11 +176,20 @@ class FileArray:
 
 
 @dataclass(frozen=True)
+class MadeArray:
+    """An array whose parts are made of those of others."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    part: Callable[[tuple[Any, ...]], np.ndarray] = field(repr=False)
+    """Does as :meth:`FileArray.part`."""
+
+
+@dataclass(frozen=True)
 class Source:
     """An array in a file with what its format says of it, before a channel is chosen."""
 
-    array: Any
-    """A :class:`FileArray`, or what has its ``shape``, ``dtype`` and ``part``."""
+    array: FileArray | MadeArray
     axes: str | None
     """A letter an axis: X, Y, Z, C or S (channels), T (time), N (sample); None if unknown."""
     place: Place = field(default_factory=lambda: Place.aligned({}))

@@ -17,6 +17,7 @@ from utils.stacks.place import Place
 from utils.stacks.stack import (
     Contents,
     FileArray,
+    MadeArray,
     Source,
     StackLayout,
     chunks_of,
@@ -56,6 +57,7 @@ def contents(path: Path) -> Contents:
         else:
             whole = hdf5_split.split_stacks(path, file, arrays, sizes)
     unasked = {name: stack.array for name, stack in whole.items()} or arrays
+    named = {**every, **unasked}
 
     def source(name: str) -> Source:
         if name in whole:
@@ -64,8 +66,8 @@ def contents(path: Path) -> Contents:
         return part or _source(path, every[name])
 
     def within(name: str) -> Mapping[str, Any]:
-        found = unasked if name in unasked or not name else every
-        return {name: found[name]} if name in found else {} if name else unasked
+        found = {name: named[name]} if name in named else {}
+        return found if name else unasked
 
     def close() -> None:
         file.close()
@@ -127,15 +129,11 @@ def _source(path: Path, dataset: Any) -> Source:
 
 def _simulated(file: VolumeFile) -> Source:
     """Return the images of a file of simulated volumes; edges of its cube have no micrometres."""
-
-    class Images:
-        shape = (len(file), *file.shape)
-        dtype = np.dtype(np.float32)
-
-        def part(self, where: tuple[Any, ...]) -> np.ndarray:
-            return file.read_image(where[0], where[1:])
-
-    return Source(Images(), "NXYZ")
+    shape = (len(file), *file.shape)
+    images = MadeArray(
+        shape, np.dtype(np.float32), lambda where: file.read_image(where[0], where[1:])
+    )
+    return Source(images, "NXYZ")
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def read(path: Path) -> Source:
 
     packed = path.name.lower().endswith(".gz")
     with library_errors(path):
-        image = nibabel.load(path, mmap=False, keep_file_open=packed)
+        image: Any = nibabel.load(path, mmap=False, keep_file_open=packed)
         count, header, stored = len(image.shape), image.header, np.dtype(image.get_data_dtype())
         affine, sizes = np.array(image.affine, float), header.get_zooms()
         unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else ""

@@ -16,6 +16,7 @@ from utils.stacks.place import Place
 from utils.stacks.stack import (
     Contents,
     FileArray,
+    MadeArray,
     Source,
     StackLayout,
     closed_if_it_fails,
@@ -161,26 +162,17 @@ def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
         load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
     else:
         load = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
-    array = FileArray.found(path, load)
+    array: FileArray | MadeArray = (voxels := FileArray.found(path, load))
     chunks = None if in_one_piece else tuple(load().chunks)
     notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         if array.dtype.kind not in "ub":
             raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
         notes = (*notes, "stored with white as zero: the grey values are inverted")
-        array = _Inverted(array, 2 ** int(page.bitspersample) - 1)
+        top, kind = 2 ** int(page.bitspersample) - 1, voxels.dtype
+        array = MadeArray(voxels.shape, kind, lambda where: (top - voxels.part(where)).astype(kind))
     axes = re.sub("[QI]", "Z", series.axes, count="Z" not in series.axes)
     return Source(array, axes, place, notes=notes, chunks=chunks)
-
-
-class _Inverted:
-    """An array whose grey values are those of another, turned round."""
-
-    def __init__(self, array: FileArray, top: int) -> None:
-        self.shape, self.dtype, self._array, self._top = array.shape, array.dtype, array, top
-
-    def part(self, where: tuple[int | slice, ...]) -> np.ndarray:
-        return (self._top - self._array.part(where)).astype(self.dtype)
 
 
 def _check_segments(path: Path, series: Any) -> None:
