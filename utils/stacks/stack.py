@@ -239,6 +239,8 @@ class Contents:
     flag: str = "--key"
     unasked: str = ""
     """What a person should know where nothing was named."""
+    named: Mapping[str, Any] = field(default_factory=dict)
+    """All that may be named, said to who names what is not there; what is listed if empty."""
     lost: str = ""
     """Added to what is said where an array is not found."""
 
@@ -246,7 +248,7 @@ class Contents:
         """Return what is called ``key``, or the only one; UserError where that is none or many."""
         found = self.within((key or "").strip("/"))
         if key is not None and not found:
-            shown = _shown(self.listed) or "no arrays"
+            shown = _shown(self.named or self.listed) or "no arrays"
             raise UserError(
                 f"{self.path}: {self.flag} {key!r}: not there; it holds {shown}{self.lost}"
             )

@@ -75,7 +75,7 @@ def contents(path: Path) -> Contents:
             volumes.close()
 
     said = f"; its links lead nowhere: {', '.join(lost[:4])}" if lost else ""
-    return Contents(path, unasked, within, source, close, lost=said)
+    return Contents(path, unasked, within, source, close, named=named, lost=said)
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:

@@ -49,7 +49,7 @@ def contents(path: Path) -> Contents:
         return _source(path, arrays[name], levels.get(name))
 
     listed = {name: arrays[name] for name in finest.values() or arrays}
-    return Contents(path, listed, within, source)
+    return Contents(path, listed, within, source, named=arrays)
 
 
 def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
