@@ -17,10 +17,10 @@ from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.prediction import network_voxels
 from utils.prediction.adapting import PlaneByPlane
+from utils.prediction.column_spacing import SpacingEstimate
 from utils.prediction.sliding_window import predict_volume
 from utils.prediction.staging import Staging
 from utils.stacks import StackLayout, open_stack, write_stack
-from utils.stacks.column_spacing import SpacingEstimate
 from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,10 +1,11 @@
-"""Files that appear whole, and folders for them: written under a temporary name, then renamed."""
+"""Files and folders that appear whole: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,10 @@ from utils.errors import UserError, disk_errors
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a hidden neighbour of ``path`` to write; it becomes ``path`` when the block ends.
 
-    Its suffix is that of ``path``, by which libraries choose a format. It is forced to the disk
-    before the renaming, so that after a power cut ``path`` holds the old content or the new. When
-    the block raises, ``path`` stays as it was and the neighbour is removed. Raises UserError that
-    names ``path`` for a disk that is full or cannot be written.
+    It is a file or a folder, with the suffixes of ``path``, by which libraries choose a format. A
+    file is forced to the disk before the renaming, so that after a power cut ``path`` holds the old
+    content or the new. When the block raises, ``path`` stays as it was and the neighbour is
+    removed. Raises UserError that names ``path`` for a disk that is full or cannot be written.
     """
     with disk_errors(path, "written"), renaming(path) as temporary:
         yield temporary
@@ -38,9 +39,16 @@ def renaming(path: Path) -> Iterator[Path]:
             raise RuntimeError(f"nothing was written for {path}")
         with disk_errors(path, "written"):
             sync(temporary)
-            os.replace(temporary, path)
+            if path.is_dir() and temporary.is_dir():  # it steps aside until then
+                aside = path.with_name(f".replaced.{path.name}")
+                _remove(aside)
+                os.replace(path, aside)
+                os.replace(temporary, path)
+                _remove(aside)
+            else:
+                os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
     with disk_errors(path, "written"):
         sync(path.parent)
@@ -77,7 +85,15 @@ def only_writer(path: Path) -> Iterator[None]:
 
 
 def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.partial{path.suffix}")
+    suffixes = "".join(path.suffixes)
+    return path.with_name(f".{path.name.removesuffix(suffixes)}.partial{suffixes}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _has_name(descriptor: int, path: Path) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from utils.prediction.column_spacing import estimate_spacing
+from utils.prediction.resampling import cube_factors, scaled_shape
 from utils.stacks import Stack
-from utils.stacks.column_spacing import estimate_spacing
-from utils.stacks.resampling import cube_factors, scaled_shape
 
 SAME_VOXEL = 0.02
 """Difference of voxel edges that is not worth resampling."""

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from utils.data.normalize import PercentileNormalizer
 from utils.grey_values import Limits
 from utils.prediction.memory import DTYPES
+from utils.prediction.resampling import Resampling
 from utils.prediction.sections import Sections, cut, middle_of
 from utils.prediction.sliding_window import Windows, predict_slabs
 from utils.prediction.staging import open_staging, planes_at_once
 from utils.stacks import Stack, StackLayout, write_stack
-from utils.stacks.resampling import Resampling
 
 
 def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:

@@ -6,7 +6,7 @@ Axes are letters, slowest first: X, Y, Z, C or S (channels), T (time), N (sample
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ NAMES = {
     **dict.fromkeys(("n", "sample", "samples"), "N"),
 }
 """Letters by the names that files use for axes."""
+NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names", "DIMENSION_LABELS")
+"""Attributes of an array in HDF5 or Zarr in which the names of its axes may stand."""
 MOST_CHANNELS = 4
 """Entries up to which an axis without a name is taken for channels, as in RGB and RGBA."""
 REMEDY = "name its axes with --axes, a letter each of T, C, Z, Y and X, such as --axes ZCYX"
@@ -43,6 +45,16 @@ def axis_letters(names: Any) -> str | None:
     first = [re.split(r"[\W\d_]", word.strip().lower())[0] for word in words]  # of "x_um" the x
     letters = "".join(NAMES.get(word, "Q") for word in first)
     return letters if letters.strip("Q") else None
+
+
+def told_axes(attributes: Mapping[str, Any], others: Iterable[Any], count: int) -> str | None:
+    """Return the letters of names in attributes, or in ``others``, by preference ``count`` of them.
+
+    None where nothing is known.
+    """
+    names = [*(attributes.get(name) for name in NAMED_BY), *others]
+    found = [letters for each in names if each is not None and (letters := axis_letters(each))]
+    return next((letters for letters in found if len(letters) == count), next(iter(found), None))
 
 
 def given_axes(path: Path, text: str, shape: Sequence[int]) -> str:

@@ -9,23 +9,12 @@ from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
 from utils.stacks.place import Place
 
 ENDINGS = {
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".ims": "hdf5",
-    ".xml": "hdf5",
-    ".nrrd": "nrrd",
-    ".nii": "nifti",
-    ".nii.gz": "nifti",
+    **dict.fromkeys((".tif", ".tiff", ".lsm"), "tiff"),
+    **dict.fromkeys((".h5", ".hdf5", ".ims", ".xml"), "hdf5"),
+    **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
+    **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "nifti"),
     ".zarr": "zarr",
     ".npy": "numpy",
-    ".lsm": "tiff",
-    ".nhdr": "nrrd",
-    ".hdr": "nifti",
-    ".img": "nifti",
-    ".hdr.gz": "nifti",
-    ".img.gz": "nifti",
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
 ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
@@ -57,8 +46,8 @@ FORMATS = {
     "zarr": zarr,
     "numpy": npy,
 }
-"""Their modules. ``read`` opens a file, with the name of the array wanted or None, and returns what
-it holds as a Source; ``write`` puts slabs (X, Y, n), in order, under a name that is free."""
+"""Their modules. ``contents`` opens a file of several arrays and returns Contents, ``read`` one of
+one array and returns a Source; ``write`` puts slabs (X, Y, n), in order, under a free name."""
 
 
 def format_of(path: str | Path) -> str:

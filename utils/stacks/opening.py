@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from utils.errors import UserError, disk_errors
 from utils.stacks.axes import REMEDY, as_planes, given_axes, usual_axes
 from utils.stacks.endings import ENDINGS, FORMATS, format_of
 from utils.stacks.place import Place
-from utils.stacks.stack import Entry, Source, Stack
+from utils.stacks.stack import Contents, Entry, Source, Stack, closed_if_it_fails
 
 
 def open_stack(
@@ -47,22 +48,27 @@ def open_stack(
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     if series is not None and kind != "tiff":
         raise UserError(f"{path}: has no series; --series {series} is for TIFF")
-    source = FORMATS[kind].read(path, key if series is None else str(series))
-    try:
-        return _select(path, source, channel, voxel_size, index, axes)
-    except BaseException:
-        source.close()
-        raise
+    contents = _contents(path, kind)
+    with closed_if_it_fails(contents):
+        source = contents.source(key if series is None else str(series))
+        stack = _select(path, source, channel, voxel_size, index, axes)
+        return replace(stack, close=contents.close)
 
 
 def list_stacks(path: str | Path) -> list[Entry]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
     path, kind = _present(path)
-    if hasattr(FORMATS[kind], "entries"):  # of the formats that hold several
-        return FORMATS[kind].entries(path)
-    source = FORMATS[kind].read(path, None)
-    source.close()
-    return [Entry.of(source)]
+    with closing(_contents(path, kind)) as contents:
+        return contents.entries()
+
+
+def _contents(path: Path, kind: str) -> Contents:
+    """Open a file, whether its format holds several arrays or one."""
+    if hasattr(FORMATS[kind], "contents"):
+        return FORMATS[kind].contents(path)
+    source = FORMATS[kind].read(path)
+    only = {"": source.array}
+    return Contents(path, only, lambda name: only, lambda name: source)
 
 
 def _present(path: str | Path) -> tuple[Path, str]:
@@ -129,6 +135,8 @@ def _select(
         where = tuple(chosen[k] if k in chosen else places[a] for k, a in enumerate(axes))
         return source.array.part(where).transpose(order)
 
+    stored = source.array.dtype
+    behind = math.prod(shape[max(axes.rfind(a) for a in "XYZ") + 1 :])  # channels of each voxel
     place = _place(path, voxel_size, source, spatial)
     notes = [*source.notes, *filter(None, [place.note()])]
     channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
@@ -140,29 +148,14 @@ def _select(
         axes=spatial,
         channel=None if channel_axis is None else chosen[channel_axis],
         loaded=source.loaded,
-        voxel_bytes=_voxel_bytes(source, axes, dtype),
+        voxel_bytes=stored.itemsize * (behind + 1) + (stored != dtype) * dtype.itemsize,
         layer=1 if source.chunks is None else source.chunks[last],
-        unpacked=_unpacked_bytes(source),
+        unpacked=2 * source.at_once * math.prod(source.chunks or (0,)) * stored.itemsize,
         place=place,
         origin=(0,) * len(lengths),
         warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
         part=part,
-        close=source.close,
     )
-
-
-def _voxel_bytes(source: Source, axes: str, dtype: np.dtype) -> int:
-    """Return what a voxel takes while it is read: in the file's pages, copied and converted."""
-    stored = source.array.dtype
-    behind = source.array.shape[max(axes.rfind(a) for a in "XYZ") + 1 :]
-    converted = 0 if stored == dtype else dtype.itemsize
-    return stored.itemsize * (math.prod(behind) + 1) + converted
-
-
-def _unpacked_bytes(source: Source) -> int:
-    """Return what chunks take while they are unpacked: packed ones and what becomes of them."""
-    chunk = math.prod(source.chunks or (0,)) * source.array.dtype.itemsize
-    return 2 * source.at_once * chunk
 
 
 def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:
@@ -196,13 +189,12 @@ def _renamed(source: Source, axes: str) -> Source:
         spatial = [a for a in axes if a in "XYZ"]
         pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
     moved = {new: old for new, old in pairs if new in "XYZ" and old in "XYZ"}
-    place = source.place or Place.aligned(source.spacing)
-    return replace(source, axes=axes, place=place.renamed(moved))
+    return replace(source, axes=axes, place=source.place.renamed(moved))
 
 
 def _place(path: Path, voxel_size: Sequence[float] | None, source: Source, spatial: str) -> Place:
     """Return where the voxels stand: as the file says, of the user's size if there is one."""
-    place = (source.place or Place.aligned(source.spacing)).within(len(spatial))
+    place = source.place.within(len(spatial))
     if voxel_size is None:
         return place
     if len(voxel_size) != len(spatial):

@@ -51,7 +51,7 @@ class Place:
     @classmethod
     def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
         """Return the place of sizes with the names of their units; if none has one, of a ratio."""
-        lengths = {a: micrometres_per(units.get(a, "")) or math.nan for a in sizes}
+        lengths = {a: micrometres_per(units.get(a, "")) for a in sizes}
         known = {a: size * lengths[a] for a, size in sizes.items()}
         if any(map(math.isfinite, known.values())):
             return cls.aligned(known)
@@ -125,8 +125,12 @@ class Place:
         return replace(place, steps=steps, guessed=guessed)
 
     def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
-        """Return the place of a part that begins ``voxels`` from the first along each axis."""
-        return replace(self, first=self.first + self.steps[:, : len(voxels)] @ np.array(voxels))
+        """Return the place of a part that begins ``voxels`` from the first along each axis.
+
+        Those that are not finite, since nobody knows, count as 0.
+        """
+        known = np.where(np.isfinite(voxels), voxels, 0)
+        return replace(self, first=self.first + self.steps[:, : len(known)] @ known)
 
     def resized(self, sizes: Iterable[float]) -> Place:
         """Return the place with voxels of ``sizes`` micrometres along x, y, z (or x, y).

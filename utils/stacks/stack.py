@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.place import Place
-from utils.stacks.units import micrometres_per
 
 UNSUPPORTED = re.compile(
     "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
@@ -60,7 +59,8 @@ class Stack:
     """Planes in a layer of chunks (TIFF: of strips) that are unpacked whole: all of them for one.
     """
     unpacked: int
-    """Bytes that the chunks take while they are unpacked; 0 where any part is read alone."""
+    """Bytes that chunks take while they are unpacked, packed ones and what becomes of them; 0 where
+    any part is read alone."""
     place: Place = field(repr=False)
     """Where its voxels stand, and their size in the file's own unit."""
     origin: tuple[int, ...]
@@ -69,7 +69,7 @@ class Stack:
     """Looks whether the file can be read but may not be whole; says so in one line."""
     part: Callable[[tuple[slice, ...]], np.ndarray] = field(repr=False)
     """Reads a box (x, y, z) in the file's dtype; :meth:`read` is for everyone else."""
-    close: Callable[[], None] = field(repr=False)
+    close: Callable[[], None] = field(default=lambda: None, repr=False)
     kept: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
     """The layer of chunks that was read last, by its first plane."""
 
@@ -176,23 +176,29 @@ class FileArray:
 
 
 @dataclass(frozen=True)
+class MadeArray:
+    """An array whose parts are made of those of others."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    part: Callable[[tuple[Any, ...]], np.ndarray] = field(repr=False)
+    """Does as :meth:`FileArray.part`."""
+
+
+@dataclass(frozen=True)
 class Source:
     """An array in a file with what its format says of it, before a channel is chosen."""
 
-    array: Any
-    """A :class:`FileArray`, or what has its ``shape``, ``dtype`` and ``part``."""
+    array: FileArray | MadeArray
     axes: str | None
     """A letter an axis: X, Y, Z, C or S (channels), T (time), N (sample); None if unknown."""
-    spacing: Mapping[str, float] = field(default_factory=dict)
-    """Micrometres by axis letter."""
+    place: Place = field(default_factory=lambda: Place.aligned({}))
+    """Sizes and place of its voxels, as far as the file tells them."""
     loaded: int = 0
     """Bytes that the first access loads and keeps, where the format is read as a whole."""
-    place: Place | None = None
-    """None for a file that tells sizes in micrometres at most."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the file is read."""
     warning: Callable[[], str | None] = lambda: None
-    close: Callable[[], None] = lambda: None
     at_once: int = 1
     """Chunks that are unpacked at a time."""
     chunks: tuple[int, ...] | None = None
@@ -217,13 +223,58 @@ class Entry:
     chosen: bool
     """Whether it is read if nothing is named."""
 
-    @classmethod
-    def of(cls, source: Source, key: str = "", *, chosen: bool = True) -> Entry:
-        """Return what ``source`` is, without a look at its voxels."""
-        array = source.array
-        place = source.place or Place.aligned(source.spacing)
-        sizes = place.known if math.isfinite(place.unit) else {}
-        return cls(key, array.shape, source.axes, array.dtype, sizes, chosen)
+
+@dataclass(frozen=True)
+class Contents:
+    """What an open file holds, by the names that ``--key`` (or ``flag``) takes."""
+
+    path: Path
+    listed: Mapping[str, Any]
+    """What ``--list`` shows, arrays or what else has a ``shape``."""
+    within: Callable[[str], Mapping[str, Any]]
+    """Returns what a name may mean, several of a group; an empty one, what is read unasked."""
+    open: Callable[[str], Source]
+    """Returns one of them by its name."""
+    close: Callable[[], None] = lambda: None
+    flag: str = "--key"
+    unasked: str = ""
+    """What a person should know where nothing was named."""
+    named: Mapping[str, Any] = field(default_factory=dict)
+    """All that may be named, said to who names what is not there; what is listed if empty."""
+    lost: str = ""
+    """Added to what is said where an array is not found."""
+
+    def source(self, key: str | None) -> Source:
+        """Return what is called ``key``, or the only one; UserError where that is none or many."""
+        found = self.within((key or "").strip("/"))
+        if key is not None and not found:
+            shown = _shown(self.named or self.listed) or "no arrays"
+            raise UserError(
+                f"{self.path}: {self.flag} {key!r}: not there; it holds {shown}{self.lost}"
+            )
+        if len(found) != 1:
+            advice = f"several arrays; name one with {self.flag}: {_shown(found)}"
+            raise UserError(f"{self.path}: holds {advice if found else 'no arrays'}{self.lost}")
+        source = self.open(next(iter(found)))
+        notes = (self.unasked,) if key is None and self.unasked else ()
+        return replace(source, notes=(*source.notes, *notes))
+
+    def entries(self) -> list[Entry]:
+        """Return what ``--list`` shows; UserError where that is nothing."""
+        unasked = [*self.within("").values()]
+        if not self.listed:
+            self.source(None)
+        found = []
+        for name, listed in self.listed.items():
+            source, chosen = self.open(name), len(unasked) == 1 and unasked[0] is listed
+            sizes = source.place.known if math.isfinite(source.place.unit) else {}
+            array = source.array
+            found.append(Entry(name, array.shape, source.axes, array.dtype, sizes, chosen))
+        return found
+
+
+def _shown(arrays: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {array.shape}".strip() for name, array in [*arrays.items()][:8])
 
 
 @contextmanager
@@ -270,27 +321,14 @@ def quiet(name: str) -> Iterator[list[str]]:
         logger.propagate, logger.handlers = before
 
 
-def micrometres(unit: str | None) -> float:
-    """Return the length of ``unit``, micrometres if none is given; NaN for an unknown one."""
-    return 1.0 if unit is None else micrometres_per(unit) or math.nan
-
-
-def named(path: Path, arrays: Mapping[str, Any], key: str | None, lost: str = "") -> str:
-    """Return the name of the array called ``key``, or of the only one.
-
-    ``lost`` is added to what is said where that fails.
-    """
-    shown = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:8])
-    if key is not None:
-        if key.strip("/") not in arrays:
-            raise UserError(
-                f"{path}: --key {key!r}: not there; it holds {shown or 'no arrays'}{lost}"
-            )
-        return key.strip("/")
-    if len(arrays) != 1:
-        advice = f"several arrays; name one with --key: {shown}" if arrays else "no arrays"
-        raise UserError(f"{path}: holds {advice}{lost}")
-    return next(iter(arrays))
+@contextmanager
+def closed_if_it_fails(file: Any) -> Iterator[None]:
+    """Close ``file`` where the block raises."""
+    try:
+        yield
+    except BaseException:
+        file.close()
+        raise
 
 
 def planes_of(slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -29,8 +30,8 @@ MICROMETRES = {
 """Micrometres of a unit by its name in small letters, ``u`` for the sign of micro."""
 
 
-def micrometres_per(unit: str) -> float | None:
-    r"""Return the length of a unit in micrometres; None for one that is no length, or not known.
+def micrometres_per(unit: str) -> float:
+    r"""Return the length of a unit in micrometres; NaN for one that is no length, or not known.
 
     The signs of micro (U+00B5 or the Greek U+03BC) and of angstrom may be written as they are, as
     ImageJ's escapes (the six characters of ``\u00B5``), as UTF-8 that was read as Latin-1, or as
@@ -43,4 +44,4 @@ def micrometres_per(unit: str) -> float | None:
         except UnicodeError:
             continue
     text = unicodedata.normalize("NFKC", text).strip().casefold()
-    return MICROMETRES.get(re.sub("[\u03bc\ufffd\udcb5](?=m|$)", "u", text))
+    return MICROMETRES.get(re.sub("[\u03bc\ufffd\udcb5](?=m|$)", "u", text), math.nan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, disk_errors
+from utils.replacing import replacing
 from utils.stacks.endings import FORMATS, written_format
 from utils.stacks.stack import StackLayout
 
@@ -29,11 +29,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: is a folder")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist")
-    try:
+    with disk_errors(f"{path}: the folder {path.parent}", "written"):
         tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: the folder {path.parent} cannot be written ({reason})") from error
 
 
 def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
@@ -52,17 +49,9 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
     """
     path = Path(path)
     write = FORMATS[written_format(path)].write
-    temporary = path.with_name(f".partial.{path.name}")
-    try:
-        _remove(temporary)
+    with replacing(path) as temporary:
         _check_room(path, layout.nbytes)
         write(temporary, slabs, layout)
-        _move(temporary, path)
-    except OSError as error:
-        reason = error.strerror or f"the disk took no more: {error}"  # numpy.ndarray.tofile
-        raise UserError(f"{path}: cannot be written ({reason})") from error
-    finally:
-        _remove(temporary)
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -72,22 +61,3 @@ def _check_room(path: Path, needed: int) -> None:
         raise UserError(
             f"{path}: needs up to {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free"
         )
-
-
-def _move(temporary: Path, path: Path) -> None:
-    """Rename a file or folder over ``path``; a folder in the way steps aside until then."""
-    if path.is_dir():
-        aside = path.with_name(f".replaced.{path.name}")
-        _remove(aside)
-        os.replace(path, aside)
-        os.replace(temporary, path)
-        _remove(aside)
-    else:
-        os.replace(temporary, path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

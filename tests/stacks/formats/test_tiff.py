@@ -1,3 +1,5 @@
+from contextlib import closing
+
 import numpy as np
 import pytest
 import tifffile
@@ -137,7 +139,7 @@ def test_the_largest_of_several_series_is_read(tmp_path, ome):
         assert stack.spacing == ((1.0,) * 3 if ome else None)
     entries = list_stacks(path)
     assert [(e.key, e.shape[0], e.chosen) for e in entries] == [("0", 4, False), ("1", 5, True)]
-    with pytest.raises(UserError, match=r"--series 2: its series are 0\.\.1"):
+    with pytest.raises(UserError, match=r"--series '2': not there; it holds 0 \(4, 6, 7\), 1 \(5"):
         open_stack(path, series=2)
     with pytest.raises(UserError, match="--series 1 is for TIFF"):
         open_stack(save(tmp_path / "a.npy", small), series=1)
@@ -163,6 +165,10 @@ def test_white_as_zero_is_inverted_and_said(tmp_path, dtype, compression):
     with open_stack(tmp_path / "a.tif") as stack:
         np.testing.assert_array_equal(stack.read(), array.T)
         assert "inverted" in stack.warning() and stack.dtype == dtype
+    single = array % 2 == 1  # a bit a voxel
+    tifffile.imwrite(tmp_path / "c.tif", ~single, photometric="miniswhite")
+    with open_stack(tmp_path / "c.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), single.T)
     tifffile.imwrite(tmp_path / "b.tif", array.astype(np.float32), **options)
     with pytest.raises(UserError, match="white as zero"):
         open_stack(tmp_path / "b.tif")
@@ -249,9 +255,8 @@ def test_chunks_are_what_is_unpacked_at_once(tmp_path):
     tifffile.imwrite(tmp_path / "c.tif", array, compression="zlib", rowsperstrip=8)
     found = {}
     for name in "abc":
-        source = tiff.read(tmp_path / f"{name}.tif", None)
-        found[name] = source.chunks
-        source.close()
+        with closing(tiff.contents(tmp_path / f"{name}.tif")) as contents:
+            found[name] = contents.source(None).chunks
     assert found == {"a": None, "b": (1, 16, 16), "c": (1, 8, 48)}
 
 

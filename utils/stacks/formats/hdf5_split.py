@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
-from utils.stacks.stack import FileArray, Source, library_errors, micrometres
+from utils.stacks.place import Place
+from utils.stacks.stack import FileArray, MadeArray, Source, library_errors
+from utils.stacks.units import micrometres_per
 
 BDV = re.compile(r"t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
 IMARIS = re.compile(
@@ -25,26 +26,6 @@ IMARIS = re.compile(
 )
 Sizes = Mapping[int, Mapping[str, float]]
 """Micrometres by axis letter, by the number of a setup."""
-
-
-@dataclass(frozen=True)
-class SplitArray:
-    """An array (T, C, Z, Y, X) whose time points and channels are arrays of their own."""
-
-    path: Path
-    parts: Mapping[tuple[int, int], FileArray] = field(repr=False)
-    """By place along T and C; one that is absent cannot be read."""
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def part(self, where: tuple[Any, ...]) -> np.ndarray:
-        """Return the box at one time point and channel; UserError if it is lost."""
-        time, channel, *box = where
-        if (time, channel) not in self.parts:
-            raise UserError(f"{self.path}: has no channel {channel} at time point {time}")
-        ends = zip(box, self.shape[2:], strict=True)
-        cut = tuple(slice(*s.indices(n)) if isinstance(s, slice) else s for s, n in ends)
-        return self.parts[time, channel].part(cut).view(self.dtype)
 
 
 def file_of(path: Path) -> tuple[Path, Sizes]:
@@ -77,7 +58,7 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
 
 def _size(setup: Any) -> dict[str, float]:
     """Return the voxel size of an element ``ViewSetup``."""
-    unit = micrometres(setup.findtext("voxelSize/unit", ""))
+    unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
     numbers = setup.findtext("voxelSize/size", "").split()
     return {a: float(number) * unit for a, number in zip("XYZ", numbers, strict=False)}
 
@@ -124,7 +105,10 @@ def _stack(
     match: re.Match[str],
     sizes: Sizes,
 ) -> Source:
-    """Return arrays by place along T and C as one stack; ``match`` is of the name of one."""
+    """Return arrays by place along T and C as one stack (T, C, Z, Y, X); one may be absent.
+
+    ``match`` is of the name of one.
+    """
     one = next(iter(parts.values()))
     with library_errors(path):
         dtype, size = one.dtype, one.shape
@@ -141,12 +125,18 @@ def _stack(
     }
     counts = (1 + max(t for t, _ in parts), 1 + max(c for _, c in parts))
     chunks = packed_chunks(one)
+
+    def part(where: tuple[Any, ...]) -> np.ndarray:
+        time, channel, *box = where
+        if (time, channel) not in loaded:
+            raise UserError(f"{path}: has no channel {channel} at time point {time}")
+        return loaded[time, channel].part(tuple(box)).view(dtype)
+
     return Source(
-        SplitArray(path, loaded, (*counts, *size), dtype),
+        MadeArray((*counts, *size), dtype, part),
         "TCZYX",
-        spacing,
+        Place.aligned(spacing),
         warning=lambda: warn_of_absent(path, parts.values()),
-        close=file.close,
         chunks=None if chunks is None else (1, 1, *chunks),
     )
 
@@ -174,7 +164,7 @@ def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], dict[str, float]
     size = {
         a: int(_text(own[f"ImageSize{a}"] if f"ImageSize{a}" in own else whole[a])) for a in "ZYX"
     }
-    unit = micrometres(_text(whole["Unit"])) if "Unit" in whole else 1.0
+    unit = micrometres_per(_text(whole["Unit"])) if "Unit" in whole else 1.0
     extent = {
         a: float(_text(whole[f"ExtMax{k}"])) - float(_text(whole[f"ExtMin{k}"]))
         for k, a in enumerate("XYZ")

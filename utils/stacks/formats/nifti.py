@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,23 @@ LONGEST = 32767
 """Voxels along an axis that NIfTI-1 can count."""
 
 
-def read(path: Path, key: str | None) -> Source:
+def read(path: Path) -> Source:
     """Open a file, or the pair that a ``.hdr`` or ``.img`` belongs to.
 
     Of a packed file all that precedes a slab behind the last is unpacked for it.
     """
+    import nibabel
+
     packed = path.name.lower().endswith(".gz")
     with library_errors(path):
-        image = _opener(path).from_filename(path, mmap=False, keep_file_open=packed)
+        image: Any = nibabel.load(path, mmap=False, keep_file_open=packed)
         count, header, stored = len(image.shape), image.header, np.dtype(image.get_data_dtype())
         affine, sizes = np.array(image.affine, float), header.get_zooms()
         unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else ""
         scaled = image.dataobj.slope not in (None, 1) or image.dataobj.inter not in (None, 0)
     if count > 5:
         raise UserError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
-    length = micrometres_per(unit) or math.nan
+    length = micrometres_per(unit)
     place = Place(affine[:3, :3], affine[:3, 3], length, SPACE)
     if not place.usable:
         place = Place.aligned(dict(zip("XYZ", sizes, strict=False)), length)
@@ -46,16 +47,6 @@ def read(path: Path, key: str | None) -> Source:
     dtype = np.dtype(np.float64) if scaled and stored.kind in "uif" else stored
     array = FileArray(path, image.shape, dtype, lambda: image.dataobj)
     return Source(array, "XYZTC"[:count], place=place, notes=tuple(notes))
-
-
-def _opener(path: Path) -> Any:
-    """Return nibabel's class for a file, the first one for what none can read."""
-    import nibabel
-
-    single = (nibabel.Nifti1Image, nibabel.Nifti2Image)
-    pairs = (nibabel.Nifti1Pair, nibabel.Nifti2Pair, nibabel.Spm2AnalyzeImage)
-    kinds = single if ".nii" in path.name.lower()[-7:] else pairs
-    return next((kind for kind in kinds if kind.path_maybe_image(path)[0]), kinds[0])
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

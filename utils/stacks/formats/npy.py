@@ -10,7 +10,7 @@ import numpy as np
 from utils.stacks.stack import FileArray, Source, StackLayout, fill
 
 
-def read(path: Path, key: str | None) -> Source:
+def read(path: Path) -> Source:
     """Map a file; the meaning of its axes is not in it."""
     mapped = FileArray.found(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     return Source(mapped, None)

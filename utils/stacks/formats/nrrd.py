@@ -31,7 +31,7 @@ ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byt
 """Header fields of files whose voxels do not begin right behind the header."""
 
 
-def read(path: Path, key: str | None) -> Source:
+def read(path: Path) -> Source:
     """Open a file; its voxels are mapped if they stand there unpacked, else loaded when needed."""
     import nrrd
 
@@ -98,7 +98,7 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
     spatial = spatial[:3]
     if directions is not None:
         names = list(header.get("space units", ()))
-        lengths = np.array([micrometres_per(str(name)) or math.nan for name in names] or [math.nan])
+        lengths = np.array([micrometres_per(str(name)) for name in names] or [math.nan])
         mixed = len({*lengths}) > 1  # each axis of space has its own
         unit = 1.0 if mixed else float(lengths[0])
         steps = np.array([np.ravel(directions[axis]) for axis in spatial], float).T
@@ -109,11 +109,8 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
         if place.usable:
             return "".join(letters), place
     names = list(header.get("units", [""] * count))
-    lengths = np.array([micrometres_per(str(names[axis])) or math.nan for axis in spatial])
-    unit = 1.0 if np.isfinite(lengths).any() else math.nan
-    lengths = lengths if math.isfinite(unit) else np.ones(len(spatial))
-    known = dict(zip("XYZ", sizes[spatial] * lengths, strict=False))
-    return "".join(letters), Place.aligned(known, unit)
+    units = {letters[axis]: str(names[axis]) for axis in spatial}
+    return "".join(letters), Place.measured({a: sizes[letters.index(a)] for a in units}, units)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,12 @@ import numpy as np
 from utils.errors import UserError
 from utils.stacks.place import Place
 from utils.stacks.stack import (
-    Entry,
+    Contents,
     FileArray,
+    MadeArray,
     Source,
     StackLayout,
+    closed_if_it_fails,
     library_errors,
     planes_of,
     quiet,
@@ -32,45 +32,32 @@ PLANES = (".tif", ".tiff")
 """Endings of the files in a folder of planes."""
 
 
-def read(path: Path, key: str | None) -> Source:
-    """Open the series of number ``key`` of a file, else the largest, or a folder of planes.
-
-    Voxels that stand in one piece are mapped.
-    """
+def contents(path: Path) -> Contents:
+    """Open the series of a file, of which the largest is read unasked, or a folder of planes."""
     file, found = _open(path)
-    with _closed_if_it_fails(file):
-        number = _chosen(path, found, key)
-        source = _source(path, file, found, number)
-        if key is None and len(found) > 1:
-            said = (
-                f"only the largest of {len(found)} series is read, number {number} of shape "
-                f"{source.array.shape}; --series 0..{len(found) - 1} chooses, --list shows them"
-            )
-            source = replace(source, notes=(*source.notes, said))
-        return source
+    with closed_if_it_fails(file), library_errors(path):
+        several = [series for series in found if series.is_multifile]
+        files = {file, *(page.parent for series in several for page in series.pages if page)}
 
+    def close() -> None:
+        for each in files:
+            each.close()
 
-def entries(path: Path) -> list[Entry]:
-    """Return an entry for each series of a file."""
-    file, found = _open(path)
-    chosen = _chosen(path, found, None)
-    with _closed_if_it_fails(file):
-        sources = [_source(path, file, found, number) for number in range(len(found))]
-    file.close()
-    several = len(sources) > 1
-    return [
-        Entry.of(source, str(k) if several else "", chosen=k == chosen)
-        for k, source in enumerate(sources)
-    ]
-
-
-@contextmanager
-def _closed_if_it_fails(file: Any) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        file.close()
-        raise
+    numbered = {str(k): series for k, series in enumerate(found)}
+    largest = max(numbered, key=lambda k: (math.prod(numbered[k].shape), -int(k)))
+    said = (
+        f"only the largest of {len(found)} series is read, number {largest} of shape "
+        f"{numbered[largest].shape}; --series 0..{len(found) - 1} chooses, --list shows them"
+    )
+    return Contents(
+        path,
+        numbered if len(found) > 1 else {"": found[0]},
+        lambda name: {k: series for k, series in numbered.items() if k == (name or largest)},
+        lambda name: _source(path, file, found, int(name or largest)),
+        close,
+        "--series",
+        said if len(found) > 1 else "",
+    )
 
 
 def _open(path: Path) -> tuple[Any, list[Any]]:
@@ -80,7 +67,7 @@ def _open(path: Path) -> tuple[Any, list[Any]]:
     planes = _planes(path) if path.is_dir() else [path]
     with library_errors(planes[0]):
         file = tifffile.TiffFile(planes[0])
-    with _closed_if_it_fails(file), library_errors(path):
+    with closed_if_it_fails(file), library_errors(path):
         if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
             file.close()
             file = _whole(planes[0], file.ome_metadata)
@@ -159,17 +146,8 @@ def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
     return _series(file, pages)
 
 
-def _chosen(path: Path, found: list[Any], key: str | None) -> int:
-    """Return the number of the series that is asked for, or of the first of the largest."""
-    if key is None:
-        return max(range(len(found)), key=lambda k: (math.prod(found[k].shape), -k))
-    if int(key) not in range(len(found)):
-        raise UserError(f"{path}: --series {key}: its series are 0..{len(found) - 1}")
-    return int(key)
-
-
 def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
-    """Return a series as the rest of the program reads it."""
+    """Return a series as the rest of the program reads it; voxels in one piece are mapped."""
     import tifffile
     import zarr
 
@@ -184,32 +162,17 @@ def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
         load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
     else:
         load = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
-    array = FileArray.found(path, load)
+    array: FileArray | MadeArray = (voxels := FileArray.found(path, load))
     chunks = None if in_one_piece else tuple(load().chunks)
     notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         if array.dtype.kind not in "ub":
             raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
         notes = (*notes, "stored with white as zero: the grey values are inverted")
-        array = _Inverted(array, 2 ** int(page.bitspersample) - 1)
-    files = {file, *(page.parent for page in (series.pages if series.is_multifile else ()) if page)}
-
-    def close() -> None:
-        for each in files:
-            each.close()
-
-    facts = {"place": place, "close": close, "notes": notes, "chunks": chunks}
-    return Source(array, re.sub("[QI]", "Z", series.axes, count="Z" not in series.axes), **facts)
-
-
-class _Inverted:
-    """An array whose grey values are those of another, turned round."""
-
-    def __init__(self, array: FileArray, top: int) -> None:
-        self.shape, self.dtype, self._array, self._top = array.shape, array.dtype, array, top
-
-    def part(self, where: tuple[int | slice, ...]) -> np.ndarray:
-        return (self._top - self._array.part(where)).astype(self.dtype)
+        top, kind = 2 ** int(page.bitspersample) - 1, voxels.dtype
+        array = MadeArray(voxels.shape, kind, lambda where: (top - voxels.part(where)).astype(kind))
+    axes = re.sub("[QI]", "Z", series.axes, count="Z" not in series.axes)
+    return Source(array, axes, place, notes=notes, chunks=chunks)
 
 
 def _check_segments(path: Path, series: Any) -> None:
@@ -238,9 +201,8 @@ def _place(file: Any, series: Any, number: int) -> Place:
         units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
         place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
         ways = [_number(plane.get(f"Position{a}")) for a in "XYZ"]
-        lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) or math.nan for a in "XYZ"]
-        voxels = np.array(ways) * lengths / place.sizes / place.unit
-        return place.moved(np.where(np.isfinite(voxels), voxels, 0))
+        lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) for a in "XYZ"]
+        return place.moved(np.array(ways) * lengths / place.sizes / place.unit)
     if file.is_lsm:
         found = file.lsm_metadata or {}
         sizes = {a: _number(found.get(f"VoxelSize{a}")) for a in "XYZ"}
@@ -256,8 +218,7 @@ def _place(file: Any, series: Any, number: int) -> Place:
     place = Place.measured(sizes, units)
     if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
-    voxels = -np.array([_number(found.get(f"{a}origin")) for a in "xyz"])
-    return place.moved(np.where(np.isfinite(voxels), voxels, 0))
+    return place.moved([-_number(found.get(f"{a}origin")) for a in "xyz"])
 
 
 def _list(entry: Any) -> list[Any]:

@@ -14,53 +14,45 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.axes import NAMES, axis_letters
+from utils.stacks.axes import NAMES, axis_letters, told_axes
 from utils.stacks.place import Place
 from utils.stacks.stack import (
-    Entry,
+    Contents,
     FileArray,
     Source,
     StackLayout,
     chunks_of,
     fill_chunks,
     library_errors,
-    named,
 )
 
 MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
 """Chunks that are unpacked at a time, and their bytes at most, but for a single larger one."""
-NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names")
-"""Attributes of an array in which the names of its axes may stand."""
 
 Level = tuple[Mapping[str, Any], Mapping[str, Any]]
 """What OME says of an image, and of one of its levels."""
 
 
-def read(path: Path, key: str | None) -> Source:
-    """Open an array of a folder, the finest level of an OME-Zarr image if none is named.
+def contents(path: Path) -> Contents:
+    """Look through a folder, which may lie within another one.
 
-    The folder may lie within another one; ``key`` may be a group that holds one image.
+    Listed are its images, those of labels too, or its arrays where it has no images. A name may be
+    that of a group; of an image the finest level is meant.
     """
-    arrays, finest, levels = _contents(path)
-    wanted = (key or "").strip("/")
-    names = [wanted] if wanted in arrays else _candidates(arrays, finest, wanted)
-    if key is not None and not names:
-        named(path, arrays, key)
-    name = named(path, {name: arrays[name] for name in names}, None)
-    return _source(path, arrays[name], levels.get(name))
+    arrays, finest, levels = _found(path)
+
+    def within(name: str) -> Mapping[str, FileArray]:
+        names = [name] if name in arrays else _candidates(arrays, finest, name)
+        return {name: arrays[name] for name in names}
+
+    def source(name: str) -> Source:
+        return _source(path, arrays[name], levels.get(name))
+
+    listed = {name: arrays[name] for name in finest.values() or arrays}
+    return Contents(path, listed, within, source, named=arrays)
 
 
-def entries(path: Path) -> list[Entry]:
-    """Return the images of a folder, those of labels too, or its arrays where it has no images."""
-    arrays, finest, levels = _contents(path)
-    alone = _candidates(arrays, finest, "")
-    return [
-        Entry.of(_source(path, arrays[name], levels.get(name)), name, chosen=alone == [name])
-        for name in finest.values() or arrays or named(path, arrays, None)
-    ]
-
-
-def _contents(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
+def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
     """Return arrays by name, names of images' full resolution by group, and levels by array.
 
     An array may be a level of an image in whose folder ``path`` lies.
@@ -120,17 +112,15 @@ def _source(path: Path, array: FileArray, level: Level | None) -> Source:
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-        axes, place = _places(level, len(opened.shape))
-        own = [opened.attrs.get(attribute) for attribute in NAMED_BY]
-        own = [*own, getattr(opened.metadata, "dimension_names", None)]
-        told = (axis_letters(names) for names in own if names)
-        axes = axes or next((letters for letters in told if letters), None)
+        axes, place = _places(level, opened.ndim)
+        dimensions = getattr(opened.metadata, "dimension_names", None)
+        axes = axes or told_axes(dict(opened.attrs), [dimensions], opened.ndim)
     chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
     at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // chunk))
     return Source(
         replace(array, load=lambda: _FewAtOnce(opened, at_once)),
         axes,
-        place=place,
+        place,
         warning=lambda: _warn_of_absent(path, opened),
         at_once=at_once,
         chunks=opened.chunks,
@@ -151,14 +141,15 @@ class _FewAtOnce:
             return self.array[where]
 
 
-def _places(found: Level | None, count: int) -> tuple[str | None, Place | None]:
+def _places(found: Level | None, count: int) -> tuple[str | None, Place]:
     """Return axes and place of an array by OME-NGFF's metadata, if there are any.
 
     The image's own transformations come after those of the level (0.4, multiscales metadata). Axes
     are T, C, Z, Y, X in 0.1 and 0.2, names in 0.3, and have types and units since 0.4.
     """
+    unknown = Place.aligned({})
     if found is None:
-        return None, None
+        return None, unknown
     image, level = found
     named_axes = image.get("axes") or list("tczyx"[-count:])
     entries = [a if isinstance(a, dict) else {"name": a} for a in named_axes]
@@ -173,16 +164,15 @@ def _places(found: Level | None, count: int) -> tuple[str | None, Place | None]:
         elif step["type"] == "translation":
             first = first + np.array(step["translation"], float)
         elif step["type"] != "identity":  # a matrix, or numbers kept elsewhere
-            return axes, None
+            return axes, unknown
     if axes is None or not any(step["type"] == "scale" for step in steps):
-        return axes, None
+        return axes, unknown
     sizes = {a: n for a, n in zip(axes, scale.tolist(), strict=True) if a in "XYZ"}
     units = {a: str(e.get("unit", "")) for a, e in zip(axes, entries, strict=True)}
     place = Place.measured(sizes, units)
     with np.errstate(divide="ignore", invalid="ignore"):
         ways = dict(zip(axes, first / scale, strict=True))
-    voxels = np.array([ways.get(a, 0.0) for a in "XYZ"])
-    return axes, place.moved(np.where(np.isfinite(voxels), voxels, 0))
+    return axes, place.moved([ways.get(a, 0.0) for a in "XYZ"])
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from utils.prediction.column_spacing import CALIBRATION, estimate_spacing
 from utils.stacks import open_stack
-from utils.stacks.column_spacing import CALIBRATION, estimate_spacing
 
 
 def hexagonal_lattice(spacing, edge, tilt):
