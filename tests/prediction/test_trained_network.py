@@ -110,6 +110,9 @@ def test_a_training_file_is_known_by_its_seed(tmp_path):
     experiment = Experiment.create(tmp_path / "log", {"data": {"train": train}}, __file__)
     assert training_file(experiment.directory, 5) == "b.h5"
     assert training_file(experiment.directory, 6) is None
+    record = experiment.directory / "config.json"
+    record.write_text(json.dumps({"data": {"train": {"on_the_fly": [], "seed": 5}}}))
+    assert training_file(experiment.directory, 5) is None, "volumes on the fly are in no file"
 
 
 @pytest.mark.parametrize(("dims", "rule"), [(3, "robust"), (2, "percentiles")])

@@ -165,4 +165,6 @@ def training_file(directory: Path, seed: int) -> str | None:
     if not record.is_file():
         return None
     files = json.loads(record.read_text()).get("data", {}).get("train", [])
+    if isinstance(files, dict):  # volumes on the fly, which no file holds
+        return None
     return next((entry["file"] for entry in files if entry.get("seed") == seed), None)
