@@ -37,6 +37,8 @@ LABELLED, EACH = 150, 5
 """Columns of a patch of which all have their (p, q) written on the map; of more each fifth one."""
 TEXT = 5.0
 """Points of the (p, q) in planes."""
+SLIVER = 6
+"""Pixels below which a column's section gets no (p, q)."""
 TILT = np.radians(50)
 """Angle between the columns and the view in 3D."""
 
@@ -313,19 +315,19 @@ def _draw_plane(
     axes.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
     lattice = found.lattice
     shown = np.unique(labels[labels > 0])
-    shown = shown[lattice.patch[shown - 1] > 0]
+    shown = shown[(lattice.patch[shown - 1] > 0) & (np.bincount(labels.ravel())[shown] >= SLIVER)]
     if len(shown) == 0:
         return
     centres = np.array(ndimage.center_of_mass(labels > 0, labels, shown))[:, ::-1] + 0.5
     places = centres * size / labels.shape[::-1]
     pq = lattice.pq[shown - 1]
-    # Where its column is too small for it, the text stands at the distal end.
+    # Where its section is too small for it, the text stands beside its distal end.
     area = np.bincount(labels.ravel())[shown] * np.prod(size / labels.shape[::-1])
     width = np.array([len(f"{p},{q}") for p, q in pq]) * 0.6 * TEXT / 72 / inch
     ways = found.measured.axis[shown - 1][:, plane]
     ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-9)
-    beyond = 0.5 * found.measured.length[shown - 1] + 0.7 * width
-    small = np.sqrt(area) < width
+    across = np.sqrt(area)
+    beyond, small = 0.8 * across + 0.6 * width, across < width
     places = places + np.where(small, beyond, 0)[:, None] * ways
     far = np.linalg.norm(places - size / 2, axis=1)
     order = np.lexsort((far, (pq % EACH != 0).any(axis=1)))
