@@ -106,8 +106,14 @@ def test_the_script_writes_labels_tables_and_side_file(tmp_path, capsys):
     side = json.loads((tmp_path / "lobe_lattice.json").read_text())
     assert side["landmarks"] == {"origin": 13, "dorsal": [0.0, -1.0, 0.0], "hemisphere": "R"}
     assert side["unit"] == "micrometre" and side["patches"][0]["columns"] == 25
+    pictures = [tmp_path / "lobe_lattice.png", tmp_path / "lobe_columns.png"]
+    assert all(path.stat().st_size > 10_000 for path in pictures)
     assert find_columns.main(flags) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
+    for path in pictures:
+        path.unlink()
+    assert find_columns.main([*flags, "--overwrite", "--no-preview"]) == 0
+    assert not any(path.exists() for path in pictures)
 
 
 def test_a_box_keeps_the_places_of_the_file(tmp_path):
@@ -171,5 +177,9 @@ def test_predict_py_finds_the_same_columns_in_its_mask(tmp_path, capsys):
     assert find_columns.main(mask) == 0
     tables = [(tmp_path / f"{name}_columns.csv").read_text() for name in ("lobe", "own")]
     assert tables[0] == tables[1]
+    assert not (tmp_path / "lobe_lattice.png").exists()
     assert predict.main([*flags, "--columns", "--output", str(tmp_path / "lobe_mask.nrrd")]) == 2
     assert "lobe_columns.csv: exists already" in capsys.readouterr().err
+    assert predict.main([*flags, "--columns", "--overwrite"]) == 0
+    assert "lobe_lattice.png" in capsys.readouterr().out
+    assert {"lobe_lattice.png", "lobe_columns.png"} <= {path.name for path in tmp_path.iterdir()}

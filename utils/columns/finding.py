@@ -1,6 +1,6 @@
 """From a stack of probabilities, a mask or labels to columns and the files that hold them.
 
-The whole stack is in memory, about 30 bytes a voxel at the peak, so that no column is cut.
+The whole stack is in memory, so that no column is cut: :data:`VOXEL_BYTES` at the peak.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ HALF = 0.5
 """Probability from which a voxel belongs to a column; also the share of touching voxels of equal
 value from which whole numbers are labels and no grey values."""
 VOXEL_BYTES = 30
-"""Taken at the peak, measured on a map of which a tenth is foreground."""
+"""Taken at the peak where a tenth of the voxels is foreground. Measured as the process's growth on
+maps of 128^3: 22 with 6 % of foreground, 88 with 51 %; so about 14, and 145 more for each voxel of
+foreground."""
 
 
 @dataclass(frozen=True)

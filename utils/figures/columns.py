@@ -15,6 +15,7 @@ from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
 from utils.columns.finding import FoundColumns
+from utils.columns.growing import across
 from utils.figures import canvas
 from utils.figures.previews import HEIGHT, NARROWEST, PLANES, WIDTH
 from utils.figures.slices import scale_to_display
@@ -37,6 +38,8 @@ LABELLED, EACH = 150, 5
 """Columns of a patch of which all have their (p, q) written on the map; of more each fifth one."""
 TEXT = 5.0
 """Points of the (p, q) in planes."""
+SLIVER = 6
+"""Pixels below which a column's section gets no (p, q)."""
 TILT = np.radians(50)
 """Angle between the columns and the view in 3D."""
 
@@ -111,7 +114,6 @@ def _measure(found: FoundColumns) -> tuple[np.ndarray, str]:
 def _map_title(found: FoundColumns, name: str) -> str:
     """Return what the map is of, and what nobody knows of it."""
     lattice, marks = found.lattice, found.landmarks
-    free = found.free
     up = "p + q upwards" if marks.dorsal is None else "dorsal (p + q) upwards"
     lines = [f"{name}: {up}, seen from where columns spread to (distal in medulla and eye)"]
     if not lattice.votes:
@@ -120,7 +122,8 @@ def _map_title(found: FoundColumns, name: str) -> str:
     rest = np.count_nonzero(lattice.patch > MOST_PATCHES)
     facts = [f"{without} columns without a place"] if without else []
     facts += [f"{rest} in patches not shown"] if rest else []
-    facts += [f"free: {', '.join(free)}"] if free else ["origin and orientation set by landmarks"]
+    free = ", ".join(found.free)
+    facts.append(f"free: {free}" if free else "origin and orientation as they were given")
     return "\n".join([*lines, "; ".join(facts)])
 
 
@@ -174,26 +177,19 @@ def _label_cells(
     size = min(7.0, inch * 72 / (2.6 if everything else 1.3))
     rows = lattice.inferred.patch == number
     named = [(lattice.pq[lattice.patch == number], own), (lattice.inferred.pq[rows], inferred)]
-    for (pq, places), colour in zip(named, ("white", "#555555"), strict=True):
+    inks = (("white", "black"), ("#555555", "white"))
+    for (pq, places), (colour, edge) in zip(named, inks, strict=True):
         for (p, q), (x, y) in zip(pq, places, strict=True):
             if everything or (p % EACH == 0 and q % EACH == 0):
-                look: dict[str, Any] = {
-                    "ha": "center",
-                    "va": "center",
-                    "fontsize": size,
-                    "color": colour,
-                }
-                look["weight"] = "bold" if p == q == 0 else "normal"
-                look["path_effects"] = _edge("black") if colour == "white" else []
-                axes.text(x, y, f"{p},{q}", **look)
+                weight = "bold" if p == q == 0 else "normal"
+                _write(axes, (x, y), f"{p},{q}", size, colour, edge, weight=weight)
     to_map = _to_map(found, number)
     for defect in lattice.defects:
         if defect.patch == number:
             x, y = (lattice.pq[defect.columns] @ to_map.T).mean(axis=0)
             what = "dislocation" if defect.fold == 6 else f"{defect.fold}-fold"
             axes.plot(x, y, "*", color="red", markeredgecolor="white", markersize=12)
-            axes.annotate(what, (x, y), (6, 6), textcoords="offset points", fontsize=7,
-                          color="red", path_effects=_edge("white"))  # fmt: skip
+            _write(axes, (x, y + 0.9), what, 7.0, "red", "white")
 
 
 def _draw_directions(axes: Axes, found: FoundColumns, number: int, places: np.ndarray) -> None:
@@ -218,16 +214,19 @@ def _draw_arrows(axes: Axes, corner: np.ndarray, arrows: np.ndarray, least: floa
             axes.annotate(
                 "", tuple(end), tuple(corner), arrowprops={"arrowstyle": "->", "color": "#444444"}
             )
-            axes.text(corner[0] + 1.3 * x, corner[1] + 1.3 * y, letter, fontsize=8, color="#444444",
-                      ha="center", va="center")  # fmt: skip
+            _write(axes, corner + [1.3 * x, 1.3 * y], letter, 8.0, "#444444", "white")
             axes.update_datalim([end])
 
 
-def _edge(colour: str) -> list[Any]:
-    """Return the path effect of letters with an edge."""
+def _write(
+    axes: Axes, place: Any, words: str, size: float, colour: str, edge: str, **look: Any
+) -> None:
+    """Write ``words`` of ``size`` points around ``place``, in letters with an edge."""
     from matplotlib.patheffects import withStroke
 
-    return [withStroke(linewidth=1.3, foreground=colour)]
+    effects = [withStroke(linewidth=1.3, foreground=edge)]
+    axes.text(place[0], place[1], words, fontsize=size, color=colour, ha="center", va="center",
+              path_effects=effects, clip_on=True, **look)  # fmt: skip
 
 
 def save_planes(
@@ -261,11 +260,11 @@ def save_planes(
     colours = column_colours(found)
     for k, axes in enumerate((grid[0, 0], grid[1, 0], grid[0, 1])):
         right, down = PLANES[k]
-        across = 3 - right - down
+        third = 3 - right - down
         image, marks = images[k], labels[k]
         if right < down:  # rows go downwards
             image, marks = image.T, marks.T
-        axes.set_title(f"{'xyz'[across]} = {origin[across] + middle[across]}", fontsize=9)
+        axes.set_title(f"{'xyz'[third]} = {origin[third] + middle[third]}", fontsize=9)
         axes.set_xlabel("xyz"[right], fontsize=8)
         axes.set_ylabel("xyz"[down], fontsize=8)
         _draw_plane(axes, found, image, marks, size[[right, down]], [right, down], inch, colours)
@@ -313,19 +312,19 @@ def _draw_plane(
     axes.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
     lattice = found.lattice
     shown = np.unique(labels[labels > 0])
-    shown = shown[lattice.patch[shown - 1] > 0]
+    shown = shown[(lattice.patch[shown - 1] > 0) & (np.bincount(labels.ravel())[shown] >= SLIVER)]
     if len(shown) == 0:
         return
     centres = np.array(ndimage.center_of_mass(labels > 0, labels, shown))[:, ::-1] + 0.5
     places = centres * size / labels.shape[::-1]
     pq = lattice.pq[shown - 1]
-    # Where its column is too small for it, the text stands at the distal end.
+    # Where its section is too small for it, the text stands beside its distal end.
     area = np.bincount(labels.ravel())[shown] * np.prod(size / labels.shape[::-1])
     width = np.array([len(f"{p},{q}") for p, q in pq]) * 0.6 * TEXT / 72 / inch
     ways = found.measured.axis[shown - 1][:, plane]
     ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-9)
-    beyond = 0.5 * found.measured.length[shown - 1] + 0.7 * width
-    small = np.sqrt(area) < width
+    wide = np.sqrt(area)
+    beyond, small = 0.8 * wide + 0.6 * width, wide < width
     places = places + np.where(small, beyond, 0)[:, None] * ways
     far = np.linalg.norm(places - size / 2, axis=1)
     order = np.lexsort((far, (pq % EACH != 0).any(axis=1)))
@@ -337,10 +336,7 @@ def _draw_plane(
         if ((apart[:, 0] < half[0] + taken[:, 2]) & (apart[:, 1] < 2 * half[1])).any():
             continue
         taken = np.vstack([taken, [*places[k], half[0]]])
-        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": TEXT, "clip_on": True}
-        axes.text(
-            places[k, 0], places[k, 1], words, color="white", path_effects=_edge("black"), **look
-        )
+        _write(axes, places[k], words, TEXT, "white", "black")
 
 
 def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
@@ -389,16 +385,14 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
 
 
 def _camera(centres: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Return unit vectors to the right, up and away from the viewer, one a row."""
-    mean = axes.mean(axis=0)
-    mean = mean / max(np.linalg.norm(mean), 1e-9) if np.linalg.norm(mean) > 1e-9 else axes[0]
-    spread = centres - centres.mean(axis=0)
-    spread = spread - np.outer(spread @ mean, mean)
-    right = np.linalg.svd(np.vstack([spread, 1e-3 * np.eye(3)]), full_matrices=False)[2][0]
-    right = right - mean * (right @ mean)
-    right /= np.linalg.norm(right)
-    right *= np.sign(right[np.abs(right).argmax()])
-    forth = np.cross(mean, right)  # right, forth, mean: right-handed
+    """Return unit vectors to the right, up and away from the viewer, one a row.
+
+    The longest extent across the mean axis lies to the right.
+    """
+    frame = across(axes.mean(axis=0, keepdims=True) + 1e-9)[0]
+    spread = (centres - centres.mean(axis=0)) @ frame.T
+    long = np.linalg.eigh(spread.T @ spread)[1][:, 1]
+    right, forth = np.array([long, [-long[1], long[0]]]) @ frame
+    mean = np.cross(right, forth)
     up = np.sin(TILT) * mean + np.cos(TILT) * forth
-    away = -np.cos(TILT) * mean + np.sin(TILT) * forth
-    return np.stack([right, up, away])
+    return np.stack([right, up, -np.cos(TILT) * mean + np.sin(TILT) * forth])
