@@ -1,5 +1,7 @@
 """Checkpoints that predict, and those that cannot: one line each that names the file."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
