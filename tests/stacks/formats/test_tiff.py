@@ -218,6 +218,25 @@ def test_an_ome_tiff_of_several_files(tmp_path, companion):
         open_stack(tmp_path / names[0])
 
 
+@pytest.mark.parametrize(
+    "absent", ["<MetadataOnly/>", "<TiffData IFD='0'><UUID FileName='b.tif'>x"]
+)
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_image_of_ome_without_pages_lends_its_size_to_no_other(tmp_path, absent, renamed):
+    array, name = random_stack((4, 6, 7)), "before.ome.tif" if renamed else "a.ome.tif"
+    xml = ome_xml([name], 4, 0)
+    absent += "</UUID></TiffData>" if "UUID" in absent else ""
+    pixels = xml[xml.index("<Pixels") : xml.index(">", xml.index("<Pixels")) + 1]
+    other = f"{pixels.replace('0.25', '0.1').replace(':0', ':1')}{absent}</Pixels></Image>"
+    at = xml.index("<Image")
+    xml = f'{xml[:at]}<Image ID="Image:1">{other}{xml[at:]}'
+    options = {"description": xml, "metadata": None, "photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", array, **options)
+    with open_stack(tmp_path / "a.ome.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert stack.spacing == pytest.approx(SPACING)
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_folder_of_planes_in_their_natural_order(tmp_path, compression):
     array, folder = random_stack((5, 6, 7), np.uint16), tmp_path / "planes"

@@ -192,11 +192,8 @@ def _place(file: Any, series: Any, number: int) -> Place:
     ImageJ: resolution tags in pixels per ``unit`` or ``yunit``, ``spacing`` between slices in
     ``zunit``, ``xorigin`` and so on the voxel that lies at 0 (``ij.measure.Calibration``).
     """
-    import tifffile
-
     if series.kind == "ome":
-        images = _list(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])
-        pixels = images[min(number, len(images) - 1)]["Pixels"]
+        pixels = _pixels(file, series, number)
         sizes = {a: _number(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
         units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
         place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
@@ -219,6 +216,23 @@ def _place(file: Any, series: Any, number: int) -> Place:
     if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
     return place.moved([-_number(found.get(f"{a}origin")) for a in "xyz"])
+
+
+def _pixels(file: Any, series: Any, number: int) -> dict[str, Any]:
+    """Return OME's Pixels of a series: those that name its first page, as images may have none."""
+    import tifffile
+
+    ome = tifffile.xml2dict(file.ome_metadata)["OME"]
+    every = [image["Pixels"] for image in _list(ome["Image"])]
+    page = next(page for page in series.pages if page)
+    names = {page.parent.filename, *([ome.get("UUID")] if page.parent is file else [])}
+    for pixels in every:
+        for data in filter(None, _list(pixels.get("TiffData"))):
+            uuid = data.get("UUID", page.parent.filename)
+            named = {*uuid.values()} if isinstance(uuid, dict) else {uuid}
+            if names & named and data.get("IFD", 0) == page.index:
+                return dict(pixels)
+    return dict(every[min(number, len(every) - 1)])
 
 
 def _list(entry: Any) -> list[Any]:
