@@ -121,6 +121,21 @@ def test_pages_that_were_appended_are_one_stack(tmp_path):
     assert (entry.key, entry.shape, entry.axes, entry.chosen) == ("", (5, 6, 7), "ZYX", True)
 
 
+@pytest.mark.parametrize("where", [0, (0, 1), 1, (0, 1, 2)])
+def test_an_axis_without_a_name_is_z_whatever_stands_beside_it_alone(tmp_path, where):
+    array = random_stack((5, 6, 7), np.uint16)
+    whole = np.expand_dims(array, where)
+    tifffile.imwrite(tmp_path / "a.tif", whole, photometric="minisblack")
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+    if where == 0:
+        with open_stack(tmp_path / "a.tif", axes="TZYX") as stack:
+            np.testing.assert_array_equal(stack.read(), array.T)
+    tifffile.imwrite(tmp_path / "b.tif", random_stack((5, 4, 6, 7)), photometric="minisblack")
+    with pytest.raises(UserError, match=r"QQYX of lengths .* such as --axes ZCYX$"):
+        open_stack(tmp_path / "b.tif")
+
+
 @pytest.mark.parametrize("ome", [False, True])
 def test_the_largest_of_several_series_is_read(tmp_path, ome):
     small, large = random_stack((4, 6, 7)), random_stack((5, 6, 7), seed=1)

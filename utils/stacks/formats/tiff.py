@@ -171,7 +171,10 @@ def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
         notes = (*notes, "stored with white as zero: the grey values are inverted")
         top, kind = 2 ** int(page.bitspersample) - 1, voxels.dtype
         array = MadeArray(voxels.shape, kind, lambda where: (top - voxels.part(where)).astype(kind))
-    axes = re.sub("[QI]", "Z", series.axes, count="Z" not in series.axes)
+    axes = series.axes
+    unknown = [k for k, a in enumerate(axes) if a in "QI" and series.shape[k] > 1]
+    if len(unknown) == 1 and "Z" not in axes:
+        axes = f"{axes[: unknown[0]]}Z{axes[unknown[0] + 1 :]}"
     return Source(array, axes, place, notes=notes, chunks=chunks)
 
 
