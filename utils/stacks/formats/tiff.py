@@ -45,9 +45,10 @@ def contents(path: Path) -> Contents:
 
     numbered = {str(k): series for k, series in enumerate(found)}
     largest = max(numbered, key=lambda k: (math.prod(numbered[k].shape), -int(k)))
+    joins = ", which joins pages of others" if numbered[largest].kind == "joined" else ""
     said = (
         f"only the largest of {len(found)} series is read, number {largest} of shape "
-        f"{numbered[largest].shape}; --series 0..{len(found) - 1} chooses, --list shows them"
+        f"{numbered[largest].shape}{joins}; --series 0..{len(found) - 1} chooses, --list shows them"
     )
     return Contents(
         path,
@@ -95,26 +96,38 @@ def _whole(path: Path, xml: str) -> Any:
 
 
 def _joined(file: Any, found: list[Any]) -> list[Any]:
-    """Return the series, those of single pages that are stored alike as one.
+    """Return the series, those of pages that are alike as one, as they were appended one by one.
 
-    A program that appends page by page leaves each as a series of its own.
+    Pieces of several planes may also be stacks of their own: these stay, and all their pages in one
+    come last.
     """
     alike: dict[Any, list[Any]] = {}
     for number, series in enumerate(found):
-        single = series.axes in ("YX", "YXS") and len(series.pages) == 1 and series.kind != "ome"
-        alike.setdefault(series.pages[0].hash if single else number, []).append(series)
-    return [
-        group[0] if len(group) == 1 else _series(file, [series.pages[0] for series in group])
-        for group in alike.values()
-    ]
+        page, plain = series.keyframe, series.kind in ("shaped", "generic", "uniform", "imagej")
+        whole = len(series) * page.size == series.size and len(series.levels) == 1
+        joinable = plain and whole and page.axes in ("YX", "YXS")
+        alike.setdefault(_kind(page) if joinable else number, []).append(series)
+    kept, joined = [], []
+    for group in alike.values():
+        pieces = any(len(series) > 1 and series.kind != "generic" for series in group)
+        if len(group) == 1 or pieces:
+            kept += group
+        if len(group) > 1:
+            pages = sorted((p for s in group for p in s), key=lambda p: np.ravel(p.index).tolist())
+            (joined if pieces else kept).append(_series(file, pages, "joined" if pieces else ""))
+    return kept + joined
 
 
-def _series(file: Any, pages: list[Any]) -> Any:
+def _kind(page: Any) -> tuple[Any, ...]:
+    """Return what pages of one stack have in common, however each is stored."""
+    return page.shape, page.dtype, page.axes, page.photometric
+
+
+def _series(file: Any, pages: list[Any], kind: str = "") -> Any:
     """Return pages of one kind as a series along z."""
     import tifffile
 
     shape, axes = (len(pages), *pages[0].shape), f"Z{pages[0].axes}"
-    kind = "imagej" if file.is_imagej else "generic"
     options = {"dtype": pages[0].dtype, "parent": file, "multifile": True, "kind": kind}
     return tifffile.TiffPageSeries(pages, shape=shape, axes=axes, **options)
 
@@ -130,7 +143,7 @@ def _planes(path: Path) -> list[Path]:
 
 
 def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
-    """Return files of one page each as a series; UserError where they differ."""
+    """Return files of one page each as a series; UserError where the images differ in kind."""
     import tifffile
 
     pages = []
@@ -140,8 +153,8 @@ def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
             if len(opened.pages) > 1:
                 raise UserError(f"{plane}: holds {len(opened.pages)} pages, a plane has one")
     for plane, page in zip(planes, pages, strict=True):
-        if page.hash != pages[0].hash:
-            one, other = (f"{found.shape} {found.dtype}" for found in (page, pages[0]))
+        if _kind(page) != _kind(pages[0]):
+            one, other = (f"{p.shape} {p.dtype} {p.photometric.name}" for p in (page, pages[0]))
             raise UserError(f"{plane}: is stored otherwise ({one}) than {planes[0].name} ({other})")
     return _series(file, pages)
 
@@ -157,11 +170,14 @@ def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
         in_one_piece = offset is not None and not series.is_multifile
         if not in_one_piece:
             _check_segments(path, series)
+        mixed = not in_one_piece and len({page.hash for page in series}) > 1
     stored = np.dtype(dtype).newbyteorder(page.parent.byteorder)
     if in_one_piece:
         load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
     else:
-        load = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
+        load = functools.cache(
+            lambda: zarr.open_array(series.aszarr(level=0, chunkmode=2 * mixed), mode="r")
+        )
     array: FileArray | MadeArray = (voxels := FileArray.found(path, load))
     chunks = None if in_one_piece else tuple(load().chunks)
     notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
