@@ -51,7 +51,12 @@ def open_stack(
     contents = _contents(path, kind)
     with closed_if_it_fails(contents):
         source = contents.source(key if series is None else str(series))
-        stack = _select(path, source, channel, voxel_size, index, axes)
+        try:
+            stack = _select(path, source, channel, voxel_size, index, axes)
+        except UserError as error:
+            if key is None and series is None and contents.unasked:
+                raise UserError(f"{error}; {contents.unasked}") from error
+            raise
         return replace(stack, close=contents.close)
 
 

@@ -312,6 +312,31 @@ def test_a_folder_of_planes_in_their_natural_order(tmp_path, compression):
         open_stack(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("planes", [1, 5])
+def test_a_folder_of_one_file_is_that_file(tmp_path, planes):
+    array, folder = random_stack((planes, 6, 7), np.uint16).squeeze(), tmp_path / "planes"
+    folder.mkdir()
+    tifffile.imwrite(folder / "a.tif", array, photometric="minisblack")
+    with open_stack(folder) as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert stack.warning() is None
+
+
+def test_a_large_preview_is_not_preferred_to_a_stack(tmp_path):
+    array = random_stack((5, 6, 7), np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(random_stack((40, 40), np.uint16), photometric="minisblack")
+        writer.write(array, photometric="minisblack")
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert "number 1 of shape (5, 6, 7)" in stack.warning()
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        writer.write(np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+        writer.write(array[0], photometric="minisblack")
+    with pytest.raises(UserError, match=r"--channel 0\.\.2; only the largest .* --series 0\.\.1"):
+        open_stack(tmp_path / "b.tif")
+
+
 def test_planes_of_a_folder_may_differ_in_how_they_are_stored(tmp_path):
     array, folder = random_stack((5, 6, 7), np.uint16), tmp_path / "planes"
     folder.mkdir()

@@ -34,7 +34,9 @@ PLANES = (".tif", ".tiff")
 
 def contents(path: Path) -> Contents:
     """Open the series of a file, of which the largest is read unasked, or a folder of planes."""
-    file, found = _open(path)
+    planes = _planes(path) if path.is_dir() else [path]
+    path = path if len(planes) > 1 else planes[0]
+    file, found = _open(path, planes)
     with closed_if_it_fails(file), library_errors(path):
         several = [series for series in found if series.is_multifile]
         files = {file, *(page.parent for series in several for page in series.pages if page)}
@@ -44,7 +46,7 @@ def contents(path: Path) -> Contents:
             each.close()
 
     numbered = {str(k): series for k, series in enumerate(found)}
-    largest = max(numbered, key=lambda k: (math.prod(numbered[k].shape), -int(k)))
+    largest = max(numbered, key=lambda k: (*_size(numbered[k]), -int(k)))
     joins = ", which joins pages of others" if numbered[largest].kind == "joined" else ""
     said = (
         f"only the largest of {len(found)} series is read, number {largest} of shape "
@@ -61,11 +63,10 @@ def contents(path: Path) -> Contents:
     )
 
 
-def _open(path: Path) -> tuple[Any, list[Any]]:
+def _open(path: Path, planes: list[Path]) -> tuple[Any, list[Any]]:
     """Return the library's file and its series: appended single pages, and planes, are one."""
     import tifffile
 
-    planes = _planes(path) if path.is_dir() else [path]
     with library_errors(planes[0]):
         file = tifffile.TiffFile(planes[0])
     with closed_if_it_fails(file), library_errors(path):
@@ -116,6 +117,12 @@ def _joined(file: Any, found: list[Any]) -> list[Any]:
             pages = sorted((p for s in group for p in s), key=lambda p: np.ravel(p.index).tolist())
             (joined if pieces else kept).append(_series(file, pages, "joined" if pieces else ""))
     return kept + joined
+
+
+def _size(series: Any) -> tuple[bool, int]:
+    """Return whether a series is more than a flat image, and its number of values."""
+    pairs = zip(series.axes, series.shape, strict=True)
+    return any(n > 1 for a, n in pairs if a not in "YXSC"), series.size
 
 
 def _kind(page: Any) -> tuple[Any, ...]:
