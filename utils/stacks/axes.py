@@ -28,6 +28,7 @@ NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names", "DIMENSION_LABELS")
 """Attributes of an array in HDF5 or Zarr in which the names of its axes may stand."""
 MOST_CHANNELS = 4
 """Entries up to which an axis without a name is taken for channels, as in RGB and RGBA."""
+REMEDY = "name its axes with --axes, a letter each of T, C, Z, Y and X, such as --axes"
 
 
 def axis_letters(names: Any) -> str | None:
@@ -56,13 +57,8 @@ def told_axes(attributes: Mapping[str, Any], others: Iterable[Any], count: int) 
     return next((letters for letters in found if len(letters) == count), next(iter(found), None))
 
 
-def remedy(shape: Sequence[int]) -> str:
-    """Return what helps where a file does not tell the axes of an array."""
-    said = "name its axes with --axes, a letter each of T, C, Z, Y and X, such as --axes"
-    return f"{said} {_example(shape)}"
-
-
-def _example(shape: Sequence[int]) -> str:
+def example(shape: Sequence[int]) -> str:
+    """Return a likely order of the axes of an array, for messages."""
     return ("ZYX" if len(shape) < 4 else "TZCYX")[-len(shape) :]
 
 
@@ -73,7 +69,7 @@ def given_axes(path: Path, text: str, shape: Sequence[int]) -> str:
     if set(axes) - set("XYZCST") or not once or not {"X", "Y"} <= set(axes):
         raise UserError(
             f"{path}: --axes {text!r}: give each axis a letter of its own out of T, C (or S), Z, Y "
-            f"and X, slowest first, Y and X among them, such as {_example(shape)}"
+            f"and X, slowest first, Y and X among them, such as {example(shape)}"
         )
     if len(axes) != len(shape):
         pages = "; if pages hold channels or times in turn, make it a hyperstack in Fiji first"
@@ -101,7 +97,7 @@ def usual_axes(path: Path, shape: Sequence[int]) -> str:
     if letters is None:
         lengths = " x ".join(map(str, shape))
         told = f"which of its {len(shape)} axes ({lengths}) is which is not told"
-        raise UserError(f"{path}: {told}; {remedy(shape)}")
+        raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
     named = dict(zip(long, letters, strict=True))
     return "".join(named.get(k, "T") for k in range(len(shape)))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.axes import as_planes, given_axes, remedy, usual_axes
+from utils.stacks.axes import REMEDY, as_planes, example, given_axes, usual_axes
 from utils.stacks.endings import ENDINGS, FORMATS, format_of
 from utils.stacks.place import Place
 from utils.stacks.stack import Contents, Entry, Source, Stack, closed_if_it_fails
@@ -111,7 +111,9 @@ def _select(
         source = _renamed(source, given_axes(path, given, shape))
     axes = source.axes or usual_axes(path, shape)
     if len(axes) != len(shape):
-        raise UserError(f"{path}: its axes {axes} do not fit its shape {shape}; {remedy(shape)}")
+        raise UserError(
+            f"{path}: its axes {axes} do not fit its shape {shape}; {REMEDY} {example(shape)}"
+        )
     chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
     asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
     for letters, (wanted, flag, what) in asked.items():
@@ -119,7 +121,7 @@ def _select(
         many = [k for k in found if shape[k] > 1]
         if len(many) > 1:
             told = f"its axes {axes} of lengths {shape} cannot be told apart"
-            raise UserError(f"{path}: {told}; {remedy(shape)}")
+            raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
         noun = "samples" if "N" in axes else what
         if many:
             planes = as_planes(axes, shape) if "T" in letters else None
@@ -130,7 +132,7 @@ def _select(
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
         told = f"its axes {axes} of lengths {shape} are not those of a stack"
-        raise UserError(f"{path}: {told}; {remedy(shape)}")
+        raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
     order = [spatial.index(a) for a in "XYZ" if a in spatial]
     lengths = [shape[axes.index(a)] for a in "XYZ" if a in spatial]
     last = axes.index("Z" if "Z" in spatial else "Y")

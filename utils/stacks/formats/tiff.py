@@ -46,11 +46,14 @@ def contents(path: Path) -> Contents:
             each.close()
 
     numbered = {str(k): series for k, series in enumerate(found)}
-    largest = max(numbered, key=lambda k: (*_size(numbered[k]), -int(k)))
-    joins = ", which joins pages of others" if numbered[largest].kind == "joined" else ""
+    rank = {k: (s.size > s.keyframe.size, s.size, -int(k)) for k, s in numbered.items()}
+    largest = max(rank, key=lambda k: rank[k])  # of several pages rather than a large preview
+    what = f"only the largest of {len(found)} series is read"
+    if numbered[largest].kind == "joined":
+        what = "the pages of several series are read as one"
     said = (
-        f"only the largest of {len(found)} series is read, number {largest} of shape "
-        f"{numbered[largest].shape}{joins}; --series 0..{len(found) - 1} chooses, --list shows them"
+        f"{what}, number {largest} of shape {numbered[largest].shape}; "
+        f"--series 0..{len(found) - 1} chooses, --list shows them"
     )
     return Contents(
         path,
@@ -117,12 +120,6 @@ def _joined(file: Any, found: list[Any]) -> list[Any]:
             pages = sorted((p for s in group for p in s), key=lambda p: np.ravel(p.index).tolist())
             (joined if pieces else kept).append(_series(file, pages, "joined" if pieces else ""))
     return kept + joined
-
-
-def _size(series: Any) -> tuple[bool, int]:
-    """Return whether a series is more than a flat image, and its number of values."""
-    pairs = zip(series.axes, series.shape, strict=True)
-    return any(n > 1 for a, n in pairs if a not in "YXSC"), series.size
 
 
 def _kind(page: Any) -> tuple[Any, ...]:
