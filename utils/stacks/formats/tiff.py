@@ -33,7 +33,7 @@ PLANES = (".tif", ".tiff")
 
 
 def contents(path: Path) -> Contents:
-    """Open the series of a file, of which the largest is read unasked, or a folder of planes."""
+    """Open the series of a file, its largest stack read unasked, or a folder of planes."""
     planes = _planes(path) if path.is_dir() else [path]
     path = path if len(planes) > 1 else planes[0]
     file, found = _open(path, planes)
@@ -102,8 +102,8 @@ def _whole(path: Path, xml: str) -> Any:
 def _joined(file: Any, found: list[Any]) -> list[Any]:
     """Return the series, those of pages that are alike as one, as they were appended one by one.
 
-    Pieces of several planes may also be stacks of their own: these stay, and all their pages in one
-    come last.
+    Slabs of equal depth, but for a thinner last one, may also be stacks of their own: these stay,
+    and all their pages in one come last.
     """
     alike: dict[Any, list[Any]] = {}
     for number, series in enumerate(found):
@@ -113,12 +113,13 @@ def _joined(file: Any, found: list[Any]) -> list[Any]:
         alike.setdefault(_kind(page) if joinable else number, []).append(series)
     kept, joined = [], []
     for group in alike.values():
-        pieces = any(len(series) > 1 and series.kind != "generic" for series in group)
-        if len(group) == 1 or pieces:
+        depths = [len(series) for series in group]
+        slabs = any(n > 1 and s.kind != "generic" for n, s in zip(depths, group, strict=True))
+        if len(group) == 1 or slabs:
             kept += group
-        if len(group) > 1:
+        if len(group) > 1 and (not slabs or {*depths[:-1]} == {max(depths)}):
             pages = sorted((p for s in group for p in s), key=lambda p: np.ravel(p.index).tolist())
-            (joined if pieces else kept).append(_series(file, pages, "joined" if pieces else ""))
+            (joined if slabs else kept).append(_series(file, pages, "joined" if slabs else ""))
     return kept + joined
 
 
@@ -246,7 +247,7 @@ def _pixels(file: Any, series: Any, number: int) -> dict[str, Any]:
     import tifffile
 
     ome = tifffile.xml2dict(file.ome_metadata)["OME"]
-    every = [image["Pixels"] for image in _list(ome["Image"])]
+    every = [image["Pixels"] for image in _list(ome["Image"]) if "Pixels" in image]
     page = next(page for page in series.pages if page)
     names = {page.parent.filename, *([ome.get("UUID")] if page.parent is file else [])}
     for pixels in every:
