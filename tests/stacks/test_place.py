@@ -109,6 +109,14 @@ def test_one_unknown_axis_does_not_forget_the_others(tmp_path: Path, name: str, 
     assert "no voxel size along" in str(found.note())
 
 
+def test_other_names_of_axes_give_no_directions(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_stack(path, [random_stack()], StackLayout((7, 6, 5), np.dtype(np.uint8), SIZES))
+    with open_stack(path, axes="XYZ") as stack:
+        assert stack.spacing == SIZES[::-1] and not stack.place.turned
+        assert not_kept("x.tif", stack.place) is None
+
+
 @given(sizes, sizes, st.integers(0, 9), st.tuples(finite, finite, finite))
 def test_a_new_size_keeps_directions_and_where_0_lies(old, new, seed, first) -> None:
     place = Place(turned(seed) / SIZES * old, np.array(first))
