@@ -43,7 +43,7 @@ def open_stack(
         UserError: for a file that is missing, damaged, of an unknown format or without what was
             asked for.
     """
-    path, kind = _present(path)
+    path, kind = check_input(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     if series is not None and kind != "tiff":
@@ -57,7 +57,7 @@ def open_stack(
 
 def list_stacks(path: str | Path) -> list[Entry]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
-    path, kind = _present(path)
+    path, kind = check_input(path)
     with closing(_contents(path, kind)) as contents:
         return contents.entries()
 
@@ -71,16 +71,15 @@ def _contents(path: Path, kind: str) -> Contents:
     return Contents(path, only, lambda name: only, lambda name: source)
 
 
-def _present(path: str | Path) -> tuple[Path, str]:
+def check_input(path: str | Path) -> tuple[Path, str]:
     """Return the path and its format; UserError unless it is there to be read in parts."""
     path = Path(path)
-    kind = format_of(path)
     with disk_errors(path):
-        present = path.exists()
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
         planes = path.is_dir() and not path.name.lower().endswith(tuple(ENDINGS))
+    kind = format_of(path)
     folder = kind == "zarr" or planes
-    if not present:
-        raise UserError(f"{path}: no such file")
     if path.is_dir() != folder:
         what = "a file, where a folder is expected" if folder else "a folder, not a file"
         raise UserError(f"{path}: {what}")
