@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from utils.grey_values import Limits
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
-    from utils.stacks import Stack
+    from utils.stacks import Entry, Stack
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
@@ -475,7 +475,6 @@ def time_precisions(model: nn.Module, device: str, windows: Windows) -> Compute:
 def describe_entries(path: str) -> str:
     """Return a table of what is in a file; UserError for one that cannot be read."""
     from utils.stacks import list_stacks
-    from utils.stacks.axes import tells_axes
 
     notes: dict[str, None] = {}
     rows = [("name", "shape", "axes", "type", "voxel size (um)", "read")]
@@ -487,7 +486,7 @@ def describe_entries(path: str) -> str:
             for axis, length in zip(entry.axes or "", entry.shape, strict=False)
             if axis in CHOSEN_BY and length > 1
         ]
-        if entry.axes is None and not tells_axes(entry.shape):
+        if not axes_told(entry):
             several = ["with --axes, such as --axes ZCYX"]
         chosen = " ".join(["yes" if entry.chosen else "no", *several])
         notes.update(dict.fromkeys(f"note: {note}" for note in entry.notes))
@@ -497,6 +496,18 @@ def describe_entries(path: str) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join([f"{path}:", *lines, *notes])
+
+
+def axes_told(entry: Entry) -> bool:
+    """Return whether it is known which axis of an array is which."""
+    from utils.stacks.axes import usual_axes
+
+    if entry.axes is not None:
+        return all(a != "Q" or n == 1 for a, n in zip(entry.axes, entry.shape, strict=False))
+    try:
+        return bool(usual_axes(Path(entry.key), entry.shape))
+    except UserError:
+        return False
 
 
 def describe_stack(stack: Stack) -> str:

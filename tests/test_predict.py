@@ -384,6 +384,17 @@ def test_outputs_that_exist_are_skipped_on_request(log, brain, tmp_path, capsys)
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_preview_without_its_mask_is_made_again(log, brain, tmp_path):
+    flags = ["--checkpoint", str(log), "--input", str(brain), "--output", str(tmp_path / "m.tif")]
+    flags += ["--precision", "32", "--skip_existing"]
+    assert predict.main(flags) == 0
+    (tmp_path / "m.tif").unlink()
+    (tmp_path / "m_preview.png").write_bytes(b"of another mask")
+    assert predict.main(flags) == 0
+    assert (tmp_path / "m.tif").exists()
+    Image.open(tmp_path / "m_preview.png").verify()
+
+
 def test_what_is_in_a_file_is_listed(tmp_path, capsys):
     path = tmp_path / "a.tif"
     stack = np.zeros((2, 5, 3, 7, 8), np.uint16)

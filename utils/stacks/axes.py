@@ -96,14 +96,6 @@ def usual_axes(path: Path, shape: Sequence[int]) -> str:
     return "".join(named.get(k, "T") for k in range(len(shape)))
 
 
-def tells_axes(shape: Sequence[int]) -> bool:
-    """Return whether :func:`usual_axes` finds an order."""
-    try:
-        return bool(usual_axes(Path(), shape))
-    except UserError:
-        return False
-
-
 def as_planes(axes: str, shape: Sequence[int]) -> str | None:
     """Return the order in which z is what is called time now; None where there is a z already."""
     planes = shape[axes.index("Z")] if "Z" in axes else 1

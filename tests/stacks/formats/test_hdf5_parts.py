@@ -117,6 +117,7 @@ def test_links_that_point_at_each_other(tmp_path):
         file["self"] = h5py.SoftLink("/self/below")
     with open_stack(tmp_path / "a.h5") as stack:
         np.testing.assert_array_equal(stack.read(), array.T)
+        assert "its links lead nowhere: one (to /two)" in stack.warning()
     with pytest.raises(UserError, match=r"lead nowhere: one \(to /two\), self .*, two \(to /one"):
         open_stack(tmp_path / "a.h5", key="one")
 

@@ -68,17 +68,14 @@ def _size(setup: Any) -> Place:
 def split_stacks(
     path: Path, file: Any, arrays: Mapping[str, Any], sizes: Sizes
 ) -> dict[str, Source]:
-    """Return the stacks at full resolution by the name for ``--key``, empty for the only one.
-
-    None of a file that keeps such stacks in several groups.
-    """
+    """Return the stacks at full resolution by the name for ``--key``, empty for the only one."""
     full, places = {}, set()
     for name, array in arrays.items():
         match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
         if match and int(match["level"]) == 0:
             full[int(match["time"]), int(match["channel"])] = array, match
             places.add(match["within"])
-    if len(places) > 1:
+    if len(places) > 1:  # stacks of their own, each array to be named
         return {}
     times = sorted({time for time, _ in full})
     channels = sorted({channel for _, channel in full})
@@ -185,7 +182,7 @@ def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
     edges = (high - low) / [size[a] for a in "XYZ"]
     known = Place.measured(dict(zip("XYZ", edges, strict=True)), dict.fromkeys("XYZ", unit))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return tuple(size.values()), known.moved(low / edges)
+        return tuple(size.values()), known.moved(low / np.abs(edges))
 
 
 def _text(attribute: Any) -> str:

@@ -34,9 +34,7 @@ def read(path: Path) -> Source:
         count, header, stored = len(image.shape), image.header, np.dtype(image.get_data_dtype())
         affine, sizes = np.array(image.affine, float), header.get_zooms()
         unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else ""
-        codes = [
-            int(header[f"{form}_code"]) for form in ("sform", "qform") if f"{form}_code" in header
-        ]
+        codes = [header[name] for name in ("sform_code", "qform_code") if name in header]
         made_up = not any(codes) and np.allclose(affine, header.get_base_affine())  # nibabel's own
         scaled = image.dataobj.slope not in (None, 1) or image.dataobj.inter not in (None, 0)
     if count > 5:
