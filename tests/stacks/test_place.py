@@ -100,7 +100,8 @@ def test_a_ratio_without_a_unit_stays_one(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [("a.tif", "XY"), ("a.ome.tif", "XY"), ("a.ome.tif", "Z")]
+    ("name", "known"),
+    [("a.tif", "XY"), ("a.ome.tif", "XY"), ("a.ome.tif", "Z"), ("a.nrrd", "XY"), ("a.nrrd", "Z")],
 )
 def test_one_unknown_axis_does_not_forget_the_others(tmp_path: Path, name: str, known: str) -> None:
     sizes = {a: n for a, n in zip("XYZ", SIZES, strict=True) if a in known}

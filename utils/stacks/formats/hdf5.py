@@ -76,8 +76,7 @@ def contents(path: Path) -> Contents:
             volumes.close()
 
     said = f"; its links lead nowhere: {', '.join(lost[:4])}" if lost else ""
-    found = {"named": named, "lost": said, "unasked": said.lstrip("; ")}
-    return Contents(path, unasked, within, source, close, **found)
+    return Contents(path, unasked, within, source, close, named=named, lost=said, unasked=said[2:])
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:

@@ -149,7 +149,8 @@ def _placed(place: Place) -> dict[str, Any]:
     ways, axes = place.steps.shape
     known = math.isfinite(place.unit)
     if not (place.turned or place.first.any() or place.space):
-        sizes = {"spacings": list(place.sizes)} if place.tells_ratio else {}
+        told = np.where([a in place.guessed for a in "XYZ"[:axes]], math.nan, place.sizes)
+        sizes = {"spacings": told} if place.tells_ratio else {}
         return {
             **{"kinds": ["domain"] * axes, **sizes},
             **({"units": [UNITS[place.unit]] * axes} if known else {}),
