@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from utils.grey_values import Limits
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
-    from utils.stacks import Stack
+    from utils.stacks import Entry, Stack
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
@@ -152,14 +152,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def predict(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
+    from utils.stacks import check_input
+
     if flags.list is not None:
         print(describe_entries(flags.list))
         return
     check_flags(flags)
+    check_input(flags.input)
     outputs = name_outputs(flags)
     preview = None if flags.no_preview else preview_name(outputs["mask"])
-    if flags.skip_existing and all(path.exists() for path in outputs.values()):
-        print("\n".join(f"{path}: exists already, skipped" for path in outputs.values()))
+    if flags.skip_existing and skipped(outputs):
         return
     check_outputs(flags, outputs, preview)
     from utils.devices import memory_advice
@@ -209,6 +211,19 @@ def predict(flags: argparse.Namespace) -> None:
     if preview and sections:
         outputs["preview"] = save_preview(sections, preview, stack.path.name)
     print("\n".join(f"wrote {path}" for path in outputs.values()))
+
+
+def skipped(outputs: Mapping[str, Path]) -> bool:
+    """Say what is skipped if all outputs are there; UserError if some are, and others are not."""
+    absent = [path for path in outputs.values() if not path.exists()]
+    there = [path for path in outputs.values() if path.exists()]
+    if absent and there:
+        raise UserError(
+            f"{absent[0]}: is not there, though {there[0].name} is; --overwrite in place of "
+            "--skip_existing makes both"
+        )
+    print("".join(f"{path}: exists already, skipped\n" for path in there), end="")
+    return not absent
 
 
 def write_columns_of(
@@ -345,9 +360,8 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def name_outputs(flags: argparse.Namespace) -> dict[str, Path]:
     """Return where mask and probabilities go."""
-    from utils.stacks import format_of, split_ending, zarr_around
+    from utils.stacks import split_ending, zarr_around
 
-    format_of(flags.input)
     source = zarr_around(flags.input)
     within = Path(flags.input).relative_to(source).parts  # never written into a Zarr folder
     default = source.with_name("_".join([split_ending(source)[0], *within, "mask.tif"]))
@@ -382,8 +396,8 @@ def check_outputs(
         from utils.columns.finding import column_files
 
         beside += column_files(labels_name(outputs["mask"]), pictures=preview is not None).values()
-    for path in beside:
-        check_free(path, overwrite=flags.overwrite)
+    for path in beside:  # made of the mask, so an earlier one is none to keep
+        check_free(path, overwrite=flags.overwrite or flags.skip_existing)
 
 
 def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
@@ -462,6 +476,7 @@ def describe_entries(path: str) -> str:
     """Return a table of what is in a file; UserError for one that cannot be read."""
     from utils.stacks import list_stacks
 
+    notes: dict[str, None] = {}
     rows = [("name", "shape", "axes", "type", "voxel size (um)", "read")]
     for entry in list_stacks(path):
         known = {axis: entry.spacing.get(axis, math.nan) for axis in "ZYX"}
@@ -471,13 +486,28 @@ def describe_entries(path: str) -> str:
             for axis, length in zip(entry.axes or "", entry.shape, strict=False)
             if axis in CHOSEN_BY and length > 1
         ]
+        if not axes_told(entry):
+            several = ["with --axes, such as --axes ZCYX"]
         chosen = " ".join(["yes" if entry.chosen else "no", *several])
+        notes.update(dict.fromkeys(f"note: {note}" for note in entry.notes))
         shape = " x ".join(map(str, entry.shape))
         cells = (entry.key or "-", shape, entry.axes or "unnamed", str(entry.dtype))
         rows.append((*cells, sizes or "unknown", chosen))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join([f"{path}:", *lines])
+    return "\n".join([f"{path}:", *lines, *notes])
+
+
+def axes_told(entry: Entry) -> bool:
+    """Return whether it is known which axis of an array is which."""
+    from utils.stacks.axes import usual_axes
+
+    if entry.axes is not None:
+        return all(a != "Q" or n == 1 for a, n in zip(entry.axes, entry.shape, strict=False))
+    try:
+        return bool(usual_axes(Path(entry.key), entry.shape))
+    except UserError:
+        return False
 
 
 def describe_stack(stack: Stack) -> str:

@@ -371,10 +371,28 @@ def test_outputs_that_exist_are_skipped_on_request(log, brain, tmp_path, capsys)
     assert capsys.readouterr().out == f"{output}: exists already, skipped\n"
     assert output.stat().st_mtime_ns == before
     assert run(log, brain, output, "--skip_existing", "--probabilities") == 2
-    assert "m.tif: exists already; --overwrite replaces it" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "m_probabilities.tif: is not there, though m.tif is; --overwrite in place" in said
+    assert said.count("\n") == 1
+    output.unlink()
+    assert run(log, brain, output, "--skip_existing") == 0
+    assert output.exists()
+    assert run(log, brain.with_name("gone.tif"), output, "--skip_existing") == 2
+    assert "gone.tif: no such file" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         run(log, brain, output, "--skip_existing", "--overwrite")
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_preview_without_its_mask_is_made_again(log, brain, tmp_path):
+    flags = ["--checkpoint", str(log), "--input", str(brain), "--output", str(tmp_path / "m.tif")]
+    flags += ["--precision", "32", "--skip_existing"]
+    assert predict.main(flags) == 0
+    (tmp_path / "m.tif").unlink()
+    (tmp_path / "m_preview.png").write_bytes(b"of another mask")
+    assert predict.main(flags) == 0
+    assert (tmp_path / "m.tif").exists()
+    Image.open(tmp_path / "m_preview.png").verify()
 
 
 def test_what_is_in_a_file_is_listed(tmp_path, capsys):
@@ -392,6 +410,12 @@ def test_what_is_in_a_file_is_listed(tmp_path, capsys):
     np.save(tmp_path / "b.npy", stack[0, 0])
     assert predict.main(["--list", str(tmp_path / "b.npy")]) == 0
     assert "3 x 7 x 8  unnamed  uint16  unknown" in capsys.readouterr().out
+    np.save(tmp_path / "c.npy", np.zeros((5, 6, 7, 8)))
+    assert predict.main(["--list", str(tmp_path / "c.npy")]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("with --axes, such as --axes ZCYX")
+    tifffile.imwrite(tmp_path / "d.tif", stack[0, :, 0], imagej=True, metadata={"spacing": 3.0})
+    assert predict.main(["--list", str(tmp_path / "d.tif")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("note: the voxel size in the file")
     assert predict.main(["--list", str(tmp_path / "none.tif")]) == 2
     assert "none.tif: no such file" in capsys.readouterr().err
 

@@ -127,7 +127,8 @@ def test_unnamed_axes_are_guessed_where_there_is_one_way(tmp_path, shape, axes):
     if axes:
         assert usual_axes(tmp_path, shape) == axes
     else:
-        with pytest.raises(UserError, match=f"{shape[0]}.* is not told; .*--axes ZCYX"):
+        example = {3: "ZYX", 4: "ZCYX", 5: "TZCYX"}.get(len(shape), "")
+        with pytest.raises(UserError, match=f"{shape[0]}.* is not told; .*--axes {example}"):
             usual_axes(tmp_path, shape)
 
 
@@ -139,7 +140,8 @@ def test_unnamed_axes_are_guessed_where_there_is_one_way(tmp_path, shape, axes):
         ("ZAYX", "out of T, C"),
         ("CSYX", "a letter of its own"),
         ("ZYX", r"has 3 letters, but the array has 4 axes, of lengths \(3, 4, 5, 6\)"),
-        ("", "such as ZCYX"),
+        ("", "such as ZCYX$"),
+        ("TZCYX", "but the array has 4 axes, of .*, make it a hyperstack in Fiji first"),
         ("TCYX", "3 time points; name one with --index 0..2, or --axes ZCYX if they are planes"),
     ],
 )

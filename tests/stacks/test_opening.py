@@ -54,6 +54,7 @@ def test_nothing_is_unpickled(tmp_path):
     ("name", "message"),
     [
         ("none.tif", "no such file"),
+        ("none", "no such file"),
         ("folder.tif", "a folder"),
         ("text.zarr", "a folder is expected"),
         ("pipe.tif", "no regular file"),

@@ -100,13 +100,22 @@ def test_a_ratio_without_a_unit_stays_one(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [("a.tif", "XY"), ("a.ome.tif", "XY"), ("a.ome.tif", "Z")]
+    ("name", "known"),
+    [("a.tif", "XY"), ("a.ome.tif", "XY"), ("a.ome.tif", "Z"), ("a.nrrd", "XY"), ("a.nrrd", "Z")],
 )
 def test_one_unknown_axis_does_not_forget_the_others(tmp_path: Path, name: str, known: str) -> None:
     sizes = {a: n for a, n in zip("XYZ", SIZES, strict=True) if a in known}
     found = through(tmp_path, Place.aligned(sizes), name)
     assert found.spacing is None and found.known == pytest.approx(sizes)
     assert "no voxel size along" in str(found.note())
+
+
+def test_other_names_of_axes_give_no_directions(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    write_stack(path, [random_stack()], StackLayout((7, 6, 5), np.dtype(np.uint8), SIZES))
+    with open_stack(path, axes="XYZ") as stack:
+        assert stack.spacing == SIZES[::-1] and not stack.place.turned
+        assert not_kept("x.tif", stack.place) is None
 
 
 @given(sizes, sizes, st.integers(0, 9), st.tuples(finite, finite, finite))

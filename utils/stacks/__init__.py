@@ -7,7 +7,7 @@ file. Files are written under a temporary name and renamed when complete.
 """
 
 from utils.stacks.endings import ENDINGS, format_of, split_ending, zarr_around
-from utils.stacks.opening import list_stacks, open_stack
+from utils.stacks.opening import check_input, list_stacks, open_stack
 from utils.stacks.stack import Entry, Stack, StackLayout
 from utils.stacks.writing import check_output, write_stack
 
@@ -16,6 +16,7 @@ __all__ = [
     "Entry",
     "Stack",
     "StackLayout",
+    "check_input",
     "check_output",
     "format_of",
     "list_stacks",

@@ -28,7 +28,7 @@ NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names", "DIMENSION_LABELS")
 """Attributes of an array in HDF5 or Zarr in which the names of its axes may stand."""
 MOST_CHANNELS = 4
 """Entries up to which an axis without a name is taken for channels, as in RGB and RGBA."""
-REMEDY = "name its axes with --axes, a letter each of T, C, Z, Y and X, such as --axes ZCYX"
+REMEDY = "name its axes with --axes, a letter each of T, C, Z, Y and X, such as --axes"
 
 
 def axis_letters(names: Any) -> str | None:
@@ -57,6 +57,11 @@ def told_axes(attributes: Mapping[str, Any], others: Iterable[Any], count: int) 
     return next((letters for letters in found if len(letters) == count), next(iter(found), None))
 
 
+def example(shape: Sequence[int]) -> str:
+    """Return a likely order of the axes of an array, for messages."""
+    return ("ZYX" if len(shape) < 4 else "TZCYX")[-len(shape) :]
+
+
 def given_axes(path: Path, text: str, shape: Sequence[int]) -> str:
     """Return the user's order of axes in capitals; UserError if it cannot be that of ``shape``."""
     axes = text.strip().upper()
@@ -64,12 +69,13 @@ def given_axes(path: Path, text: str, shape: Sequence[int]) -> str:
     if set(axes) - set("XYZCST") or not once or not {"X", "Y"} <= set(axes):
         raise UserError(
             f"{path}: --axes {text!r}: give each axis a letter of its own out of T, C (or S), Z, Y "
-            "and X, slowest first, Y and X among them, such as ZCYX"
+            f"and X, slowest first, Y and X among them, such as {example(shape)}"
         )
     if len(axes) != len(shape):
+        pages = "; if pages hold channels or times in turn, make it a hyperstack in Fiji first"
         raise UserError(
             f"{path}: --axes {text}: has {len(axes)} letters, but the array has {len(shape)} axes, "
-            f"of lengths {tuple(shape)}"
+            f"of lengths {tuple(shape)}{pages if len(axes) > len(shape) > 2 else ''}"
         )
     return axes
 
@@ -90,8 +96,8 @@ def usual_axes(path: Path, shape: Sequence[int]) -> str:
         letters = "ZYX"[: few[0]] + "C" + "ZYX"[few[0] :]
     if letters is None:
         lengths = " x ".join(map(str, shape))
-        raise UserError(f"{path}: which of its {len(shape)} axes ({lengths}) is which is not told; "
-                        f"{REMEDY}")  # fmt: skip
+        told = f"which of its {len(shape)} axes ({lengths}) is which is not told"
+        raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
     named = dict(zip(long, letters, strict=True))
     return "".join(named.get(k, "T") for k in range(len(shape)))
 

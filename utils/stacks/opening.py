@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.axes import REMEDY, as_planes, given_axes, usual_axes
+from utils.stacks.axes import REMEDY, as_planes, example, given_axes, usual_axes
 from utils.stacks.endings import ENDINGS, FORMATS, format_of
 from utils.stacks.place import Place
 from utils.stacks.stack import Contents, Entry, Source, Stack, closed_if_it_fails
@@ -43,7 +43,7 @@ def open_stack(
         UserError: for a file that is missing, damaged, of an unknown format or without what was
             asked for.
     """
-    path, kind = _present(path)
+    path, kind = check_input(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     if series is not None and kind != "tiff":
@@ -51,13 +51,18 @@ def open_stack(
     contents = _contents(path, kind)
     with closed_if_it_fails(contents):
         source = contents.source(key if series is None else str(series))
-        stack = _select(path, source, channel, voxel_size, index, axes)
+        try:
+            stack = _select(path, source, channel, voxel_size, index, axes)
+        except UserError as error:
+            if key is None and series is None and contents.unasked:
+                raise UserError(f"{error}; {contents.unasked}") from error
+            raise
         return replace(stack, close=contents.close)
 
 
 def list_stacks(path: str | Path) -> list[Entry]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
-    path, kind = _present(path)
+    path, kind = check_input(path)
     with closing(_contents(path, kind)) as contents:
         return contents.entries()
 
@@ -71,16 +76,15 @@ def _contents(path: Path, kind: str) -> Contents:
     return Contents(path, only, lambda name: only, lambda name: source)
 
 
-def _present(path: str | Path) -> tuple[Path, str]:
+def check_input(path: str | Path) -> tuple[Path, str]:
     """Return the path and its format; UserError unless it is there to be read in parts."""
     path = Path(path)
-    kind = format_of(path)
     with disk_errors(path):
-        present = path.exists()
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
         planes = path.is_dir() and not path.name.lower().endswith(tuple(ENDINGS))
+    kind = format_of(path)
     folder = kind == "zarr" or planes
-    if not present:
-        raise UserError(f"{path}: no such file")
     if path.is_dir() != folder:
         what = "a file, where a folder is expected" if folder else "a folder, not a file"
         raise UserError(f"{path}: {what}")
@@ -106,7 +110,9 @@ def _select(
         source = _renamed(source, given_axes(path, given, shape))
     axes = source.axes or usual_axes(path, shape)
     if len(axes) != len(shape):
-        raise UserError(f"{path}: its axes {axes} do not fit its shape {shape}; {REMEDY}")
+        raise UserError(
+            f"{path}: its axes {axes} do not fit its shape {shape}; {REMEDY} {example(shape)}"
+        )
     chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
     asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
     for letters, (wanted, flag, what) in asked.items():
@@ -114,7 +120,7 @@ def _select(
         many = [k for k in found if shape[k] > 1]
         if len(many) > 1:
             told = f"its axes {axes} of lengths {shape} cannot be told apart"
-            raise UserError(f"{path}: {told}; {REMEDY}")
+            raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
         noun = "samples" if "N" in axes else what
         if many:
             planes = as_planes(axes, shape) if "T" in letters else None
@@ -125,7 +131,7 @@ def _select(
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
         told = f"its axes {axes} of lengths {shape} are not those of a stack"
-        raise UserError(f"{path}: {told}; {REMEDY}")
+        raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
     order = [spatial.index(a) for a in "XYZ" if a in spatial]
     lengths = [shape[axes.index(a)] for a in "XYZ" if a in spatial]
     last = axes.index("Z" if "Z" in spatial else "Y")

@@ -120,9 +120,12 @@ class Place:
             place = Place.aligned(self.known, self.unit / self.unit)
         left = [a for a in "XYZ" if a not in axes.values()]
         former = {a: axes[a] if a in axes else left.pop(0) for a in "XYZ"}
-        steps = place.steps[:, ["XYZ".index(former[a]) for a in "XYZ"]]
+        order = ["XYZ".index(former[a]) for a in "XYZ"]
+        steps, first = place.steps[:, order], place.first
         guessed = "".join(a for a in "XYZ" if former[a] in place.guessed)
-        return replace(place, steps=steps, guessed=guessed)
+        if not (place.space or place.turned):  # no directions: the axes of space are the stack's
+            steps, first = steps[order], first[order]
+        return replace(place, steps=steps, first=first, guessed=guessed)
 
     def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
         """Return the place of a part that begins ``voxels`` from the first along each axis.

@@ -222,6 +222,8 @@ class Entry:
     """Micrometres by axis letter, as far as the file tells."""
     chosen: bool
     """Whether it is read if nothing is named."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it is read."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,8 @@ class Contents:
             source, chosen = self.open(name), len(unasked) == 1 and unasked[0] is listed
             sizes = source.place.known if math.isfinite(source.place.unit) else {}
             array = source.array
-            found.append(Entry(name, array.shape, source.axes, array.dtype, sizes, chosen))
+            notes = (*source.notes, *filter(None, [source.place.note()]))
+            found.append(Entry(name, array.shape, source.axes, array.dtype, sizes, chosen, notes))
         return found
 
 

@@ -30,6 +30,14 @@ MICROMETRES = {
 """Micrometres of a unit by its name in small letters, ``u`` for the sign of micro."""
 
 
+def number_in(text: str) -> float:
+    """Return the number that a text is, with a decimal point or comma; NaN for none."""
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return math.nan
+
+
 def micrometres_per(unit: str) -> float:
     r"""Return the length of a unit in micrometres; NaN for one that is no length, or not known.
 

@@ -41,3 +41,12 @@ def test_keys_of_hdf5_and_zarr(tmp_path):
             open_stack(path)
         with pytest.raises(UserError, match="'other': not there; it holds .*raw"):
             open_stack(path, key="other")
+
+
+@pytest.mark.parametrize("size", ["x", "1.5,0.5,0.5", [b"a", b"b", b"c"]])
+def test_a_size_that_is_no_number_is_no_damage(tmp_path, size):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = random_stack()
+        file["data"].attrs["element_size_um"] = size
+    with open_stack(tmp_path / "a.h5") as stack:
+        assert stack.spacing is None and "element_size_um" in stack.warning()

@@ -109,6 +109,19 @@ def test_links(tmp_path):
             np.testing.assert_array_equal(stack.read(), array.T)
 
 
+def test_links_that_point_at_each_other(tmp_path):
+    array = random_stack((4, 5, 6))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["data"] = array
+        file["one"], file["two"] = h5py.SoftLink("/two"), h5py.SoftLink("/one")
+        file["self"] = h5py.SoftLink("/self/below")
+    with open_stack(tmp_path / "a.h5") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert "its links lead nowhere: one (to /two)" in stack.warning()
+    with pytest.raises(UserError, match=r"lead nowhere: one \(to /two\), self .*, two \(to /one"):
+        open_stack(tmp_path / "a.h5", key="one")
+
+
 def test_an_unknown_filter_names_its_package(tmp_path, monkeypatch):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", data=random_stack((4, 5, 6)), compression=1)

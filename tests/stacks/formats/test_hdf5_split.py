@@ -94,6 +94,45 @@ def test_sizes_without_xml(tmp_path, resolutions, spacing):
         assert stack.spacing == spacing
 
 
+@pytest.mark.parametrize("unit", ["pixel", "unknown", ""])
+def test_xml_of_a_ratio_keeps_it(tmp_path, unit):
+    views(tmp_path / "a.h5", times=1, shapes=((5, 6, 7),))
+    describe(tmp_path / "a.xml", ["1 1 3"], unit=unit)
+    for key, sizes in ((None, (1, 1, 3)), ("t00000/s00/1/cells", (2, 2, 3))):
+        with open_stack(tmp_path / "a.xml", key=key) as stack:
+            assert stack.spacing is None and stack.place.sizes == sizes
+            assert "no unit" in stack.warning()
+    describe(tmp_path / "a.xml", ["1 1 1"], unit=unit)
+    with open_stack(tmp_path / "a.xml", key="t00000/s00/1/cells") as stack:
+        assert stack.edges == (1, 1, 1) and stack.warning() is None
+
+
+def test_xml_with_a_decimal_comma(tmp_path):
+    views(tmp_path / "a.h5", times=1, shapes=((5, 6, 7),))
+    describe(tmp_path / "a.xml", ["0,25 0,5 2"])
+    with open_stack(tmp_path / "a.xml") as stack:
+        assert stack.spacing == (0.25, 0.5, 2.0)
+    describe(tmp_path / "a.xml", ["0.25 0.5 ?"])
+    with open_stack(tmp_path / "a.xml") as stack:
+        assert stack.place.known == {"X": 0.25, "Y": 0.5}
+
+
+def test_views_within_a_group(tmp_path):
+    true = views(tmp_path / "b.h5", times=2)
+    with h5py.File(tmp_path / "a.h5", "w") as file, h5py.File(tmp_path / "b.h5") as plain:
+        plain.copy("/", file, "scan")
+        file["scan/s00/resolutions"][...] = file["scan/s01/resolutions"][...] = [[0.5] * 3, [1] * 3]
+    with open_stack(tmp_path / "a.h5", channel=1, index=1) as stack:
+        assert stack.dtype == np.uint16 and stack.spacing == (0.5, 0.5, 0.5)
+        np.testing.assert_array_equal(stack.read(), true[1, 1].T)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.copy("scan", "other")
+    with pytest.raises(UserError, match="several arrays; name one with --key"):
+        open_stack(tmp_path / "a.h5")
+    with open_stack(tmp_path / "a.h5", key="other/t00001/s00/0/cells") as stack:
+        np.testing.assert_array_equal(stack.read(), true[1, 0].T)
+
+
 def test_xml_that_is_none_of_hdf5(tmp_path):
     views(tmp_path / "a.h5", times=1, shapes=((5, 6, 7),))
     describe(tmp_path / "n5.xml", ["1 1 1"], kind="bdv.n5", tag="n5")
@@ -150,10 +189,19 @@ def test_imaris_is_cut_to_its_size(tmp_path):
     for (time, channel), values in true.items():
         with open_stack(tmp_path / "a.ims", channel=channel, index=time) as stack:
             assert stack.spacing == (0.5, 1.0, 2.0) and stack.warning() is None
+            np.testing.assert_allclose(stack.place.first, [-1.5] * 3)
             np.testing.assert_array_equal(stack.read(), values.T)
+    with pytest.raises(UserError, match=r"it holds [^ ][^;]*[^ ]$") as caught:
+        open_stack(tmp_path / "a.ims", key="none")
+    assert ",  (" not in str(caught.value)
+    with h5py.File(tmp_path / "a.ims", "a") as file:
+        file["DataSetInfo/Image"].attrs["Unit"] = letters("pixels")
+    with open_stack(tmp_path / "a.ims", channel=0, index=0) as stack:
+        assert stack.spacing is None and stack.place.sizes == (0.5, 1.0, 2.0)
+        assert "no unit" in stack.warning()
     key = "DataSet/ResolutionLevel 1/TimePoint 1/Channel 0/Data"
     with open_stack(tmp_path / "a.ims", key=key) as stack:
-        assert stack.spacing == (0.875, 2.0, 2.0)
+        assert stack.place.sizes == (0.875, 2.0, 2.0)
         np.testing.assert_array_equal(stack.read(), true[1, 0][:, ::2, ::2].T)
 
 

@@ -133,3 +133,14 @@ def test_what_nibabel_writes_reads_the_same(tmp_path_factory, kind, unit, sizes,
         np.testing.assert_array_equal(stack.read(), array)
         assert stack.spacing == pytest.approx(np.array(sizes) * unit[1], rel=1e-4)
         np.testing.assert_allclose(stack.place.steps, affine[:3, :3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.AnalyzeImage])
+def test_a_file_without_a_place_gets_none(tmp_path, kind):
+    image = kind(random_stack(dtype=np.int16), None)
+    image.header.set_zooms((0.5, 0.5, 1.5))
+    path = tmp_path / ("a.img" if kind is nibabel.AnalyzeImage else "a.nii")
+    nibabel.save(image, path)
+    with open_stack(path) as stack:
+        assert stack.place.sizes == pytest.approx((0.5, 0.5, 1.5))
+        assert not stack.place.turned and stack.place.way == (0, 0, 0)

@@ -83,6 +83,54 @@ def test_each_axis_of_space_may_have_its_own_unit(tmp_path):
         assert stack.spacing == pytest.approx((0.25, 0.5, 2))
 
 
+PLACED = (
+    "space: right-anterior-superior\nspace directions: (-0.5,0,0) (0,0.5,0) (0,0,1.5)\n"
+    "space origin: (10,20,30)\nspace units: "
+)
+
+
+@pytest.mark.parametrize("units", ['"pixel" "pixel" "pixel"', '"" "" ""', '"pixel" "" "voxel"'])
+@pytest.mark.parametrize("size", [None, (1.5, 0.5, 0.5)])
+def test_units_that_are_no_lengths_leave_directions_and_origin(tmp_path, units, size):
+    path = with_header(tmp_path / "a.nrrd", random_stack(), PLACED + units)
+    with open_stack(path, voxel_size=size) as stack:
+        assert stack.spacing == (None if size is None else (0.5, 0.5, 1.5))
+        np.testing.assert_array_equal(stack.place.steps, np.diag([-0.5, 0.5, 1.5]))
+        np.testing.assert_array_equal(stack.place.first, [10, 20, 30])
+        assert (stack.warning() is None) == (size is not None)
+
+
+def test_an_axis_of_space_without_a_unit_does_not_forget_the_others(tmp_path):
+    path = with_header(tmp_path / "a.nrrd", random_stack(), PLACED + '"um" "um" ""')
+    with open_stack(path) as stack:
+        assert stack.place.known == {"X": 0.5, "Y": 0.5} and "along z" in stack.warning()
+        np.testing.assert_allclose(stack.place.steps, np.diag([-0.5, 0.5, 0.5]))
+        np.testing.assert_allclose(stack.place.first, [10, 20, 10])
+    with open_stack(path, voxel_size=(1.5, 0.5, 0.5)) as stack:
+        np.testing.assert_allclose(stack.place.steps, np.diag([-0.5, 0.5, 1.5]))
+        np.testing.assert_allclose(stack.place.first, [10, 20, 30])
+    turned = PLACED.replace("(-0.5,0,0)", "(-0.5,0,1)").replace("(0,0.5,0)", "(0,0.5,1)")
+    with open_stack(with_header(tmp_path / "b.nrrd", random_stack(), turned + '"um" "um" ""')) as b:
+        assert b.spacing is None and "no unit" in b.warning()
+        np.testing.assert_allclose(b.place.first, [10, 20, 30])
+
+
+def test_an_axis_whose_size_is_unknown_is_none_of_channels(tmp_path):
+    path = with_header(tmp_path / "a.nrrd", random_stack(), "spacings: 0.5 0.5 nan")
+    with open_stack(path) as stack:
+        assert stack.shape == (7, 6, 5) and stack.axes == "ZYX"[::-1]
+        assert stack.place.sizes == (0.5, 0.5, 0.5) and "along z" in stack.warning()
+    path = with_header(tmp_path / "b.nrrd", random_stack((3, 7, 6)), "spacings: nan 0.5 0.5")
+    with open_stack(path, channel=1) as stack:
+        assert stack.shape == (7, 6)
+
+
+def test_time_is_no_channel(tmp_path):
+    path = with_header(tmp_path / "a.nrrd", random_stack((7, 6, 3)), "kinds: domain domain time")
+    with open_stack(path, index=2) as stack:
+        assert stack.shape == (7, 6)
+
+
 @pytest.mark.parametrize("files", ["LIST\na.raw\nb.raw", "a%02d.raw 1 5 1", "none.raw"])
 def test_voxels_elsewhere_that_cannot_be_read(tmp_path, files):
     lines = f"data file: {files}"

@@ -121,6 +121,53 @@ def test_pages_that_were_appended_are_one_stack(tmp_path):
     assert (entry.key, entry.shape, entry.axes, entry.chosen) == ("", (5, 6, 7), "ZYX", True)
 
 
+@pytest.mark.parametrize("where", [0, (0, 1), 1, (0, 1, 2)])
+def test_an_axis_without_a_name_is_z_whatever_stands_beside_it_alone(tmp_path, where):
+    array = random_stack((5, 6, 7), np.uint16)
+    whole = np.expand_dims(array, where)
+    tifffile.imwrite(tmp_path / "a.tif", whole, photometric="minisblack")
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+    if where == 0:
+        with open_stack(tmp_path / "a.tif", axes="TZYX") as stack:
+            np.testing.assert_array_equal(stack.read(), array.T)
+    tifffile.imwrite(tmp_path / "b.tif", random_stack((5, 4, 6, 7)), photometric="minisblack")
+    with pytest.raises(UserError, match=r"QQYX of lengths .* such as --axes ZCYX$"):
+        open_stack(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("metadata", [{}, None])
+@pytest.mark.parametrize("other", [{"compression": "zlib"}, {"rowsperstrip": 2}, {"bigger": True}])
+def test_appended_pages_are_one_stack_however_each_is_stored(tmp_path, metadata, other):
+    array = random_stack((5, 6, 7), np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for k, plane in enumerate(array):
+            options = {} if k % 2 or "bigger" in other else other
+            page = plane[None] if "bigger" in other else plane
+            writer.write(page, metadata=metadata, photometric="minisblack", **options)
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        np.testing.assert_array_equal(stack.read(1, 3), array[1:3].T)
+        assert stack.warning() is None
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("cuts", [(0, 2, 4, 6), (0, 5, 6), (0, 4, 6)])
+def test_appended_slabs_are_joined_and_can_be_had_alone(tmp_path, cuts, compression):
+    array = random_stack((6, 8, 7), np.uint16)
+    pieces = [array[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for piece in pieces:
+            writer.write(piece.squeeze(), photometric="minisblack", compression=compression)
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert "the pages of several series are read as one, number" in stack.warning()
+    for number, piece in enumerate(pieces):
+        with open_stack(tmp_path / "a.tif", series=number) as stack:
+            np.testing.assert_array_equal(stack.read(), piece.squeeze().T)
+    assert [entry.chosen for entry in list_stacks(tmp_path / "a.tif")].count(True) == 1
+
+
 @pytest.mark.parametrize("ome", [False, True])
 def test_the_largest_of_several_series_is_read(tmp_path, ome):
     small, large = random_stack((4, 6, 7)), random_stack((5, 6, 7), seed=1)
@@ -218,6 +265,25 @@ def test_an_ome_tiff_of_several_files(tmp_path, companion):
         open_stack(tmp_path / names[0])
 
 
+@pytest.mark.parametrize(
+    "absent", ["<MetadataOnly/>", "<TiffData IFD='0'><UUID FileName='b.tif'>x"]
+)
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_image_of_ome_without_pages_lends_its_size_to_no_other(tmp_path, absent, renamed):
+    array, name = random_stack((4, 6, 7)), "before.ome.tif" if renamed else "a.ome.tif"
+    xml = ome_xml([name], 4, 0)
+    absent += "</UUID></TiffData>" if "UUID" in absent else ""
+    pixels = xml[xml.index("<Pixels") : xml.index(">", xml.index("<Pixels")) + 1]
+    other = f"{pixels.replace('0.25', '0.1').replace(':0', ':1')}{absent}</Pixels></Image>"
+    at = xml.index("<Image")
+    xml = f'{xml[:at]}<Image ID="Image:1">{other}{xml[at:]}'
+    options = {"description": xml, "metadata": None, "photometric": "minisblack"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", array, **options)
+    with open_stack(tmp_path / "a.ome.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert stack.spacing == pytest.approx(SPACING)
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_folder_of_planes_in_their_natural_order(tmp_path, compression):
     array, folder = random_stack((5, 6, 7), np.uint16), tmp_path / "planes"
@@ -235,7 +301,7 @@ def test_a_folder_of_planes_in_their_natural_order(tmp_path, compression):
     assert [entry.shape for entry in list_stacks(folder)] == [(5, 6, 7)]
     tifffile.imwrite(folder / "z99.tif", array[0, :3])
     with pytest.raises(
-        UserError, match=r"z99\.tif: is stored otherwise \(\(3, 7\) uint16\) than z8"
+        UserError, match=r"z99\.tif: is stored otherwise \(\(3, 7\) uint16 .*\) than z8"
     ):
         open_stack(folder)
     tifffile.imwrite(folder / "z99.tif", array)
@@ -244,6 +310,45 @@ def test_a_folder_of_planes_in_their_natural_order(tmp_path, compression):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: a folder without planes"):
         open_stack(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("planes", [1, 5])
+def test_a_folder_of_one_file_is_that_file(tmp_path, planes):
+    array, folder = random_stack((planes, 6, 7), np.uint16).squeeze(), tmp_path / "planes"
+    folder.mkdir()
+    tifffile.imwrite(folder / "a.tif", array, photometric="minisblack")
+    with open_stack(folder) as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert stack.warning() is None
+
+
+def test_a_large_preview_is_not_preferred_to_a_stack(tmp_path):
+    array = random_stack((5, 6, 7), np.uint16)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(random_stack((40, 40), np.uint16), photometric="minisblack")
+        writer.write(array, photometric="minisblack")
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert "number 1 of shape (5, 6, 7)" in stack.warning()
+    with tifffile.TiffWriter(tmp_path / "b.tif") as writer:
+        writer.write(np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+        writer.write(array[0], photometric="minisblack")
+    with pytest.raises(UserError, match=r"--channel 0\.\.2; only the largest .* --series 0\.\.1"):
+        open_stack(tmp_path / "b.tif")
+
+
+def test_planes_of_a_folder_may_differ_in_how_they_are_stored(tmp_path):
+    array, folder = random_stack((5, 6, 7), np.uint16), tmp_path / "planes"
+    folder.mkdir()
+    for z, plane in enumerate(array):
+        options = {"compression": "zlib" if z == 2 else None, "byteorder": "<>"[z % 2]}
+        tifffile.imwrite(folder / f"z{z}.tif", plane, photometric="minisblack", **options)
+    with open_stack(folder) as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        np.testing.assert_array_equal(stack.read(2, 3), array[2:3].T)
+    tifffile.imwrite(folder / "z9.tif", array[0], photometric="miniswhite")
+    with pytest.raises(UserError, match=r"z9\.tif: .* MINISWHITE\) than z0.* MINISBLACK\)"):
+        open_stack(folder)
 
 
 def test_chunks_are_what_is_unpacked_at_once(tmp_path):

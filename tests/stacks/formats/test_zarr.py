@@ -258,3 +258,50 @@ def test_coordinates_of_xarray_are_no_stacks(tmp_path):
     root.create_array("raw", data=random_stack((4, 5, 6)))
     root.create_array("z", data=np.arange(4.0))
     assert [entry.key for entry in list_stacks(tmp_path / "a.zarr")] == ["raw"]
+
+
+SPACE = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+
+
+def scaled(path, scale, **more):
+    steps = [{"type": "scale", "scale": scale, **more}]
+    return {"axes": SPACE, "datasets": [{"path": path, "coordinateTransformations": steps}]}
+
+
+def test_every_image_of_a_group(tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    arrays = {name: random_stack(seed=seed) for seed, name in enumerate("ab")}
+    for name, array in arrays.items():
+        group.create_array(name, shape=array.shape, dtype="u1")[...] = array
+    group.attrs["multiscales"] = [scaled("a", [2, 0.5, 0.5]), scaled("b", [3, 0.5, 0.5])]
+    assert [(e.key, e.chosen) for e in list_stacks(tmp_path / "a.zarr")] == [
+        ("a", True),
+        ("b", False),
+    ]
+    for key, name, z in ((None, "a", 2), ("a", "a", 2), ("b", "b", 3)):
+        with open_stack(tmp_path / "a.zarr", key=key) as stack:
+            assert stack.spacing == (0.5, 0.5, z)
+            np.testing.assert_array_equal(stack.read(), arrays[name].T)
+
+
+def test_a_mirrored_axis_stays_mirrored(tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    group.create_array("0", shape=(4, 5, 6), dtype="u1")[...] = 1
+    image = scaled("0", [2, -0.5, 0.5])
+    shift = {"type": "translation", "translation": [0, 10, 3]}
+    image["datasets"][0]["coordinateTransformations"].append(shift)
+    group.attrs["multiscales"] = [image]
+    with open_stack(tmp_path / "a.zarr") as stack:
+        np.testing.assert_allclose(stack.place.steps, np.diag([0.5, -0.5, 2]))
+        np.testing.assert_allclose(stack.place.first, [3, 10, 0])
+        assert stack.spacing == (0.5, 0.5, 2) and stack.place.turned
+
+
+def test_sizes_that_are_kept_elsewhere_are_no_damage(tmp_path):
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    group.create_array("0", shape=(4, 5, 6), dtype="u1")[...] = 1
+    image = scaled("0", [1, 1, 1])
+    image["datasets"][0]["coordinateTransformations"] = [{"type": "scale", "path": "numbers"}]
+    group.attrs["multiscales"] = [image]
+    with open_stack(tmp_path / "a.zarr") as stack:
+        assert stack.spacing is None and "in another way" in stack.warning()

@@ -25,6 +25,7 @@ from utils.stacks.stack import (
     fill_chunks,
     library_errors,
 )
+from utils.stacks.units import number_in
 from utils.storage import VolumeFile
 
 
@@ -57,7 +58,7 @@ def contents(path: Path) -> Contents:
         else:
             whole = hdf5_split.split_stacks(path, file, arrays, sizes)
     unasked = {name: stack.array for name, stack in whole.items()} or arrays
-    named = {**every, **unasked}
+    named = every | {name: array for name, array in unasked.items() if name}
 
     def source(name: str) -> Source:
         if name in whole:
@@ -75,7 +76,7 @@ def contents(path: Path) -> Contents:
             volumes.close()
 
     said = f"; its links lead nowhere: {', '.join(lost[:4])}" if lost else ""
-    return Contents(path, unasked, within, source, close, named=named, lost=said)
+    return Contents(path, unasked, within, source, close, named=named, lost=said, unasked=said[2:])
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
@@ -97,7 +98,7 @@ def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
             continue
         try:
             item = group[name]
-        except (KeyError, OSError):  # h5py's own for a link that leads nowhere
+        except (KeyError, OSError, RuntimeError):  # h5py's own for a link that leads nowhere
             there = f" of {link.filename}" if isinstance(link, h5py.ExternalLink) else ""
             lost.append(f"{prefix}{name} (to {getattr(link, 'path', 'nothing')}{there})")
             continue
@@ -115,13 +116,17 @@ def _source(path: Path, dataset: Any) -> Source:
         scales = [next(iter(dimension.keys()), "") for dimension in dataset.dims]  # netCDF
         names = [[tag["key"] for tag in tags], scales]
         axes = told_axes(dataset.attrs, names, dataset.ndim)
-        sizes = np.ravel(dataset.attrs.get("element_size_um", ())).astype(float)
+        told = np.ravel(dataset.attrs.get("element_size_um", ())).tolist()
+    sizes = [number_in(n.decode("latin-1") if isinstance(n, bytes) else str(n)) for n in told]
     spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-len(array.shape) :]
     spacing = dict(zip(spatial, sizes, strict=True)) if len(sizes) == len(spatial) else {}
+    unread = f"its element_size_um is not read: {str(told)[:80]}"
+    notes = () if np.isfinite(sizes).any() or not told else (unread,)
     return Source(
         array,
         axes,
         Place.aligned(spacing),
+        notes=notes,
         warning=lambda: warn_of_absent(path, [dataset]),
         chunks=packed_chunks(dataset),
     )

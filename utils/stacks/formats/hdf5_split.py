@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from utils.errors import UserError
 from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
 from utils.stacks.place import Place
 from utils.stacks.stack import FileArray, MadeArray, Source, library_errors
-from utils.stacks.units import micrometres_per
+from utils.stacks.units import number_in
 
-BDV = re.compile(r"t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
+BDV = re.compile(r"(?P<within>(?:.+/)?)t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
 IMARIS = re.compile(
-    r"DataSet/ResolutionLevel (?P<level>\d+)/TimePoint (?P<time>\d+)/Channel (?P<channel>\d+)/Data"
+    r"(?P<within>)DataSet/ResolutionLevel (?P<level>\d+)/TimePoint (?P<time>\d+)/"
+    r"Channel (?P<channel>\d+)/Data"
 )
-Sizes = Mapping[int, Mapping[str, float]]
-"""Micrometres by axis letter, by the number of a setup."""
+Sizes = Mapping[int, Place]
+"""Voxel sizes by the number of a setup."""
 
 
 def file_of(path: Path) -> tuple[Path, Sizes]:
@@ -56,22 +58,25 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
     return file, sizes
 
 
-def _size(setup: Any) -> dict[str, float]:
+def _size(setup: Any) -> Place:
     """Return the voxel size of an element ``ViewSetup``."""
-    unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
-    numbers = setup.findtext("voxelSize/size", "").split()
-    return {a: float(number) * unit for a, number in zip("XYZ", numbers, strict=False)}
+    numbers = map(number_in, setup.findtext("voxelSize/size", "").split())
+    unit = setup.findtext("voxelSize/unit", "")
+    return Place.measured(dict(zip("XYZ", numbers, strict=False)), dict.fromkeys("XYZ", unit))
 
 
 def split_stacks(
     path: Path, file: Any, arrays: Mapping[str, Any], sizes: Sizes
 ) -> dict[str, Source]:
     """Return the stacks at full resolution by the name for ``--key``, empty for the only one."""
-    full = {}
+    full, places = {}, set()
     for name, array in arrays.items():
         match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
         if match and int(match["level"]) == 0:
             full[int(match["time"]), int(match["channel"])] = array, match
+            places.add(match["within"])
+    if len(places) > 1:  # stacks of their own, each array to be named
+        return {}
     times = sorted({time for time, _ in full})
     channels = sorted({channel for _, channel in full})
     with library_errors(path):
@@ -113,10 +118,10 @@ def _stack(
     with library_errors(path):
         dtype, size = one.dtype, one.shape
         if match.re is BDV:
-            spacing = _scaled(file, match, sizes)
+            placed = _scaled(file, match, sizes)
             dtype = np.dtype(f"{dtype.byteorder}u2") if dtype == np.int16 else dtype
         else:
-            size, spacing = _true_size(file, one)
+            size, placed = _true_size(file, one)
     if len(size) != len(one.shape) or any(a > b for a, b in zip(size, one.shape, strict=True)):
         raise UserError(f"{path}: damaged: {one.name} of {one.shape} is smaller than {size}")
     loaded = {
@@ -135,42 +140,49 @@ def _stack(
     return Source(
         MadeArray((*counts, *size), dtype, part),
         "TCZYX",
-        Place.aligned(spacing),
+        placed,
         warning=lambda: warn_of_absent(path, parts.values()),
         chunks=None if chunks is None else (1, 1, *chunks),
     )
 
 
-def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> dict[str, float]:
+def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:
     """Return a setup's voxel size times its level's factors of ``resolutions`` (x, y, z).
 
     Where there is no ``.xml``, ``resolutions`` are sizes in micrometres if they are no whole ones.
     """
-    table = file.get(f"s{match['channel']}/resolutions")
-    if table is None:
-        return dict(sizes.get(int(match["channel"]), {})) if int(match["level"]) == 0 else {}
-    factors = dict(zip("XYZ", map(float, table[int(match["level"])]), strict=True))
+    table = file.get(f"{match['within']}s{match['channel']}/resolutions")
+    unknown, level = Place.aligned({}), int(match["level"])
     known = sizes.get(int(match["channel"]))
+    if table is None:
+        return known if known and level == 0 else unknown
     if known is None:
-        return {} if np.all(table[0] == np.round(table[0])) else factors
-    return {
-        a: known[a] * factors[a] / float(table[0][i]) for i, a in enumerate("XYZ") if a in known
-    }
+        whole = np.all(table[0] == np.round(table[0]))
+        return unknown if whole else Place.aligned(dict(zip("XYZ", table[level], strict=True)))
+    if not known.tells_ratio:
+        return unknown
+    return replace(known, steps=known.steps * (table[level] / table[0]))
 
 
-def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], dict[str, float]]:
-    """Return the size (z, y, x) of an Imaris array without what fills its last chunks, and um."""
+def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
+    """Return the size (z, y, x) of an Imaris array without what fills its last chunks, and place.
+
+    Its origin is ``ExtMin``, the lower corner of the extents; they are in micrometres if no unit is
+    named.
+    """
     whole, own = file["DataSetInfo/Image"].attrs, array.parent.attrs
     size = {
         a: int(_text(own[f"ImageSize{a}"] if f"ImageSize{a}" in own else whole[a])) for a in "ZYX"
     }
-    unit = micrometres_per(_text(whole["Unit"])) if "Unit" in whole else 1.0
-    extent = {
-        a: float(_text(whole[f"ExtMax{k}"])) - float(_text(whole[f"ExtMin{k}"]))
-        for k, a in enumerate("XYZ")
-        if {f"ExtMin{k}", f"ExtMax{k}"} <= set(whole)
-    }
-    return tuple(size.values()), {a: length / size[a] * unit for a, length in extent.items()}
+    unit = _text(whole["Unit"]) if "Unit" in whole else "um"
+    low, high = (
+        np.array([number_in(_text(whole.get(f"{end}{k}", ""))) for k in range(3)])
+        for end in ("ExtMin", "ExtMax")
+    )
+    edges = (high - low) / [size[a] for a in "XYZ"]
+    known = Place.measured(dict(zip("XYZ", edges, strict=True)), dict.fromkeys("XYZ", unit))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return tuple(size.values()), known.moved(low / np.abs(edges))
 
 
 def _text(attribute: Any) -> str:

@@ -34,12 +34,14 @@ def read(path: Path) -> Source:
         count, header, stored = len(image.shape), image.header, np.dtype(image.get_data_dtype())
         affine, sizes = np.array(image.affine, float), header.get_zooms()
         unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else ""
+        codes = [header[name] for name in ("sform_code", "qform_code") if name in header]
+        made_up = not any(codes) and np.allclose(affine, header.get_base_affine())  # nibabel's own
         scaled = image.dataobj.slope not in (None, 1) or image.dataobj.inter not in (None, 0)
     if count > 5:
         raise UserError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
     length = micrometres_per(unit)
     place = Place(affine[:3, :3], affine[:3, 3], length, SPACE)
-    if not place.usable:
+    if made_up or not place.usable:
         place = Place.aligned(dict(zip("XYZ", sizes, strict=False)), length)
     notes = []
     if not np.allclose(place.sizes[:count], sizes[:3], rtol=1e-3) and not np.allclose(sizes, 1):

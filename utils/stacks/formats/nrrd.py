@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.stacks.axes import MOST_CHANNELS
 from utils.stacks.place import Place
 from utils.stacks.stack import (
     FileArray,
@@ -87,30 +90,48 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
         sizes = np.array([float(np.linalg.norm(vector)) for vector in vectors])
     elif "spacings" in header:
         sizes = np.asarray(header["spacings"], np.float64)
-    kinds = list(header.get("kinds", []))
-    if kinds:
-        spatial = [k for k in range(count) if kinds[k] in ("domain", "space")]
-    else:
-        spatial = [k for k in range(count) if np.isfinite(sizes[k])] or list(range(min(count, 3)))
-    letters = ["C"] * count
+    kinds = list(header.get("kinds", [""] * count))
+    spatial = [k for k in range(count) if kinds[k] in ("domain", "space")]
+    if not spatial:
+        spatial = [k for k in range(count) if np.isfinite(sizes[k])]
+    if not any(kinds) and directions is None:  # a size that is unknown, not an axis without one
+        long = [k for k in range(count) if header["sizes"][k] > MOST_CHANNELS or not spatial]
+        spatial = sorted([*spatial, *(k for k in long if k not in spatial)][:3])
+    letters = ["T" if kind == "time" else "C" for kind in kinds]
     for letter, axis in zip("XYZ", spatial, strict=False):
         letters[axis] = letter
     spatial = spatial[:3]
     if directions is not None:
         names = list(header.get("space units", ()))
         lengths = np.array([micrometres_per(str(name)) for name in names] or [math.nan])
-        mixed = len({*lengths}) > 1  # each axis of space has its own
-        unit = 1.0 if mixed else float(lengths[0])
         steps = np.array([np.ravel(directions[axis]) for axis in spatial], float).T
         first = np.array(header.get("space origin", np.zeros(len(steps))), float)
-        if mixed:
-            steps, first = steps * lengths[:, None], first * lengths
-        place = Place(steps, first, unit, str(header.get("space", "")))
+        place = Place(steps, first, float(lengths[0]), str(header.get("space", "")))
+        if len({*lengths.tolist()}) > 1:
+            place = _in_micrometres(place, lengths)
         if place.usable:
             return "".join(letters), place
     names = list(header.get("units", [""] * count))
     units = {letters[axis]: str(names[axis]) for axis in spatial}
     return "".join(letters), Place.measured({a: sizes[letters.index(a)] for a in units}, units)
+
+
+def _in_micrometres(place: Place, lengths: np.ndarray) -> Place:
+    """Return the place where each axis of space has a unit of its own; NaN for an unknown one.
+
+    Axes of the stack that lead along such a one get the size of the finest of the others; if all
+    do, the numbers are a ratio.
+    """
+    known = np.isfinite(lengths)
+    guessed = place.steps[~known].any(0)
+    if guessed.all():
+        return replace(place, unit=math.nan)
+    if guessed.any():
+        finest = np.linalg.norm(place.steps[known] * lengths[known, None], axis=0)[~guessed].min()
+        lengths = np.where(known, lengths, finest / np.abs(place.steps).max(1))
+    steps, first = place.steps * lengths[:, None], place.first * lengths
+    axes = "".join(itertools.compress("XYZ", guessed))
+    return replace(place, steps=steps, first=first, unit=1.0, guessed=axes)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
@@ -128,7 +149,8 @@ def _placed(place: Place) -> dict[str, Any]:
     ways, axes = place.steps.shape
     known = math.isfinite(place.unit)
     if not (place.turned or place.first.any() or place.space):
-        sizes = {"spacings": list(place.sizes)} if place.tells_ratio else {}
+        told = np.where([a in place.guessed for a in "XYZ"[:axes]], math.nan, place.sizes)
+        sizes = {"spacings": told} if place.tells_ratio else {}
         return {
             **{"kinds": ["domain"] * axes, **sizes},
             **({"units": [UNITS[place.unit]] * axes} if known else {}),

@@ -33,8 +33,10 @@ PLANES = (".tif", ".tiff")
 
 
 def contents(path: Path) -> Contents:
-    """Open the series of a file, of which the largest is read unasked, or a folder of planes."""
-    file, found = _open(path)
+    """Open the series of a file, its largest stack read unasked, or a folder of planes."""
+    planes = _planes(path) if path.is_dir() else [path]
+    path = path if len(planes) > 1 else planes[0]
+    file, found = _open(path, planes)
     with closed_if_it_fails(file), library_errors(path):
         several = [series for series in found if series.is_multifile]
         files = {file, *(page.parent for series in several for page in series.pages if page)}
@@ -44,10 +46,14 @@ def contents(path: Path) -> Contents:
             each.close()
 
     numbered = {str(k): series for k, series in enumerate(found)}
-    largest = max(numbered, key=lambda k: (math.prod(numbered[k].shape), -int(k)))
+    rank = {k: (s.size > s.keyframe.size, s.size, -int(k)) for k, s in numbered.items()}
+    largest = max(rank, key=lambda k: rank[k])  # of several pages rather than a large preview
+    what = f"only the largest of {len(found)} series is read"
+    if numbered[largest].kind == "joined":
+        what = "the pages of several series are read as one"
     said = (
-        f"only the largest of {len(found)} series is read, number {largest} of shape "
-        f"{numbered[largest].shape}; --series 0..{len(found) - 1} chooses, --list shows them"
+        f"{what}, number {largest} of shape {numbered[largest].shape}; "
+        f"--series 0..{len(found) - 1} chooses, --list shows them"
     )
     return Contents(
         path,
@@ -60,11 +66,10 @@ def contents(path: Path) -> Contents:
     )
 
 
-def _open(path: Path) -> tuple[Any, list[Any]]:
+def _open(path: Path, planes: list[Path]) -> tuple[Any, list[Any]]:
     """Return the library's file and its series: appended single pages, and planes, are one."""
     import tifffile
 
-    planes = _planes(path) if path.is_dir() else [path]
     with library_errors(planes[0]):
         file = tifffile.TiffFile(planes[0])
     with closed_if_it_fails(file), library_errors(path):
@@ -95,26 +100,39 @@ def _whole(path: Path, xml: str) -> Any:
 
 
 def _joined(file: Any, found: list[Any]) -> list[Any]:
-    """Return the series, those of single pages that are stored alike as one.
+    """Return the series, those of pages that are alike as one, as they were appended one by one.
 
-    A program that appends page by page leaves each as a series of its own.
+    Slabs of equal depth, but for a thinner last one, may also be stacks of their own: these stay,
+    and all their pages in one come last.
     """
     alike: dict[Any, list[Any]] = {}
     for number, series in enumerate(found):
-        single = series.axes in ("YX", "YXS") and len(series.pages) == 1 and series.kind != "ome"
-        alike.setdefault(series.pages[0].hash if single else number, []).append(series)
-    return [
-        group[0] if len(group) == 1 else _series(file, [series.pages[0] for series in group])
-        for group in alike.values()
-    ]
+        page, plain = series.keyframe, series.kind in ("shaped", "generic", "uniform", "imagej")
+        whole = len(series) * page.size == series.size and len(series.levels) == 1
+        joinable = plain and whole and page.axes in ("YX", "YXS")
+        alike.setdefault(_kind(page) if joinable else number, []).append(series)
+    kept, joined = [], []
+    for group in alike.values():
+        depths = [len(series) for series in group]
+        slabs = any(n > 1 and s.kind != "generic" for n, s in zip(depths, group, strict=True))
+        if len(group) == 1 or slabs:
+            kept += group
+        if len(group) > 1 and (not slabs or {*depths[:-1]} == {max(depths)}):
+            pages = sorted((p for s in group for p in s), key=lambda p: np.ravel(p.index).tolist())
+            (joined if slabs else kept).append(_series(file, pages, "joined" if slabs else ""))
+    return kept + joined
 
 
-def _series(file: Any, pages: list[Any]) -> Any:
+def _kind(page: Any) -> tuple[Any, ...]:
+    """Return what pages of one stack have in common, however each is stored."""
+    return page.shape, page.dtype, page.axes, page.photometric
+
+
+def _series(file: Any, pages: list[Any], kind: str = "") -> Any:
     """Return pages of one kind as a series along z."""
     import tifffile
 
     shape, axes = (len(pages), *pages[0].shape), f"Z{pages[0].axes}"
-    kind = "imagej" if file.is_imagej else "generic"
     options = {"dtype": pages[0].dtype, "parent": file, "multifile": True, "kind": kind}
     return tifffile.TiffPageSeries(pages, shape=shape, axes=axes, **options)
 
@@ -130,7 +148,7 @@ def _planes(path: Path) -> list[Path]:
 
 
 def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
-    """Return files of one page each as a series; UserError where they differ."""
+    """Return files of one page each as a series; UserError where the images differ in kind."""
     import tifffile
 
     pages = []
@@ -140,8 +158,8 @@ def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
             if len(opened.pages) > 1:
                 raise UserError(f"{plane}: holds {len(opened.pages)} pages, a plane has one")
     for plane, page in zip(planes, pages, strict=True):
-        if page.hash != pages[0].hash:
-            one, other = (f"{found.shape} {found.dtype}" for found in (page, pages[0]))
+        if _kind(page) != _kind(pages[0]):
+            one, other = (f"{p.shape} {p.dtype} {p.photometric.name}" for p in (page, pages[0]))
             raise UserError(f"{plane}: is stored otherwise ({one}) than {planes[0].name} ({other})")
     return _series(file, pages)
 
@@ -157,11 +175,14 @@ def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
         in_one_piece = offset is not None and not series.is_multifile
         if not in_one_piece:
             _check_segments(path, series)
+        mixed = not in_one_piece and len({page.hash for page in series}) > 1
     stored = np.dtype(dtype).newbyteorder(page.parent.byteorder)
     if in_one_piece:
         load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
     else:
-        load = functools.cache(lambda: zarr.open_array(series.aszarr(level=0), mode="r"))
+        load = functools.cache(
+            lambda: zarr.open_array(series.aszarr(level=0, chunkmode=2 * mixed), mode="r")
+        )
     array: FileArray | MadeArray = (voxels := FileArray.found(path, load))
     chunks = None if in_one_piece else tuple(load().chunks)
     notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
@@ -171,7 +192,10 @@ def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
         notes = (*notes, "stored with white as zero: the grey values are inverted")
         top, kind = 2 ** int(page.bitspersample) - 1, voxels.dtype
         array = MadeArray(voxels.shape, kind, lambda where: (top - voxels.part(where)).astype(kind))
-    axes = re.sub("[QI]", "Z", series.axes, count="Z" not in series.axes)
+    axes = series.axes
+    unknown = [k for k, a in enumerate(axes) if a in "QI" and series.shape[k] > 1]
+    if len(unknown) == 1 and "Z" not in axes:
+        axes = f"{axes[: unknown[0]]}Z{axes[unknown[0] + 1 :]}"
     return Source(array, axes, place, notes=notes, chunks=chunks)
 
 
@@ -192,11 +216,8 @@ def _place(file: Any, series: Any, number: int) -> Place:
     ImageJ: resolution tags in pixels per ``unit`` or ``yunit``, ``spacing`` between slices in
     ``zunit``, ``xorigin`` and so on the voxel that lies at 0 (``ij.measure.Calibration``).
     """
-    import tifffile
-
     if series.kind == "ome":
-        images = _list(tifffile.xml2dict(file.ome_metadata)["OME"]["Image"])
-        pixels = images[min(number, len(images) - 1)]["Pixels"]
+        pixels = _pixels(file, series, number)
         sizes = {a: _number(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
         units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
         place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
@@ -219,6 +240,23 @@ def _place(file: Any, series: Any, number: int) -> Place:
     if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
     return place.moved([-_number(found.get(f"{a}origin")) for a in "xyz"])
+
+
+def _pixels(file: Any, series: Any, number: int) -> dict[str, Any]:
+    """Return OME's Pixels of a series: those that name its first page, as images may have none."""
+    import tifffile
+
+    ome = tifffile.xml2dict(file.ome_metadata)["OME"]
+    every = [image["Pixels"] for image in _list(ome["Image"]) if "Pixels" in image]
+    page = next(page for page in series.pages if page)
+    names = {page.parent.filename, *([ome.get("UUID")] if page.parent is file else [])}
+    for pixels in every:
+        for data in filter(None, _list(pixels.get("TiffData"))):
+            uuid = data.get("UUID", page.parent.filename)
+            named = {*uuid.values()} if isinstance(uuid, dict) else {uuid}
+            if names & named and data.get("IFD", 0) == page.index:
+                return dict(pixels)
+    return dict(every[min(number, len(every) - 1)])
 
 
 def _list(entry: Any) -> list[Any]:

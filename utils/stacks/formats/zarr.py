@@ -48,11 +48,11 @@ def contents(path: Path) -> Contents:
     def source(name: str) -> Source:
         return _source(path, arrays[name], levels.get(name))
 
-    listed = {name: arrays[name] for name in finest.values() or arrays}
+    listed = {name: arrays[name] for name in itertools.chain(*finest.values())} or arrays
     return Contents(path, listed, within, source, named=arrays)
 
 
-def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, Level]]:
+def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, list[str]], dict[str, Level]]:
     """Return arrays by name, names of images' full resolution by group, and levels by array.
 
     An array may be a level of an image in whose folder ``path`` lies.
@@ -60,7 +60,7 @@ def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, 
     import zarr
 
     arrays: dict[str, FileArray] = {}
-    finest: dict[str, str] = {}
+    finest: dict[str, list[str]] = {}
     levels: dict[str, Level] = {}
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
@@ -72,7 +72,8 @@ def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, 
                     arrays[name] = FileArray.found(path, lambda item=item: item)
             elif found := _levels(item):
                 within = {f"{name}/{level}".lstrip("/"): of for level, of in found.items()}
-                finest[name] = next(iter(within))
+                images = {id(image): level for level, (image, _) in reversed(within.items())}
+                finest[name] = [*images.values()][::-1]
                 levels.update(within)
         for folder in path.absolute().parents:
             if not any(f.suffix.lower() == ".zarr" for f in (folder, *folder.parents)):
@@ -82,27 +83,28 @@ def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, str], dict[str, 
                 for level, of in _levels(zarr.open_group(str(folder), mode="r")).items():
                     if f"{level}/".startswith(f"{inner}/"):
                         levels.setdefault(level[len(inner) :].strip("/"), of)
-    for name in finest.values():
+    for name in itertools.chain(*finest.values()):
         if name not in arrays:
             raise UserError(f"{path}: lacks the array {name}, the full resolution of an image")
     return arrays, finest, levels
 
 
 def _levels(group: Any) -> dict[str, Level]:
-    """Return the levels of a group's first image, OME-NGFF 0.1 to 0.5, by name, finest first."""
+    """Return the levels of a group's images, OME-NGFF 0.1 to 0.5, by name, finest first."""
     attributes = dict(group.attrs)
-    image = (dict(attributes.get("ome", attributes)).get("multiscales") or [{}])[0]
-    return {str(d["path"]).strip("/"): (image, d) for d in image.get("datasets", ())}
+    images = dict(attributes.get("ome", attributes)).get("multiscales") or ()
+    every = [(image, level) for image in images for level in image.get("datasets", ())]
+    return {str(level["path"]).strip("/"): (image, level) for image, level in every}
 
 
-def _candidates(arrays: Iterable[str], finest: Mapping[str, str], group: str) -> list[str]:
-    """Return what may be meant by a group: its own image, those below but labels, or its arrays."""
+def _candidates(arrays: Iterable[str], finest: Mapping[str, list[str]], group: str) -> list[str]:
+    """Return what may be meant by a group: its first image, those below but labels, or arrays."""
     if group in finest:
-        return [finest[group]]
+        return finest[group][:1]
     prefix = f"{group}/" if group else ""
     below = [name for name in finest if name.startswith(prefix)]
     kept = [name for name in below if "labels" not in name[len(prefix) :].split("/")] or below
-    images = [finest[name] for name in kept]
+    images = [finest[name][0] for name in kept]
     return images or [name for name in arrays if name.startswith(prefix) or not name]
 
 
@@ -112,7 +114,7 @@ def _source(path: Path, array: FileArray, level: Level | None) -> Source:
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-        axes, place = _places(level, opened.ndim)
+        axes, place, notes = _places(level, opened.ndim)
         dimensions = getattr(opened.metadata, "dimension_names", None)
         axes = axes or told_axes(dict(opened.attrs), [dimensions], opened.ndim)
     chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
@@ -121,6 +123,7 @@ def _source(path: Path, array: FileArray, level: Level | None) -> Source:
         replace(array, load=lambda: _FewAtOnce(opened, at_once)),
         axes,
         place,
+        notes=notes,
         warning=lambda: _warn_of_absent(path, opened),
         at_once=at_once,
         chunks=opened.chunks,
@@ -141,15 +144,15 @@ class _FewAtOnce:
             return self.array[where]
 
 
-def _places(found: Level | None, count: int) -> tuple[str | None, Place]:
-    """Return axes and place of an array by OME-NGFF's metadata, if there are any.
+def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[str, ...]]:
+    """Return axes, place and notes of an array by OME-NGFF's metadata, if there are any.
 
     The image's own transformations come after those of the level (0.4, multiscales metadata). Axes
     are T, C, Z, Y, X in 0.1 and 0.2, names in 0.3, and have types and units since 0.4.
     """
     unknown = Place.aligned({})
     if found is None:
-        return None, unknown
+        return None, unknown, ()
     image, level = found
     named_axes = image.get("axes") or list("tczyx"[-count:])
     entries = [a if isinstance(a, dict) else {"name": a} for a in named_axes]
@@ -157,22 +160,23 @@ def _places(found: Level | None, count: int) -> tuple[str | None, Place]:
     axes = axis_letters(names) if len(names) > 1 else None
     steps = [s for of in (level, image) for s in of.get("coordinateTransformations") or []]
     scale, first = np.ones(len(entries)), np.zeros(len(entries))
-    for step in steps:
-        if step["type"] == "scale":
+    for step in steps:  # one with neither is a matrix, or names an array of its numbers
+        if step["type"] == "scale" in step:
             factors = np.array(step["scale"], float)
             scale, first = scale * factors, first * factors
-        elif step["type"] == "translation":
+        elif step["type"] == "translation" in step:
             first = first + np.array(step["translation"], float)
-        elif step["type"] != "identity":  # a matrix, or numbers kept elsewhere
-            return axes, unknown
+        elif step["type"] != "identity":
+            return axes, unknown, ("its voxel size and place are kept in another way than read",)
     if axes is None or not any(step["type"] == "scale" for step in steps):
-        return axes, unknown
+        return axes, unknown, ()
     sizes = {a: n for a, n in zip(axes, scale.tolist(), strict=True) if a in "XYZ"}
     units = {a: str(e.get("unit", "")) for a, e in zip(axes, entries, strict=True)}
     place = Place.measured(sizes, units)
+    place = replace(place, steps=place.steps * [math.copysign(1, sizes.get(a, 1)) for a in "XYZ"])
     with np.errstate(divide="ignore", invalid="ignore"):
         ways = dict(zip(axes, first / scale, strict=True))
-    return axes, place.moved([ways.get(a, 0.0) for a in "XYZ"])
+    return axes, place.moved([ways.get(a, 0.0) for a in "XYZ"]), ()
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:
