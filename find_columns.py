@@ -91,11 +91,11 @@ def find_columns(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
     from utils.columns.corrections import read_corrections
     from utils.columns.finding import Landmarks, column_files, find_in_stack
-    from utils.stacks import format_of, open_stack, split_ending
+    from utils.stacks import check_input, open_stack, split_ending
     from utils.stacks.cropping import crop_stack
 
     source = Path(flags.input)
-    format_of(source)
+    check_input(source)
     default = source.with_name(f"{split_ending(source)[0]}_labels.tif")
     files = column_files(Path(flags.output or default), pictures=not flags.no_preview)
     check_files(source, files, overwrite=flags.overwrite)

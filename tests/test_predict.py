@@ -530,8 +530,8 @@ def test_an_implausible_voxel_size_is_named_before_any_work(
 
 
 def test_an_implausible_measured_scale_is_named(log, tmp_path, monkeypatch, capsys):
-    source = save(tmp_path / "a.tif", make_image((20, 18, 24)), (0.5, 0.5, 50.0))
-    found = SpacingEstimate(3.0, 2.8, 3.1, 3.0, 9)
+    source = save(tmp_path / "a.tif", make_image((20, 18, 24)), (0.5, 0.5, 75.0))
+    found = SpacingEstimate(4.5, 4.3, 4.7, 3.0, 9)
     monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: found)
     assert run(log, source, tmp_path / "m.tif", "--scale", "auto") == 2
     assert "300 times along z" in capsys.readouterr().err

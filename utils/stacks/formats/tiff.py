@@ -24,7 +24,7 @@ from utils.stacks.stack import (
     planes_of,
     quiet,
 )
-from utils.stacks.units import micrometres_per
+from utils.stacks.units import micrometres_per, number_in
 
 TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshape")
 """What tifffile logs where a file is cut before it goes on with the pages that are left."""
@@ -218,20 +218,20 @@ def _place(file: Any, series: Any, number: int) -> Place:
     """
     if series.kind == "ome":
         pixels = _pixels(file, series, number)
-        sizes = {a: _number(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
+        sizes = {a: number_in(str(pixels.get(f"PhysicalSize{a}"))) for a in "XYZ"}
         units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
         place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
-        ways = [_number(plane.get(f"Position{a}")) for a in "XYZ"]
+        ways = [number_in(str(plane.get(f"Position{a}"))) for a in "XYZ"]
         lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) for a in "XYZ"]
         return place.moved(np.array(ways) * lengths / place.sizes / place.unit)
     if file.is_lsm:
         found = file.lsm_metadata or {}
-        sizes = {a: _number(found.get(f"VoxelSize{a}")) for a in "XYZ"}
+        sizes = {a: number_in(str(found.get(f"VoxelSize{a}"))) for a in "XYZ"}
         return Place.measured(sizes, dict.fromkeys("XYZ", "m"))
     found, tags = file.imagej_metadata, series.keyframe.tags
     if not found:
         return Place.aligned({})
-    sizes = {"Z": _number(found.get("spacing"))}
+    sizes = {"Z": number_in(str(found.get("spacing")))}
     for axis in "XY":
         pixels, length = tags[f"{axis}Resolution"].value if f"{axis}Resolution" in tags else (0, 0)
         sizes[axis] = length / pixels if pixels else math.nan
@@ -239,7 +239,7 @@ def _place(file: Any, series: Any, number: int) -> Place:
     place = Place.measured(sizes, units)
     if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
-    return place.moved([-_number(found.get(f"{a}origin")) for a in "xyz"])
+    return place.moved([-number_in(str(found.get(f"{a}origin"))) for a in "xyz"])
 
 
 def _pixels(file: Any, series: Any, number: int) -> dict[str, Any]:
@@ -262,14 +262,6 @@ def _pixels(file: Any, series: Any, number: int) -> dict[str, Any]:
 def _list(entry: Any) -> list[Any]:
     """Return an element of OME-XML as a list, of one where there is one."""
     return list(entry) if isinstance(entry, (list, tuple)) else [entry]
-
-
-def _number(entry: Any) -> float:
-    """Return an entry of the metadata as a number, with a decimal comma too; NaN for none."""
-    try:
-        return float(str(entry).replace(",", "."))
-    except ValueError:
-        return math.nan
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
