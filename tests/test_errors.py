@@ -67,6 +67,7 @@ def test_a_bug_keeps_its_traceback(
 
 
 def test_a_script_ends_with_what_main_raises(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((4, 4, 4), np.float32))
     code = "import runpy, sys, utils.stacks; utils.stacks.open_stack = None; sys.argv[1:] = "
     code += f"['--input', 'a.npy', '--checkpoint', 'columns3d_small']; runpy.run_path({PREDICT!r}, "
     command = [sys.executable, "-c", code + "run_name='__main__')"]

@@ -221,3 +221,23 @@ def test_networks_in_the_program_are_small_and_fit_their_configuration() -> None
         build_model(ModelConfig.from_dict(state["model_config"])).load_state_dict(
             state["model_state"]
         )
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        ({"shape": [64, 64, 64], "gain_range": [10, 29]}, "preset reference on the fly, share 1,"),
+        (
+            {"shape": [64, 64, 64], "sheet": {"spacing": [5, 16]}},
+            "preset wide on the fly, share 1,",
+        ),
+        (
+            [{"preset": "wide", "share": 0.75, "shape": [64, 64, 64]}],
+            "wide on the fly, share 0.75,",
+        ),
+    ],
+)
+def test_a_stream_is_named_by_its_presets(stream: Any, words: str) -> None:
+    card = pretrained._describe_data({"train": {"on_the_fly": stream, "seed": 3}})
+    assert words in card and "64 x 64 x 64 voxels" in card and "seed 3" in card
+    assert "gain_range" not in card and "spacing" not in card

@@ -182,12 +182,22 @@ def _describe_network(state: Mapping[str, Any], config: Mapping[str, Any]) -> st
     )
 
 
+STREAM = "on_the_fly"
+"""The key of a mixture of presets, whose every parameter stands in ``config.json``."""
+
+
 def _describe_data(data: Mapping[str, Any]) -> str:
     """List what stands in ``config.json``, a line a file or stream."""
     lines = []
     for role, entries in data.items():
         for entry in entries if isinstance(entries, list) else [entries]:
-            words = (f"{key} {_portable(value)}" for key, value in entry.items())
+            words = [f"{key} {_portable(value)}" for key, value in entry.items() if key != STREAM]
+            parts = entry.get(STREAM, [])
+            for part in parts if isinstance(parts, list) else [parts]:
+                shape = " x ".join(map(str, part["shape"]))
+                name = part.get("preset", "wide" if "sheet" in part else "reference")
+                words.append(f"volumes of preset {name} on the fly, share {part.get('share', 1):g}")
+                words[-1] += f", {shape} voxels"
             lines.append(f"- {role}: " + ", ".join(words))
     return "\n".join(lines)
 
