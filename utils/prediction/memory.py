@@ -208,7 +208,7 @@ def _stack_memory(
     finishing = 2 * source
     if shape != stack.shape:  # two copies of a slab and what is made of them, at either size
         longest = [max(pair) for pair in zip(stack.shape[:-1], shape[:-1], strict=True)]
-        resampling = 3 * 4 * math.prod(longest) * max(source_depth, depth)
+        resampling = 4 * math.prod(longest) * (2 * max(source_depth, depth) + depth)
         reading, finishing = max(reading, resampling), finishing + layer + resampling
     predicting = layer + max(reading, layer + batch, finishing)
     writing = batch + max(written)
