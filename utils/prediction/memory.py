@@ -208,7 +208,8 @@ def _stack_memory(
     finishing = 2 * source
     if shape != stack.shape:  # two copies of a slab and what is made of them, at either size
         longest = [max(pair) for pair in zip(stack.shape[:-1], shape[:-1], strict=True)]
-        resampling = 4 * math.prod(longest) * (2 * max(source_depth, depth) + depth)
+        planes = 2 * source_depth + depth if source_depth > depth else 4 * depth  # as measured
+        resampling = 4 * math.prod(longest) * planes
         reading, finishing = max(reading, resampling), finishing + layer + resampling
     predicting = layer + max(reading, layer + batch, finishing)
     writing = batch + max(written)
