@@ -258,7 +258,6 @@ def test_visibility_leaves_out_what_is_left_out():
         ("rod_radius", (0.0, 0.2)),
         ("bands", (1,)),
         ("brightness_sigma", (-1.0, 1.0)),
-        ("unstained", (0.0, 1.1)),
         ("texture_period", (0.5, 3.0)),
         ("rims_probability", 0.9),
     ],

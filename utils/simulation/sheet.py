@@ -78,7 +78,7 @@ class SheetConfig(PlainConfig):
     """Each half axis of the neighbouring neuropil, in spacings."""
     gap: tuple[float, float] = (0.5, 4.0)
     """Between the first sheet and a second sheet or neuropil, in spacings."""
-    left_out: tuple[float, float] = (0.0, 0.6)
+    left_out: tuple[float, float] = (0.0, 0.4)
     """Share of the columns without any stain."""
     radius: float = 0.35
     """Radius of a column's label, in its own nearest-neighbour distances at that depth."""

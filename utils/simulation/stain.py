@@ -90,8 +90,6 @@ class StainConfig(PlainConfig):
     """Of stains with strata: columns in strata only, a contrast of 1."""
     brightness_sigma: tuple[float, float] = (0.2, 1.0)
     """Sigma of the lognormal brightness of columns."""
-    unstained: tuple[float, float] = (0.0, 0.3)
-    """Share of the columns that are not stained, beside those left out."""
     grain: tuple[float, float] = (0.0, 0.7)
     """Standard deviation of the columns' own grain, share of their brightness."""
     grain_period: tuple[float, float] = (2.0, 5.0)
@@ -134,7 +132,6 @@ class StainConfig(PlainConfig):
         check_ranges(self, least)
         check_shares(self, [name for name in vars(self) if name.endswith("_probability")])
         check_shares(self, ["level", "contrast", "dark_ground", "rod_length", "band_contrast"])
-        check_shares(self, ["unstained"])
         if self.rims_probability + self.rods_probability > 1.0:
             raise UserError("rims_probability and rods_probability: must be 1 together at most")
         if self.contrast[1] > self.level[1] - self.level[0]:
@@ -163,7 +160,7 @@ class Stain(PlainConfig):
     band_widths: tuple[float, ...]
     band_contrast: float
     brightness: tuple[float, ...]
-    """Of each column, 1 at the median; 0: left out or not stained."""
+    """Of each column, 1 at the median; 0: left out."""
     grain: float
     grain_period: float
     texture_period: float
@@ -202,8 +199,7 @@ def draw_stain(
     bands = several(config.bands, chance(config.bands_probability))
     contrast = 1.0 if chance(config.arbours_probability) else rng.uniform(*config.band_contrast)
     brightness = rng.lognormal(0.0, rng.uniform(*config.brightness_sigma), size=num_columns)
-    unstained = left_out | (rng.random(num_columns) < rng.uniform(*config.unstained))
-    brightness = np.where(unstained, 0.0, np.minimum(brightness, BRIGHTEST)).round(4)
+    brightness = np.where(left_out, 0.0, np.minimum(brightness, BRIGHTEST)).round(4)
     background = chance(config.background_probability)
 
     def part(probability: float) -> bool:
@@ -486,7 +482,7 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     Args:
         image: (X, Y, Z).
         fields: of the same shape.
-        left_out: (N,) bool, columns that do not count: left out or not stained.
+        left_out: (N,) bool, columns that do not count, as they are left out.
     """
     sums = np.zeros((2, 3, len(left_out) + 1))
     _sum_core_and_gap(image, fields.owner, fields.distance, sums)

@@ -139,8 +139,7 @@ def draw_wide(
     """Draw volumes until one's columns can be seen.
 
     Returns:
-        Image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns (left out: all that are
-        not stained), and what was drawn.
+        Image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns, and what was drawn.
 
     Raises GeometryError if none of ``config.max_redraws`` volumes is visible enough.
     """
@@ -153,8 +152,7 @@ def draw_wide(
         stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
         microscope = draw_microscope(config.microscope, rng, spacing)
         image = take_picture(microscope, paint_stain(stain, fields, spacing, rng), rng)
-        unstained = np.array(stain.brightness) == 0.0
-        seen = visibility(image, fields, unstained)
+        seen = visibility(image, fields, columns.left_out)
         if seen >= config.min_visibility:
             break
         best = max(best, seen)
@@ -178,7 +176,7 @@ def draw_wide(
         drawn=json.dumps(drawn),
     )
     instances = fields.instances(config.sheet.radius)
-    return image, instances, replace(columns, left_out=unstained), parameters
+    return image, instances, columns, parameters
 
 
 def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
