@@ -17,7 +17,7 @@ from utils.errors import UserError, disk_errors, exit_status
 
 PREDICT = str(ROOT / "predict.py")
 IN_CHECKOUT = {**os.environ, "PYTHONPATH": str(ROOT)}
-SMALL = "--checkpoint columns3d_small"
+SMALL = "--checkpoint columns3d"
 TINY = "--patch_size 16 --batch_size 2 --train_files ./a.h5 --val_files ./a.h5"
 WORK = [
     # (script, what of its work is broken, its arguments)
@@ -27,7 +27,7 @@ WORK = [
     (
         "evaluate",
         "utils.storage.VolumeFile.read_volume",
-        "--checkpoint columns3d_small --data a.h5 --volumes 1",
+        "--checkpoint columns3d --data a.h5 --volumes 1",
     ),
     ("export_model", "utils.checkpoints.loading.load_checkpoint", "--checkpoint x --pretrained y"),
     ("search_hyperparameters", "utils.search.study.open_study", "--n_trials 1 --log_path logs"),
@@ -69,7 +69,7 @@ def test_a_bug_keeps_its_traceback(
 def test_a_script_ends_with_what_main_raises(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((4, 4, 4), np.float32))
     code = "import runpy, sys, utils.stacks; utils.stacks.open_stack = None; sys.argv[1:] = "
-    code += f"['--input', 'a.npy', '--checkpoint', 'columns3d_small']; runpy.run_path({PREDICT!r}, "
+    code += f"['--input', 'a.npy', '--checkpoint', 'columns3d']; runpy.run_path({PREDICT!r}, "
     command = [sys.executable, "-c", code + "run_name='__main__')"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=IN_CHECKOUT)
     assert ended.returncode == 1

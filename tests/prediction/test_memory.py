@@ -169,7 +169,7 @@ def test_a_gibibyte_takes_less_than_3_gb(tmp_path):
 
 def test_the_command_tells_the_estimate_before_it_begins(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((16, 16, 16), np.uint8))
-    command = [sys.executable, "predict.py", "--checkpoint", "columns3d_small", "--memory", "3"]
+    command = [sys.executable, "predict.py", "--checkpoint", "columns3d", "--memory", "3"]
     command += ["--input", str(tmp_path / "a.npy"), "--output", str(tmp_path / "m.tif")]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
