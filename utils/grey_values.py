@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -188,7 +187,7 @@ class GreyCounts:
         value = float(self.values(np.array([self.total - 1]))[0])
         if self._dtype.kind != "f":
             return value, self.above(value - 1)
-        return value, self.above(float(np.nextafter(self._dtype.type(value), -self._infinity)))
+        return value, self.above(float(np.nextafter(self._dtype.type(value), -np.inf)))
 
     def above(self, value: float) -> int:
         """Return how many voxels are larger than ``value``."""
@@ -196,7 +195,7 @@ class GreyCounts:
             with np.errstate(over="ignore"):
                 number = np.array([value], self._dtype)
                 if float(number[0]) > value:  # rounded up: the next smaller number is as good
-                    number = np.nextafter(number, -self._infinity)
+                    number = np.nextafter(number, -np.inf)
         else:
             info = np.iinfo(self._dtype)
             if value < info.min:
@@ -250,7 +249,3 @@ class GreyCounts:
         elif self._dtype.kind == "i":
             keys = keys ^ sign
         return keys.astype(f"u{self._dtype.itemsize}").view(self._dtype)
-
-    @property
-    def _infinity(self) -> Any:
-        return self._dtype.type(np.inf)
