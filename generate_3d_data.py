@@ -67,12 +67,7 @@ FLAGS = {
     ),
     "fluorescence": (
         ("--simplify_factor", float, 1.25, "divides the widths of all clouds (ratio)"),
-        (
-            "--baseline_intensity",
-            float,
-            50.0,
-            "intensity scale of clouds and neurites, arbitrary units",
-        ),
+        ("--baseline_intensity", float, 50.0, "intensity of clouds and neurites, arbitrary units"),
         ("--v_std", float, 1.0, "sd of a point's intensity about its cloud's, same units"),
         ("--std_intensity_range_low", float, 0.3, "least sd of log cloud intensity (nepers)"),
         ("--std_intensity_range_high", float, 1.2, "greatest sd of log cloud intensity (nepers)"),

@@ -34,10 +34,9 @@ OPERATORS = {
 
 def check_arguments(
     spatial_dims: int,
-    conv_kernel_size: int,
-    *,
     depth: int,
     start_channels: int,
+    conv_kernel_size: int,
     stem_stride: int,
     **counts: int,
 ) -> None:

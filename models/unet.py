@@ -25,7 +25,6 @@ class UNetBody(nn.Module):
         self,
         spatial_dims: int,
         in_channels: int,
-        *,
         depth: int,
         start_channels: int,
         conv_kernel_size: int,
@@ -101,25 +100,12 @@ class UNet(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        layers.check_arguments(
-            spatial_dims,
-            conv_kernel_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            depth=depth,
-            start_channels=start_channels,
-            stem_stride=stem_stride,
-        )
+        sizes = (depth, start_channels, conv_kernel_size)
+        counts = {"in_channels": in_channels, "out_channels": out_channels}
+        layers.check_arguments(spatial_dims, *sizes, stem_stride, **counts)
         block = stem_stride**spatial_dims
         self.stem_stride = stem_stride
-        self.body = UNetBody(
-            spatial_dims,
-            in_channels * block,
-            depth=depth,
-            start_channels=start_channels,
-            conv_kernel_size=conv_kernel_size,
-            residual=residual,
-        )
+        self.body = UNetBody(spatial_dims, in_channels * block, *sizes, residual)
         self.size_multiple = stem_stride * self.body.size_multiple
         kernel = 1 if stem_stride == 1 else conv_kernel_size
         self.head = layers.conv(

@@ -12,8 +12,8 @@ import numba
 import numpy as np
 
 from utils.simulation.configuration import PlainConfig, limited
-from utils.simulation.imaging import percentile_of_nonnegative, shot_noise
-from utils.simulation.random_bits import NORMALS, draw_key, normals_of, random_words
+from utils.simulation.imaging import add_read_noise, percentile_of_nonnegative, shot_noise
+from utils.simulation.random_bits import NORMALS, draw_key
 
 REACH = 3.0
 """Point spreads are cut at this many sigmas."""
@@ -131,7 +131,7 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
         seen = along(blur * light[other], seen, other)
     bright = percentile_of_nonnegative(seen, BRIGHT) or 1.0
     counts = shot_noise(seen, microscope.photons / bright, draw_key(rng))
-    _read_out(
+    add_read_noise(
         counts.reshape(-1),
         np.float32(1.0 / microscope.photons),
         np.float32(microscope.read_noise),
@@ -283,18 +283,6 @@ def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: np.random.Gene
         size = [n if a in (axis, other) else 1 for a, n in enumerate(seen.shape)]
         factors = 1.0 + microscope.artefact * rng.standard_normal(size)
         seen *= np.maximum(factors, 0.0).astype(np.float32)
-
-
-@numba.njit(cache=True)
-def _read_out(counts, scale, sd, key, table, out):  # type: ignore[no-untyped-def]
-    """Write max(counts x scale + sd x normal, 0) to ``out``, block by block."""
-    words, normals = np.empty(BLOCK // 4, dtype=np.uint64), np.empty(BLOCK, dtype=np.float32)
-    for start in range(0, counts.size, BLOCK):
-        random_words(key, np.uint64(start // 4), words)
-        normals_of(words, table, normals)
-        count, row = counts[start : start + BLOCK], out[start : start + BLOCK]
-        for i in range(count.size):
-            row[i] = max(np.float32(count[i]) * scale + sd * normals[i], np.float32(0.0))
 
 
 def _greys(microscope: Microscope) -> np.ndarray:
