@@ -38,7 +38,7 @@ class UNetBody(nn.Module):
             block(spatial_dims, inputs, outputs, conv_kernel_size)
             for inputs, outputs in zip([in_channels, *widths], widths, strict=False)
         )
-        self.pool = layers.pool(spatial_dims)
+        self.pool = layers.OPERATORS[spatial_dims].pool(2)
         self.ups = nn.ModuleList(
             layers.up(spatial_dims, 2 * width, width) for width in reversed(widths[:-1])
         )
@@ -57,7 +57,7 @@ class UNetBody(nn.Module):
             x = self.pool(x)
         x = bottom(x)
         for up, level in zip(self.ups, self.decoder, strict=True):
-            x = level(layers.join(skips.pop(), up(x)))
+            x = level(torch.cat((skips.pop(), up(x)), dim=1))
         return x
 
 

@@ -52,12 +52,8 @@ def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
 def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Path) -> Path:
     """Draw how much of each type of column was found, with intervals over volumes.
 
-    The share of the gaps' voxels that was called column is drawn as the yardstick.
-
-    Args:
-        scores: a row a volume, for the numbers of columns.
-        means: of the scores.
-        path: picture to write (format by its suffix).
+    The share of the gaps' voxels that was called column is drawn as the yardstick. ``scores`` have
+    a row a volume and give the numbers of columns, ``means`` are theirs.
     """
     from utils.evaluation.columns import KINDS
 
@@ -86,14 +82,7 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
 
 
 def save_comparison(a: pd.Series, b: pd.Series, path: str | Path, names: Sequence[str]) -> Path:
-    """Draw two sets of scores of the same volumes, B over A.
-
-    Args:
-        a: IoU of A by volume.
-        b: IoU of B, of the same volumes.
-        path: picture to write (format by its suffix).
-        names: what A and B are.
-    """
+    """Draw the IoU by volume of B over that of A; ``names`` say what A and B are."""
     figure = canvas.new_figure(5.0, 4.8)
     axes = figure.subplots()
     axes.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)

@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 def save_samples_panel(
     volumes: Sequence[SimulatedVolume], path: str | Path, titles: Sequence[str]
 ) -> Path:
-    """Draw samples, two a row: the slice with most labels and its outline, and the projection.
-
-    Args:
-        volumes: samples to show.
-        path: picture to write (format by its suffix).
-        titles: a name for each sample.
-    """
+    """Draw samples, two a row: the slice with most labels and its outline, and the projection."""
     rows = -(-len(volumes) // 2)
     figure = canvas.new_figure(11.4, 2.75 * rows + 0.3)
     grid = figure.subplots(rows, 4, squeeze=False)

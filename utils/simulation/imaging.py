@@ -34,6 +34,7 @@ BRIGHT = 4
 """At most that share of a default volume is brighter, before the gain (4.0 in one of 40)."""
 
 
+@numba.njit(cache=True)
 def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum over a box of ``size`` voxels per axis, first across x and y, then along z.
 
@@ -43,11 +44,6 @@ def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two (X, Y, Z) float32 arrays: after x and y, and after z too.
     """
-    return _box_sum(image, size)
-
-
-@numba.njit(cache=True)
-def _box_sum(image, size):  # type: ignore[no-untyped-def]
     nx, ny, nz = image.shape
     before = size // 2
     across = np.empty_like(image)

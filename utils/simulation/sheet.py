@@ -137,13 +137,7 @@ def draw_columns(
 ) -> Columns:
     """Draw geometries until one has ``config.min_columns`` columns with their middle inside.
 
-    Args:
-        config: what to draw from.
-        shape: voxels per axis.
-        rng: source of all draws.
-
-    Raises:
-        GeometryError: none of ``config.max_tries`` geometries had enough columns.
+    ``shape`` is in voxels. Raises GeometryError: none of ``config.max_tries`` had enough columns.
     """
     return draw_until_enough(lambda: _draw_once(config, shape, rng), config, shape)
 
