@@ -41,7 +41,6 @@ from utils.replacing import make_folder
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.simulation.placed_columns import ColumnTable
     from utils.storage import EncodedRow, VolumeSet
 
 CHECKOUT = Path(__file__).resolve().parent
@@ -58,75 +57,25 @@ FLAGS = {
         ("L_xy", "", int, 128, "voxels along x and along y"),
         ("L_z", "", int, 128, "voxels along z, through the same unit cube"),
     ),
-    # fmt: off
     "geometry": (
-        (
-            "lattice",
-            "lattice_intervals",
-            int,
-            (8, 15),
-            "n; the lattice has n + 1 intervals an icosahedron edge, more are finer columns",
-        ),
-        (
-            "axis_scale",
-            "axis_scales",
-            float,
-            (0.7, 1.5),
-            "half axis of the ellipsoid, edges of the cube",
-        ),
-        (
-            "min_columns",
-            "min_columns",
-            int,
-            100,
-            "least columns that enter in the cube, else it is redrawn",
-        ),
+        ("lattice", "lattice_intervals", int, (8, 15), "n: n + 1 intervals an icosahedron edge"),
+        ("axis_scale", "axis_scales", float, (0.7, 1.5), "half axis of the ellipsoid, cube edges"),
+        ("min_columns", "min_columns", int, 100, "least columns in the cube, else it is redrawn"),
         ("max_tries", "max_tries", int, 2000, "geometries drawn for a sample before giving up"),
     ),
     "fluorescence": (
-        (
-            "simplify_factor",
-            "simplify_factor",
-            float,
-            1.25,
-            "divides the widths of all clouds (ratio)",
-        ),
-        (
-            "baseline_intensity",
-            "baseline_intensity",
-            float,
-            50.0,
-            "intensity scale of clouds and neurites, arbitrary units",
-        ),
+        ("simplify_factor", "simplify_factor", float, 1.25, "divides the clouds' widths (ratio)"),
+        ("baseline_intensity", "baseline_intensity", float, 50.0, "intensity, arbitrary units"),
         ("v_std", "v_std", float, 1.0, "sd of a point's intensity about its cloud's, same units"),
-        (
-            "std_intensity_range",
-            "std_intensity_range",
-            float,
-            (0.3, 1.2),
-            "sd of log cloud intensity (nepers)",
-        ),
+        ("std_intensity_range", "std_intensity_range", float, (0.3, 1.2), "sd of log intensity"),
     ),
     "microscope": (
         ("cube_kernel_size", "cube_kernel_size", int, 2, "edge of the box point spread, voxels"),
         ("NF_size", "background_sigma", float, 10.0, "sigma of the background's blur, voxels"),
-        (
-            "background",
-            "background_range",
-            float,
-            (0.0005, 0.0025),
-            "weight of the background (ratio)",
-        ),
-        ("gain", "gain_range", int, (10, 29), "photons per unit of image: fewer, more shot noise"),
-        (
-            "contrast",
-            "contrast_range",
-            float,
-            (0.7, 1.0),
-            "factor on the log intensity's deviation (ratio)",
-        ),
+        ("background", "background_range", float, (0.0005, 0.0025), "background's weight (ratio)"),
+        ("gain", "gain_range", int, (10, 29), "photons per unit of image; fewer: more shot noise"),
+        ("contrast", "contrast_range", float, (0.7, 1.0), "factor on log intensity's deviation"),
     ),
-    # fmt: on
 }
 CONFIG_FLAGS = {"shape": ("L_xy", "L_xy", "L_z")} | {
     field: (f"{name}_low", f"{name}_high") if isinstance(default, tuple) else (name,)
@@ -135,6 +84,10 @@ CONFIG_FLAGS = {"shape": ("L_xy", "L_xy", "L_z")} | {
     if field
 }
 """Of fields of VolumeConfig the flags that set them."""
+OTHER_FLAGS = {
+    **{"num_samples": ["L"], "seed": ["random_state"], "preset": ["preset"]},
+    "table": ["columns_table"],
+}
 
 
 def make_parser() -> FlagParser:
@@ -191,6 +144,7 @@ def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
     """Return configuration, seed and number of samples; UserError names a bad flag."""
     from utils.simulation import WideConfig, preset
     from utils.storage import VolumeSet
+    from utils.storage.column_tables import read_column_table
     from utils.storage.config_files import read_config
 
     if args.L < 1:
@@ -210,7 +164,11 @@ def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
             values = tuple(getattr(args, flag) if flag in given else v for flag, v in pairs)
             fields[field] = values if len(values) > 1 else values[0]
     if args.columns_table or args.columns_paths:
-        fields["table"] = columns_from_flags(args, wide)
+        if not wide:
+            raise UserError("--columns_table: is for --preset wide; give that too")
+        if not args.columns_table:
+            raise UserError("--columns_paths: are the paths of --columns_table; give that too")
+        fields["table"] = read_column_table(args.columns_table, args.columns_paths)
     try:
         return VolumeSet(replace(config, **fields), args.random_state, args.L)
     except UserError as error:
@@ -218,22 +176,9 @@ def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
         raise UserError(f"{flags_of(field)} {rest}") from error
 
 
-def columns_from_flags(args: argparse.Namespace, wide: bool) -> ColumnTable:
-    """Return the measured columns; UserError where they are not asked for in full."""
-    from utils.storage.column_tables import read_column_table
-
-    if not wide:
-        raise UserError("--columns_table: is for --preset wide; give that too")
-    if not args.columns_table:
-        raise UserError("--columns_paths: are the paths of --columns_table; give that too")
-    return read_column_table(args.columns_table, args.columns_paths)
-
-
 def flags_of(field: str) -> str:
     """Return the flags, in words, that set a field of a VolumeSet or VolumeConfig."""
-    others = {"num_samples": ("L",), "seed": ("random_state",), "preset": ("preset",)}
-    others["table"] = ("columns_table",)
-    flags = {**CONFIG_FLAGS, **others}.get(field)
+    flags = CONFIG_FLAGS.get(field, OTHER_FLAGS.get(field))
     return ", ".join(f"--{flag}" for flag in dict.fromkeys(flags)) if flags else field
 
 

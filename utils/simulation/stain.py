@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from utils.errors import UserError
 from utils.simulation.configuration import PlainConfig, limited
-from utils.simulation.fields import ColumnFields
+from utils.simulation.sheet_fields import ColumnFields
 from utils.simulation.textures import (
     add_grid,
     grid_of,

@@ -14,7 +14,6 @@ from utils.errors import UserError
 from utils.simulation import fluorescence, imaging
 from utils.simulation.configuration import PlainConfig, check_shape, limited
 from utils.simulation.coordinates import spherical_frames
-from utils.simulation.fields import ColumnFields
 from utils.simulation.geometry import (
     LobeParameters,
     OpticLobe,
@@ -25,7 +24,7 @@ from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
 from utils.simulation.sheet import Columns
-from utils.simulation.sheet_fields import paint_fields
+from utils.simulation.sheet_fields import ColumnFields, paint_fields
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.wide import WideConfig, WideParameters, draw_wide
 
