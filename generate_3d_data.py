@@ -47,8 +47,9 @@ CHECKOUT = Path(__file__).resolve().parent
 DASK_TIMEOUT = "10s"
 
 FLAGS = {
-    # (flag, field of VolumeConfig, type, default, help with unit); a range has two flags, _low and
-    # _high; the defaults are those of the reference generator
+    # (flag, its field of VolumeConfig: None where that has the same name, "" where there is none,
+    # type, default, help with unit); a range has two flags, _low and _high; the defaults are the
+    # reference generator's
     "file": (
         ("directory", "", str, "./vol_data", "where the file goes"),
         ("filename", "", str, "vol_train_set1.h5", "name of the HDF5 file"),
@@ -60,17 +61,17 @@ FLAGS = {
     "geometry": (
         ("lattice", "lattice_intervals", int, (8, 15), "n: n + 1 intervals an icosahedron edge"),
         ("axis_scale", "axis_scales", float, (0.7, 1.5), "half axis of the ellipsoid, cube edges"),
-        ("min_columns", "min_columns", int, 100, "least columns in the cube, else it is redrawn"),
-        ("max_tries", "max_tries", int, 2000, "geometries drawn for a sample before giving up"),
+        ("min_columns", None, int, 100, "least columns that enter in the cube, else it is redrawn"),
+        ("max_tries", None, int, 2000, "geometries drawn for a sample before giving up"),
     ),
     "fluorescence": (
-        ("simplify_factor", "simplify_factor", float, 1.25, "divides the clouds' widths (ratio)"),
-        ("baseline_intensity", "baseline_intensity", float, 50.0, "intensity, arbitrary units"),
-        ("v_std", "v_std", float, 1.0, "sd of a point's intensity about its cloud's, same units"),
-        ("std_intensity_range", "std_intensity_range", float, (0.3, 1.2), "sd of log intensity"),
+        ("simplify_factor", None, float, 1.25, "divides the widths of all clouds (ratio)"),
+        ("baseline_intensity", None, float, 50.0, "scale of clouds and neurites, arbitrary units"),
+        ("v_std", None, float, 1.0, "sd of a point's intensity about its cloud's, same units"),
+        ("std_intensity_range", None, float, (0.3, 1.2), "sd of log cloud intensity (nepers)"),
     ),
     "microscope": (
-        ("cube_kernel_size", "cube_kernel_size", int, 2, "edge of the box point spread, voxels"),
+        ("cube_kernel_size", None, int, 2, "edge of the box point spread, voxels"),
         ("NF_size", "background_sigma", float, 10.0, "sigma of the background's blur, voxels"),
         ("background", "background_range", float, (0.0005, 0.0025), "background's weight (ratio)"),
         ("gain", "gain_range", int, (10, 29), "photons per unit of image; fewer: more shot noise"),
@@ -78,10 +79,10 @@ FLAGS = {
     ),
 }
 CONFIG_FLAGS = {"shape": ("L_xy", "L_xy", "L_z")} | {
-    field: (f"{name}_low", f"{name}_high") if isinstance(default, tuple) else (name,)
+    field or name: (f"{name}_low", f"{name}_high") if isinstance(default, tuple) else (name,)
     for rows in FLAGS.values()
     for name, field, _, default, _ in rows
-    if field
+    if field != ""
 }
 """Of fields of VolumeConfig the flags that set them."""
 OTHER_FLAGS = {
