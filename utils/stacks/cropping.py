@@ -1,7 +1,7 @@
 """A box cut out of a stack, as a stack of its own that keeps voxel size and place in space.
 
-Arrays are (X, Y, Z) or (X, Y); ranges are given as users name them, along z, y, x. A stack is cut
-where it is read, so nothing of the rest is held.
+Ranges are given as users name them, along z, y, x. A stack is cut where it is read, so nothing of
+the rest is held.
 """
 
 from __future__ import annotations
@@ -18,27 +18,19 @@ from utils.stacks import Stack
 def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) -> Stack:
     """Return the box ``ranges`` of ``stack``; closing either closes the file.
 
-    Args:
-        stack: from ``open_stack``.
-        ranges: first voxel and the one after the last along z, y, x (or y, x), from 0; None is the
-            stack's own end.
-
-    Raises:
-        UserError: for a box that does not lie within the stack, or another number of ranges.
+    ``ranges`` are the first voxel and the one after the last along z, y, x (or y, x), from 0; None
+    is the stack's own end. Raises UserError for a box that does not lie within the stack.
     """
     if len(ranges) != len(stack.shape):
         names = ",".join(f"{a}0:{a}1" for a in "zyx"[-len(stack.shape) :])
-        raise UserError(
-            f"{stack.path}: has {len(stack.shape)} axes, but --crop {len(ranges)} ranges; give "
-            f"{names}"
-        )
+        given = f"has {len(stack.shape)} axes, but --crop {len(ranges)} ranges"
+        raise UserError(f"{stack.path}: {given}; give {names}")
     starts, stops = [], []
     for axis, (first, last), length in zip("xyz", reversed(ranges), stack.shape, strict=False):
-        start, stop = 0 if first is None else first, length if last is None else last
+        start, stop = first or 0, length if last is None else last
         if not 0 <= start < stop <= length:
-            raise UserError(
-                f"{stack.path}: --crop {start}:{stop} along {axis}: must lie within 0:{length}"
-            )
+            said = f"--crop {start}:{stop} along {axis}: must lie within 0:{length}"
+            raise UserError(f"{stack.path}: {said}")
         starts.append(start)
         stops.append(stop)
 

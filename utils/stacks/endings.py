@@ -13,21 +13,11 @@ ENDINGS = {
     **dict.fromkeys((".h5", ".hdf5", ".ims", ".xml"), "hdf5"),
     **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
     **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "nifti"),
-    ".zarr": "zarr",
-    ".npy": "numpy",
+    **{".zarr": "zarr", ".npy": "numpy"},
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
 ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
 """Endings that no output may have: two files, or another program's own."""
-KEPT = {
-    "tiff": ("voxel size", "place"),
-    "hdf5": ("voxel size",),
-    "nrrd": ("voxel size", "place", "directions"),
-    "nifti": ("voxel size", "place", "directions"),
-    "zarr": ("voxel size", "place"),
-    "numpy": (),
-}
-"""What a format can hold beside the voxels."""
 CONVERTED = {
     **dict.fromkeys(
         (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc"),
@@ -38,16 +28,10 @@ CONVERTED = {
     ".companion.ome": "name one of the .ome.tif files beside it",
 }
 """How to make a stack that is read of one that is not, by its ending."""
-FORMATS = {
-    "tiff": tiff,
-    "hdf5": hdf5,
-    "nrrd": nrrd,
-    "nifti": nifti,
-    "zarr": zarr,
-    "numpy": npy,
-}
+FORMATS = {"tiff": tiff, "hdf5": hdf5, "nrrd": nrrd, "nifti": nifti, "zarr": zarr, "numpy": npy}
 """Their modules. ``contents`` opens a file of several arrays and returns Contents, ``read`` one of
-one array and returns a Source; ``write`` puts slabs (X, Y, n), in order, under a free name."""
+one array and returns it; ``write`` puts slabs (X, Y, n), in order, under a free name; ``KEEPS`` is
+what a file can hold beside the voxels."""
 
 
 def format_of(path: str | Path) -> str:
@@ -59,10 +43,8 @@ def format_of(path: str | Path) -> str:
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
-    if zarr_around(path) != Path(path) and Path(path).is_dir():
-        return "zarr"
     if name and Path(path).is_dir():
-        return "tiff"
+        return "tiff" if zarr_around(path) == Path(path) else "zarr"
     for ending, advice in CONVERTED.items():
         if name.endswith(ending):
             raise UserError(f"{path}: {ending} is not read here: {advice}")
@@ -73,7 +55,8 @@ def format_of(path: str | Path) -> str:
 def not_kept(path: str | Path, place: Place) -> str | None:
     """Return one line on what an output of this ending cannot hold of ``place``; None for all."""
     has = {"voxel size": place.tells_ratio, "place": any(place.way), "directions": place.turned}
-    lost = [name for name, given in has.items() if given and name not in KEPT[format_of(path)]]
+    keeps = FORMATS[format_of(path)].KEEPS
+    lost = [name for name, given in has.items() if given and name not in keeps]
     return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
 
 
@@ -98,10 +81,10 @@ def split_ending(path: str | Path) -> tuple[str, str]:
 
     Raises UserError for an unknown ending.
     """
-    path = Path(path)
     format_of(path)
-    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len, default="")
-    stem = path.name[: len(path.name) - len(ending)]
+    name = Path(path).name
+    ending = max((e for e in ENDINGS if name.lower().endswith(e)), key=len, default="")
+    stem = name[: len(name) - len(ending)]
     if stem.lower().endswith(".ome"):
         stem = stem[: -len(".ome")]
-    return stem, path.name[len(stem) :]
+    return stem, name[len(stem) :]

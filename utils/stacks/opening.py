@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.axes import REMEDY, as_planes, example, given_axes, usual_axes
+from utils.stacks.axes import as_planes, given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, FORMATS, format_of
 from utils.stacks.place import Place
-from utils.stacks.stack import Contents, Entry, Source, Stack, closed_if_it_fails
+from utils.stacks.stack import Contents, FileArray, Made, Stack, closed_if_it_fails
 
 
 def open_stack(
@@ -30,14 +31,14 @@ def open_stack(
     """Open one stack or image for reading by slabs.
 
     Args:
-        path: a file of one of :data:`formats.ENDINGS`; a folder for Zarr and OME-Zarr.
+        path: a file of one of :data:`endings.ENDINGS`; a folder for Zarr, and for planes in TIFF.
         channel: which channel, from 0; needed where there are several.
         voxel_size: edge of a voxel along z, y, x (or y, x) in micrometres; overrides the file's.
         key: name of the array inside HDF5 or Zarr; needed where there are several.
         index: which time point, or which sample of a file of simulated volumes, from 0.
         series: which series of a TIFF, from 0; the largest if none is named.
         axes: a letter for each axis of the file's array, slowest first, such as ``ZCYX``, where the
-            file does not tell or is wrong.
+            file does not tell or is wrong; ``ZC2YX`` for pages of two channels in turn.
 
     Raises:
         UserError: for a file that is missing, damaged, of an unknown format or without what was
@@ -50,20 +51,19 @@ def open_stack(
         raise UserError(f"{path}: has no series; --series {series} is for TIFF")
     contents = _contents(path, kind)
     with closed_if_it_fails(contents):
-        source = contents.source(key if series is None else str(series))
+        array = contents.source(key if series is None else str(series))
         try:
-            stack = _select(path, source, channel, voxel_size, index, axes)
+            stack = _select(array, channel, voxel_size, index, axes)
         except UserError as error:
-            if key is None and series is None and contents.unasked:
-                raise UserError(f"{error}; {contents.unasked}") from error
+            if key is None and series is None and contents.note:
+                raise UserError(f"{error}; {contents.note}") from error
             raise
         return replace(stack, close=contents.close)
 
 
-def list_stacks(path: str | Path) -> list[Entry]:
+def list_stacks(path: str | Path) -> list[FileArray]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
-    path, kind = check_input(path)
-    with closing(_contents(path, kind)) as contents:
+    with closing(_contents(*check_input(path))) as contents:
         return contents.entries()
 
 
@@ -71,9 +71,8 @@ def _contents(path: Path, kind: str) -> Contents:
     """Open a file, whether its format holds several arrays or one."""
     if hasattr(FORMATS[kind], "contents"):
         return FORMATS[kind].contents(path)
-    source = FORMATS[kind].read(path)
-    only = {"": source.array}
-    return Contents(path, only, lambda name: only, lambda name: source)
+    only = FORMATS[kind].read(path)
+    return Contents(path, {"": only}, lambda name: only)
 
 
 def check_input(path: str | Path) -> tuple[Path, str]:
@@ -94,72 +93,71 @@ def check_input(path: str | Path) -> tuple[Path, str]:
 
 
 def _select(
-    path: Path,
-    source: Source,
+    array: FileArray,
     channel: int | None,
     voxel_size: Sequence[float] | None,
     index: int | None,
     given: str | None,
 ) -> Stack:
     """Choose channel and time point, and lay the rest out as (X, Y, Z)."""
-    dtype = _working_dtype(path, source.array.dtype)
-    shape = source.array.shape
+    path, shape, stored = array.path, array.shape, array.dtype
+    dtype = _working_dtype(path, stored)
     if min(shape, default=0) < 1:
         raise UserError(f"{path}: holds no voxels: its shape is {shape}")
     if given is not None:
-        source = _renamed(source, given_axes(path, given, shape))
-    axes = source.axes or usual_axes(path, shape)
+        array = _renamed(array, *given_axes(path, given, shape))
+        shape = array.shape
+    axes = array.axes or usual_axes(path, shape)
     if len(axes) != len(shape):
-        raise UserError(
-            f"{path}: its axes {axes} do not fit its shape {shape}; {REMEDY} {example(shape)}"
-        )
+        raise unclear(path, f"its axes {axes} do not fit its shape {shape}", shape)
     chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
-    asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
-    for letters, (wanted, flag, what) in asked.items():
-        found = [k for k, letter in enumerate(axes) if letter in letters]
-        many = [k for k in found if shape[k] > 1]
+    times = "samples" if "N" in axes else "time points"
+    asked = (("CS", channel, "channel", "channels"), ("TN", index, "index", times))
+    for letters, wanted, flag, noun in asked:
+        many = [k for k, letter in enumerate(axes) if letter in letters and shape[k] > 1]
         if len(many) > 1:
-            told = f"its axes {axes} of lengths {shape} cannot be told apart"
-            raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
-        noun = "samples" if "N" in axes else what
-        if many:
-            planes = as_planes(axes, shape) if "T" in letters else None
-            other = f", or --axes {planes} if they are planes" if planes else ""
-            chosen[many[0]] = _pick(path, wanted, shape[many[0]], flag, noun, other)
-        elif wanted:
+            raise unclear(path, f"its axes {axes} of lengths {shape} cannot be told apart", shape)
+        if not many and wanted:
             raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
+        for k in many:
+            if wanted is None:
+                planes = as_planes(axes, shape) if letters == "TN" else None
+                other = f", or --axes {planes} if they are planes" if planes else ""
+                advice = f"name one with --{flag} 0..{shape[k] - 1}{other}"
+                raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
+            if not 0 <= wanted < shape[k]:
+                there = f"the file's {noun} are 0..{shape[k] - 1}"
+                raise UserError(f"{path}: --{flag} {wanted}: {there}")
+            chosen[k] = wanted
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
-        told = f"its axes {axes} of lengths {shape} are not those of a stack"
-        raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
-    order = [spatial.index(a) for a in "XYZ" if a in spatial]
-    lengths = [shape[axes.index(a)] for a in "XYZ" if a in spatial]
-    last = axes.index("Z" if "Z" in spatial else "Y")
+        said = f"its axes {axes} of lengths {shape} are not those of a stack"
+        raise unclear(path, said, shape)
+    letters = "XYZ"[: len(spatial)]
 
     def part(box: tuple[slice, ...]) -> np.ndarray:
-        places = dict(zip("XYZ", box, strict=False))
+        places = dict(zip(letters, box, strict=True))
         where = tuple(chosen[k] if k in chosen else places[a] for k, a in enumerate(axes))
-        return source.array.part(where).transpose(order)
+        return array.part(where).transpose([spatial.index(a) for a in letters])
 
-    stored = source.array.dtype
     behind = math.prod(shape[max(axes.rfind(a) for a in "XYZ") + 1 :])  # channels of each voxel
-    place = _place(path, voxel_size, source, spatial)
-    notes = [*source.notes, *filter(None, [place.note()])]
-    channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
+    place = _place(path, voxel_size, array.place, spatial)
+    notes = [*array.notes, place.note()]
+    channels = [chosen[k] for k, a in enumerate(axes) if a in "CS" and shape[k] > 1]
     return Stack(
         path=path,
-        shape=tuple(lengths),
+        shape=tuple(shape[axes.index(a)] for a in letters),
         dtype=dtype,
         spacing=place.spacing,
         axes=spatial,
-        channel=None if channel_axis is None else chosen[channel_axis],
-        loaded=source.loaded,
-        voxel_bytes=stored.itemsize * (behind + 1) + (stored != dtype) * dtype.itemsize,
-        layer=1 if source.chunks is None else source.chunks[last],
-        unpacked=2 * source.at_once * math.prod(source.chunks or (0,)) * stored.itemsize,
         place=place,
-        origin=(0,) * len(lengths),
-        warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
+        channel=next(iter(channels), None),
+        loaded=array.loaded,
+        voxel_bytes=stored.itemsize * (behind + 1) + (stored != dtype) * dtype.itemsize,
+        layer=1 if array.chunks is None else array.chunks[axes.index(letters[-1])],
+        unpacked=2 * array.at_once * math.prod(array.chunks or (0,)) * stored.itemsize,
+        origin=(0,) * len(letters),
+        warning=lambda: "; ".join(filter(None, [*notes, array.warning()])) or None,
         part=part,
     )
 
@@ -170,37 +168,40 @@ def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:
         return np.dtype(np.uint8)
     if dtype.kind not in "uif":
         raise UserError(f"{path}: holds {dtype}, not grey values")
-    if dtype.itemsize > 2:
-        return np.dtype(np.float32)
-    return dtype.newbyteorder("=")
+    return np.dtype(np.float32) if dtype.itemsize > 2 else dtype.newbyteorder("=")
 
 
-def _pick(path: Path, wanted: int | None, count: int, flag: str, what: str, other: str) -> int:
-    if wanted is None:
-        advice = f"name one with --{flag} 0..{count - 1}{other}"
-        raise UserError(f"{path}: holds {count} {what}; {advice}")
-    if not 0 <= wanted < count:
-        raise UserError(f"{path}: --{flag} {wanted}: the file's {what} are 0..{count - 1}")
-    return wanted
+def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray:
+    """Return the array with other names for its axes, along which sizes and directions stay.
 
-
-def _renamed(source: Source, axes: str) -> Source:
-    """Return the source with other names for its axes, along which sizes and directions stay.
-
-    Sizes without axes are those of Z, Y and X, in the order in which these stand now.
+    Sizes without axes are those of Z, Y and X, in the order in which these stand now. Where there
+    are more lengths than axes, the first axis is cut into the first ones.
     """
-    if source.axes and len(source.axes) == len(source.array.shape):
-        pairs = zip(axes, source.axes, strict=True)
+    extra = len(lengths) - len(array.shape)
+    if not extra and len(array.axes or "") == len(lengths):
+        pairs = zip(axes, array.axes or "", strict=True)
     else:
         spatial = [a for a in axes if a in "XYZ"]
         pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
     moved = {new: old for new, old in pairs if new in "XYZ" and old in "XYZ"}
-    return replace(source, axes=axes, place=source.place.renamed(moved))
+    place = array.place.renamed(moved)
+    if not extra:
+        return replace(array, axes=axes, place=place)
+
+    def read(where: tuple[Any, ...]) -> np.ndarray:
+        pages = np.arange(array.shape[0]).reshape(lengths[: extra + 1])[where[: extra + 1]]
+        step = int(pages[1] - pages[0]) if pages.size > 1 else 1
+        taken = slice(int(pages.min()), int(pages.max()) + 1, step) if pages.ndim else int(pages)
+        return array.part((taken, *where[extra + 1 :]))
+
+    chunks = array.chunks and (*array.chunks[:1], *(1,) * extra, *array.chunks[1:])
+    cut = {"shape": lengths, "chunks": chunks, "load": lambda: Made(read)}
+    return replace(array, axes=axes, place=place, **cut)
 
 
-def _place(path: Path, voxel_size: Sequence[float] | None, source: Source, spatial: str) -> Place:
+def _place(path: Path, voxel_size: Sequence[float] | None, place: Place, spatial: str) -> Place:
     """Return where the voxels stand: as the file says, of the user's size if there is one."""
-    place = source.place.within(len(spatial))
+    place = place.within(len(spatial))
     if voxel_size is None:
         return place
     if len(voxel_size) != len(spatial):

@@ -6,7 +6,7 @@ One description for all formats, so that an output says what its input did, what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,11 +51,9 @@ class Place:
     @classmethod
     def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
         """Return the place of sizes with the names of their units; if none has one, of a ratio."""
-        lengths = {a: micrometres_per(units.get(a, "")) for a in sizes}
-        known = {a: size * lengths[a] for a, size in sizes.items()}
-        if any(map(math.isfinite, known.values())):
-            return cls.aligned(known)
-        return cls.aligned(sizes, math.nan)
+        known = {a: size * micrometres_per(units.get(a, "")) for a, size in sizes.items()}
+        told = any(map(math.isfinite, known.values()))
+        return cls.aligned(known) if told else cls.aligned(sizes, math.nan)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -63,11 +61,15 @@ class Place:
         return tuple(math.hypot(*column) for column in self.steps.T)
 
     @property
+    def has_unit(self) -> bool:
+        """Whether sizes are lengths; else they are a ratio at most."""
+        return math.isfinite(self.unit)
+
+    @property
     def known(self) -> dict[str, float]:
         """The sizes that the file tells, by axis, in micrometres if the unit is known."""
-        unit = self.unit if math.isfinite(self.unit) else 1.0
-        sizes = zip("XYZ", self.sizes, strict=False)
-        return {a: size * unit for a, size in sizes if a not in self.guessed}
+        sizes = zip("XYZ", self.in_units().sizes, strict=False)
+        return {a: size for a, size in sizes if a not in self.guessed and self.tells_ratio}
 
     @property
     def usable(self) -> bool:
@@ -78,14 +80,12 @@ class Place:
     @property
     def spacing(self) -> tuple[float, ...] | None:
         """Edge of a voxel in micrometres; None unless the file tells it along each axis."""
-        if self.guessed or not math.isfinite(self.unit):
-            return None
-        return tuple(size * self.unit for size in self.sizes)
+        return None if self.guessed or not self.has_unit else self.in_units().sizes
 
     @property
     def tells_ratio(self) -> bool:
         """Whether there are sizes; those of a file that tells none are all 1."""
-        return math.isfinite(self.unit) or any(size != 1 for size in self.sizes)
+        return self.has_unit or any(size != 1 for size in self.sizes)
 
     @property
     def turned(self) -> bool:
@@ -106,25 +106,25 @@ class Place:
         guessed = "".join(a for a in self.guessed if a in "XYZ"[:axes])
         flat = not self.space and not self.steps[axes:, :axes].any() and not self.first[axes:].any()
         ways = axes if flat else len(self.first)
-        steps, first = self.steps[:ways, :axes], self.first[:ways]
-        return replace(self, steps=steps, first=first, guessed=guessed)
+        return replace(
+            self, steps=self.steps[:ways, :axes], first=self.first[:ways], guessed=guessed
+        )
 
     def renamed(self, axes: Mapping[str, str]) -> Place:
         """Return the place of a stack some of whose axes, X, Y and Z, are now called otherwise.
 
-        Args:
-            axes: the former name of an axis by its new one.
+        ``axes`` has the former name of an axis by its new one.
         """
-        place = self
-        if self.steps.shape[1] < 3:
-            place = Place.aligned(self.known, self.unit / self.unit)
+        place = (
+            self if self.steps.shape[1] == 3 else Place.aligned(self.known, self.unit / self.unit)
+        )
         left = [a for a in "XYZ" if a not in axes.values()]
-        former = {a: axes[a] if a in axes else left.pop(0) for a in "XYZ"}
-        order = ["XYZ".index(former[a]) for a in "XYZ"]
+        former = [axes[a] if a in axes else left.pop(0) for a in "XYZ"]
+        order = ["XYZ".index(a) for a in former]
         steps, first = place.steps[:, order], place.first
-        guessed = "".join(a for a in "XYZ" if former[a] in place.guessed)
         if not (place.space or place.turned):  # no directions: the axes of space are the stack's
             steps, first = steps[order], first[order]
+        guessed = "".join(a for a, b in zip("XYZ", former, strict=True) if b in place.guessed)
         return replace(place, steps=steps, first=first, guessed=guessed)
 
     def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
@@ -141,7 +141,7 @@ class Place:
         Directions stay, and 0 lies at the same voxel. Where the sizes are the stack's own, in its
         unit if that is known, nothing else changes.
         """
-        unit = self.unit if math.isfinite(self.unit) else 1.0
+        unit = self.unit if self.has_unit else 1.0
         ratio = np.array(list(sizes)) / self.sizes / unit
         if np.allclose(ratio, 1, rtol=SAME_SIZE, atol=0):
             return replace(self, unit=unit, guessed="")
@@ -150,12 +150,14 @@ class Place:
         first = first + (steps - self.steps * unit) @ np.linalg.pinv(self.steps) @ self.first
         return replace(self, steps=steps, first=first, unit=1.0, guessed="")
 
-    def in_units(self, unit: float) -> Place:
-        """Return the same in units of ``unit`` micrometres; itself if its own is not known."""
-        ratio = self.unit / unit
-        if not math.isfinite(ratio):
+    def in_units(self, units: Collection[float] = ()) -> Place:
+        """Return the same in one of ``units``, each in micrometres, or else in micrometres.
+
+        Itself if its own unit is not known.
+        """
+        if self.unit in units or not self.has_unit:
             return self
-        return replace(self, steps=self.steps * ratio, first=self.first * ratio, unit=unit)
+        return replace(self, steps=self.steps * self.unit, first=self.first * self.unit, unit=1.0)
 
     def in_space(self, space: str) -> Place:
         """Return the same in another space; itself where either is not one of :data:`SIGNS`."""
@@ -166,12 +168,12 @@ class Place:
 
     def note(self) -> str | None:
         """Return what a person must know of sizes that the file does not tell; None if it does."""
-        sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         if self.guessed:
             axes = " and ".join(self.guessed.lower())
             said = f"no voxel size along {axes} in the file, taken for that of the finest axis"
-        elif not math.isfinite(self.unit) and self.tells_ratio:
+        elif not self.has_unit and self.tells_ratio:
             said = "the voxel size in the file has no unit, its ratio is used and kept"
         else:
             return None
+        sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         return f"{said}: {sizes} (x, y, z); --voxel_size Z,Y,X gives it in micrometres"

@@ -7,13 +7,8 @@ import re
 import unicodedata
 
 PREFIXES = {
-    "": ("", 1e6),
-    "deci": ("d", 1e5),
-    "centi": ("c", 1e4),
-    "milli": ("m", 1e3),
-    "micro": ("u", 1.0),
-    "nano": ("n", 1e-3),
-    "pico": ("p", 1e-6),
+    **{"": ("", 1e6), "deci": ("d", 1e5), "centi": ("c", 1e4), "milli": ("m", 1e3)},
+    **{"micro": ("u", 1.0), "nano": ("n", 1e-3), "pico": ("p", 1e-6)},
 }
 """SI prefixes by name, with symbol and micrometres of that share of a metre."""
 MICROMETRES = {

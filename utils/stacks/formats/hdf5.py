@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ from utils.stacks.place import Place
 from utils.stacks.stack import (
     Contents,
     FileArray,
-    MadeArray,
-    Source,
+    Made,
     StackLayout,
     chunks_of,
     closed_if_it_fails,
-    fill_chunks,
+    fill,
+    in_order,
     library_errors,
 )
 from utils.stacks.units import number_in
 from utils.storage import VolumeFile
+
+KEEPS = ("voxel size",)
 
 
 def contents(path: Path) -> Contents:
@@ -52,31 +54,28 @@ def contents(path: Path) -> Contents:
                     every[name] = beside(item)
                     first.setdefault(every[name], name)
         volumes = VolumeFile(path) if begun and VolumeFile(path).complete else None
-        arrays = {name: array for array, name in first.items()}
-        if volumes:
-            whole = {"": _simulated(volumes)}
+        if volumes:  # edges of its cube have no micrometres
+            images = Made(lambda where: volumes.read_image(where[0], where[1:]))
+            shape, kind = (len(volumes), *volumes.shape), np.dtype(np.float32)
+            whole = {"": FileArray(path, shape, kind, lambda: images, axes="NXYZ")}
         else:
+            arrays = {name: array for array, name in first.items()}
             whole = hdf5_split.split_stacks(path, file, arrays, sizes)
-    unasked = {name: stack.array for name, stack in whole.items()} or arrays
-    named = every | {name: array for name, array in unasked.items() if name}
 
-    def source(name: str) -> Source:
+    def opened(name: str) -> FileArray:
         if name in whole:
             return whole[name]
         part = hdf5_split.split_part(path, file, name, every[name], sizes)
-        return part or _source(path, every[name])
-
-    def within(name: str) -> Mapping[str, Any]:
-        found = {name: named[name]} if name in named else {}
-        return found if name else unasked
+        return part or _array(path, every[name])
 
     def close() -> None:
         file.close()
         if volumes:
             volumes.close()
 
-    said = f"; its links lead nowhere: {', '.join(lost[:4])}" if lost else ""
-    return Contents(path, unasked, within, source, close, named=named, lost=said, unasked=said[2:])
+    listed = [*whole] or [*first.values()]
+    note = f"its links lead nowhere: {', '.join(lost[:4])}" if lost else ""
+    return Contents(path, every | whole, opened, listed, close=close, note=note)
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
@@ -108,51 +107,40 @@ def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
             own.extend((f"{prefix}{name}/", item, below) for below in item)
 
 
-def _source(path: Path, dataset: Any) -> Source:
+def _array(path: Path, dataset: Any) -> FileArray:
     """Return a dataset with what its attributes say."""
-    array = FileArray.found(path, lambda: readable(path, dataset))
+    readable(path, dataset)
     with library_errors(path):
         tags = json.loads(dataset.attrs.get("axistags", '{"axes": []}'))["axes"]  # vigra, ilastik
         scales = [next(iter(dimension.keys()), "") for dimension in dataset.dims]  # netCDF
         names = [[tag["key"] for tag in tags], scales]
         axes = told_axes(dataset.attrs, names, dataset.ndim)
         told = np.ravel(dataset.attrs.get("element_size_um", ())).tolist()
-    sizes = [number_in(n.decode("latin-1") if isinstance(n, bytes) else str(n)) for n in told]
-    spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-len(array.shape) :]
-    spacing = dict(zip(spatial, sizes, strict=True)) if len(sizes) == len(spatial) else {}
+        chunks = packed_chunks(dataset)
+        sizes = [number_in(n.decode("latin-1") if isinstance(n, bytes) else str(n)) for n in told]
+    spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-dataset.ndim :]
+    known = zip(spatial, sizes if len(sizes) == len(spatial) else (), strict=False)
     unread = f"its element_size_um is not read: {str(told)[:80]}"
-    notes = () if np.isfinite(sizes).any() or not told else (unread,)
-    return Source(
-        array,
-        axes,
-        Place.aligned(spacing),
-        notes=notes,
+    return FileArray.found(
+        path,
+        lambda: dataset,
+        axes=axes,
+        place=Place.aligned(dict(known)),
+        notes=() if np.isfinite(sizes).any() or not told else (unread,),
         warning=lambda: warn_of_absent(path, [dataset]),
-        chunks=packed_chunks(dataset),
+        chunks=chunks,
     )
-
-
-def _simulated(file: VolumeFile) -> Source:
-    """Return the images of a file of simulated volumes; edges of its cube have no micrometres."""
-    shape = (len(file), *file.shape)
-    images = MadeArray(
-        shape, np.dtype(np.float32), lambda where: file.read_image(where[0], where[1:])
-    )
-    return Source(images, "NXYZ")
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write an array ``data`` with Fiji's attributes."""
     import h5py
 
-    axes = layout.axes
-    letters = "XYZ"[: len(axes)]
-    shape = tuple(layout.shape[letters.index(a)] for a in axes)
+    axes, shape = layout.axes, in_order(layout)
     with h5py.File(path, "w") as file:
-        array = file.create_dataset(
-            "data", shape, layout.dtype, chunks=chunks_of(shape, axes), compression=1
-        )
+        chunks = chunks_of(shape, axes)
+        array = file.create_dataset("data", shape, layout.dtype, chunks=chunks, compression=1)
         array.attrs["axes"] = axes
         if layout.spacing:
-            array.attrs["element_size_um"] = [layout.spacing[letters.index(a)] for a in axes]
-        fill_chunks(array, axes, slabs)
+            array.attrs["element_size_um"] = [layout.spacing["XYZ".index(a)] for a in axes]
+        fill(array, axes, slabs)

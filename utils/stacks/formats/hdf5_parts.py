@@ -31,28 +31,26 @@ def beside(array: Any) -> Any:
     return h5py.Dataset(h5py.h5d.open(file.id, name, access))
 
 
-def readable(path: Path, array: Any) -> Any:
-    """Return a dataset; UserError if a filter, or a file of its bytes, is not there."""
+def readable(path: Path, array: Any) -> None:
+    """Raise UserError if a filter of a dataset, or a file of its bytes, is not there."""
     import h5py
 
-    made = array.id.get_create_plist()
-    filters = [made.get_filter(k) for k in range(made.get_nfilters())]
-    for code, _, _, name in filters:
-        if not h5py.h5z.filter_avail(code) and not _plugins():
-            called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-            raise UserError(
-                f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}), "
-                "which needs the package hdf5plugin: pip install hdf5plugin"
-            )
-    needed = math.prod(array.shape) * array.dtype.itemsize
-    for name, first, size in array.external or ():
-        wanted = min(size, needed)
-        needed -= wanted
-        file = Path(array.file.filename).parent / name
-        if not file.exists() or file.stat().st_size < first + wanted:
-            lacks = "cut" if file.exists() else "absent"
-            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is {lacks}")
-    return array
+    with library_errors(path):
+        made = array.id.get_create_plist()
+        for code, _, _, name in map(made.get_filter, range(made.get_nfilters())):
+            if not h5py.h5z.filter_avail(code) and not _plugins():
+                called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
+                raise UserError(
+                    f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}), "
+                    "which needs the package hdf5plugin: pip install hdf5plugin"
+                )
+        needed = math.prod(array.shape) * array.dtype.itemsize
+        for name, first, size in array.external or ():
+            file, wanted = Path(array.file.filename).parent / name, min(size, needed)
+            needed -= wanted
+            if not file.exists() or file.stat().st_size < first + wanted:
+                lacks = f"stand in {file}, which is {'cut' if file.exists() else 'absent'}"
+                raise UserError(f"{path}: the voxels of {array.name} {lacks}")
 
 
 def _plugins() -> bool:
@@ -73,10 +71,8 @@ def warn_of_absent(path: Path, arrays: Iterable[Any]) -> str | None:
     """Say what of datasets is read as the fill value for want of chunks, files or datasets."""
     with library_errors(path):
         found = [loss for array in arrays for loss in _losses(array)]
-    if not found:
-        return None
     more = f", and {len(found) - 3} more like it" if len(found) > 3 else ""
-    return (
+    return found and (
         f"{path}: {'; '.join(found[:3])}{more}: read as the fill value, which is right if nothing "
         "was to be stored there, and wrong if writing was cut short or a file was left behind"
     )
@@ -88,7 +84,7 @@ def _losses(array: Any) -> Iterator[str]:
 
     name = array.name.strip("/")
     if array.is_virtual:
-        yield from _lost_sources(array)
+        yield from _lost_sources(array, name)
     elif array.chunks:
         edges = zip(array.shape, array.chunks, strict=True)
         total = math.prod(math.ceil(n / edge) for n, edge in edges)
@@ -100,29 +96,28 @@ def _losses(array: Any) -> Iterator[str]:
             yield f"nothing of {name} was ever written"
 
 
-def _lost_sources(array: Any) -> Iterator[str]:
+def _lost_sources(array: Any, name: str) -> Iterator[str]:
     """Yield what a virtual dataset refers to without its being there, or refers to nothing."""
     import h5py
 
-    name, folder = array.name.strip("/"), Path(array.file.filename).parent
-    mapped = 0
+    own, mapped = Path(array.file.filename), 0
     for source in array.virtual_sources():
         if "%" in source.file_name + source.dset_name:  # a pattern of files, read as far as they go
             mapped = array.size
             continue
         mapped += source.vspace.get_select_npoints()
-        here = source.file_name == "."
-        places = [folder / source.file_name, Path(source.file_name)]
-        file = next((place for place in places if here or place.is_file()), None)
+        places = (own.parent / source.file_name, Path(source.file_name))
+        file = own if source.file_name == "." else next(filter(Path.is_file, places), None)
         if file is None:
             yield f"a part of {name} stands in {source.file_name}, which is absent"
             continue
-        with h5py.File(array.file.filename if here else file, "r") as opened:
+        with h5py.File(file, "r") as opened:
             found = opened.get(source.dset_name)
+            there = f"a part of {name} is {source.dset_name} of {file.name}"
             if found is None:
-                yield f"a part of {name} is {source.dset_name} of {file.name}, which lacks it"
+                yield f"{there}, which lacks it"
             elif source.vspace.get_select_npoints() > found.size:
-                yield f"a part of {name} is {source.dset_name} of {file.name}, which holds less"
+                yield f"{there}, which holds less"
             else:
                 yield from _losses(found)
     if mapped < array.size:

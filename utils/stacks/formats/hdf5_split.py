@@ -18,8 +18,8 @@ import numpy as np
 from utils.errors import UserError
 from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
 from utils.stacks.place import Place
-from utils.stacks.stack import FileArray, MadeArray, Source, library_errors
-from utils.stacks.units import number_in
+from utils.stacks.stack import FileArray, Made, library_errors
+from utils.stacks.units import micrometres_per, number_in
 
 BDV = re.compile(r"(?P<within>(?:.+/)?)t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
 IMARIS = re.compile(
@@ -43,14 +43,13 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
         return path, {}
     with library_errors(described):
         root = ElementTree.parse(described).getroot()
-        loader = root.find(".//ImageLoader")
-        kind = "" if loader is None else loader.get("format", "")
-        named = None if loader is None else loader.findtext("hdf5")
-        sizes = {int(s.findtext("id", "")): _size(s) for s in root.findall(".//ViewSetup")}
+        kinds = [loader.get("format", "") for loader in root.iter("ImageLoader")]
+        named = root.findtext(".//ImageLoader/hdf5")
+        sizes = {int(s.findtext("id", "")): _size(s) for s in root.iter("ViewSetup")}
     if path != described:
         return path, sizes
     if named is None:
-        said = f"its images are kept as {kind}" if kind else "it names no images"
+        said = f"its images are kept as {kinds[0]}" if any(kinds) else "it names no images"
         raise UserError(f"{path}: {said}; of BigDataViewer's XML those with HDF5 are read")
     file = path.parent / named.strip()
     if not file.is_file():
@@ -61,86 +60,80 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
 def _size(setup: Any) -> Place:
     """Return the voxel size of an element ``ViewSetup``."""
     numbers = map(number_in, setup.findtext("voxelSize/size", "").split())
-    unit = setup.findtext("voxelSize/unit", "")
-    return Place.measured(dict(zip("XYZ", numbers, strict=False)), dict.fromkeys("XYZ", unit))
+    unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
+    return Place.aligned(dict(zip("XYZ", numbers, strict=False)), unit)
 
 
 def split_stacks(
     path: Path, file: Any, arrays: Mapping[str, Any], sizes: Sizes
-) -> dict[str, Source]:
-    """Return the stacks at full resolution by the name for ``--key``, empty for the only one."""
-    full, places = {}, set()
+) -> dict[str, FileArray]:
+    """Return the stacks at full resolution by the name for ``--key``, empty for the only one.
+
+    None where arrays are stacks of their own: several groups of them, or time points that differ.
+    """
+    full = {}
     for name, array in arrays.items():
         match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
         if match and int(match["level"]) == 0:
-            full[int(match["time"]), int(match["channel"])] = array, match
-            places.add(match["within"])
-    if len(places) > 1:  # stacks of their own, each array to be named
-        return {}
-    times = sorted({time for time, _ in full})
-    channels = sorted({channel for _, channel in full})
+            full[match["within"], int(match["time"]), int(match["channel"])] = array, match
+    times, channels = (sorted({place[k] for place in full}) for k in (1, 2))
     with library_errors(path):
         kinds = {
-            (channel, array.shape, array.dtype, str(sizes.get(channel)))
-            for (_, channel), (array, _) in full.items()
+            (within, channel, array.shape, array.dtype, str(sizes.get(channel)))
+            for (within, _, channel), (array, _) in full.items()
         }
-    if len(kinds) > len(channels):  # a channel's time points differ
+    if len({kind[0] for kind in kinds}) > 1 or len(kinds) > len(channels):
         return {}
-    alike = len({kind[1:] for kind in kinds}) == 1
+    alike = len({kind[2:] for kind in kinds}) == 1
     groups = {"": channels} if alike else {f"s{channel:02d}": [channel] for channel in channels}
     stacks = {}
     for key, group in groups.items():
-        taken = {(t, c): found for (t, c), found in full.items() if c in group}
-        parts = {(times.index(t), group.index(c)): array for (t, c), (array, _) in taken.items()}
+        taken = {(times.index(t), group.index(c)): full[w, t, c] for w, t, c in full if c in group}
         match = next(iter(taken.values()))[1]
+        parts = {place: array for place, (array, _) in taken.items()}
         stacks[key] = _stack(path, file, parts, match, sizes)
     return stacks
 
 
-def split_part(path: Path, file: Any, name: str, array: Any, sizes: Sizes) -> Source | None:
+def split_part(path: Path, file: Any, name: str, array: Any, sizes: Sizes) -> FileArray | None:
     """Return one of the arrays as a stack, if by its name it is one of these programs'."""
     match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
     return match and _stack(path, file, {(0, 0): array}, match, sizes)
 
 
 def _stack(
-    path: Path,
-    file: Any,
-    parts: Mapping[tuple[int, int], Any],
-    match: re.Match[str],
-    sizes: Sizes,
-) -> Source:
+    path: Path, file: Any, parts: Mapping[tuple[int, int], Any], match: re.Match[str], sizes: Sizes
+) -> FileArray:
     """Return arrays by place along T and C as one stack (T, C, Z, Y, X); one may be absent.
 
     ``match`` is of the name of one.
     """
     one = next(iter(parts.values()))
     with library_errors(path):
-        dtype, size = one.dtype, one.shape
+        dtype, size, chunks = one.dtype, one.shape, packed_chunks(one)
         if match.re is BDV:
-            placed = _scaled(file, match, sizes)
+            place = _scaled(file, match, sizes)
             dtype = np.dtype(f"{dtype.byteorder}u2") if dtype == np.int16 else dtype
         else:
-            size, placed = _true_size(file, one)
+            size, place = _true_size(file, one)
     if len(size) != len(one.shape) or any(a > b for a, b in zip(size, one.shape, strict=True)):
         raise UserError(f"{path}: damaged: {one.name} of {one.shape} is smaller than {size}")
-    loaded = {
-        place: FileArray.found(path, lambda array=array: readable(path, array))
-        for place, array in parts.items()
-    }
-    counts = (1 + max(t for t, _ in parts), 1 + max(c for _, c in parts))
-    chunks = packed_chunks(one)
+    for array in parts.values():
+        readable(path, array)
 
     def part(where: tuple[Any, ...]) -> np.ndarray:
-        time, channel, *box = where
-        if (time, channel) not in loaded:
-            raise UserError(f"{path}: has no channel {channel} at time point {time}")
-        return loaded[time, channel].part(tuple(box)).view(dtype)
+        if where[:2] not in parts:
+            raise UserError(f"{path}: has no channel {where[1]} at time point {where[0]}")
+        return parts[where[:2]][where[2:]].view(dtype)
 
-    return Source(
-        MadeArray((*counts, *size), dtype, part),
-        "TCZYX",
-        placed,
+    counts = (1 + max(t for t, _ in parts), 1 + max(c for _, c in parts))
+    return FileArray(
+        path,
+        (*counts, *size),
+        dtype,
+        lambda: Made(part),
+        axes="TCZYX",
+        place=place,
         warning=lambda: warn_of_absent(path, parts.values()),
         chunks=None if chunks is None else (1, 1, *chunks),
     )
@@ -152,16 +145,13 @@ def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:
     Where there is no ``.xml``, ``resolutions`` are sizes in micrometres if they are no whole ones.
     """
     table = file.get(f"{match['within']}s{match['channel']}/resolutions")
-    unknown, level = Place.aligned({}), int(match["level"])
-    known = sizes.get(int(match["channel"]))
+    level, known = int(match["level"]), sizes.get(int(match["channel"]))
     if table is None:
-        return known if known and level == 0 else unknown
+        return known if known and level == 0 else Place.aligned({})
     if known is None:
         whole = np.all(table[0] == np.round(table[0]))
-        return unknown if whole else Place.aligned(dict(zip("XYZ", table[level], strict=True)))
-    if not known.tells_ratio:
-        return unknown
-    return replace(known, steps=known.steps * (table[level] / table[0]))
+        return Place.aligned({} if whole else dict(zip("XYZ", table[level], strict=True)))
+    return replace(known, steps=known.steps * (table[level] / table[0] if known.tells_ratio else 1))
 
 
 def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
@@ -171,18 +161,16 @@ def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
     named.
     """
     whole, own = file["DataSetInfo/Image"].attrs, array.parent.attrs
-    size = {
-        a: int(_text(own[f"ImageSize{a}"] if f"ImageSize{a}" in own else whole[a])) for a in "ZYX"
-    }
-    unit = _text(whole["Unit"]) if "Unit" in whole else "um"
+    size = [int(_text(own.get(f"ImageSize{a}", whole.get(a)))) for a in "XYZ"]
+    unit = micrometres_per(_text(whole.get("Unit", "um")))
     low, high = (
         np.array([number_in(_text(whole.get(f"{end}{k}", ""))) for k in range(3)])
         for end in ("ExtMin", "ExtMax")
     )
-    edges = (high - low) / [size[a] for a in "XYZ"]
-    known = Place.measured(dict(zip("XYZ", edges, strict=True)), dict.fromkeys("XYZ", unit))
+    edges = (high - low) / size
+    known = Place.aligned(dict(zip("XYZ", edges, strict=True)), unit)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return tuple(size.values()), known.moved(low / np.abs(edges))
+        return tuple(size[::-1]), known.moved(low / np.abs(edges))
 
 
 def _text(attribute: Any) -> str:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.stacks.stack import FileArray, Source, StackLayout, fill
+from utils.stacks.stack import FileArray, StackLayout, fill, in_order
+
+KEEPS = ()
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> FileArray:
     """Map a file; the meaning of its axes is not in it."""
-    mapped = FileArray.found(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-    return Source(mapped, None)
+    return FileArray.found(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file with the input's order of axes; it keeps no spacing."""
-    letters = "XYZ"[: len(layout.axes)]
-    shape = tuple(layout.shape[letters.index(a)] for a in layout.axes)
+    shape = in_order(layout)
     array = np.lib.format.open_memmap(path, mode="w+", dtype=layout.dtype, shape=shape)
     fill(array, layout.axes, slabs)
     array.flush()

@@ -17,15 +17,10 @@ import numpy as np
 from utils.errors import UserError
 from utils.stacks.axes import MOST_CHANNELS
 from utils.stacks.place import Place
-from utils.stacks.stack import (
-    FileArray,
-    Source,
-    StackLayout,
-    library_errors,
-    whole_of,
-)
+from utils.stacks.stack import FileArray, StackLayout, library_errors, whole_of
 from utils.stacks.units import micrometres_per
 
+KEEPS = ("voxel size", "place", "directions")
 UNITS = {1e6: "m", 1e3: "mm", 1.0: "um", 1e-3: "nm"}
 """Names of units that outputs are written in, by their micrometres."""
 PACKED = ("gzip", "gz", "bzip2", "bz2")
@@ -34,7 +29,7 @@ ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byt
 """Header fields of files whose voxels do not begin right behind the header."""
 
 
-def read(path: Path) -> Source:
+def read(path: Path) -> FileArray:
     """Open a file; its voxels are mapped if they stand there unpacked, else loaded when needed."""
     import nrrd
 
@@ -42,24 +37,18 @@ def read(path: Path) -> Source:
         with open(path, "rb") as file:
             header = nrrd.read_header(_lines(path, file))
             offset = file.tell()
-        shape = tuple(int(length) for length in header["sizes"])
-        dimension, encoding = header["dimension"], header["encoding"]
-        dtype = _dtype(header)
+        shape, dtype = tuple(int(length) for length in header["sizes"]), _dtype(header)
+        damaged = header["dimension"] != len(shape) or min(shape) < 1
         axes, place = _axes(header, len(shape))
-    if dimension != len(shape) or min(shape) < 1:
+        mapped = header["encoding"] == "raw" and not any(name in header for name in ELSEWHERE)
+    if damaged:
         raise UserError(f"{path}: damaged: its header speaks of sizes {shape}")
-    if encoding == "raw" and not any(name in header for name in ELSEWHERE):
-        mapped = FileArray.found(
-            path, lambda: np.memmap(path, dtype, "r", offset, shape, order="F")
-        )
-        return Source(mapped, axes, place=place)
-
-    @functools.cache
-    def load() -> np.ndarray:
-        return nrrd.read(str(path), index_order="F")[0]
-
-    size = math.prod(shape) * dtype.itemsize
-    return Source(FileArray(path, shape, dtype, load), axes, loaded=size, place=place)
+    told = {"axes": axes, "place": place}
+    if mapped:
+        load = functools.partial(np.memmap, path, dtype, "r", offset, shape, order="F")
+        return FileArray.found(path, load, **told)
+    load = functools.cache(lambda: nrrd.read(str(path), index_order="F")[0])
+    return FileArray(path, shape, dtype, load, loaded=math.prod(shape) * dtype.itemsize, **told)
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
@@ -82,29 +71,22 @@ def _dtype(header: Mapping[str, Any]) -> np.dtype:
 
 
 def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
-    """Return a letter an axis (X, Y, Z or C), and where those in space stand."""
-    directions = header.get("space directions")
-    sizes = np.full(count, math.nan)
+    """Return a letter an axis (X, Y, Z, T or C), and where those in space stand."""
+    directions, kinds = header.get("space directions"), list(header.get("kinds", [""] * count))
+    sizes = np.asarray(header.get("spacings", [math.nan] * count), np.float64)
     if directions is not None:
-        vectors = [np.full(1, math.nan) if v is None else np.ravel(v) for v in directions]
-        sizes = np.array([float(np.linalg.norm(vector)) for vector in vectors])
-    elif "spacings" in header:
-        sizes = np.asarray(header["spacings"], np.float64)
-    kinds = list(header.get("kinds", [""] * count))
+        sizes = np.linalg.norm(directions, axis=1)
     spatial = [k for k in range(count) if kinds[k] in ("domain", "space")]
-    if not spatial:
-        spatial = [k for k in range(count) if np.isfinite(sizes[k])]
+    spatial = spatial or [k for k in range(count) if np.isfinite(sizes[k])]
     if not any(kinds) and directions is None:  # a size that is unknown, not an axis without one
         long = [k for k in range(count) if header["sizes"][k] > MOST_CHANNELS or not spatial]
         spatial = sorted([*spatial, *(k for k in long if k not in spatial)][:3])
     letters = ["T" if kind == "time" else "C" for kind in kinds]
     for letter, axis in zip("XYZ", spatial, strict=False):
         letters[axis] = letter
-    spatial = spatial[:3]
     if directions is not None:
-        names = list(header.get("space units", ()))
-        lengths = np.array([micrometres_per(str(name)) for name in names] or [math.nan])
-        steps = np.array([np.ravel(directions[axis]) for axis in spatial], float).T
+        steps = np.array(directions, float)[spatial[:3]].T
+        lengths = np.array([micrometres_per(str(n)) for n in header.get("space units", [""])])
         first = np.array(header.get("space origin", np.zeros(len(steps))), float)
         place = Place(steps, first, float(lengths[0]), str(header.get("space", "")))
         if len({*lengths.tolist()}) > 1:
@@ -112,7 +94,7 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
         if place.usable:
             return "".join(letters), place
     names = list(header.get("units", [""] * count))
-    units = {letters[axis]: str(names[axis]) for axis in spatial}
+    units = {letters[axis]: str(names[axis]) for axis in spatial[:3]}
     return "".join(letters), Place.measured({a: sizes[letters.index(a)] for a in units}, units)
 
 
@@ -138,27 +120,23 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file packed with gzip; takes the whole stack into memory."""
     import nrrd
 
-    header = {"encoding": "gzip", **_placed(layout.placed)}
+    header = {"encoding": "gzip", **_placed(layout.placed.in_units(UNITS))}
     voxels = whole_of(slabs, layout)
     nrrd.write(str(path), voxels, header, index_order="F", compression_level=1)
 
 
 def _placed(place: Place) -> dict[str, Any]:
     """Return the header fields on sizes and place; those without either have sizes at most."""
-    place = place if place.unit in UNITS else place.in_units(1.0)
     ways, axes = place.steps.shape
-    known = math.isfinite(place.unit)
+    unit = UNITS.get(place.unit)
     if not (place.turned or place.first.any() or place.space):
         told = np.where([a in place.guessed for a in "XYZ"[:axes]], math.nan, place.sizes)
         sizes = {"spacings": told} if place.tells_ratio else {}
-        return {
-            **{"kinds": ["domain"] * axes, **sizes},
-            **({"units": [UNITS[place.unit]] * axes} if known else {}),
-        }
+        return {"kinds": ["domain"] * axes, **sizes, **({"units": [unit] * axes} if unit else {})}
     return {
         "kinds": ["space"] * axes,
         **({"space": place.space} if place.space else {"space dimension": ways}),
-        **({"space units": [UNITS[place.unit]] * ways} if known else {}),
+        **({"space units": [unit] * ways} if unit else {}),
         "space directions": place.steps.T,
         "space origin": place.first,
     }

@@ -6,6 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from utils.stacks.place import Place
 from utils.stacks.stack import (
     Contents,
     FileArray,
-    MadeArray,
-    Source,
+    Made,
     StackLayout,
     closed_if_it_fails,
     library_errors,
     planes_of,
     quiet,
+    whole_of,
 )
 from utils.stacks.units import micrometres_per, number_in
 
+KEEPS = ("voxel size", "place")
 TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshape")
 """What tifffile logs where a file is cut before it goes on with the pages that are left."""
 PLANES = (".tif", ".tiff")
@@ -37,32 +39,36 @@ def contents(path: Path) -> Contents:
     planes = _planes(path) if path.is_dir() else [path]
     path = path if len(planes) > 1 else planes[0]
     file, found = _open(path, planes)
-    with closed_if_it_fails(file), library_errors(path):
-        several = [series for series in found if series.is_multifile]
-        files = {file, *(page.parent for series in several for page in series.pages if page)}
+
+    def rank(series: Any) -> tuple[Any, ...]:  # several pages rather than a large preview
+        return series.kind != "pages", series.size > series.keyframe.size, series.size
 
     def close() -> None:
-        for each in files:
+        pages = [page for s in found if s.is_multifile for page in s.pages if page]
+        for each in {file, *(page.parent for page in pages)}:
             each.close()
 
-    numbered = {str(k): series for k, series in enumerate(found)}
-    rank = {k: (s.size > s.keyframe.size, s.size, -int(k)) for k, s in numbered.items()}
-    largest = max(rank, key=lambda k: rank[k])  # of several pages rather than a large preview
-    what = f"only the largest of {len(found)} series is read"
-    if numbered[largest].kind == "joined":
-        what = "the pages of several series are read as one"
-    said = (
-        f"{what}, number {largest} of shape {numbered[largest].shape}; "
-        f"--series 0..{len(found) - 1} chooses, --list shows them"
-    )
+    names, note = [""], ""
+    largest = found.index(max(found, key=rank))
+    if len(found) > 1:
+        names = [str(k) for k in range(len(found))]
+        joined = found[largest].kind == "joined"
+        what = f"only the largest of {len(found)} series is read"
+        note = (
+            f"{'the pages of several series are read as one' if joined else what}, number "
+            f"{largest} of shape {found[largest].shape}; --series 0..{len(found) - 1} chooses, "
+            "--list shows them"
+        )
+    arrays = dict(zip(names, found, strict=True))
     return Contents(
         path,
-        numbered if len(found) > 1 else {"": found[0]},
-        lambda name: {k: series for k, series in numbered.items() if k == (name or largest)},
-        lambda name: _source(path, file, found, int(name or largest)),
-        close,
-        "--series",
-        said if len(found) > 1 else "",
+        arrays,
+        lambda name: _array(path, file, arrays[name], int(name or 0)),
+        names,
+        [names[largest]],
+        close=close,
+        flag="--series",
+        note=note,
     )
 
 
@@ -77,7 +83,7 @@ def _open(path: Path, planes: list[Path]) -> tuple[Any, list[Any]]:
             file.close()
             file = _whole(planes[0], file.ome_metadata)
         with quiet("tifffile") as messages:
-            found = _joined(file, list(file.series))
+            found = _joined(file)
         damage = [text for text in messages if TIFF_DAMAGE.search(text)]
         if damage or not found:
             raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
@@ -99,14 +105,14 @@ def _whole(path: Path, xml: str) -> Any:
     return tifffile.TiffFile(path, omexml=master.read_text(encoding="utf-8"))
 
 
-def _joined(file: Any, found: list[Any]) -> list[Any]:
+def _joined(file: Any) -> list[Any]:
     """Return the series, those of pages that are alike as one, as they were appended one by one.
 
     Slabs of equal depth, but for a thinner last one, may also be stacks of their own: these stay,
-    and all their pages in one come last.
+    and all their pages in one come last. Of two as deep as each other each is rather a stack.
     """
     alike: dict[Any, list[Any]] = {}
-    for number, series in enumerate(found):
+    for number, series in enumerate(file.series):
         page, plain = series.keyframe, series.kind in ("shaped", "generic", "uniform", "imagej")
         whole = len(series) * page.size == series.size and len(series.levels) == 1
         joinable = plain and whole and page.axes in ("YX", "YXS")
@@ -114,12 +120,13 @@ def _joined(file: Any, found: list[Any]) -> list[Any]:
     kept, joined = [], []
     for group in alike.values():
         depths = [len(series) for series in group]
-        slabs = any(n > 1 and s.kind != "generic" for n, s in zip(depths, group, strict=True))
+        slabs = any(len(s) > 1 and s.kind != "generic" for s in group)
         if len(group) == 1 or slabs:
             kept += group
         if len(group) > 1 and (not slabs or {*depths[:-1]} == {max(depths)}):
             pages = sorted((p for s in group for p in s), key=lambda p: np.ravel(p.index).tolist())
-            (joined if slabs else kept).append(_series(file, pages, "joined" if slabs else ""))
+            kind = "joined" if len(group) > 2 or depths[0] > depths[1] else "pages"
+            (joined if slabs else kept).append(_series(file, pages, kind if slabs else ""))
     return kept + joined
 
 
@@ -157,46 +164,50 @@ def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
             pages.append(opened.pages[0] if pages else file.pages[0])
             if len(opened.pages) > 1:
                 raise UserError(f"{plane}: holds {len(opened.pages)} pages, a plane has one")
-    for plane, page in zip(planes, pages, strict=True):
-        if _kind(page) != _kind(pages[0]):
-            one, other = (f"{p.shape} {p.dtype} {p.photometric.name}" for p in (page, pages[0]))
+        if _kind(pages[-1]) != _kind(pages[0]):
+            one, other = (
+                f"{p.shape} {p.dtype} {p.photometric.name}" for p in (pages[-1], pages[0])
+            )
             raise UserError(f"{plane}: is stored otherwise ({one}) than {planes[0].name} ({other})")
     return _series(file, pages)
 
 
-def _source(path: Path, file: Any, found: list[Any], number: int) -> Source:
-    """Return a series as the rest of the program reads it; voxels in one piece are mapped."""
+def _array(path: Path, file: Any, series: Any, number: int) -> FileArray:
+    """Return a series with what the file says of it; voxels in one piece are mapped."""
     import tifffile
     import zarr
 
-    series, page = found[number], found[number].keyframe
+    page, axes = series.keyframe, series.axes
     with library_errors(path):
-        place, dtype, offset = _place(file, series, number), series.dtype, series.dataoffset
-        in_one_piece = offset is not None and not series.is_multifile
-        if not in_one_piece:
-            _check_segments(path, series)
-        mixed = not in_one_piece and len({page.hash for page in series}) > 1
-    stored = np.dtype(dtype).newbyteorder(page.parent.byteorder)
-    if in_one_piece:
-        load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
-    else:
-        load = functools.cache(
-            lambda: zarr.open_array(series.aszarr(level=0, chunkmode=2 * mixed), mode="r")
+        place, dtype, offset = (
+            _place(file, series, number),
+            np.dtype(series.dtype),
+            series.dataoffset,
         )
-    array: FileArray | MadeArray = (voxels := FileArray.found(path, load))
-    chunks = None if in_one_piece else tuple(load().chunks)
+        if offset is not None and not series.is_multifile:
+            stored, chunks = dtype.newbyteorder(page.parent.byteorder), None
+            load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
+        else:
+            _check_segments(path, series)
+            mode = 2 if len({page.hash for page in series}) > 1 else 0  # pages as they are stored
+            store = series.aszarr(level=0, chunkmode=mode)
+            load = functools.cache(lambda: zarr.open_array(store, mode="r"))
+            chunks = tuple(load().chunks)
     notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        if array.dtype.kind not in "ub":
-            raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
-        notes = (*notes, "stored with white as zero: the grey values are inverted")
-        top, kind = 2 ** int(page.bitspersample) - 1, voxels.dtype
-        array = MadeArray(voxels.shape, kind, lambda where: (top - voxels.part(where)).astype(kind))
-    axes = series.axes
     unknown = [k for k, a in enumerate(axes) if a in "QI" and series.shape[k] > 1]
     if len(unknown) == 1 and "Z" not in axes:
         axes = f"{axes[: unknown[0]]}Z{axes[unknown[0] + 1 :]}"
-    return Source(array, axes, place, notes=notes, chunks=chunks)
+    array = FileArray.found(path, load, axes=axes, place=place, notes=notes, chunks=chunks)
+    if page.photometric != tifffile.PHOTOMETRIC.MINISWHITE:
+        return array
+    if dtype.kind not in "ub":
+        raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
+    top, notes = (
+        2 ** int(page.bitspersample) - 1,
+        (*notes, "stored with white as zero: the grey values are inverted"),
+    )
+    inverted = Made(lambda where: (top - load()[where]).astype(array.dtype))
+    return replace(array, load=lambda: inverted, notes=notes)
 
 
 def _check_segments(path: Path, series: Any) -> None:
@@ -218,16 +229,17 @@ def _place(file: Any, series: Any, number: int) -> Place:
     """
     if series.kind == "ome":
         pixels = _pixels(file, series, number)
-        sizes = {a: number_in(str(pixels.get(f"PhysicalSize{a}"))) for a in "XYZ"}
-        units = {a: str(pixels.get(f"PhysicalSize{a}Unit", "um")) for a in "XYZ"}
-        place, plane = Place.measured(sizes, units), _list(pixels.get("Plane", {}))[0]
-        ways = [number_in(str(plane.get(f"Position{a}"))) for a in "XYZ"]
-        lengths = [micrometres_per(str(plane.get(f"Position{a}Unit"))) for a in "XYZ"]
+        plane = pixels.find("{*}Plane")
+        sizes = {a: number_in(pixels.get(f"PhysicalSize{a}", "")) for a in "XYZ"}
+        place = Place.measured(sizes, {a: pixels.get(f"PhysicalSize{a}Unit", "um") for a in "XYZ"})
+        if plane is None:
+            return place
+        ways = [number_in(plane.get(f"Position{a}", "")) for a in "XYZ"]
+        lengths = [micrometres_per(plane.get(f"Position{a}Unit", "")) for a in "XYZ"]
         return place.moved(np.array(ways) * lengths / place.sizes / place.unit)
     if file.is_lsm:
         found = file.lsm_metadata or {}
-        sizes = {a: number_in(str(found.get(f"VoxelSize{a}"))) for a in "XYZ"}
-        return Place.measured(sizes, dict.fromkeys("XYZ", "m"))
+        return Place.aligned({a: found.get(f"VoxelSize{a}", math.nan) for a in "XYZ"}, 1e6)
     found, tags = file.imagej_metadata, series.keyframe.tags
     if not found:
         return Place.aligned({})
@@ -237,31 +249,26 @@ def _place(file: Any, series: Any, number: int) -> Place:
         sizes[axis] = length / pixels if pixels else math.nan
     units = {a: str(found.get(f"{a.lower()}unit", found.get("unit", ""))) for a in "XYZ"}
     place = Place.measured(sizes, units)
-    if not math.isfinite(place.unit) and "Z" in place.guessed and "Z" in series.axes:
+    if not place.has_unit and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
     return place.moved([-number_in(str(found.get(f"{a}origin"))) for a in "xyz"])
 
 
-def _pixels(file: Any, series: Any, number: int) -> dict[str, Any]:
+def _pixels(file: Any, series: Any, number: int) -> Any:
     """Return OME's Pixels of a series: those that name its first page, as images may have none."""
-    import tifffile
+    from xml.etree import ElementTree
 
-    ome = tifffile.xml2dict(file.ome_metadata)["OME"]
-    every = [image["Pixels"] for image in _list(ome["Image"]) if "Pixels" in image]
+    root = ElementTree.fromstring(file.ome_metadata)
+    every = root.findall("{*}Image/{*}Pixels")
     page = next(page for page in series.pages if page)
-    names = {page.parent.filename, *([ome.get("UUID")] if page.parent is file else [])}
+    names = {page.parent.filename, root.get("UUID", "") if page.parent is file else ""}
     for pixels in every:
-        for data in filter(None, _list(pixels.get("TiffData"))):
-            uuid = data.get("UUID", page.parent.filename)
-            named = {*uuid.values()} if isinstance(uuid, dict) else {uuid}
-            if names & named and data.get("IFD", 0) == page.index:
-                return dict(pixels)
-    return dict(every[min(number, len(every) - 1)])
-
-
-def _list(entry: Any) -> list[Any]:
-    """Return an element of OME-XML as a list, of one where there is one."""
-    return list(entry) if isinstance(entry, (list, tuple)) else [entry]
+        for data in pixels.findall("{*}TiffData"):
+            uuid = data.find("{*}UUID")
+            here = uuid is None or {uuid.text, uuid.get("FileName")} & names
+            if here and int(data.get("IFD", 0)) == page.index:
+                return pixels
+    return every[min(number, len(every) - 1)]
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
@@ -271,24 +278,21 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """
     import tifffile
 
-    flat = len(layout.shape) == 2
-    ome = ".ome.tif" in path.name.lower()
-    place = layout.placed.in_units(1.0)
-    sizes = place.known if place.tells_ratio else {}
-    metadata = {"axes": "YX" if flat else "ZYX", **(_ome if ome else _imagej)(place, layout)}
-    resolution = (1 / sizes["X"], 1 / sizes["Y"]) if {"X", "Y"} <= {*sizes} else None
+    flat, ome = len(layout.shape) == 2, ".ome.tif" in path.name.lower()
+    place = layout.placed.in_units()
+    sizes = place.known
     tifffile.imwrite(
         path,
-        np.concatenate(list(slabs), axis=-1).T if flat else planes_of(slabs),
+        whole_of(slabs, layout).T if flat else planes_of(slabs),
         shape=layout.shape[::-1],
         dtype=layout.dtype,
         imagej=not ome,
         ome=ome,
         bigtiff=ome and layout.nbytes > 2**31,
         photometric="minisblack",
-        resolution=resolution,
+        resolution=(1 / sizes["X"], 1 / sizes["Y"]) if {"X", "Y"} <= {*sizes} else None,
         resolutionunit=tifffile.RESUNIT.NONE,
-        metadata=metadata,
+        metadata={"axes": "ZYX"[flat:], **(_ome if ome else _imagej)(place, layout)},
     )
 
 
@@ -296,20 +300,18 @@ def _imagej(place: Place, layout: StackLayout) -> dict[str, Any]:
     """Return ImageJ's unit and spacing, and its origins as far as they are not 0."""
     zeros = {a: -w / n for a, w, n in zip("xyz", place.way, place.sizes, strict=False)}
     fields: dict[str, Any] = {f"{a}origin": n for a, n in zeros.items() if abs(n) > 1e-9}
-    if math.isfinite(place.unit):
-        fields["unit"] = "um"
-    if place.tells_ratio and "Z" in place.known:
+    if "Z" in place.known:
         fields["spacing"] = place.known["Z"]
-    return fields
+    return fields | ({"unit": "um"} if place.has_unit else {})
 
 
 def _ome(place: Place, layout: StackLayout) -> dict[str, Any]:
     """Return OME's sizes, and the position of each plane if the first is not at 0."""
-    has_unit, fields, planes = math.isfinite(place.unit), {}, [*layout.shape, 1][2]
-    for axis, size in place.known.items() if place.tells_ratio else ():
-        unit = "µm" if has_unit else "pixel"
+    fields, planes = {}, [*layout.shape, 1][2]
+    for axis, size in place.known.items():
+        unit = "µm" if place.has_unit else "pixel"
         fields |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
-    if any(place.way) and has_unit:
+    if any(place.way) and place.has_unit:
         positions = fields["Plane"] = {}
         for axis, start, size in zip("XYZ", place.way, place.sizes, strict=False):
             ways = [start + z * size * (axis == "Z") for z in range(planes)]

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from utils.stacks.place import Place
 from utils.stacks.stack import (
     Contents,
     FileArray,
-    Source,
+    Made,
     StackLayout,
     chunks_of,
-    fill_chunks,
+    fill,
     library_errors,
 )
 
+KEEPS = ("voxel size", "place")
 MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
 """Chunks that are unpacked at a time, and their bytes at most, but for a single larger one."""
 
@@ -37,29 +38,36 @@ def contents(path: Path) -> Contents:
     """Look through a folder, which may lie within another one.
 
     Listed are its images, those of labels too, or its arrays where it has no images. A name may be
-    that of a group; of an image the finest level is meant.
+    that of a group; of an image the finest level is meant: of the group's first, of those below but
+    labels, or else of its arrays.
     """
     arrays, finest, levels = _found(path)
 
-    def within(name: str) -> Mapping[str, FileArray]:
-        names = [name] if name in arrays else _candidates(arrays, finest, name)
-        return {name: arrays[name] for name in names}
+    def group(name: str) -> list[str]:
+        if name in finest:
+            return finest[name][:1]
+        prefix = f"{name}/" if name else ""
+        below = [image for image in finest if image.startswith(prefix)]
+        kept = [image for image in below if "labels" not in image[len(prefix) :].split("/")]
+        return [finest[image][0] for image in kept or below] or [
+            array for array in arrays if array.startswith(prefix) or not array
+        ]
 
-    def source(name: str) -> Source:
-        return _source(path, arrays[name], levels.get(name))
+    def opened(name: str) -> FileArray:
+        return _array(path, arrays[name], levels.get(name))
 
-    listed = {name: arrays[name] for name in itertools.chain(*finest.values())} or arrays
-    return Contents(path, listed, within, source, named=arrays)
+    listed = [*itertools.chain(*finest.values())] or [*arrays]
+    return Contents(path, arrays, opened, listed, group(""), group)
 
 
-def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, list[str]], dict[str, Level]]:
+def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Level]]:
     """Return arrays by name, names of images' full resolution by group, and levels by array.
 
     An array may be a level of an image in whose folder ``path`` lies.
     """
     import zarr
 
-    arrays: dict[str, FileArray] = {}
+    arrays: dict[str, Any] = {}
     finest: dict[str, list[str]] = {}
     levels: dict[str, Level] = {}
     with library_errors(path):
@@ -69,79 +77,61 @@ def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, list[str]], dict
         for name, item in [("", opened), *sorted(below, key=lambda m: (len(m[0]), m[0]))]:
             if isinstance(item, zarr.Array):
                 if whole or item.ndim > 1:
-                    arrays[name] = FileArray.found(path, lambda item=item: item)
-            elif found := _levels(item):
-                within = {f"{name}/{level}".lstrip("/"): of for level, of in found.items()}
-                images = {id(image): level for level, (image, _) in reversed(within.items())}
-                finest[name] = [*images.values()][::-1]
-                levels.update(within)
+                    arrays[name] = item
+            elif images := _images(item, f"{name}/".lstrip("/")):
+                finest[name] = [next(iter(image)) for image in images]
+                levels |= dict(itertools.chain(*map(dict.items, images)))
         for folder in path.absolute().parents:
-            if not any(f.suffix.lower() == ".zarr" for f in (folder, *folder.parents)):
-                break
             if (folder / ".zgroup").is_file() or (folder / "zarr.json").is_file():
-                inner = path.absolute().relative_to(folder).as_posix()
-                for level, of in _levels(zarr.open_group(str(folder), mode="r")).items():
-                    if f"{level}/".startswith(f"{inner}/"):
-                        levels.setdefault(level[len(inner) :].strip("/"), of)
+                inner = f"{path.absolute().relative_to(folder).as_posix()}/"
+                images = _images(zarr.open_group(str(folder), mode="r"), "")
+                for name, level in itertools.chain(*map(dict.items, images)):
+                    if f"{name}/".startswith(inner):
+                        levels.setdefault(f"{name}/"[len(inner) : -1], level)
     for name in itertools.chain(*finest.values()):
         if name not in arrays:
             raise UserError(f"{path}: lacks the array {name}, the full resolution of an image")
     return arrays, finest, levels
 
 
-def _levels(group: Any) -> dict[str, Level]:
-    """Return the levels of a group's images, OME-NGFF 0.1 to 0.5, by name, finest first."""
+def _images(group: Any, prefix: str) -> list[dict[str, Level]]:
+    """Return the levels of each image of a group, OME-NGFF 0.1 to 0.5, by name, finest first."""
     attributes = dict(group.attrs)
-    images = dict(attributes.get("ome", attributes)).get("multiscales") or ()
-    every = [(image, level) for image in images for level in image.get("datasets", ())]
-    return {str(level["path"]).strip("/"): (image, level) for image, level in every}
+    found = dict(attributes.get("ome", attributes)).get("multiscales") or ()
+    levels = [(image, image.get("datasets") or ()) for image in found]
+    named = [{prefix + str(d["path"]).strip("/"): (image, d) for d in of} for image, of in levels]
+    return [image for image in named if image]
 
 
-def _candidates(arrays: Iterable[str], finest: Mapping[str, list[str]], group: str) -> list[str]:
-    """Return what may be meant by a group: its first image, those below but labels, or arrays."""
-    if group in finest:
-        return finest[group][:1]
-    prefix = f"{group}/" if group else ""
-    below = [name for name in finest if name.startswith(prefix)]
-    kept = [name for name in below if "labels" not in name[len(prefix) :].split("/")] or below
-    images = [finest[name][0] for name in kept]
-    return images or [name for name in arrays if name.startswith(prefix) or not name]
-
-
-def _source(path: Path, array: FileArray, level: Level | None) -> Source:
+def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
     """Return an array with what its image, or its own attributes, say."""
-    opened = array.load()
+    import zarr
+
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
         axes, place, notes = _places(level, opened.ndim)
         dimensions = getattr(opened.metadata, "dimension_names", None)
         axes = axes or told_axes(dict(opened.attrs), [dimensions], opened.ndim)
-    chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
+        chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
     at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // chunk))
-    return Source(
-        replace(array, load=lambda: _FewAtOnce(opened, at_once)),
-        axes,
-        place,
+
+    def few_at_once(where: Any) -> np.ndarray:
+        with zarr.config.set({"async.concurrency": at_once}):
+            return opened[where]
+
+    return FileArray(
+        path,
+        opened.shape,
+        opened.dtype,
+        lambda: Made(few_at_once),
+        axes=axes,
+        place=place,
         notes=notes,
         warning=lambda: _warn_of_absent(path, opened),
         at_once=at_once,
         chunks=opened.chunks,
     )
-
-
-@dataclass(frozen=True)
-class _FewAtOnce:
-    """An array of which no more chunks are unpacked at a time than memory is counted for."""
-
-    array: Any
-    count: int
-
-    def __getitem__(self, where: Any) -> Any:
-        import zarr
-
-        with zarr.config.set({"async.concurrency": self.count}):
-            return self.array[where]
 
 
 def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[str, ...]]:
@@ -184,20 +174,17 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
 
     One listing of each folder; zarr's own ``nchunks_initialized`` takes the square of their number.
     """
-    edges = array.shards or array.chunks
-    counts = [math.ceil(n / edge) for n, edge in zip(array.shape, edges, strict=True)]
-    folder = path / array.path
-    present = {
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
+    edges = zip(array.shape, array.shards or array.chunks, strict=True)
+    counts = [math.ceil(n / edge) for n, edge in edges]
+    folder, total = path / array.path, math.prod(counts)
+    walked = os.walk(folder, followlinks=True)
+    files = {
+        os.path.relpath(os.path.join(at, name), folder) for at, _, names in walked for name in names
     }
     keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
-    total, absent = math.prod(counts), sum(key not in present for key in keys)
-    if not absent:
-        return None
+    absent = sum(key not in files for key in keys)
     of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
-    return (
+    return absent and (
         f"{path}: {absent} of {of} {'is' if absent == 1 else 'are'} absent and read as the fill "
         f"value, {array.fill_value}: right if nothing was to be stored there, wrong if the copy is "
         "not complete"
@@ -211,12 +198,12 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """
     import zarr
 
-    axes = "YX" if len(layout.shape) == 2 else "ZYX"
-    place = layout.placed.in_units(1.0)
+    axes, shape = "ZYX"[-len(layout.shape) :], layout.shape[::-1]
+    place = layout.placed.in_units()
     steps = [{"type": "scale", "scale": place.sizes[::-1]}]
     if any(place.way):
         steps.append({"type": "translation", "translation": place.way[::-1]})
-    unit = {"unit": "micrometer"} if math.isfinite(place.unit) else {}
+    unit = {"unit": "micrometer"} if place.has_unit else {}
     multiscale = {
         "version": "0.4",
         "name": "data",
@@ -225,7 +212,6 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     }
     group = zarr.open_group(str(path), mode="w", zarr_format=2)
     group.attrs["multiscales"] = [multiscale]
-    shape = layout.shape[::-1]
     array = group.create_array(
         "0",
         shape=shape,
@@ -234,4 +220,4 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
         chunk_key_encoding={"name": "v2", "separator": "/"},
         config={"write_empty_chunks": True},  # so that one that is absent was lost
     )
-    fill_chunks(array, axes, slabs)
+    fill(array, axes, slabs)
