@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from utils.errors import UserError, disk_errors
 from utils.stacks.axes import as_planes, given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, FORMATS, format_of
 from utils.stacks.place import Place
-from utils.stacks.stack import Contents, FileArray, Made, Stack, closed_if_it_fails
+from utils.stacks.stack import Contents, FileArray, Made, Stack
 
 
 def open_stack(
@@ -49,8 +49,8 @@ def open_stack(
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     if series is not None and kind != "tiff":
         raise UserError(f"{path}: has no series; --series {series} is for TIFF")
-    contents = _contents(path, kind)
-    with closed_if_it_fails(contents):
+    with ExitStack() as held:
+        contents = held.enter_context(closing(_contents(path, kind)))
         array = contents.source(key if series is None else str(series))
         try:
             stack = _select(array, channel, voxel_size, index, axes)
@@ -58,7 +58,7 @@ def open_stack(
             if key is None and series is None and contents.note:
                 raise UserError(f"{error}; {contents.note}") from error
             raise
-        return replace(stack, close=contents.close)
+        return replace(stack, close=held.pop_all().close)
 
 
 def list_stacks(path: str | Path) -> list[FileArray]:
@@ -81,9 +81,8 @@ def check_input(path: str | Path) -> tuple[Path, str]:
     with disk_errors(path):
         if not path.exists():
             raise UserError(f"{path}: no such file")
-        planes = path.is_dir() and not path.name.lower().endswith(tuple(ENDINGS))
     kind = format_of(path)
-    folder = kind == "zarr" or planes
+    folder = kind == "zarr" or not path.name.lower().endswith(tuple(ENDINGS))
     if path.is_dir() != folder:
         what = "a file, where a folder is expected" if folder else "a folder, not a file"
         raise UserError(f"{path}: {what}")

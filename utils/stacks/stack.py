@@ -27,13 +27,10 @@ UNSUPPORTED = re.compile(
     "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
 )
 """What the libraries say of files that are sound, but stored in a way that is not read here."""
-OF_THE_SYSTEM = (
-    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
-    *(errno.EMFILE, errno.ENFILE, errno.EAGAIN),
-)
+OF_THE_SYSTEM = "EACCES EPERM ENOENT EIO ESTALE ETIMEDOUT EMFILE ENFILE EAGAIN".split()
 """What the system says of files and disks, not of bytes that make no sense."""
 CHUNK_PLANES, CHUNK_EDGE = 16, 128
-"""Chunks of outputs, along z and along the other axes: few planes, so that few are held at a time.
+"""Edges of outputs' chunks along z and the other axes: few planes, so that few are held at a time.
 """
 
 
@@ -67,6 +64,12 @@ class StackLayout:
         """Bytes of all voxels."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def stored(self, axes: str) -> dict[str, Any]:
+        """Return shape, dtype and chunks, flat along z, of an array with this order of axes."""
+        shape = tuple(self.shape["XYZ".index(a)] for a in axes)
+        edges = [CHUNK_PLANES if a == "Z" else CHUNK_EDGE for a in axes]
+        return {"shape": shape, "dtype": self.dtype, "chunks": tuple(map(min, edges, shape))}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stack(StackLayout):
@@ -83,13 +86,11 @@ class Stack(StackLayout):
     voxel_bytes: int
     """What a voxel of a slab takes while it is read: in the file's pages, copied, converted."""
     layer: int
-    """Planes in a layer of chunks (TIFF: of strips) that are unpacked whole: all of them for one.
-    """
+    """Planes in a layer of chunks (TIFF: of strips), which is unpacked whole for any of them."""
     unpacked: int
-    """Bytes that chunks take while they are unpacked, packed ones and what becomes of them; 0 where
-    any part is read alone."""
+    """Bytes that chunks, packed and not, take meanwhile; 0 where any part is read alone."""
     origin: tuple[int, ...]
-    """The first voxel's place among the file's, from 0 along each axis: not 0 in a box cut out."""
+    """The first voxel's place among the file's along each axis: not 0 in a box cut out."""
     warning: Callable[[], str | None] = field(repr=False)
     """Looks whether the file can be read but may not be whole; says so in one line."""
     part: Callable[[tuple[slice, ...]], np.ndarray] = field(repr=False)
@@ -141,10 +142,7 @@ class Stack(StackLayout):
 
 @dataclass(frozen=True)
 class FileArray:
-    """An array, series or image in a file, of which parts are read, with what the file says of it.
-
-    It has all axes of the file, in its order, before a channel or a time point is chosen.
-    """
+    """An array, series or image in a file, with all its axes, of which parts are read."""
 
     path: Path
     shape: tuple[int, ...]
@@ -157,8 +155,7 @@ class FileArray:
     place: Place = field(default_factory=lambda: Place.aligned({}))
     """Sizes and place of its voxels, as far as the file tells them."""
     chunks: tuple[int, ...] | None = None
-    """Edges, one an axis, of what is unpacked whole whichever part of it is wanted; None for an
-    array of which any part is read alone."""
+    """Edges of what is unpacked whole, one an axis; None where any part is read alone."""
     at_once: int = 1
     """Chunks that are unpacked at a time."""
     loaded: int = 0
@@ -168,9 +165,13 @@ class FileArray:
     warning: Callable[[], str | None] = field(default=lambda: None, repr=False)
     """As that of a stack."""
     key: str = ""
-    """What names it (``--key``, ``--series``) in a list; empty where the file has nothing else."""
+    """In a list what names it (``--key``, ``--series``); empty where the file has nothing else."""
     chosen: bool = False
     """Whether it is read if nothing is named."""
+
+    def noted(self, *notes: str | None) -> FileArray:
+        """Return it with more that a person should know; None is nothing."""
+        return replace(self, notes=(*self.notes, *filter(None, notes)))
 
     @classmethod
     def found(cls, path: Path, load: Callable[[], Any], **told: Any) -> FileArray:
@@ -233,7 +234,7 @@ class Contents:
             several = f"several arrays; name one with {self.flag}: "
             raise UserError(f"{self.path}: holds {several if found else ''}{self._shown(found)}")
         array = self.open(found[0])
-        return replace(array, notes=(*array.notes, *filter(None, [None if key else self.note])))
+        return array if key or not self.note else array.noted(self.note)
 
     def _shown(self, names: Sequence[str]) -> str:
         shown = ", ".join(f"{name} {self.arrays[name].shape}".strip() for name in names[:8])
@@ -244,12 +245,9 @@ class Contents:
         if not self.listed:
             self.source(None)
         unasked = [*(self.listed if self.unasked is None else self.unasked)]
-        found = []
-        for name in self.listed:
-            array = self.open(name)
-            notes = (*array.notes, *filter(None, [array.place.note()]))
-            found.append(replace(array, key=name, chosen=unasked == [name], notes=notes))
-        return found
+        opened = ((name, self.open(name)) for name in self.listed)
+        told = ((name, array.noted(array.place.note())) for name, array in opened)
+        return [replace(array, key=name, chosen=unasked == [name]) for name, array in told]
 
 
 @contextmanager
@@ -268,15 +266,14 @@ def library_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        system = isinstance(error, OSError) and error.errno in OF_THE_SYSTEM
+        name = errno.errorcode.get(getattr(error, "errno", None))
+        said = "damaged, cut or not of its ending's format"
         if isinstance(error, MemoryError):
             said = "not enough memory to read it"
-        elif system or "already open" in reason:
+        elif name in OF_THE_SYSTEM or "already open" in reason:
             said = "cannot be read"
         elif isinstance(error, ImportError | NotImplementedError) or UNSUPPORTED.search(reason):
             said = "stored in a way that cannot be read here"
-        else:
-            said = "damaged, cut or not of its ending's format"
         raise UserError(f"{path}: {said} ({reason})") from error
 
 
@@ -295,16 +292,6 @@ def quiet(name: str) -> Iterator[list[str]]:
         logger.propagate, logger.handlers = before
 
 
-@contextmanager
-def closed_if_it_fails(file: Any) -> Iterator[None]:
-    """Close ``file`` where the block raises."""
-    try:
-        yield
-    except BaseException:
-        file.close()
-        raise
-
-
 def planes_of(slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield each z of the slabs as a contiguous (Y, X) page; of an image each y as (X,)."""
     for slab in slabs:
@@ -312,26 +299,11 @@ def planes_of(slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(slab[..., z].T)
 
 
-def whole_of(slabs: Iterable[np.ndarray], layout: StackLayout) -> np.ndarray:
-    """Return the slabs as one array, x fastest, for formats that are written as a whole."""
-    whole = np.empty(layout.shape, layout.dtype, order="F")
-    fill(whole, "XYZ"[: whole.ndim], slabs)
-    return whole
+def fill(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> Any:
+    """Put the slabs into an array whose axes stand in the order ``axes``, no chunk of it twice.
 
-
-def in_order(layout: StackLayout) -> tuple[int, ...]:
-    """Return the shape of an array whose axes stand as ``layout.axes`` says."""
-    return tuple(layout.shape["XYZ".index(a)] for a in layout.axes)
-
-
-def chunks_of(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
-    """Return the chunks of an array whose axes stand in the order ``axes``: flat along z."""
-    edges = {"Z": CHUNK_PLANES}
-    return tuple(min(edges.get(a, CHUNK_EDGE), n) for n, a in zip(shape, axes, strict=True))
-
-
-def fill(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> None:
-    """Put the slabs into an array whose axes stand in the order ``axes``, no chunk of it twice."""
+    Returns the array.
+    """
     letters = "ZYX"[-len(axes) :]
     along = axes.index(letters[0])
     depth = array.chunks[along] if hasattr(array, "chunks") else CHUNK_PLANES
@@ -340,3 +312,10 @@ def fill(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> None:
         where = (*[slice(None)] * along, slice(start, start + len(batch)))
         array[where] = np.stack(batch).transpose([letters.index(a) for a in axes])
         start += len(batch)
+    return array
+
+
+def whole_of(slabs: Iterable[np.ndarray], layout: StackLayout) -> np.ndarray:
+    """Return the slabs as one array, x fastest, for formats that are written as a whole."""
+    whole = np.empty(layout.shape, layout.dtype, order="F")
+    return fill(whole, "XYZ"[: whole.ndim], slabs)

@@ -40,10 +40,9 @@ def readable(path: Path, array: Any) -> None:
         for code, _, _, name in map(made.get_filter, range(made.get_nfilters())):
             if not h5py.h5z.filter_avail(code) and not _plugins():
                 called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-                raise UserError(
-                    f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}), "
-                    "which needs the package hdf5plugin: pip install hdf5plugin"
-                )
+                packed = f"{array.name} is packed by a filter of HDF5 ({called}, number {code})"
+                needs = "which needs the package hdf5plugin: pip install hdf5plugin"
+                raise UserError(f"{path}: {packed}, {needs}")
         needed = math.prod(array.shape) * array.dtype.itemsize
         for name, first, size in array.external or ():
             file, wanted = Path(array.file.filename).parent / name, min(size, needed)

@@ -45,7 +45,12 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
         root = ElementTree.parse(described).getroot()
         kinds = [loader.get("format", "") for loader in root.iter("ImageLoader")]
         named = root.findtext(".//ImageLoader/hdf5")
-        sizes = {int(s.findtext("id", "")): _size(s) for s in root.iter("ViewSetup")}
+        sizes = {}
+        for setup in root.iter("ViewSetup"):
+            numbers = map(number_in, setup.findtext("voxelSize/size", "").split())
+            unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
+            known = Place.aligned(dict(zip("XYZ", numbers, strict=False)), unit)
+            sizes[int(setup.findtext("id", ""))] = known
     if path != described:
         return path, sizes
     if named is None:
@@ -57,24 +62,18 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
     return file, sizes
 
 
-def _size(setup: Any) -> Place:
-    """Return the voxel size of an element ``ViewSetup``."""
-    numbers = map(number_in, setup.findtext("voxelSize/size", "").split())
-    unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
-    return Place.aligned(dict(zip("XYZ", numbers, strict=False)), unit)
-
-
 def split_stacks(
     path: Path, file: Any, arrays: Mapping[str, Any], sizes: Sizes
 ) -> dict[str, FileArray]:
     """Return the stacks at full resolution by the name for ``--key``, empty for the only one.
 
-    None where arrays are stacks of their own: several groups of them, or time points that differ.
+    One array alone is taken at any resolution. None are returned of arrays of other programs, or
+    that are stacks of their own: several groups of them, or time points that differ.
     """
     full = {}
     for name, array in arrays.items():
         match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
-        if match and int(match["level"]) == 0:
+        if match and (int(match["level"]) == 0 or len(arrays) == 1):
             full[match["within"], int(match["time"]), int(match["channel"])] = array, match
     times, channels = (sorted({place[k] for place in full}) for k in (1, 2))
     with library_errors(path):
@@ -93,12 +92,6 @@ def split_stacks(
         parts = {place: array for place, (array, _) in taken.items()}
         stacks[key] = _stack(path, file, parts, match, sizes)
     return stacks
-
-
-def split_part(path: Path, file: Any, name: str, array: Any, sizes: Sizes) -> FileArray | None:
-    """Return one of the arrays as a stack, if by its name it is one of these programs'."""
-    match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
-    return match and _stack(path, file, {(0, 0): array}, match, sizes)
 
 
 def _stack(
@@ -126,10 +119,9 @@ def _stack(
             raise UserError(f"{path}: has no channel {where[1]} at time point {where[0]}")
         return parts[where[:2]][where[2:]].view(dtype)
 
-    counts = (1 + max(t for t, _ in parts), 1 + max(c for _, c in parts))
     return FileArray(
         path,
-        (*counts, *size),
+        (*(max(place) + 1 for place in zip(*parts, strict=True)), *size),
         dtype,
         lambda: Made(part),
         axes="TCZYX",

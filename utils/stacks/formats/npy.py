@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.stacks.stack import FileArray, StackLayout, fill, in_order
+from utils.stacks.stack import FileArray, StackLayout, fill
 
 KEEPS = ()
 
@@ -19,7 +19,6 @@ def read(path: Path) -> FileArray:
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file with the input's order of axes; it keeps no spacing."""
-    shape = in_order(layout)
+    shape = layout.stored(layout.axes)["shape"]
     array = np.lib.format.open_memmap(path, mode="w+", dtype=layout.dtype, shape=shape)
-    fill(array, layout.axes, slabs)
-    array.flush()
+    fill(array, layout.axes, slabs).flush()

@@ -6,6 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from utils.stacks.stack import (
     FileArray,
     Made,
     StackLayout,
-    closed_if_it_fails,
     library_errors,
     planes_of,
     quiet,
@@ -36,60 +36,44 @@ PLANES = (".tif", ".tiff")
 
 def contents(path: Path) -> Contents:
     """Open the series of a file, its largest stack read unasked, or a folder of planes."""
+    import tifffile
+
     planes = _planes(path) if path.is_dir() else [path]
     path = path if len(planes) > 1 else planes[0]
-    file, found = _open(path, planes)
+    with ExitStack() as held:
+        with library_errors(planes[0]):
+            file = held.enter_context(tifffile.TiffFile(planes[0]))
+            if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
+                file = held.enter_context(_whole(planes[0], file.ome_metadata))
+        with library_errors(path):
+            with quiet("tifffile") as messages:
+                found = _joined(file)
+            damage = [text for text in messages if TIFF_DAMAGE.search(text)]
+            if damage or not found:
+                raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
+            if len(planes) > 1 and not found[0].is_multifile:
+                found = [_stacked(file, planes)]
+            for page in (page for s in found if s.is_multifile for page in s.pages if page):
+                held.callback(page.parent.close)
+        close = held.pop_all().close
 
     def rank(series: Any) -> tuple[Any, ...]:  # several pages rather than a large preview
         return series.kind != "pages", series.size > series.keyframe.size, series.size
 
-    def close() -> None:
-        pages = [page for s in found if s.is_multifile for page in s.pages if page]
-        for each in {file, *(page.parent for page in pages)}:
-            each.close()
+    def opened(name: str) -> FileArray:
+        return _array(path, file, found[int(name or 0)], int(name or 0))
 
-    names, note = [""], ""
-    largest = found.index(max(found, key=rank))
-    if len(found) > 1:
-        names = [str(k) for k in range(len(found))]
-        joined = found[largest].kind == "joined"
-        what = f"only the largest of {len(found)} series is read"
-        note = (
-            f"{'the pages of several series are read as one' if joined else what}, number "
-            f"{largest} of shape {found[largest].shape}; --series 0..{len(found) - 1} chooses, "
-            "--list shows them"
-        )
-    arrays = dict(zip(names, found, strict=True))
-    return Contents(
-        path,
-        arrays,
-        lambda name: _array(path, file, arrays[name], int(name or 0)),
-        names,
-        [names[largest]],
-        close=close,
-        flag="--series",
-        note=note,
-    )
-
-
-def _open(path: Path, planes: list[Path]) -> tuple[Any, list[Any]]:
-    """Return the library's file and its series: appended single pages, and planes, are one."""
-    import tifffile
-
-    with library_errors(planes[0]):
-        file = tifffile.TiffFile(planes[0])
-    with closed_if_it_fails(file), library_errors(path):
-        if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
-            file.close()
-            file = _whole(planes[0], file.ome_metadata)
-        with quiet("tifffile") as messages:
-            found = _joined(file)
-        damage = [text for text in messages if TIFF_DAMAGE.search(text)]
-        if damage or not found:
-            raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
-        if len(planes) > 1 and not found[0].is_multifile:
-            found = [_stacked(path, file, planes)]
-    return file, found
+    if len(found) == 1:
+        return Contents(path, {"": found[0]}, opened, close=close, flag="--series")
+    arrays, largest = {str(k): series for k, series in enumerate(found)}, max(found, key=rank)
+    number = found.index(largest)
+    said = f"only the largest of {len(found)} series is read"
+    if largest.kind == "joined":
+        said = "the pages of several series are read as one"
+    chooses = f"--series 0..{len(found) - 1} chooses, --list shows them"
+    note = f"{said}, number {number} of shape {largest.shape}; {chooses}"
+    told = {"close": close, "flag": "--series", "note": note}
+    return Contents(path, arrays, opened, [*arrays], [str(number)], **told)
 
 
 def _whole(path: Path, xml: str) -> Any:
@@ -154,7 +138,7 @@ def _planes(path: Path) -> list[Path]:
     return [path / name for name in tifffile.natural_sorted(names)]
 
 
-def _stacked(path: Path, file: Any, planes: list[Path]) -> Any:
+def _stacked(file: Any, planes: list[Path]) -> Any:
     """Return files of one page each as a series; UserError where the images differ in kind."""
     import tifffile
 
@@ -177,37 +161,32 @@ def _array(path: Path, file: Any, series: Any, number: int) -> FileArray:
     import tifffile
     import zarr
 
-    page, axes = series.keyframe, series.axes
+    page, axes, chunks = series.keyframe, series.axes, None
     with library_errors(path):
-        place, dtype, offset = (
-            _place(file, series, number),
-            np.dtype(series.dtype),
-            series.dataoffset,
-        )
+        place, offset = _place(file, series, number), series.dataoffset
         if offset is not None and not series.is_multifile:
-            stored, chunks = dtype.newbyteorder(page.parent.byteorder), None
+            stored = np.dtype(series.dtype).newbyteorder(page.parent.byteorder)
             load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
         else:
             _check_segments(path, series)
-            mode = 2 if len({page.hash for page in series}) > 1 else 0  # pages as they are stored
+            mode = 2 if len({page.hash for page in series}) > 1 else 0  # 2: each page as it is
             store = series.aszarr(level=0, chunkmode=mode)
             load = functools.cache(lambda: zarr.open_array(store, mode="r"))
             chunks = tuple(load().chunks)
-    notes = (f"{len(series)} planes in the order of their names",) if path.is_dir() else ()
     unknown = [k for k, a in enumerate(axes) if a in "QI" and series.shape[k] > 1]
     if len(unknown) == 1 and "Z" not in axes:
         axes = f"{axes[: unknown[0]]}Z{axes[unknown[0] + 1 :]}"
-    array = FileArray.found(path, load, axes=axes, place=place, notes=notes, chunks=chunks)
+    array = FileArray.found(path, load, axes=axes, place=place, chunks=chunks)
+    if path.is_dir():
+        array = array.noted(f"{len(series)} planes in the order of their names")
     if page.photometric != tifffile.PHOTOMETRIC.MINISWHITE:
         return array
-    if dtype.kind not in "ub":
-        raise UserError(f"{path}: {dtype} with white as zero; save it with black as zero")
-    top, notes = (
-        2 ** int(page.bitspersample) - 1,
-        (*notes, "stored with white as zero: the grey values are inverted"),
-    )
+    if array.dtype.kind not in "ub":
+        raise UserError(f"{path}: {series.dtype} with white as zero; save it with black as zero")
+    top = 2 ** int(page.bitspersample) - 1
     inverted = Made(lambda where: (top - load()[where]).astype(array.dtype))
-    return replace(array, load=lambda: inverted, notes=notes)
+    noted = array.noted("stored with white as zero: the grey values are inverted")
+    return replace(noted, load=lambda: inverted)
 
 
 def _check_segments(path: Path, series: Any) -> None:

@@ -16,15 +16,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.stacks.axes import NAMES, axis_letters, told_axes
 from utils.stacks.place import Place
-from utils.stacks.stack import (
-    Contents,
-    FileArray,
-    Made,
-    StackLayout,
-    chunks_of,
-    fill,
-    library_errors,
-)
+from utils.stacks.stack import Contents, FileArray, Made, StackLayout, fill, library_errors
 
 KEEPS = ("voxel size", "place")
 MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
@@ -177,12 +169,11 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
     edges = zip(array.shape, array.shards or array.chunks, strict=True)
     counts = [math.ceil(n / edge) for n, edge in edges]
     folder, total = path / array.path, math.prod(counts)
-    walked = os.walk(folder, followlinks=True)
-    files = {
-        os.path.relpath(os.path.join(at, name), folder) for at, _, names in walked for name in names
-    }
+    walk = os.walk(folder, followlinks=True)
+    files = (os.path.join(at, name) for at, _, names in walk for name in names)
+    present = {os.path.relpath(file, folder) for file in files}
     keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
-    absent = sum(key not in files for key in keys)
+    absent = sum(key not in present for key in keys)
     of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
     return absent and (
         f"{path}: {absent} of {of} {'is' if absent == 1 else 'are'} absent and read as the fill "
@@ -198,7 +189,7 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """
     import zarr
 
-    axes, shape = "ZYX"[-len(layout.shape) :], layout.shape[::-1]
+    axes = "ZYX"[-len(layout.shape) :]
     place = layout.placed.in_units()
     steps = [{"type": "scale", "scale": place.sizes[::-1]}]
     if any(place.way):
@@ -214,9 +205,7 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     group.attrs["multiscales"] = [multiscale]
     array = group.create_array(
         "0",
-        shape=shape,
-        dtype=layout.dtype,
-        chunks=chunks_of(shape, axes),
+        **layout.stored(axes),
         chunk_key_encoding={"name": "v2", "separator": "/"},
         config={"write_empty_chunks": True},  # so that one that is absent was lost
     )
