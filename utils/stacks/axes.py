@@ -87,17 +87,15 @@ def given_axes(path: Path, text: str, shape: Sequence[int]) -> tuple[str, tuple[
     pages = counts[: max(extra, 0) + 1]
     if pages.count(0) == 1:
         pages[pages.index(0)] = shape[0] // math.prod(filter(None, pages))
-    if extra < 0 or (extra and (0 in pages or {*axes[: extra + 1]} & {"X", "Y"})):
-        said = f"has {len(axes)} letters, but the array has {len(shape)} axes, of lengths {shape}"
-        if extra > 0 and len(shape) > 2:
-            said += "; of pages in turn say how many, as in ZC2YX, or, if that is not enough, "
-            said += "make it a hyperstack in Fiji first"
-        raise UserError(f"{path}: --axes {text}: {said}")
     lengths = (*pages, *shape[1:])
-    if math.prod(pages) != shape[0] or any(
-        n and n != m for n, m in zip(counts, lengths, strict=True)
-    ):
-        raise UserError(f"{path}: --axes {text}: does not fit an array of lengths {shape}")
+    fits = len(lengths) == len(axes) and math.prod(pages) == shape[0]
+    wrong = [n for n, m in zip(counts, lengths, strict=False) if n not in (0, m)]
+    if not fits or wrong or (extra and {*axes[: extra + 1]} & {"X", "Y"}):
+        more = "; of pages in turn say how many, as in ZC2YX, or, if none fit, make it a hyperstack"
+        raise UserError(
+            f"{path}: --axes {text}: has {len(axes)} letters, but the array has {len(shape)} axes, "
+            f"of lengths {shape}{more + ' in Fiji first' if extra > 0 and len(shape) > 2 else ''}"
+        )
     return axes, lengths
 
 

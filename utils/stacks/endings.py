@@ -29,9 +29,8 @@ CONVERTED = {
 }
 """How to make a stack that is read of one that is not, by its ending."""
 FORMATS = {"tiff": tiff, "hdf5": hdf5, "nrrd": nrrd, "nifti": nifti, "zarr": zarr, "numpy": npy}
-"""Their modules. ``contents`` opens a file of several arrays and returns Contents, ``read`` one of
-one array and returns it; ``write`` puts slabs (X, Y, n), in order, under a free name; ``KEEPS`` is
-what a file can hold beside the voxels."""
+"""Their modules: ``contents`` opens a file, ``write`` puts slabs (X, Y, n), in order, under a free
+name; ``KEEPS`` is what a file can hold beside the voxels."""
 
 
 def format_of(path: str | Path) -> str:

@@ -15,7 +15,7 @@ from utils.errors import UserError, disk_errors
 from utils.stacks.axes import as_planes, given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, FORMATS, format_of
 from utils.stacks.place import Place
-from utils.stacks.stack import Contents, FileArray, Made, Stack
+from utils.stacks.stack import FileArray, Stack
 
 
 def open_stack(
@@ -50,7 +50,7 @@ def open_stack(
     if series is not None and kind != "tiff":
         raise UserError(f"{path}: has no series; --series {series} is for TIFF")
     with ExitStack() as held:
-        contents = held.enter_context(closing(_contents(path, kind)))
+        contents = held.enter_context(closing(FORMATS[kind].contents(path)))
         array = contents.source(key if series is None else str(series))
         try:
             stack = _select(array, channel, voxel_size, index, axes)
@@ -63,16 +63,9 @@ def open_stack(
 
 def list_stacks(path: str | Path) -> list[FileArray]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
-    with closing(_contents(*check_input(path))) as contents:
+    path, kind = check_input(path)
+    with closing(FORMATS[kind].contents(path)) as contents:
         return contents.entries()
-
-
-def _contents(path: Path, kind: str) -> Contents:
-    """Open a file, whether its format holds several arrays or one."""
-    if hasattr(FORMATS[kind], "contents"):
-        return FORMATS[kind].contents(path)
-    only = FORMATS[kind].read(path)
-    return Contents(path, {"": only}, lambda name: only)
 
 
 def check_input(path: str | Path) -> tuple[Path, str]:
@@ -100,7 +93,11 @@ def _select(
 ) -> Stack:
     """Choose channel and time point, and lay the rest out as (X, Y, Z)."""
     path, shape, stored = array.path, array.shape, array.dtype
-    dtype = _working_dtype(path, stored)
+    if stored.kind not in "buif":
+        raise UserError(f"{path}: holds {stored}, not grey values")
+    dtype = np.dtype(np.uint8) if stored.kind == "b" else stored.newbyteorder("=")
+    if stored.itemsize > 2:
+        dtype = np.dtype(np.float32)
     if min(shape, default=0) < 1:
         raise UserError(f"{path}: holds no voxels: its shape is {shape}")
     if given is not None:
@@ -161,15 +158,6 @@ def _select(
     )
 
 
-def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:
-    """Return the dtype to compute with: short ones as they are, others as float32."""
-    if dtype.kind == "b":
-        return np.dtype(np.uint8)
-    if dtype.kind not in "uif":
-        raise UserError(f"{path}: holds {dtype}, not grey values")
-    return np.dtype(np.float32) if dtype.itemsize > 2 else dtype.newbyteorder("=")
-
-
 def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray:
     """Return the array with other names for its axes, along which sizes and directions stay.
 
@@ -194,8 +182,7 @@ def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray
         return array.part((taken, *where[extra + 1 :]))
 
     chunks = array.chunks and (*array.chunks[:1], *(1,) * extra, *array.chunks[1:])
-    cut = {"shape": lengths, "chunks": chunks, "load": lambda: Made(read)}
-    return replace(array, axes=axes, place=place, **cut)
+    return replace(array, axes=axes, place=place, shape=lengths, chunks=chunks, read=read)
 
 
 def _place(path: Path, voxel_size: Sequence[float] | None, place: Place, spatial: str) -> Place:

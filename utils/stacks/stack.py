@@ -13,7 +13,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class StackLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack(StackLayout):
+class Stack(StackLayout, AbstractContextManager):
     """One grey-value stack or image in a file; made by :func:`open_stack`, closed after use.
 
     Its ``dtype`` is what :meth:`read` returns: whole numbers of 8 or 16 bits, float16 or float32.
@@ -131,10 +131,6 @@ class Stack(StackLayout):
         box = (*(slice(0, n) for n in self.shape[:-1]), slice(start, stop))
         return self.part(box).astype(self.dtype, copy=False)
 
-    def __enter__(self) -> Stack:
-        """Return itself; leaving the block closes the file."""
-        return self
-
     def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()
@@ -148,8 +144,8 @@ class FileArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     """As it is stored."""
-    load: Callable[[], Any] = field(repr=False)
-    """Returns what is indexed; an array that is mapped is mapped anew, so that it is let go."""
+    read: Callable[[tuple[int | slice, ...]], Any] = field(repr=False)
+    """The library's reading; :meth:`part` is for everyone else."""
     axes: str | None = None
     """A letter an axis: X, Y, Z, C or S (channels), T (time), N (sample); None if unknown."""
     place: Place = field(default_factory=lambda: Place.aligned({}))
@@ -175,30 +171,24 @@ class FileArray:
 
     @classmethod
     def found(cls, path: Path, load: Callable[[], Any], **told: Any) -> FileArray:
-        """Return the array that ``load`` finds, with further fields; UserError if it finds none."""
+        """Return the array that ``load`` finds, with further fields; UserError if it finds none.
+
+        One that is mapped is mapped anew for each part, so that it is let go.
+        """
         with library_errors(path):
             array = load()
-            return cls(path, tuple(map(int, array.shape)), np.dtype(array.dtype), load, **told)
+            shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
+            return cls(path, shape, dtype, lambda where: load()[where], **told)
 
     def part(self, where: tuple[int | slice, ...]) -> np.ndarray:
         """Return the part at a place, or in a slice, along each axis; UserError if it is lost."""
         places = [range(n)[place] for place, n in zip(where, self.shape, strict=True)]
         with library_errors(self.path):
-            found = self.load()[where]
+            found = self.read(where)
             found = np.array(found) if isinstance(found, np.memmap) else np.asarray(found)
         if found.shape != tuple(len(place) for place in places if isinstance(place, range)):
             raise UserError(f"{self.path}: holds fewer voxels than its header says; it is cut")
         return found
-
-
-@dataclass(frozen=True)
-class Made:
-    """What can be indexed like an array, and is made by a function of the index."""
-
-    part: Callable[[Any], Any]
-
-    def __getitem__(self, where: Any) -> Any:
-        return self.part(where)
 
 
 @dataclass(frozen=True)
@@ -212,8 +202,8 @@ class Contents:
     """Returns one of them by its name."""
     listed: Sequence[str] = ("",)
     """Names that ``--list`` shows."""
-    unasked: Sequence[str] | None = None
-    """What may be meant where nothing is named; None for all that is listed."""
+    unasked: Sequence[str] = ("",)
+    """What may be meant where nothing is named."""
     group: Callable[[str], Sequence[str]] = lambda name: ()
     """Returns what may be meant by a name that is none of an array."""
     close: Callable[[], None] = lambda: None
@@ -221,12 +211,17 @@ class Contents:
     note: str = ""
     """What a person should know where nothing is named, or what is named is not found."""
 
+    @classmethod
+    def only(cls, array: FileArray) -> Contents:
+        """Return those of a file that has one array."""
+        return cls(array.path, {"": array}, lambda name: array)
+
     def source(self, key: str | None) -> FileArray:
         """Return what is called ``key``, or the only one; UserError where that is none or many."""
         name = (key or "").strip("/")
         found = [name] if name in self.arrays else self.group(name)
         if not name:
-            found = self.listed if self.unasked is None else self.unasked
+            found = self.unasked
         elif not found:
             held = self._shown([name for name in self.arrays if name] or [""])
             raise UserError(f"{self.path}: {self.flag} {key!r}: not there; it holds {held}")
@@ -244,10 +239,10 @@ class Contents:
         """Return what ``--list`` shows; UserError where that is nothing."""
         if not self.listed:
             self.source(None)
-        unasked = [*(self.listed if self.unasked is None else self.unasked)]
-        opened = ((name, self.open(name)) for name in self.listed)
-        told = ((name, array.noted(array.place.note())) for name, array in opened)
-        return [replace(array, key=name, chosen=unasked == [name]) for name, array in told]
+        found = {name: self.open(name) for name in self.listed}
+        told = {name: array.noted(array.place.note()) for name, array in found.items()}
+        one = self.unasked[0] if len(self.unasked) == 1 else None
+        return [replace(array, key=name, chosen=name == one) for name, array in told.items()]
 
 
 @contextmanager

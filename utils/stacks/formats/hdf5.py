@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from utils.stacks.axes import told_axes
-from utils.stacks.formats.hdf5_parts import beside, packed_chunks, readable, warn_of_absent
+from utils.stacks.formats.hdf5_parts import beside, readable
 from utils.stacks.formats.hdf5_split import file_of, split_stacks
 from utils.stacks.place import Place
-from utils.stacks.stack import Contents, FileArray, Made, StackLayout, fill, library_errors
+from utils.stacks.stack import Contents, FileArray, StackLayout, fill, library_errors
 from utils.stacks.units import number_in
 from utils.storage import VolumeFile
 
@@ -45,9 +45,9 @@ def contents(path: Path) -> Contents:
             begun = "vol_data" in file
         volumes = held.enter_context(VolumeFile(path))
         if begun and volumes.complete:  # edges of its cube have no micrometres
-            images = Made(lambda where: volumes.read_image(where[0], where[1:]))
-            shape, kind = (len(volumes), *volumes.shape), np.dtype(np.float32)
-            whole = {"": FileArray(path, shape, kind, lambda: images, axes="NXYZ")}
+            told = {"shape": (len(volumes), *volumes.shape), "dtype": np.dtype(np.float32)}
+            told["read"] = lambda where: volumes.read_image(where[0], where[1:])
+            whole = {"": FileArray(path, axes="NXYZ", **told)}
         else:
             arrays = {name: array for array, name in first.items()}
             whole = split_stacks(path, file, arrays, sizes)
@@ -61,7 +61,7 @@ def contents(path: Path) -> Contents:
 
     note = f"its links lead nowhere: {', '.join(lost[:4])}" if lost else ""
     listed = [*whole] or [*first.values()]
-    return Contents(path, every | whole, opened, listed, close=close, note=note)
+    return Contents(path, every | whole, opened, listed, listed, close=close, note=note)
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
@@ -74,11 +74,11 @@ def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
     groups, entered = deque([("", file)]), set()
     while groups:
         prefix, group = groups.popleft()
-        links: list[tuple[str, Any]] = []
+        links: list[Any] = []
         if group not in entered:
-            group.visititems_links(lambda *found: links.append(found))  # noqa: B023
+            group.visititems_links(lambda *link, links=links: links.append(link))
         entered.add(group)
-        for name, link in sorted(links, key=lambda found: not isinstance(found[1], h5py.HardLink)):
+        for name, link in sorted(links, key=lambda link: not isinstance(link[1], h5py.HardLink)):
             try:
                 item = group[name]
             except (KeyError, OSError, RuntimeError):  # h5py's own for a link that leads nowhere
@@ -86,16 +86,15 @@ def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
                 lost.append(f"{prefix}{name} (to {getattr(link, 'path', 'nothing')}{there})")
                 continue
             yield f"{prefix}{name}", item
-            if isinstance(item, h5py.Group):
-                if isinstance(link, h5py.HardLink):
-                    entered.add(item)
-                else:
-                    groups.append((f"{prefix}{name}/", item))
+            if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
+                entered.add(item)
+            elif isinstance(item, h5py.Group):
+                groups.append((f"{prefix}{name}/", item))
 
 
 def _array(path: Path, dataset: Any) -> FileArray:
     """Return a dataset with what its attributes say."""
-    readable(path, dataset)
+    parts = readable(path, [dataset])
     with library_errors(path):
         tags = json.loads(dataset.attrs.get("axistags", '{"axes": []}'))["axes"]  # vigra, ilastik
         scales = [next(iter(dimension.keys()), "") for dimension in dataset.dims]  # netCDF
@@ -104,14 +103,8 @@ def _array(path: Path, dataset: Any) -> FileArray:
         sizes = [number_in(n.decode("latin-1") if isinstance(n, bytes) else str(n)) for n in told]
         spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-dataset.ndim :]
         known = zip(spatial, sizes, strict=True) if len(sizes) == len(spatial) else ()
-        array = FileArray.found(
-            path,
-            lambda: dataset,
-            axes=axes,
-            place=Place.aligned(dict(known)),
-            warning=lambda: warn_of_absent(path, [dataset]),
-            chunks=packed_chunks(dataset),
-        )
+        place = Place.aligned(dict(known))
+    array = FileArray.found(path, lambda: dataset, axes=axes, place=place, **parts)
     unread = told and not np.isfinite(sizes).any()
     return array.noted(f"its element_size_um is not read: {str(told)[:80]}" if unread else None)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,47 +31,51 @@ def beside(array: Any) -> Any:
     return h5py.Dataset(h5py.h5d.open(file.id, name, access))
 
 
-def readable(path: Path, array: Any) -> None:
-    """Raise UserError if a filter of a dataset, or a file of its bytes, is not there."""
+def readable(path: Path, arrays: Collection[Any]) -> dict[str, Any]:
+    """Return chunks and warning, fields of FileArray, of datasets that are alike.
+
+    Chunks are what is unpacked whole; of plain bytes any part is read. Raises UserError if a filter
+    of a dataset, or a file of its bytes, is not there.
+    """
     import h5py
 
     with library_errors(path):
-        made = array.id.get_create_plist()
-        for code, _, _, name in map(made.get_filter, range(made.get_nfilters())):
-            if not h5py.h5z.filter_avail(code) and not _plugins():
-                called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-                packed = f"{array.name} is packed by a filter of HDF5 ({called}, number {code})"
-                needs = "which needs the package hdf5plugin: pip install hdf5plugin"
-                raise UserError(f"{path}: {packed}, {needs}")
-        needed = math.prod(array.shape) * array.dtype.itemsize
-        for name, first, size in array.external or ():
-            file, wanted = Path(array.file.filename).parent / name, min(size, needed)
-            needed -= wanted
-            if not file.exists() or file.stat().st_size < first + wanted:
-                lacks = f"stand in {file}, which is {'cut' if file.exists() else 'absent'}"
-                raise UserError(f"{path}: the voxels of {array.name} {lacks}")
+        for array in arrays:
+            made = array.id.get_create_plist()
+            for code, _, _, name in map(made.get_filter, range(made.get_nfilters())):
+                if not h5py.h5z.filter_avail(code):
+                    called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
+                    _load_plugins(
+                        f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code})"
+                    )
+            needed = math.prod(array.shape) * array.dtype.itemsize
+            for name, first, size in array.external or ():
+                file, wanted = Path(array.file.filename).parent / name, min(size, needed)
+                needed -= wanted
+                if not file.exists() or file.stat().st_size < first + wanted:
+                    lacks = f"stand in {file}, which is {'cut' if file.exists() else 'absent'}"
+                    raise UserError(f"{path}: the voxels of {array.name} {lacks}")
+        chunks = array.chunks if made.get_nfilters() else None
+    return {"chunks": chunks, "warning": lambda: _warn_of_absent(path, arrays)}
 
 
-def _plugins() -> bool:
-    """Make the filters of the package hdf5plugin known, and say whether it is installed."""
+def _load_plugins(packed: str) -> None:
+    """Make the filters of the package hdf5plugin known; UserError if it is not installed."""
     try:
         importlib.import_module("hdf5plugin")
     except ImportError:
-        return False
-    return True
+        needs = "which needs the package hdf5plugin: pip install hdf5plugin"
+        raise UserError(f"{packed}, {needs}") from None
 
 
-def packed_chunks(array: Any) -> tuple[int, ...] | None:
-    """Return the edges of chunks that are unpacked whole; of plain bytes any part is read."""
-    return array.chunks if array.id.get_create_plist().get_nfilters() else None
-
-
-def warn_of_absent(path: Path, arrays: Iterable[Any]) -> str | None:
+def _warn_of_absent(path: Path, arrays: Collection[Any]) -> str | None:
     """Say what of datasets is read as the fill value for want of chunks, files or datasets."""
     with library_errors(path):
         found = [loss for array in arrays for loss in _losses(array)]
+    if not found:
+        return None
     more = f", and {len(found) - 3} more like it" if len(found) > 3 else ""
-    return found and (
+    return (
         f"{path}: {'; '.join(found[:3])}{more}: read as the fill value, which is right if nothing "
         "was to be stored there, and wrong if writing was cut short or a file was left behind"
     )
@@ -101,10 +105,11 @@ def _lost_sources(array: Any, name: str) -> Iterator[str]:
 
     own, mapped = Path(array.file.filename), 0
     for source in array.virtual_sources():
+        count = source.vspace.get_select_npoints()
         if "%" in source.file_name + source.dset_name:  # a pattern of files, read as far as they go
             mapped = array.size
             continue
-        mapped += source.vspace.get_select_npoints()
+        mapped += count
         places = (own.parent / source.file_name, Path(source.file_name))
         file = own if source.file_name == "." else next(filter(Path.is_file, places), None)
         if file is None:
@@ -115,7 +120,7 @@ def _lost_sources(array: Any, name: str) -> Iterator[str]:
             there = f"a part of {name} is {source.dset_name} of {file.name}"
             if found is None:
                 yield f"{there}, which lacks it"
-            elif source.vspace.get_select_npoints() > found.size:
+            elif count > found.size:
                 yield f"{there}, which holds less"
             else:
                 yield from _losses(found)

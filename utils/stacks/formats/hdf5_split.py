@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
+from utils.stacks.formats.hdf5_parts import readable
 from utils.stacks.place import Place
-from utils.stacks.stack import FileArray, Made, library_errors
+from utils.stacks.stack import FileArray, library_errors
 from utils.stacks.units import micrometres_per, number_in
 
 BDV = re.compile(r"(?P<within>(?:.+/)?)t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
@@ -101,9 +101,9 @@ def _stack(
 
     ``match`` is of the name of one.
     """
-    one = next(iter(parts.values()))
+    one, told = next(iter(parts.values())), readable(path, parts.values())
     with library_errors(path):
-        dtype, size, chunks = one.dtype, one.shape, packed_chunks(one)
+        dtype, size = one.dtype, one.shape
         if match.re is BDV:
             place = _scaled(file, match, sizes)
             dtype = np.dtype(f"{dtype.byteorder}u2") if dtype == np.int16 else dtype
@@ -111,24 +111,15 @@ def _stack(
             size, place = _true_size(file, one)
     if len(size) != len(one.shape) or any(a > b for a, b in zip(size, one.shape, strict=True)):
         raise UserError(f"{path}: damaged: {one.name} of {one.shape} is smaller than {size}")
-    for array in parts.values():
-        readable(path, array)
 
     def part(where: tuple[Any, ...]) -> np.ndarray:
         if where[:2] not in parts:
             raise UserError(f"{path}: has no channel {where[1]} at time point {where[0]}")
         return parts[where[:2]][where[2:]].view(dtype)
 
-    return FileArray(
-        path,
-        (*(max(place) + 1 for place in zip(*parts, strict=True)), *size),
-        dtype,
-        lambda: Made(part),
-        axes="TCZYX",
-        place=place,
-        warning=lambda: warn_of_absent(path, parts.values()),
-        chunks=None if chunks is None else (1, 1, *chunks),
-    )
+    told["chunks"] = told["chunks"] and (1, 1, *told["chunks"])
+    shape = (*(max(places) + 1 for places in zip(*parts, strict=True)), *size)
+    return FileArray(path, shape, dtype, part, axes="TCZYX", place=place, **told)
 
 
 def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.place import Place
-from utils.stacks.stack import FileArray, StackLayout, library_errors, whole_of
+from utils.stacks.stack import Contents, FileArray, StackLayout, library_errors, whole_of
 from utils.stacks.units import micrometres_per
 
 KEEPS = ("voxel size", "place", "directions")
@@ -22,7 +22,7 @@ LONGEST = 32767
 """Voxels along an axis that NIfTI-1 can count."""
 
 
-def read(path: Path) -> FileArray:
+def contents(path: Path) -> Contents:
     """Open a file, or the pair that a ``.hdr`` or ``.img`` belongs to.
 
     Of a packed file all that precedes a slab behind the last is unpacked for it.
@@ -50,7 +50,7 @@ def read(path: Path) -> FileArray:
     if scaled and dtype.kind in "uif":
         dtype = np.dtype(np.float64)
     told = {"axes": "XYZTC"[: len(shape)], "place": place, "notes": notes}
-    return FileArray(path, shape, dtype, lambda: image.dataobj, **told)
+    return Contents.only(FileArray(path, shape, dtype, lambda k: image.dataobj[k], **told))
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

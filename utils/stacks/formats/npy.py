@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from utils.stacks.stack import FileArray, StackLayout, fill
+from utils.stacks.stack import Contents, FileArray, StackLayout, fill
 
 KEEPS = ()
 
 
-def read(path: Path) -> FileArray:
+def contents(path: Path) -> Contents:
     """Map a file; the meaning of its axes is not in it."""
-    return FileArray.found(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    load = functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)
+    return Contents.only(FileArray.found(path, load))
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

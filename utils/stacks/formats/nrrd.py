@@ -17,7 +17,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.stacks.axes import MOST_CHANNELS
 from utils.stacks.place import Place
-from utils.stacks.stack import FileArray, StackLayout, library_errors, whole_of
+from utils.stacks.stack import Contents, FileArray, StackLayout, library_errors, whole_of
 from utils.stacks.units import micrometres_per
 
 KEEPS = ("voxel size", "place", "directions")
@@ -29,7 +29,7 @@ ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byt
 """Header fields of files whose voxels do not begin right behind the header."""
 
 
-def read(path: Path) -> FileArray:
+def contents(path: Path) -> Contents:
     """Open a file; its voxels are mapped if they stand there unpacked, else loaded when needed."""
     import nrrd
 
@@ -46,9 +46,10 @@ def read(path: Path) -> FileArray:
     told = {"axes": axes, "place": place}
     if mapped:
         load = functools.partial(np.memmap, path, dtype, "r", offset, shape, order="F")
-        return FileArray.found(path, load, **told)
+        return Contents.only(FileArray.found(path, load, **told))
     load = functools.cache(lambda: nrrd.read(str(path), index_order="F")[0])
-    return FileArray(path, shape, dtype, load, loaded=math.prod(shape) * dtype.itemsize, **told)
+    told["loaded"] = math.prod(shape) * dtype.itemsize
+    return Contents.only(FileArray(path, shape, dtype, lambda where: load()[where], **told))
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[str]:

@@ -18,7 +18,6 @@ from utils.stacks.place import Place
 from utils.stacks.stack import (
     Contents,
     FileArray,
-    Made,
     StackLayout,
     library_errors,
     planes_of,
@@ -184,9 +183,8 @@ def _array(path: Path, file: Any, series: Any, number: int) -> FileArray:
     if array.dtype.kind not in "ub":
         raise UserError(f"{path}: {series.dtype} with white as zero; save it with black as zero")
     top = 2 ** int(page.bitspersample) - 1
-    inverted = Made(lambda where: (top - load()[where]).astype(array.dtype))
     noted = array.noted("stored with white as zero: the grey values are inverted")
-    return replace(noted, load=lambda: inverted)
+    return replace(noted, read=lambda where: (top - array.read(where)).astype(array.dtype))
 
 
 def _check_segments(path: Path, series: Any) -> None:

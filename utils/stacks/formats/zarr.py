@@ -16,7 +16,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.stacks.axes import NAMES, axis_letters, told_axes
 from utils.stacks.place import Place
-from utils.stacks.stack import Contents, FileArray, Made, StackLayout, fill, library_errors
+from utils.stacks.stack import Contents, FileArray, StackLayout, fill, library_errors
 
 KEEPS = ("voxel size", "place")
 MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
@@ -116,7 +116,7 @@ def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
         path,
         opened.shape,
         opened.dtype,
-        lambda: Made(few_at_once),
+        few_at_once,
         axes=axes,
         place=place,
         notes=notes,
