@@ -48,10 +48,7 @@ def axis_letters(names: Any) -> str | None:
 
 
 def told_axes(attributes: Mapping[str, Any], others: Iterable[Any], count: int) -> str | None:
-    """Return the letters of names in attributes, or in ``others``, by preference ``count`` of them.
-
-    None where nothing is known.
-    """
+    """Return letters by names in attributes or ``others``, rather ``count`` of them, None for none."""
     names = [*(attributes.get(name) for name in NAMED_BY), *others]
     found = [letters for each in names if each is not None and (letters := axis_letters(each))]
     return next((letters for letters in found if len(letters) == count), next(iter(found), None))
@@ -69,11 +66,9 @@ def _example(shape: Sequence[int]) -> str:
 
 
 def given_axes(path: Path, text: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """Return the user's order of axes in capitals, and their lengths.
+    """Return the user's order of axes in capitals, and their lengths; UserError if it cannot be.
 
-    Letters may have their lengths behind them. With those of all but one, as in ``ZC2YX``, the
-    first axis of the array, of pages in turn, may stand for several. Raises UserError if it cannot
-    be the order of ``shape``.
+    With the lengths of all letters but one, as in ``ZC2YX``, the first axis may stand for several.
     """
     found = re.findall(r"(\D)(\d*)", text.strip().upper())
     axes, counts = "".join(a for a, _ in found), [int(n or 0) for _, n in found]
@@ -100,10 +95,9 @@ def given_axes(path: Path, text: str, shape: Sequence[int]) -> tuple[str, tuple[
 
 
 def usual_axes(path: Path, shape: Sequence[int]) -> str:
-    """Return the order of axes that an array without names has if there is but one way to see it.
+    """Return the order of axes without names if there is but one way to see it; else UserError.
 
     Of four axes longer than 1 the one of up to four entries is channels, unless it is the third.
-    Raises UserError, which names ``--axes``, where that does not tell.
     """
     long = [k for k, n in enumerate(shape) if n > 1 or len(shape) <= 3]
     lengths = [shape[k] for k in long]

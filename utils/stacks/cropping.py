@@ -1,8 +1,4 @@
-"""A box cut out of a stack, as a stack of its own that keeps voxel size and place in space.
-
-Ranges are given as users name them, along z, y, x. A stack is cut where it is read, so nothing of
-the rest is held.
-"""
+"""A box cut out of a stack, as a stack of its own that keeps voxel size and place in space."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from utils.stacks import Stack
 
 
 def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) -> Stack:
-    """Return the box ``ranges`` of ``stack``; closing either closes the file.
+    """Return the box ``ranges`` of ``stack``, cut where it is read; closing either closes the file.
 
     ``ranges`` are the first voxel and the one after the last along z, y, x (or y, x), from 0; None
     is the stack's own end. Raises UserError for a box that does not lie within the stack.

@@ -76,10 +76,7 @@ def zarr_around(path: str | Path) -> Path:
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
-    """Return the file's name without its ending, and the ending as it is, ``.ome`` included.
-
-    Raises UserError for an unknown ending.
-    """
+    """Return the file's name without its ending, and the ending as it is, ``.ome`` included."""
     format_of(path)
     name = Path(path).name
     ending = max((e for e in ENDINGS if name.lower().endswith(e)), key=len, default="")

@@ -28,7 +28,7 @@ def open_stack(
     series: int | None = None,
     axes: str | None = None,
 ) -> Stack:
-    """Open one stack or image for reading by slabs.
+    """Open one stack or image for reading by slabs; UserError for one that cannot be.
 
     Args:
         path: a file of one of :data:`endings.ENDINGS`; a folder for Zarr, and for planes in TIFF.
@@ -39,10 +39,6 @@ def open_stack(
         series: which series of a TIFF, from 0; the largest if none is named.
         axes: a letter for each axis of the file's array, slowest first, such as ``ZCYX``, where the
             file does not tell or is wrong; ``ZC2YX`` for pages of two channels in turn.
-
-    Raises:
-        UserError: for a file that is missing, damaged, of an unknown format or without what was
-            asked for.
     """
     path, kind = check_input(path)
     if key is not None and kind not in ("hdf5", "zarr"):
@@ -161,8 +157,8 @@ def _select(
 def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray:
     """Return the array with other names for its axes, along which sizes and directions stay.
 
-    Sizes without axes are those of Z, Y and X, in the order in which these stand now. Where there
-    are more lengths than axes, the first axis is cut into the first ones.
+    Sizes without axes are those of Z, Y and X, in the order in which these stand now. With more
+    lengths than axes the first axis, of pages, is cut into the first ones.
     """
     extra = len(lengths) - len(array.shape)
     if not extra and len(array.axes or "") == len(lengths):

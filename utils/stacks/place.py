@@ -1,7 +1,4 @@
-"""Where a stack stands in space: the size of its voxels, the directions of its axes, and its place.
-
-One description for all formats, so that an output says what its input did, whatever both are.
-"""
+"""Where a stack stands: size, directions and place of its voxels, one description for all formats."""
 
 from __future__ import annotations
 
@@ -95,10 +92,7 @@ class Place:
 
     @property
     def way(self) -> tuple[float, ...]:
-        """How far the first voxel lies from 0 along each axis of the stack, in units.
-
-        Formats without directions keep this: 0 then lies at the same voxel.
-        """
+        """How far the first voxel lies from 0 along the stack's axes: kept where directions are not."""
         return tuple(map(float, np.linalg.pinv(self.steps) @ self.first * self.sizes))
 
     def within(self, axes: int) -> Place:
@@ -111,10 +105,7 @@ class Place:
         )
 
     def renamed(self, axes: Mapping[str, str]) -> Place:
-        """Return the place of a stack some of whose axes, X, Y and Z, are now called otherwise.
-
-        ``axes`` has the former name of an axis by its new one.
-        """
+        """Return the place with axes called otherwise: ``axes`` has the former names by the new."""
         place = (
             self if self.steps.shape[1] == 3 else Place.aligned(self.known, self.unit / self.unit)
         )
@@ -128,18 +119,14 @@ class Place:
         return replace(place, steps=steps, first=first, guessed=guessed)
 
     def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
-        """Return the place of a part that begins ``voxels`` from the first along each axis.
-
-        Those that are not finite, since nobody knows, count as 0.
-        """
+        """Return the place of a part that begins so many voxels on, 0 where they are not finite."""
         known = np.where(np.isfinite(voxels), voxels, 0)
         return replace(self, first=self.first + self.steps[:, : len(known)] @ known)
 
     def resized(self, sizes: Iterable[float]) -> Place:
         """Return the place with voxels of ``sizes`` micrometres along x, y, z (or x, y).
 
-        Directions stay, and 0 lies at the same voxel. Where the sizes are the stack's own, in its
-        unit if that is known, nothing else changes.
+        Directions stay, and 0 lies at the same voxel. Its own sizes change nothing else.
         """
         unit = self.unit if self.has_unit else 1.0
         ratio = np.array(list(sizes)) / self.sizes / unit
@@ -151,10 +138,7 @@ class Place:
         return replace(self, steps=steps, first=first, unit=1.0, guessed="")
 
     def in_units(self, units: Collection[float] = ()) -> Place:
-        """Return the same in one of ``units``, each in micrometres, or else in micrometres.
-
-        Itself if its own unit is not known.
-        """
+        """Return the same in one of ``units``, else in micrometres; itself if its own is unknown."""
         if self.unit in units or not self.has_unit:
             return self
         return replace(self, steps=self.steps * self.unit, first=self.first * self.unit, unit=1.0)

@@ -30,8 +30,7 @@ UNSUPPORTED = re.compile(
 OF_THE_SYSTEM = "EACCES EPERM ENOENT EIO ESTALE ETIMEDOUT EMFILE ENFILE EAGAIN".split()
 """What the system says of files and disks, not of bytes that make no sense."""
 CHUNK_PLANES, CHUNK_EDGE = 16, 128
-"""Edges of outputs' chunks along z and the other axes: few planes, so that few are held at a time.
-"""
+"""Edges of outputs' chunks along z, and others: few planes, so that few are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +170,7 @@ class FileArray:
 
     @classmethod
     def found(cls, path: Path, load: Callable[[], Any], **told: Any) -> FileArray:
-        """Return the array that ``load`` finds, with further fields; UserError if it finds none.
-
-        One that is mapped is mapped anew for each part, so that it is let go.
-        """
+        """Return what ``load`` finds, anew each time so that a mapped one is let go, or UserError."""
         with library_errors(path):
             array = load()
             shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
@@ -249,9 +245,8 @@ class Contents:
 def library_errors(path: Path) -> Iterator[None]:
     """Turn what a format's library raises about a file into one UserError that says what is wrong.
 
-    The libraries parse what may be any bytes, and raise nearly every kind of exception on the way;
-    what they would warn of or log is said by that error or harmless. For their calls, and for lines
-    that take what the file says apart, alone: a bug of ours would be called a damaged file.
+    The libraries parse any bytes, raise nearly every exception, and warn on the way. For their
+    calls, and lines that take a file apart, alone: a bug of ours would be called a damaged file.
     """
     try:
         with warnings.catch_warnings(), quiet("nibabel.global"), quiet("tifffile"):
@@ -295,10 +290,7 @@ def planes_of(slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def fill(array: Any, axes: str, slabs: Iterable[np.ndarray]) -> Any:
-    """Put the slabs into an array whose axes stand in the order ``axes``, no chunk of it twice.
-
-    Returns the array.
-    """
+    """Put the slabs into an array of this order of axes, no chunk of it twice; return the array."""
     letters = "ZYX"[-len(axes) :]
     along = axes.index(letters[0])
     depth = array.chunks[along] if hasattr(array, "chunks") else CHUNK_PLANES

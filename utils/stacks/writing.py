@@ -36,9 +36,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a stack in the format of its ending; what stood under ``path`` is replaced.
 
-    TIFF is ImageJ's (OME for ``.ome.tif``), Zarr is OME-Zarr 0.4. The folder exists; ``slabs`` are
-    (X, Y, n) of any n, in order, together ``layout.shape``. Raises UserError for an unknown ending
-    or a disk that cannot be written; nothing is left then.
+    ``slabs`` are (X, Y, n) of any n, in order, together ``layout.shape``. Raises UserError for an
+    unknown ending, or a disk that cannot be written; nothing is left then.
     """
     path = Path(path)
     write = FORMATS[written_format(path)].write

@@ -26,8 +26,7 @@ def contents(path: Path) -> Contents:
     """Open a file and look through it, along its links too; its arrays have two axes or more.
 
     Read unasked is what its program keeps as one stack in several of them: the images of a file of
-    simulated volumes, and what :mod:`hdf5_split` knows; a BigDataViewer ``.xml`` stands for the
-    file that it names.
+    simulated volumes, and what :mod:`hdf5_split` knows.
     """
     import h5py
 
@@ -65,10 +64,7 @@ def contents(path: Path) -> Contents:
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield each name and what it stands for, own ones before those behind soft and external links.
-
-    Each group is looked through once; a link that leads nowhere is noted in ``lost``.
-    """
+    """Yield names and what they stand for, own ones first; links that lead nowhere go to ``lost``."""
     import h5py
 
     groups, entered = deque([("", file)]), set()

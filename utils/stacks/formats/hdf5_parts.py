@@ -16,10 +16,7 @@ from utils.stacks.stack import library_errors
 
 
 def beside(array: Any) -> Any:
-    """Return a dataset opened so that files which hold its bytes are looked for beside its own.
-
-    HDF5 itself looks for them where the program was started.
-    """
+    """Return a dataset that finds the files of its bytes beside its own, not where we started."""
     import h5py
 
     if not array.external:
@@ -34,8 +31,7 @@ def beside(array: Any) -> Any:
 def readable(path: Path, arrays: Collection[Any]) -> dict[str, Any]:
     """Return chunks and warning, fields of FileArray, of datasets that are alike.
 
-    Chunks are what is unpacked whole; of plain bytes any part is read. Raises UserError if a filter
-    of a dataset, or a file of its bytes, is not there.
+    Raises UserError if a filter of a dataset, or a file of its bytes, is not there.
     """
     import h5py
 
@@ -45,9 +41,8 @@ def readable(path: Path, arrays: Collection[Any]) -> dict[str, Any]:
             for code, _, _, name in map(made.get_filter, range(made.get_nfilters())):
                 if not h5py.h5z.filter_avail(code):
                     called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-                    _load_plugins(
-                        f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code})"
-                    )
+                    packed = f"{array.name} is packed by a filter of HDF5 ({called}, number {code})"
+                    _load_plugins(f"{path}: {packed}")
             needed = math.prod(array.shape) * array.dtype.itemsize
             for name, first, size in array.external or ():
                 file, wanted = Path(array.file.filename).parent / name, min(size, needed)

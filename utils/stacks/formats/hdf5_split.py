@@ -34,7 +34,7 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
     """Return the HDF5 file that BigDataViewer's ``.xml`` names, and the voxel sizes of its setups.
 
     The ``.xml`` is the path itself, or stands beside an HDF5 file of the same name. UserError if it
-    names no HDF5 file, or one that is absent.
+    names none that is there.
     """
     from xml.etree import ElementTree
 
@@ -67,8 +67,8 @@ def split_stacks(
 ) -> dict[str, FileArray]:
     """Return the stacks at full resolution by the name for ``--key``, empty for the only one.
 
-    One array alone is taken at any resolution. None are returned of arrays of other programs, or
-    that are stacks of their own: several groups of them, or time points that differ.
+    One array alone is taken at any resolution. None of arrays of other programs, of several groups,
+    or of time points that differ.
     """
     full = {}
     for name, array in arrays.items():
@@ -97,10 +97,7 @@ def split_stacks(
 def _stack(
     path: Path, file: Any, parts: Mapping[tuple[int, int], Any], match: re.Match[str], sizes: Sizes
 ) -> FileArray:
-    """Return arrays by place along T and C as one stack (T, C, Z, Y, X); one may be absent.
-
-    ``match`` is of the name of one.
-    """
+    """Return arrays by place along T and C, one named as ``match``, as a stack (T, C, Z, Y, X)."""
     one, told = next(iter(parts.values())), readable(path, parts.values())
     with library_errors(path):
         dtype, size = one.dtype, one.shape
@@ -123,10 +120,7 @@ def _stack(
 
 
 def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:
-    """Return a setup's voxel size times its level's factors of ``resolutions`` (x, y, z).
-
-    Where there is no ``.xml``, ``resolutions`` are sizes in micrometres if they are no whole ones.
-    """
+    """Return a setup's voxel size times its level's factors; without ``.xml`` these may be sizes."""
     table = file.get(f"{match['within']}s{match['channel']}/resolutions")
     level, known = int(match["level"]), sizes.get(int(match["channel"]))
     if table is None:
@@ -138,11 +132,7 @@ def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:
 
 
 def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
-    """Return the size (z, y, x) of an Imaris array without what fills its last chunks, and place.
-
-    Its origin is ``ExtMin``, the lower corner of the extents; they are in micrometres if no unit is
-    named.
-    """
+    """Return an Imaris array's true size (z, y, x), and place: ``ExtMin`` is its lower corner."""
     whole, own = file["DataSetInfo/Image"].attrs, array.parent.attrs
     size = [int(_text(own.get(f"ImageSize{a}", whole.get(a)))) for a in "XYZ"]
     unit = micrometres_per(_text(whole.get("Unit", "um")))

@@ -23,10 +23,7 @@ LONGEST = 32767
 
 
 def contents(path: Path) -> Contents:
-    """Open a file, or the pair that a ``.hdr`` or ``.img`` belongs to.
-
-    Of a packed file all that precedes a slab behind the last is unpacked for it.
-    """
+    """Open a file or pair; of a packed one all that precedes a slab behind the last is unpacked."""
     import nibabel
 
     packed = path.name.lower().endswith(".gz")

@@ -102,8 +102,7 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
 def _in_micrometres(place: Place, lengths: np.ndarray) -> Place:
     """Return the place where each axis of space has a unit of its own; NaN for an unknown one.
 
-    Axes of the stack that lead along such a one get the size of the finest of the others; if all
-    do, the numbers are a ratio.
+    Axes of the stack along such a one get the others' finest size; if all do, a ratio is left.
     """
     known = np.isfinite(lengths)
     guessed = place.steps[~known].any(0)

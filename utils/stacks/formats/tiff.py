@@ -249,10 +249,7 @@ def _pixels(file: Any, series: Any, number: int) -> Any:
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
-    """Write ImageJ's TIFF, or OME's if the name says so, page by page.
-
-    Sizes that are guessed are left out; a place is written as :func:`_place` reads it.
-    """
+    """Write ImageJ's TIFF, or OME's if the name says so, page by page, without guessed sizes."""
     import tifffile
 
     flat, ome = len(layout.shape) == 2, ".ome.tif" in path.name.lower()

@@ -29,9 +29,8 @@ Level = tuple[Mapping[str, Any], Mapping[str, Any]]
 def contents(path: Path) -> Contents:
     """Look through a folder, which may lie within another one.
 
-    Listed are its images, those of labels too, or its arrays where it has no images. A name may be
-    that of a group; of an image the finest level is meant: of the group's first, of those below but
-    labels, or else of its arrays.
+    Listed are its images, those of labels too, or its arrays where it has none. A group's name means
+    the finest level of its first image, of those below but labels, or its arrays.
     """
     arrays, finest, levels = _found(path)
 
@@ -53,10 +52,7 @@ def contents(path: Path) -> Contents:
 
 
 def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Level]]:
-    """Return arrays by name, names of images' full resolution by group, and levels by array.
-
-    An array may be a level of an image in whose folder ``path`` lies.
-    """
+    """Return arrays by name, images' finest by group, and levels, those of folders around too."""
     import zarr
 
     arrays: dict[str, Any] = {}
@@ -129,8 +125,8 @@ def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
 def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[str, ...]]:
     """Return axes, place and notes of an array by OME-NGFF's metadata, if there are any.
 
-    The image's own transformations come after those of the level (0.4, multiscales metadata). Axes
-    are T, C, Z, Y, X in 0.1 and 0.2, names in 0.3, and have types and units since 0.4.
+    The image's own transformations come after those of the level (0.4). Axes are T, C, Z, Y, X in
+    0.1 and 0.2, names in 0.3, and have types and units since 0.4.
     """
     unknown = Place.aligned({})
     if found is None:
@@ -162,10 +158,7 @@ def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[s
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:
-    """Say how many chunks are absent, which Zarr reads as the fill value without a word.
-
-    One listing of each folder; zarr's own ``nchunks_initialized`` takes the square of their number.
-    """
+    """Say how many chunks are absent; zarr's own count takes the square of their number."""
     edges = zip(array.shape, array.shards or array.chunks, strict=True)
     counts = [math.ceil(n / edge) for n, edge in edges]
     folder, total = path / array.path, math.prod(counts)
@@ -183,10 +176,7 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
-    """Write OME-Zarr 0.4 (https://ngff.openmicroscopy.org/0.4) of one level.
-
-    A box says where it was cut out by a translation.
-    """
+    """Write OME-Zarr 0.4 (https://ngff.openmicroscopy.org/0.4) of one level."""
     import zarr
 
     axes = "ZYX"[-len(layout.shape) :]
