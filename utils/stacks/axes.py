@@ -48,7 +48,7 @@ def axis_letters(names: Any) -> str | None:
 
 
 def told_axes(attributes: Mapping[str, Any], others: Iterable[Any], count: int) -> str | None:
-    """Return letters by names in attributes or ``others``, rather ``count`` of them, None for none."""
+    """Return letters by names in attributes or ``others``, by preference of ``count`` axes; or None."""
     names = [*(attributes.get(name) for name in NAMED_BY), *others]
     found = [letters for each in names if each is not None and (letters := axis_letters(each))]
     return next((letters for letters in found if len(letters) == count), next(iter(found), None))

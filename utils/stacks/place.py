@@ -1,4 +1,4 @@
-"""Where a stack stands: size, directions and place of its voxels, one description for all formats."""
+"""Where a stack stands in space: size, directions and place of its voxels, for all formats."""
 
 from __future__ import annotations
 
@@ -87,12 +87,11 @@ class Place:
     @property
     def turned(self) -> bool:
         """Whether an axis is mirrored or does not lie along its axis of space."""
-        straight = np.eye(*self.steps.shape)
-        return not np.allclose(self.steps / self.sizes, straight, atol=1e-6)
+        return not np.allclose(self.steps / self.sizes, np.eye(*self.steps.shape), atol=1e-6)
 
     @property
     def way(self) -> tuple[float, ...]:
-        """How far the first voxel lies from 0 along the stack's axes: kept where directions are not."""
+        """How far the first voxel lies from 0 along the axes of the stack, whatever their directions."""
         return tuple(map(float, np.linalg.pinv(self.steps) @ self.first * self.sizes))
 
     def within(self, axes: int) -> Place:
@@ -100,15 +99,13 @@ class Place:
         guessed = "".join(a for a in self.guessed if a in "XYZ"[:axes])
         flat = not self.space and not self.steps[axes:, :axes].any() and not self.first[axes:].any()
         ways = axes if flat else len(self.first)
-        return replace(
-            self, steps=self.steps[:ways, :axes], first=self.first[:ways], guessed=guessed
-        )
+        steps, first = self.steps[:ways, :axes], self.first[:ways]
+        return replace(self, steps=steps, first=first, guessed=guessed)
 
     def renamed(self, axes: Mapping[str, str]) -> Place:
         """Return the place with axes called otherwise: ``axes`` has the former names by the new."""
-        place = (
-            self if self.steps.shape[1] == 3 else Place.aligned(self.known, self.unit / self.unit)
-        )
+        flat = self.steps.shape[1] < 3
+        place = Place.aligned(self.known, self.unit / self.unit) if flat else self
         left = [a for a in "XYZ" if a not in axes.values()]
         former = [axes[a] if a in axes else left.pop(0) for a in "XYZ"]
         order = ["XYZ".index(a) for a in former]
@@ -133,12 +130,11 @@ class Place:
         if np.allclose(ratio, 1, rtol=SAME_SIZE, atol=0):
             return replace(self, unit=unit, guessed="")
         steps = self.steps * ratio * unit
-        first = self.first * unit
-        first = first + (steps - self.steps * unit) @ np.linalg.pinv(self.steps) @ self.first
-        return replace(self, steps=steps, first=first, unit=1.0, guessed="")
+        moved = (steps - self.steps * unit) @ np.linalg.pinv(self.steps) @ self.first
+        return replace(self, steps=steps, first=self.first * unit + moved, unit=1.0, guessed="")
 
     def in_units(self, units: Collection[float] = ()) -> Place:
-        """Return the same in one of ``units``, else in micrometres; itself if its own is unknown."""
+        """Return the same in one of ``units``, or micrometres; itself if its own is not known."""
         if self.unit in units or not self.has_unit:
             return self
         return replace(self, steps=self.steps * self.unit, first=self.first * self.unit, unit=1.0)

@@ -164,13 +164,13 @@ class FileArray:
     chosen: bool = False
     """Whether it is read if nothing is named."""
 
-    def noted(self, *notes: str | None) -> FileArray:
-        """Return it with more that a person should know; None is nothing."""
-        return replace(self, notes=(*self.notes, *filter(None, notes)))
+    def noted(self, note: str | None) -> FileArray:
+        """Return it with more that a person should know, if that is anything."""
+        return replace(self, notes=(*self.notes, note)) if note else self
 
     @classmethod
     def found(cls, path: Path, load: Callable[[], Any], **told: Any) -> FileArray:
-        """Return what ``load`` finds, anew each time so that a mapped one is let go, or UserError."""
+        """Return what ``load`` finds, each time anew, so that a mapping is let go; or UserError."""
         with library_errors(path):
             array = load()
             shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
@@ -215,17 +215,17 @@ class Contents:
     def source(self, key: str | None) -> FileArray:
         """Return what is called ``key``, or the only one; UserError where that is none or many."""
         name = (key or "").strip("/")
-        found = [name] if name in self.arrays else self.group(name)
-        if not name:
-            found = self.unasked
-        elif not found:
+        found = self.unasked
+        if name:
+            found = [name] if name in self.arrays else self.group(name)
+        if name and not found:
             held = self._shown([name for name in self.arrays if name] or [""])
             raise UserError(f"{self.path}: {self.flag} {key!r}: not there; it holds {held}")
         if len(found) != 1:
             several = f"several arrays; name one with {self.flag}: "
             raise UserError(f"{self.path}: holds {several if found else ''}{self._shown(found)}")
         array = self.open(found[0])
-        return array if key or not self.note else array.noted(self.note)
+        return array.noted(None if key else self.note)
 
     def _shown(self, names: Sequence[str]) -> str:
         shown = ", ".join(f"{name} {self.arrays[name].shape}".strip() for name in names[:8])

@@ -64,7 +64,7 @@ def contents(path: Path) -> Contents:
 
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield names and what they stand for, own ones first; links that lead nowhere go to ``lost``."""
+    """Yield names and what they stand for, own ones first; links to nowhere go to ``lost``."""
     import h5py
 
     groups, entered = deque([("", file)]), set()

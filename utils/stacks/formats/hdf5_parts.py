@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def beside(array: Any) -> Any:
     return h5py.Dataset(h5py.h5d.open(file.id, name, access))
 
 
-def readable(path: Path, arrays: Collection[Any]) -> dict[str, Any]:
+def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
     """Return chunks and warning, fields of FileArray, of datasets that are alike.
 
     Raises UserError if a filter of a dataset, or a file of its bytes, is not there.
@@ -36,13 +36,17 @@ def readable(path: Path, arrays: Collection[Any]) -> dict[str, Any]:
     import h5py
 
     with library_errors(path):
-        for array in arrays:
-            made = array.id.get_create_plist()
-            for code, _, _, name in map(made.get_filter, range(made.get_nfilters())):
-                if not h5py.h5z.filter_avail(code):
+        made = [array.id.get_create_plist() for array in arrays]
+        for code, name in {m.get_filter(k)[::3] for m in made for k in range(m.get_nfilters())}:
+            if not h5py.h5z.filter_avail(code):
+                try:
+                    importlib.import_module("hdf5plugin")
+                except ImportError:
                     called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-                    packed = f"{array.name} is packed by a filter of HDF5 ({called}, number {code})"
-                    _load_plugins(f"{path}: {packed}")
+                    packed = f"packed by a filter of HDF5 ({called}, number {code})"
+                    needs = "which needs the package hdf5plugin: pip install hdf5plugin"
+                    raise UserError(f"{path}: {packed}, {needs}") from None
+        for array in arrays:
             needed = math.prod(array.shape) * array.dtype.itemsize
             for name, first, size in array.external or ():
                 file, wanted = Path(array.file.filename).parent / name, min(size, needed)
@@ -50,20 +54,11 @@ def readable(path: Path, arrays: Collection[Any]) -> dict[str, Any]:
                 if not file.exists() or file.stat().st_size < first + wanted:
                     lacks = f"stand in {file}, which is {'cut' if file.exists() else 'absent'}"
                     raise UserError(f"{path}: the voxels of {array.name} {lacks}")
-        chunks = array.chunks if made.get_nfilters() else None
+        chunks = arrays[0].chunks if made[0].get_nfilters() else None
     return {"chunks": chunks, "warning": lambda: _warn_of_absent(path, arrays)}
 
 
-def _load_plugins(packed: str) -> None:
-    """Make the filters of the package hdf5plugin known; UserError if it is not installed."""
-    try:
-        importlib.import_module("hdf5plugin")
-    except ImportError:
-        needs = "which needs the package hdf5plugin: pip install hdf5plugin"
-        raise UserError(f"{packed}, {needs}") from None
-
-
-def _warn_of_absent(path: Path, arrays: Collection[Any]) -> str | None:
+def _warn_of_absent(path: Path, arrays: Sequence[Any]) -> str | None:
     """Say what of datasets is read as the fill value for want of chunks, files or datasets."""
     with library_errors(path):
         found = [loss for array in arrays for loss in _losses(array)]

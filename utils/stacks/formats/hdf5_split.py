@@ -88,17 +88,15 @@ def split_stacks(
     stacks = {}
     for key, group in groups.items():
         taken = {(times.index(t), group.index(c)): full[w, t, c] for w, t, c in full if c in group}
-        match = next(iter(taken.values()))[1]
-        parts = {place: array for place, (array, _) in taken.items()}
-        stacks[key] = _stack(path, file, parts, match, sizes)
+        stacks[key] = _stack(path, file, taken, sizes)
     return stacks
 
 
-def _stack(
-    path: Path, file: Any, parts: Mapping[tuple[int, int], Any], match: re.Match[str], sizes: Sizes
-) -> FileArray:
-    """Return arrays by place along T and C, one named as ``match``, as a stack (T, C, Z, Y, X)."""
-    one, told = next(iter(parts.values())), readable(path, parts.values())
+def _stack(path: Path, file: Any, taken: Mapping[Any, Any], sizes: Sizes) -> FileArray:
+    """Return arrays, and what their names say, by place along T and C as one (T, C, Z, Y, X)."""
+    parts = {place: array for place, (array, _) in taken.items()}
+    one, match = next(iter(taken.values()))
+    told = readable(path, [*parts.values()])
     with library_errors(path):
         dtype, size = one.dtype, one.shape
         if match.re is BDV:
@@ -120,7 +118,7 @@ def _stack(
 
 
 def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:
-    """Return a setup's voxel size times its level's factors; without ``.xml`` these may be sizes."""
+    """Return a setup's size times its level's factors; these may be sizes without an ``.xml``."""
     table = file.get(f"{match['within']}s{match['channel']}/resolutions")
     level, known = int(match["level"]), sizes.get(int(match["channel"]))
     if table is None:
@@ -136,10 +134,8 @@ def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
     whole, own = file["DataSetInfo/Image"].attrs, array.parent.attrs
     size = [int(_text(own.get(f"ImageSize{a}", whole.get(a)))) for a in "XYZ"]
     unit = micrometres_per(_text(whole.get("Unit", "um")))
-    low, high = (
-        np.array([number_in(_text(whole.get(f"{end}{k}", ""))) for k in range(3)])
-        for end in ("ExtMin", "ExtMax")
-    )
+    ends = [[_text(whole.get(f"{end}{k}", "")) for k in range(3)] for end in ("ExtMin", "ExtMax")]
+    low, high = (np.array(list(map(number_in, end))) for end in ends)
     edges = (high - low) / size
     known = Place.aligned(dict(zip("XYZ", edges, strict=True)), unit)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -29,20 +29,17 @@ Level = tuple[Mapping[str, Any], Mapping[str, Any]]
 def contents(path: Path) -> Contents:
     """Look through a folder, which may lie within another one.
 
-    Listed are its images, those of labels too, or its arrays where it has none. A group's name means
+    Listed are its images, those of labels too, or its arrays where it has none. A group's name is
     the finest level of its first image, of those below but labels, or its arrays.
     """
     arrays, finest, levels = _found(path)
 
     def group(name: str) -> list[str]:
-        if name in finest:
-            return finest[name][:1]
-        prefix = f"{name}/" if name else ""
+        prefix = f"{name}/".lstrip("/")
         below = [image for image in finest if image.startswith(prefix)]
         kept = [image for image in below if "labels" not in image[len(prefix) :].split("/")]
-        return [finest[image][0] for image in kept or below] or [
-            array for array in arrays if array.startswith(prefix) or not array
-        ]
+        images = [finest[image][0] for image in ([name] if name in finest else kept or below)]
+        return images or [array for array in arrays if array.startswith(prefix) or not array]
 
     def opened(name: str) -> FileArray:
         return _array(path, arrays[name], levels.get(name))
@@ -55,14 +52,12 @@ def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, 
     """Return arrays by name, images' finest by group, and levels, those of folders around too."""
     import zarr
 
-    arrays: dict[str, Any] = {}
-    finest: dict[str, list[str]] = {}
-    levels: dict[str, Level] = {}
+    arrays, finest, levels = {}, {}, {}
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
         whole = isinstance(opened, zarr.Array)
-        below = [] if whole else list(opened.members(None))  # in no order
-        for name, item in [("", opened), *sorted(below, key=lambda m: (len(m[0]), m[0]))]:
+        below = {} if whole else dict(opened.members(None))  # in no order
+        for name, item in [("", opened), *((n, below[n]) for n in sorted(below, key=len))]:
             if isinstance(item, zarr.Array):
                 if whole or item.ndim > 1:
                     arrays[name] = item
