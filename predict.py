@@ -168,8 +168,7 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.figures.previews import save_preview
     from utils.prediction.trained_network import read_network
     from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
-    from utils.stacks import open_stack
-    from utils.stacks.cropping import crop_stack
+    from utils.stacks import crop_stack, open_stack
     from utils.stacks.endings import not_kept
 
     choice = {name: getattr(flags, name) for name in CHOICES}

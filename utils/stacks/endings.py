@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
-from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
 from utils.stacks.place import Place
 
 ENDINGS = {
@@ -13,7 +14,7 @@ ENDINGS = {
     **dict.fromkeys((".h5", ".hdf5", ".ims", ".xml"), "hdf5"),
     **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
     **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "nifti"),
-    **{".zarr": "zarr", ".npy": "numpy"},
+    **{".zarr": "zarr", ".npy": "npy"},
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
 ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
@@ -28,9 +29,6 @@ CONVERTED = {
     ".companion.ome": "name one of the .ome.tif files beside it",
 }
 """How to make a stack that is read of one that is not, by its ending."""
-FORMATS = {"tiff": tiff, "hdf5": hdf5, "nrrd": nrrd, "nifti": nifti, "zarr": zarr, "numpy": npy}
-"""Their modules: ``contents`` opens a file, ``write`` puts slabs (X, Y, n), in order, under a free
-name; ``KEEPS`` is what a file can hold beside the voxels."""
 
 
 def format_of(path: str | Path) -> str:
@@ -51,21 +49,29 @@ def format_of(path: str | Path) -> str:
     raise UserError(f"{path}: unknown ending; the known ones are {known}")
 
 
+def module_of(path: str | Path) -> Any:
+    """Return the module of the format of ``path``, loaded with its library where it is needed.
+
+    Its ``contents`` opens a file, ``write`` puts slabs (X, Y, n), in order, under a free name, and
+    ``KEEPS`` is what a file can hold beside the voxels.
+    """
+    return importlib.import_module(f"utils.stacks.formats.{format_of(path)}")
+
+
 def not_kept(path: str | Path, place: Place) -> str | None:
     """Return one line on what an output of this ending cannot hold of ``place``; None for all."""
     has = {"voxel size": place.tells_ratio, "place": any(place.way), "directions": place.turned}
-    keeps = FORMATS[format_of(path)].KEEPS
+    keeps = module_of(path).KEEPS
     lost = [name for name, given in has.items() if given and name not in keeps]
     return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
 
 
-def written_format(path: str | Path) -> str:
-    """Return the format that an output's ending means; UserError for one that is only read."""
+def check_written(path: str | Path) -> None:
+    """Raise UserError for an output of an ending that is unknown, or only read."""
     name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
     if not name.endswith(tuple(written)):
         what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
         raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
-    return format_of(path)
 
 
 def zarr_around(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""A stack opened by its file's ending: the format's reader, then the channel, axes and spacing."""
+"""A stack opened by its file's ending: the format's reader, then channel, axes, spacing and box."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from utils.errors import UserError, disk_errors
 from utils.stacks.axes import as_planes, given_axes, unclear, usual_axes
-from utils.stacks.endings import ENDINGS, FORMATS, format_of
+from utils.stacks.endings import ENDINGS, format_of, module_of
 from utils.stacks.place import Place
 from utils.stacks.stack import FileArray, Stack
 
@@ -46,7 +46,7 @@ def open_stack(
     if series is not None and kind != "tiff":
         raise UserError(f"{path}: has no series; --series {series} is for TIFF")
     with ExitStack() as held:
-        contents = held.enter_context(closing(FORMATS[kind].contents(path)))
+        contents = held.enter_context(closing(module_of(path).contents(path)))
         array = contents.source(key if series is None else str(series))
         try:
             stack = _select(array, channel, voxel_size, index, axes)
@@ -59,9 +59,41 @@ def open_stack(
 
 def list_stacks(path: str | Path) -> list[FileArray]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
-    path, kind = check_input(path)
-    with closing(FORMATS[kind].contents(path)) as contents:
+    path, _ = check_input(path)
+    with closing(module_of(path).contents(path)) as contents:
         return contents.entries()
+
+
+def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) -> Stack:
+    """Return the box ``ranges`` of ``stack``, cut where it is read; closing either closes the file.
+
+    ``ranges`` are the first voxel and the one after the last along z, y, x (or y, x), from 0; None
+    is the stack's own end. Raises UserError for a box that does not lie within the stack.
+    """
+    if len(ranges) != len(stack.shape):
+        names = ",".join(f"{a}0:{a}1" for a in "zyx"[-len(stack.shape) :])
+        given = f"has {len(stack.shape)} axes, but --crop {len(ranges)} ranges"
+        raise UserError(f"{stack.path}: {given}; give {names}")
+    starts, stops = [], []
+    for axis, (first, last), length in zip("xyz", reversed(ranges), stack.shape, strict=False):
+        start, stop = first or 0, length if last is None else last
+        if not 0 <= start < stop <= length:
+            said = f"--crop {start}:{stop} along {axis}: must lie within 0:{length}"
+            raise UserError(f"{stack.path}: {said}")
+        starts.append(start)
+        stops.append(stop)
+
+    def part(box: tuple[slice, ...]) -> np.ndarray:
+        moved = zip(box, starts, strict=True)
+        return stack.part(tuple(slice(s.start + first, s.stop + first) for s, first in moved))
+
+    return replace(
+        stack,
+        shape=tuple(b - a for a, b in zip(starts, stops, strict=True)),
+        origin=tuple(a + b for a, b in zip(stack.origin, starts, strict=True)),
+        place=stack.place.moved(starts),
+        part=part,
+    )
 
 
 def check_input(path: str | Path) -> tuple[Path, str]:

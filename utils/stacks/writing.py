@@ -11,13 +11,13 @@ import numpy as np
 
 from utils.errors import UserError, disk_errors
 from utils.replacing import replacing
-from utils.stacks.endings import FORMATS, written_format
+from utils.stacks.endings import check_written, module_of
 from utils.stacks.stack import StackLayout
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
-    written_format(path)
+    check_written(path)
     check_free(Path(path), overwrite=overwrite)
 
 
@@ -40,7 +40,8 @@ def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayo
     unknown ending, or a disk that cannot be written; nothing is left then.
     """
     path = Path(path)
-    write = FORMATS[written_format(path)].write
+    check_written(path)
+    write = module_of(path).write
     with replacing(path) as temporary:
         free = shutil.disk_usage(path.parent).free
         if layout.nbytes > free:  # at which HDF5 and mapped files would end the process

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from utils.stacks.axes import told_axes
@@ -28,8 +29,6 @@ def contents(path: Path) -> Contents:
     Read unasked is what its program keeps as one stack in several of them: the images of a file of
     simulated volumes, and what :mod:`hdf5_split` knows.
     """
-    import h5py
-
     path, sizes = file_of(path)
     every: dict[str, Any] = {}
     first: dict[Any, str] = {}
@@ -65,8 +64,6 @@ def contents(path: Path) -> Contents:
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
     """Yield names and what they stand for, own ones first; links to nowhere go to ``lost``."""
-    import h5py
-
     groups, entered = deque([("", file)]), set()
     while groups:
         prefix, group = groups.popleft()
@@ -107,8 +104,6 @@ def _array(path: Path, dataset: Any) -> FileArray:
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write an array ``data`` with Fiji's attributes."""
-    import h5py
-
     axes = layout.axes
     with h5py.File(path, "w") as file:
         array = file.create_dataset("data", **layout.stored(axes), compression=1)

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from utils.errors import UserError
 from utils.stacks.stack import library_errors
 
 
 def beside(array: Any) -> Any:
     """Return a dataset that finds the files of its bytes beside its own, not where we started."""
-    import h5py
-
     if not array.external:
         return array
     file, name = array.file, array.name.encode()
@@ -33,8 +33,6 @@ def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
 
     Raises UserError if a filter of a dataset, or a file of its bytes, is not there.
     """
-    import h5py
-
     with library_errors(path):
         made = [array.id.get_create_plist() for array in arrays]
         for code, name in {m.get_filter(k)[::3] for m in made for k in range(m.get_nfilters())}:
@@ -73,8 +71,6 @@ def _warn_of_absent(path: Path, arrays: Sequence[Any]) -> str | None:
 
 def _losses(array: Any) -> Iterator[str]:
     """Yield what is not there of a dataset, a line each."""
-    import h5py
-
     name = array.name.strip("/")
     if array.is_virtual:
         yield from _lost_sources(array, name)
@@ -91,8 +87,6 @@ def _losses(array: Any) -> Iterator[str]:
 
 def _lost_sources(array: Any, name: str) -> Iterator[str]:
     """Yield what a virtual dataset refers to without its being there, or refers to nothing."""
-    import h5py
-
     own, mapped = Path(array.file.filename), 0
     for source in array.virtual_sources():
         count = source.vspace.get_select_npoints()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -36,8 +37,6 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
     The ``.xml`` is the path itself, or stands beside an HDF5 file of the same name. UserError if it
     names none that is there.
     """
-    from xml.etree import ElementTree
-
     described = path.with_suffix(".xml")
     if path != described and not (described.is_file() and b"<SpimData" in described.read_bytes()):
         return path, {}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 
 from utils.errors import UserError
@@ -24,8 +25,6 @@ LONGEST = 32767
 
 def contents(path: Path) -> Contents:
     """Open a file or pair; of a packed one all that precedes a slab behind the last is unpacked."""
-    import nibabel
-
     packed = path.name.lower().endswith(".gz")
     with library_errors(path):
         image: Any = nibabel.load(path, mmap=False, keep_file_open=packed)
@@ -52,8 +51,6 @@ def contents(path: Path) -> Contents:
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file, packed if its ending says so; takes the whole stack into memory."""
-    import nibabel
-
     place = layout.placed.in_space(SPACE).in_units(UNITS)
     affine = np.eye(4)
     ways, axes = place.steps.shape

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import nrrd
 import numpy as np
 
 from utils.errors import UserError
@@ -31,8 +32,6 @@ ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byt
 
 def contents(path: Path) -> Contents:
     """Open a file; its voxels are mapped if they stand there unpacked, else loaded when needed."""
-    import nrrd
-
     with library_errors(path):
         with open(path, "rb") as file:
             header = nrrd.read_header(_lines(path, file))
@@ -62,8 +61,6 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
 
 def _dtype(header: Mapping[str, Any]) -> np.dtype:
     """Return the type of the voxels: pynrrd's answer for a single one."""
-    import nrrd
-
     single = {name: value for name, value in header.items() if name not in ELSEWHERE}
     single.update(sizes=np.array([1]), dimension=1, encoding="raw")
     if header["encoding"] not in PACKED and header["encoding"] != "raw":
@@ -118,8 +115,6 @@ def _in_micrometres(place: Place, lengths: np.ndarray) -> Place:
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file packed with gzip; takes the whole stack into memory."""
-    import nrrd
-
     header = {"encoding": "gzip", **_placed(layout.placed.in_units(UNITS))}
     voxels = whole_of(slabs, layout)
     nrrd.write(str(path), voxels, header, index_order="F", compression_level=1)

@@ -10,8 +10,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import tifffile
+import zarr
 
 from utils.errors import UserError
 from utils.stacks.place import Place
@@ -35,8 +38,6 @@ PLANES = (".tif", ".tiff")
 
 def contents(path: Path) -> Contents:
     """Open the series of a file, its largest stack read unasked, or a folder of planes."""
-    import tifffile
-
     planes = _planes(path) if path.is_dir() else [path]
     path = path if len(planes) > 1 else planes[0]
     with ExitStack() as held:
@@ -77,8 +78,6 @@ def contents(path: Path) -> Contents:
 
 def _whole(path: Path, xml: str) -> Any:
     """Return the OME-TIFF that a file is a part of, by the file beside it that ``xml`` names."""
-    import tifffile
-
     named = re.search(r'MetadataFile="([^"]+)"', xml)
     master = path.with_name(Path(named[1]).name if named else "metadata")
     if not master.is_file():
@@ -120,8 +119,6 @@ def _kind(page: Any) -> tuple[Any, ...]:
 
 def _series(file: Any, pages: list[Any], kind: str = "") -> Any:
     """Return pages of one kind as a series along z."""
-    import tifffile
-
     shape, axes = (len(pages), *pages[0].shape), f"Z{pages[0].axes}"
     options = {"dtype": pages[0].dtype, "parent": file, "multifile": True, "kind": kind}
     return tifffile.TiffPageSeries(pages, shape=shape, axes=axes, **options)
@@ -129,8 +126,6 @@ def _series(file: Any, pages: list[Any], kind: str = "") -> Any:
 
 def _planes(path: Path) -> list[Path]:
     """Return the files of a folder of planes in the natural order of their names."""
-    import tifffile
-
     names = [p.name for p in path.iterdir() if p.suffix.lower() in PLANES and p.name[0] != "."]
     if not names:
         raise UserError(f"{path}: a folder without planes in TIFF ({', '.join(PLANES)})")
@@ -139,8 +134,6 @@ def _planes(path: Path) -> list[Path]:
 
 def _stacked(file: Any, planes: list[Path]) -> Any:
     """Return files of one page each as a series; UserError where the images differ in kind."""
-    import tifffile
-
     pages = []
     for plane in planes:
         with library_errors(plane), tifffile.TiffFile(plane) as opened:
@@ -157,9 +150,6 @@ def _stacked(file: Any, planes: list[Path]) -> Any:
 
 def _array(path: Path, file: Any, series: Any, number: int) -> FileArray:
     """Return a series with what the file says of it; voxels in one piece are mapped."""
-    import tifffile
-    import zarr
-
     page, axes, chunks = series.keyframe, series.axes, None
     with library_errors(path):
         place, offset = _place(file, series, number), series.dataoffset
@@ -233,8 +223,6 @@ def _place(file: Any, series: Any, number: int) -> Place:
 
 def _pixels(file: Any, series: Any, number: int) -> Any:
     """Return OME's Pixels of a series: those that name its first page, as images may have none."""
-    from xml.etree import ElementTree
-
     root = ElementTree.fromstring(file.ome_metadata)
     every = root.findall("{*}Image/{*}Pixels")
     page = next(page for page in series.pages if page)
@@ -250,8 +238,6 @@ def _pixels(file: Any, series: Any, number: int) -> Any:
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write ImageJ's TIFF, or OME's if the name says so, page by page, without guessed sizes."""
-    import tifffile
-
     flat, ome = len(layout.shape) == 2, ".ome.tif" in path.name.lower()
     place = layout.placed.in_units()
     sizes = place.known

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 from utils.errors import UserError
 from utils.stacks.axes import NAMES, axis_letters, told_axes
@@ -50,8 +51,6 @@ def contents(path: Path) -> Contents:
 
 def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Level]]:
     """Return arrays by name, images' finest by group, and levels, those of folders around too."""
-    import zarr
-
     arrays, finest, levels = {}, {}, {}
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
@@ -88,8 +87,6 @@ def _images(group: Any, prefix: str) -> list[dict[str, Level]]:
 
 def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
     """Return an array with what its image, or its own attributes, say."""
-    import zarr
-
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
@@ -172,8 +169,6 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write OME-Zarr 0.4 (https://ngff.openmicroscopy.org/0.4) of one level."""
-    import zarr
-
     axes = "ZYX"[-len(layout.shape) :]
     place = layout.placed.in_units()
     steps = [{"type": "scale", "scale": place.sizes[::-1]}]
