@@ -48,7 +48,7 @@ def axis_letters(names: Any) -> str | None:
 
 
 def told_axes(attributes: Mapping[str, Any], others: Iterable[Any], count: int) -> str | None:
-    """Return letters by names in attributes or ``others``, by preference of ``count`` axes; or None."""
+    """Return the letters of names in attributes or ``others``, first of ``count`` axes; or None."""
     names = [*(attributes.get(name) for name in NAMED_BY), *others]
     found = [letters for each in names if each is not None and (letters := axis_letters(each))]
     return next((letters for letters in found if len(letters) == count), next(iter(found), None))
@@ -86,11 +86,11 @@ def given_axes(path: Path, text: str, shape: Sequence[int]) -> tuple[str, tuple[
     fits = len(lengths) == len(axes) and math.prod(pages) == shape[0]
     wrong = [n for n, m in zip(counts, lengths, strict=False) if n not in (0, m)]
     if not fits or wrong or (extra and {*axes[: extra + 1]} & {"X", "Y"}):
-        more = "; of pages in turn say how many, as in ZC2YX, or, if none fit, make it a hyperstack"
-        raise UserError(
-            f"{path}: --axes {text}: has {len(axes)} letters, but the array has {len(shape)} axes, "
-            f"of lengths {shape}{more + ' in Fiji first' if extra > 0 and len(shape) > 2 else ''}"
-        )
+        said = f"has {len(axes)} letters, but the array has {len(shape)} axes, of lengths {shape}"
+        if extra > 0 and len(shape) > 2:
+            said += "; say of how many pages in turn, as in ZC2YX, or, "
+            said += "if that does not do, make it a hyperstack in Fiji first"
+        raise UserError(f"{path}: --axes {text}: {said}")
     return axes, lengths
 
 
@@ -108,9 +108,8 @@ def usual_axes(path: Path, shape: Sequence[int]) -> str:
     elif len(long) == 4 and len(few) == 1:
         letters = "ZYX"[: few[0]] + "C" + "ZYX"[few[0] :]
     if letters is None:
-        lengths = " x ".join(map(str, shape))
-        said = f"which of its {len(shape)} axes ({lengths}) is which is not told"
-        raise unclear(path, said, shape)
+        edges = " x ".join(map(str, shape))
+        raise unclear(path, f"which of its {len(shape)} axes ({edges}) is which is not told", shape)
     named = dict(zip(long, letters, strict=True))
     return "".join(named.get(k, "T") for k in range(len(shape)))
 

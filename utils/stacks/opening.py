@@ -74,26 +74,21 @@ def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) ->
         names = ",".join(f"{a}0:{a}1" for a in "zyx"[-len(stack.shape) :])
         given = f"has {len(stack.shape)} axes, but --crop {len(ranges)} ranges"
         raise UserError(f"{stack.path}: {given}; give {names}")
-    starts, stops = [], []
-    for axis, (first, last), length in zip("xyz", reversed(ranges), stack.shape, strict=False):
-        start, stop = first or 0, length if last is None else last
-        if not 0 <= start < stop <= length:
-            said = f"--crop {start}:{stop} along {axis}: must lie within 0:{length}"
-            raise UserError(f"{stack.path}: {said}")
-        starts.append(start)
-        stops.append(stop)
+    starts = [first or 0 for first, _ in reversed(ranges)]
+    ends = zip(reversed(ranges), stack.shape, strict=True)
+    stops = [length if last is None else last for (_, last), length in ends]
+    for axis, start, stop, n in zip("xyz", starts, stops, stack.shape, strict=False):
+        if not 0 <= start < stop <= n:
+            where = f"--crop {start}:{stop} along {axis}"
+            raise UserError(f"{stack.path}: {where}: must lie within 0:{n}")
 
     def part(box: tuple[slice, ...]) -> np.ndarray:
         moved = zip(box, starts, strict=True)
         return stack.part(tuple(slice(s.start + first, s.stop + first) for s, first in moved))
 
-    return replace(
-        stack,
-        shape=tuple(b - a for a, b in zip(starts, stops, strict=True)),
-        origin=tuple(a + b for a, b in zip(stack.origin, starts, strict=True)),
-        place=stack.place.moved(starts),
-        part=part,
-    )
+    shape = tuple(b - a for a, b in zip(starts, stops, strict=True))
+    origin = tuple(a + b for a, b in zip(stack.origin, starts, strict=True))
+    return replace(stack, shape=shape, origin=origin, place=stack.place.moved(starts), part=part)
 
 
 def check_input(path: str | Path) -> tuple[Path, str]:
@@ -150,13 +145,12 @@ def _select(
                 advice = f"name one with --{flag} 0..{shape[k] - 1}{other}"
                 raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
             if not 0 <= wanted < shape[k]:
-                there = f"the file's {noun} are 0..{shape[k] - 1}"
-                raise UserError(f"{path}: --{flag} {wanted}: {there}")
+                last = shape[k] - 1
+                raise UserError(f"{path}: --{flag} {wanted}: the file's {noun} are 0..{last}")
             chosen[k] = wanted
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
-        said = f"its axes {axes} of lengths {shape} are not those of a stack"
-        raise unclear(path, said, shape)
+        raise unclear(path, f"its axes {axes} of lengths {shape} are not those of a stack", shape)
     letters = "XYZ"[: len(spatial)]
 
     def part(box: tuple[slice, ...]) -> np.ndarray:
@@ -219,8 +213,6 @@ def _place(path: Path, voxel_size: Sequence[float] | None, place: Place, spatial
     if voxel_size is None:
         return place
     if len(voxel_size) != len(spatial):
-        raise UserError(
-            f"{path}: has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} "
-            f"numbers; give {'z,y,x'[-2 * len(spatial) + 1 :]}"
-        )
+        said = f"has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} numbers"
+        raise UserError(f"{path}: {said}; give {'z,y,x'[-2 * len(spatial) + 1 :]}")
     return place.resized(reversed(voxel_size))

@@ -91,7 +91,7 @@ class Place:
 
     @property
     def way(self) -> tuple[float, ...]:
-        """How far the first voxel lies from 0 along the axes of the stack, whatever their directions."""
+        """How far the first voxel lies from 0 along each axis of the stack, in units."""
         return tuple(map(float, np.linalg.pinv(self.steps) @ self.first * self.sizes))
 
     def within(self, axes: int) -> Place:

@@ -79,7 +79,7 @@ def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
                 lost.append(f"{prefix}{name} (to {getattr(link, 'path', 'nothing')}{there})")
                 continue
             yield f"{prefix}{name}", item
-            if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
+            if isinstance(link, h5py.HardLink):
                 entered.add(item)
             elif isinstance(item, h5py.Group):
                 groups.append((f"{prefix}{name}/", item))
@@ -93,7 +93,7 @@ def _array(path: Path, dataset: Any) -> FileArray:
         scales = [next(iter(dimension.keys()), "") for dimension in dataset.dims]  # netCDF
         axes = told_axes(dataset.attrs, [[tag["key"] for tag in tags], scales], dataset.ndim)
         told = np.ravel(dataset.attrs.get("element_size_um", ())).tolist()
-        sizes = [number_in(n.decode("latin-1") if isinstance(n, bytes) else str(n)) for n in told]
+        sizes = [number_in(size) for size in told]
         spatial = "".join(a for a in axes or "ZYX" if a in "XYZ")[-dataset.ndim :]
         known = zip(spatial, sizes, strict=True) if len(sizes) == len(spatial) else ()
         place = Place.aligned(dict(known))

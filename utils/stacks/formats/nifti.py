@@ -35,9 +35,8 @@ def contents(path: Path) -> Contents:
         made_up = not any(codes) and np.allclose(affine, header.get_base_affine())  # nibabel's own
         scaled = image.dataobj.slope not in (None, 1) or image.dataobj.inter not in (None, 0)
     if len(shape) > 5:
-        raise UserError(
-            f"{path}: has {len(shape)} axes; at most x, y, z, time and channel are read"
-        )
+        most = "at most x, y, z, time and channel are read"
+        raise UserError(f"{path}: has {len(shape)} axes; {most}")
     place = Place(affine[:3, :3], affine[:3, 3], micrometres_per(unit), SPACE)
     if made_up or not place.usable:
         place = Place.aligned(dict(zip("XYZ", sizes, strict=False)), place.unit)

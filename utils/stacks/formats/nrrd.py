@@ -108,16 +108,14 @@ def _in_micrometres(place: Place, lengths: np.ndarray) -> Place:
     if guessed.any():
         finest = np.linalg.norm(place.steps[known] * lengths[known, None], axis=0)[~guessed].min()
         lengths = np.where(known, lengths, finest / np.abs(place.steps).max(1))
-    steps, first = place.steps * lengths[:, None], place.first * lengths
-    axes = "".join(itertools.compress("XYZ", guessed))
-    return replace(place, steps=steps, first=first, unit=1.0, guessed=axes)
+    steps, axes = place.steps * lengths[:, None], "".join(itertools.compress("XYZ", guessed))
+    return replace(place, steps=steps, first=place.first * lengths, unit=1.0, guessed=axes)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file packed with gzip; takes the whole stack into memory."""
     header = {"encoding": "gzip", **_placed(layout.placed.in_units(UNITS))}
-    voxels = whole_of(slabs, layout)
-    nrrd.write(str(path), voxels, header, index_order="F", compression_level=1)
+    nrrd.write(str(path), whole_of(slabs, layout), header, index_order="F", compression_level=1)
 
 
 def _placed(place: Place) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -34,6 +35,8 @@ TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshap
 """What tifffile logs where a file is cut before it goes on with the pages that are left."""
 PLANES = (".tif", ".tiff")
 """Endings of the files in a folder of planes."""
+_kind = operator.attrgetter("shape", "dtype", "axes", "photometric")
+"""What pages of one stack have in common, however each is stored."""
 
 
 def contents(path: Path) -> Contents:
@@ -112,11 +115,6 @@ def _joined(file: Any) -> list[Any]:
     return kept + joined
 
 
-def _kind(page: Any) -> tuple[Any, ...]:
-    """Return what pages of one stack have in common, however each is stored."""
-    return page.shape, page.dtype, page.axes, page.photometric
-
-
 def _series(file: Any, pages: list[Any], kind: str = "") -> Any:
     """Return pages of one kind as a series along z."""
     shape, axes = (len(pages), *pages[0].shape), f"Z{pages[0].axes}"
@@ -141,9 +139,8 @@ def _stacked(file: Any, planes: list[Path]) -> Any:
             if len(opened.pages) > 1:
                 raise UserError(f"{plane}: holds {len(opened.pages)} pages, a plane has one")
         if _kind(pages[-1]) != _kind(pages[0]):
-            one, other = (
-                f"{p.shape} {p.dtype} {p.photometric.name}" for p in (pages[-1], pages[0])
-            )
+            ends = (pages[-1], pages[0])
+            one, other = (f"{p.shape} {p.dtype} {p.photometric.name}" for p in ends)
             raise UserError(f"{plane}: is stored otherwise ({one}) than {planes[0].name} ({other})")
     return _series(file, pages)
 
@@ -197,11 +194,11 @@ def _place(file: Any, series: Any, number: int) -> Place:
     if series.kind == "ome":
         pixels = _pixels(file, series, number)
         plane = pixels.find("{*}Plane")
-        sizes = {a: number_in(pixels.get(f"PhysicalSize{a}", "")) for a in "XYZ"}
+        sizes = {a: number_in(pixels.get(f"PhysicalSize{a}")) for a in "XYZ"}
         place = Place.measured(sizes, {a: pixels.get(f"PhysicalSize{a}Unit", "um") for a in "XYZ"})
         if plane is None:
             return place
-        ways = [number_in(plane.get(f"Position{a}", "")) for a in "XYZ"]
+        ways = [number_in(plane.get(f"Position{a}")) for a in "XYZ"]
         lengths = [micrometres_per(plane.get(f"Position{a}Unit", "")) for a in "XYZ"]
         return place.moved(np.array(ways) * lengths / place.sizes / place.unit)
     if file.is_lsm:
@@ -210,7 +207,7 @@ def _place(file: Any, series: Any, number: int) -> Place:
     found, tags = file.imagej_metadata, series.keyframe.tags
     if not found:
         return Place.aligned({})
-    sizes = {"Z": number_in(str(found.get("spacing")))}
+    sizes = {"Z": number_in(found.get("spacing"))}
     for axis in "XY":
         pixels, length = tags[f"{axis}Resolution"].value if f"{axis}Resolution" in tags else (0, 0)
         sizes[axis] = length / pixels if pixels else math.nan
@@ -218,7 +215,7 @@ def _place(file: Any, series: Any, number: int) -> Place:
     place = Place.measured(sizes, units)
     if not place.has_unit and "Z" in place.guessed and "Z" in series.axes:
         place = Place.aligned({})  # pixels of a page without a scale
-    return place.moved([-number_in(str(found.get(f"{a}origin"))) for a in "xyz"])
+    return place.moved([-number_in(found.get(f"{a}origin")) for a in "xyz"])
 
 
 def _pixels(file: Any, series: Any, number: int) -> Any:
@@ -239,21 +236,14 @@ def _pixels(file: Any, series: Any, number: int) -> Any:
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write ImageJ's TIFF, or OME's if the name says so, page by page, without guessed sizes."""
     flat, ome = len(layout.shape) == 2, ".ome.tif" in path.name.lower()
-    place = layout.placed.in_units()
-    sizes = place.known
-    tifffile.imwrite(
-        path,
-        whole_of(slabs, layout).T if flat else planes_of(slabs),
-        shape=layout.shape[::-1],
-        dtype=layout.dtype,
-        imagej=not ome,
-        ome=ome,
-        bigtiff=ome and layout.nbytes > 2**31,
-        photometric="minisblack",
-        resolution=(1 / sizes["X"], 1 / sizes["Y"]) if {"X", "Y"} <= {*sizes} else None,
-        resolutionunit=tifffile.RESUNIT.NONE,
-        metadata={"axes": "ZYX"[flat:], **(_ome if ome else _imagej)(place, layout)},
-    )
+    place, voxels = layout.placed.in_units(), {"shape": layout.shape[::-1], "dtype": layout.dtype}
+    kind = {"imagej": not ome, "ome": ome, "bigtiff": ome and layout.nbytes > 2**31}
+    kind |= {"photometric": "minisblack", "resolutionunit": tifffile.RESUNIT.NONE}
+    if {"X", "Y"} <= {*place.known}:
+        kind["resolution"] = (1 / place.known["X"], 1 / place.known["Y"])
+    kind["metadata"] = {"axes": "ZYX"[flat:], **(_ome if ome else _imagej)(place, layout)}
+    pages = whole_of(slabs, layout).T if flat else planes_of(slabs)
+    tifffile.imwrite(path, pages, **voxels, **kind)
 
 
 def _imagej(place: Place, layout: StackLayout) -> dict[str, Any]:

@@ -100,18 +100,9 @@ def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
         with zarr.config.set({"async.concurrency": at_once}):
             return opened[where]
 
-    return FileArray(
-        path,
-        opened.shape,
-        opened.dtype,
-        few_at_once,
-        axes=axes,
-        place=place,
-        notes=notes,
-        warning=lambda: _warn_of_absent(path, opened),
-        at_once=at_once,
-        chunks=opened.chunks,
-    )
+    told = {"axes": axes, "place": place, "notes": notes, "at_once": at_once}
+    told |= {"chunks": opened.chunks, "warning": lambda: _warn_of_absent(path, opened)}
+    return FileArray(path, opened.shape, opened.dtype, few_at_once, **told)
 
 
 def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[str, ...]]:
@@ -160,7 +151,9 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
     keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
     absent = sum(key not in present for key in keys)
     of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
-    return absent and (
+    if not absent:
+        return None
+    return (
         f"{path}: {absent} of {of} {'is' if absent == 1 else 'are'} absent and read as the fill "
         f"value, {array.fill_value}: right if nothing was to be stored there, wrong if the copy is "
         "not complete"
@@ -175,18 +168,11 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     if any(place.way):
         steps.append({"type": "translation", "translation": place.way[::-1]})
     unit = {"unit": "micrometer"} if place.has_unit else {}
-    multiscale = {
-        "version": "0.4",
-        "name": "data",
-        "axes": [{"name": a.lower(), "type": "space", **unit} for a in axes],
-        "datasets": [{"path": "0", "coordinateTransformations": steps}],
-    }
+    image = {"version": "0.4", "name": "data"}
+    image["axes"] = [{"name": a.lower(), "type": "space", **unit} for a in axes]
+    image["datasets"] = [{"path": "0", "coordinateTransformations": steps}]
     group = zarr.open_group(str(path), mode="w", zarr_format=2)
-    group.attrs["multiscales"] = [multiscale]
-    array = group.create_array(
-        "0",
-        **layout.stored(axes),
-        chunk_key_encoding={"name": "v2", "separator": "/"},
-        config={"write_empty_chunks": True},  # so that one that is absent was lost
-    )
-    fill(array, axes, slabs)
+    group.attrs["multiscales"] = [image]
+    kind = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    kind["config"] = {"write_empty_chunks": True}  # so that one that is absent was lost
+    fill(group.create_array("0", **layout.stored(axes), **kind), axes, slabs)
