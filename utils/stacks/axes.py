@@ -112,9 +112,3 @@ def usual_axes(path: Path, shape: Sequence[int]) -> str:
         raise unclear(path, f"which of its {len(shape)} axes ({edges}) is which is not told", shape)
     named = dict(zip(long, letters, strict=True))
     return "".join(named.get(k, "T") for k in range(len(shape)))
-
-
-def as_planes(axes: str, shape: Sequence[int]) -> str | None:
-    """Return the order in which z is what is called time now; None where there is a z already."""
-    planes = shape[axes.index("Z")] if "Z" in axes else 1
-    return axes.translate(str.maketrans("TZ", "ZT")) if planes == 1 and "T" in axes else None

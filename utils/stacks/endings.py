@@ -45,8 +45,8 @@ def format_of(path: str | Path) -> str:
     for ending, advice in CONVERTED.items():
         if name.endswith(ending):
             raise UserError(f"{path}: {ending} is not read here: {advice}")
-    known = f"{', '.join(ENDINGS)}, and folders of planes in .tif"
-    raise UserError(f"{path}: unknown ending; the known ones are {known}")
+    known = f"the known ones are {', '.join(ENDINGS)}, and folders of planes in .tif"
+    raise UserError(f"{path}: unknown ending; {known}")
 
 
 def module_of(path: str | Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.axes import as_planes, given_axes, unclear, usual_axes
+from utils.stacks.axes import given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, format_of, module_of
 from utils.stacks.place import Place
 from utils.stacks.stack import FileArray, Stack
@@ -140,9 +140,10 @@ def _select(
             raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
         for k in many:
             if wanted is None:
-                planes = as_planes(axes, shape) if letters == "TN" else None
-                other = f", or --axes {planes} if they are planes" if planes else ""
-                advice = f"name one with --{flag} 0..{shape[k] - 1}{other}"
+                advice = f"name one with --{flag} 0..{shape[k] - 1}"
+                if axes[k] == "T" and dict(zip(axes, shape, strict=True)).get("Z", 1) == 1:
+                    planes = axes.translate(str.maketrans("TZ", "ZT"))
+                    advice += f", or --axes {planes} if they are planes"
                 raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
             if not 0 <= wanted < shape[k]:
                 last = shape[k] - 1

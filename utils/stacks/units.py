@@ -13,11 +13,8 @@ PREFIXES = {
 }
 """SI prefixes by name, with symbol and micrometres of that share of a metre."""
 MICROMETRES = {
-    **{
-        name: length
-        for prefix, (symbol, length) in PREFIXES.items()
-        for name in (f"{symbol}m", *(f"{prefix}met{end}" for end in ("er", "re", "ers", "res")))
-    },
+    **{f"{symbol}m": length for symbol, length in PREFIXES.values()},
+    **{f"{p}met{end}": PREFIXES[p][1] for p in PREFIXES for end in ("er", "re", "ers", "res")},
     **dict.fromkeys(("micron", "microns", "u"), 1.0),
     **dict.fromkeys(("å", "angstrom", "angstroms", "ångström", "ångströms"), 1e-4),
     **dict.fromkeys(("inch", "inches", "in"), 25400.0),

@@ -30,9 +30,7 @@ def contents(path: Path) -> Contents:
     simulated volumes, and what :mod:`hdf5_split` knows.
     """
     path, sizes = file_of(path)
-    every: dict[str, Any] = {}
-    first: dict[Any, str] = {}
-    lost: list[str] = []
+    every, first, lost = {}, {}, []
     with ExitStack() as held:
         with library_errors(path):
             file = held.enter_context(h5py.File(path, "r"))

@@ -27,11 +27,9 @@ IMARIS = re.compile(
     r"(?P<within>)DataSet/ResolutionLevel (?P<level>\d+)/TimePoint (?P<time>\d+)/"
     r"Channel (?P<channel>\d+)/Data"
 )
-Sizes = Mapping[int, Place]
-"""Voxel sizes by the number of a setup."""
 
 
-def file_of(path: Path) -> tuple[Path, Sizes]:
+def file_of(path: Path) -> tuple[Path, dict[int, Place]]:
     """Return the HDF5 file that BigDataViewer's ``.xml`` names, and the voxel sizes of its setups.
 
     The ``.xml`` is the path itself, or stands beside an HDF5 file of the same name. UserError if it
@@ -62,7 +60,7 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
 
 
 def split_stacks(
-    path: Path, file: Any, arrays: Mapping[str, Any], sizes: Sizes
+    path: Path, file: Any, arrays: Mapping[str, Any], sizes: dict[int, Place]
 ) -> dict[str, FileArray]:
     """Return the stacks at full resolution by the name for ``--key``, empty for the only one.
 
@@ -91,7 +89,7 @@ def split_stacks(
     return stacks
 
 
-def _stack(path: Path, file: Any, taken: Mapping[Any, Any], sizes: Sizes) -> FileArray:
+def _stack(path: Path, file: Any, taken: Mapping[Any, Any], sizes: dict[int, Place]) -> FileArray:
     """Return arrays, and what their names say, by place along T and C as one (T, C, Z, Y, X)."""
     parts = {place: array for place, (array, _) in taken.items()}
     one, match = next(iter(taken.values()))
@@ -116,7 +114,7 @@ def _stack(path: Path, file: Any, taken: Mapping[Any, Any], sizes: Sizes) -> Fil
     return FileArray(path, shape, dtype, part, axes="TCZYX", place=place, **told)
 
 
-def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:
+def _scaled(file: Any, match: re.Match[str], sizes: dict[int, Place]) -> Place:
     """Return a setup's size times its level's factors; these may be sizes without an ``.xml``."""
     table = file.get(f"{match['within']}s{match['channel']}/resolutions")
     level, known = int(match["level"]), sizes.get(int(match["channel"]))

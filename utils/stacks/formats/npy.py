@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,8 +14,7 @@ KEEPS = ()
 
 def contents(path: Path) -> Contents:
     """Map a file; the meaning of its axes is not in it."""
-    load = functools.partial(np.load, path, mmap_mode="r", allow_pickle=False)
-    return Contents.only(FileArray.found(path, load))
+    return Contents.only(FileArray.found(path, lambda: np.load(path, "r", allow_pickle=False)))
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -24,8 +24,6 @@ from utils.stacks.units import micrometres_per
 KEEPS = ("voxel size", "place", "directions")
 UNITS = {1e6: "m", 1e3: "mm", 1.0: "um", 1e-3: "nm"}
 """Names of units that outputs are written in, by their micrometres."""
-PACKED = ("gzip", "gz", "bzip2", "bz2")
-"""Encodings of bytes that must be unpacked."""
 ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip")
 """Header fields of files whose voxels do not begin right behind the header."""
 
@@ -63,7 +61,7 @@ def _dtype(header: Mapping[str, Any]) -> np.dtype:
     """Return the type of the voxels: pynrrd's answer for a single one."""
     single = {name: value for name, value in header.items() if name not in ELSEWHERE}
     single.update(sizes=np.array([1]), dimension=1, encoding="raw")
-    if header["encoding"] not in PACKED and header["encoding"] != "raw":
+    if header["encoding"] not in ("raw", "gzip", "gz", "bzip2", "bz2"):
         single.setdefault("endian", "little")  # text has no order of bytes
     return nrrd.read_data(single, io.BytesIO(bytes(16))).dtype
 

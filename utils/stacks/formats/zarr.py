@@ -90,7 +90,7 @@ def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-        axes, place, notes = _places(level, opened.ndim)
+        axes, place, note = _places(level, opened.ndim) if level else (None, Place.aligned({}), "")
         dimensions = getattr(opened.metadata, "dimension_names", None)
         axes = axes or told_axes(dict(opened.attrs), [dimensions], opened.ndim)
         chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
@@ -100,20 +100,18 @@ def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
         with zarr.config.set({"async.concurrency": at_once}):
             return opened[where]
 
-    told = {"axes": axes, "place": place, "notes": notes, "at_once": at_once}
+    told = {"axes": axes, "place": place, "at_once": at_once}
     told |= {"chunks": opened.chunks, "warning": lambda: _warn_of_absent(path, opened)}
-    return FileArray(path, opened.shape, opened.dtype, few_at_once, **told)
+    return FileArray(path, opened.shape, opened.dtype, few_at_once, **told).noted(note)
 
 
-def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[str, ...]]:
-    """Return axes, place and notes of an array by OME-NGFF's metadata, if there are any.
+def _places(found: Level, count: int) -> tuple[str | None, Place, str]:
+    """Return axes, place and a note of an array by OME-NGFF's metadata.
 
     The image's own transformations come after those of the level (0.4). Axes are T, C, Z, Y, X in
     0.1 and 0.2, names in 0.3, and have types and units since 0.4.
     """
     unknown = Place.aligned({})
-    if found is None:
-        return None, unknown, ()
     image, level = found
     named_axes = image.get("axes") or list("tczyx"[-count:])
     entries = [a if isinstance(a, dict) else {"name": a} for a in named_axes]
@@ -128,16 +126,16 @@ def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[s
         elif step["type"] == "translation" in step:
             first = first + np.array(step["translation"], float)
         elif step["type"] != "identity":
-            return axes, unknown, ("its voxel size and place are kept in another way than read",)
+            return axes, unknown, "its voxel size and place are kept in another way than read"
     if axes is None or not any(step["type"] == "scale" for step in steps):
-        return axes, unknown, ()
+        return axes, unknown, ""
     sizes = {a: n for a, n in zip(axes, scale.tolist(), strict=True) if a in "XYZ"}
     units = {a: str(e.get("unit", "")) for a, e in zip(axes, entries, strict=True)}
     place = Place.measured(sizes, units)
     place = replace(place, steps=place.steps * [math.copysign(1, sizes.get(a, 1)) for a in "XYZ"])
     with np.errstate(divide="ignore", invalid="ignore"):
         ways = dict(zip(axes, first / scale, strict=True))
-    return axes, place.moved([ways.get(a, 0.0) for a in "XYZ"]), ()
+    return axes, place.moved([ways.get(a, 0.0) for a in "XYZ"]), ""
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:
