@@ -19,11 +19,9 @@ ENDINGS = {
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
 ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
 """Endings that no output may have: two files, or another program's own."""
+BIOFORMATS = (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc")
 CONVERTED = {
-    **dict.fromkeys(
-        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc"),
-        "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw",
-    ),
+    **dict.fromkeys(BIOFORMATS, "save it as .tif in Fiji (Bio-Formats), or run bioformats2raw"),
     **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),
     **dict.fromkeys((".v3draw", ".v3dpbd"), "open it in Vaa3D and save it as .tif"),
     ".companion.ome": "name one of the .ome.tif files beside it",

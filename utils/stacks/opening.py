@@ -37,8 +37,8 @@ def open_stack(
         key: name of the array inside HDF5 or Zarr; needed where there are several.
         index: which time point, or which sample of a file of simulated volumes, from 0.
         series: which series of a TIFF, from 0; the largest if none is named.
-        axes: a letter for each axis of the file's array, slowest first, such as ``ZCYX``, where the
-            file does not tell or is wrong; ``ZC2YX`` for pages of two channels in turn.
+        axes: a letter for each of its axes, slowest first, where the file does not tell or is
+            wrong, such as ``ZCYX``, or ``ZC2YX`` for pages of two channels in turn.
     """
     path, kind = check_input(path)
     if key is not None and kind not in ("hdf5", "zarr"):
@@ -118,9 +118,8 @@ def _select(
     path, shape, stored = array.path, array.shape, array.dtype
     if stored.kind not in "buif":
         raise UserError(f"{path}: holds {stored}, not grey values")
-    dtype = np.dtype(np.uint8) if stored.kind == "b" else stored.newbyteorder("=")
-    if stored.itemsize > 2:
-        dtype = np.dtype(np.float32)
+    short = np.dtype(np.uint8) if stored.kind == "b" else stored.newbyteorder("=")
+    dtype = np.dtype(np.float32) if stored.itemsize > 2 else short
     if min(shape, default=0) < 1:
         raise UserError(f"{path}: holds no voxels: its shape is {shape}")
     if given is not None:
@@ -162,7 +161,7 @@ def _select(
     behind = math.prod(shape[max(axes.rfind(a) for a in "XYZ") + 1 :])  # channels of each voxel
     place = _place(path, voxel_size, array.place, spatial)
     notes = [*array.notes, place.note()]
-    channels = [chosen[k] for k, a in enumerate(axes) if a in "CS" and shape[k] > 1]
+    channels = (chosen[k] for k, a in enumerate(axes) if a in "CS" and shape[k] > 1)
     return Stack(
         path=path,
         shape=tuple(shape[axes.index(a)] for a in letters),
@@ -170,7 +169,7 @@ def _select(
         spacing=place.spacing,
         axes=spatial,
         place=place,
-        channel=next(iter(channels), None),
+        channel=next(channels, None),
         loaded=array.loaded,
         voxel_bytes=stored.itemsize * (behind + 1) + (stored != dtype) * dtype.itemsize,
         layer=1 if array.chunks is None else array.chunks[axes.index(letters[-1])],
@@ -187,16 +186,11 @@ def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray
     Sizes without axes are those of Z, Y and X, in the order in which these stand now. With more
     lengths than axes the first axis, of pages, is cut into the first ones.
     """
-    extra = len(lengths) - len(array.shape)
+    extra, spatial = len(lengths) - len(array.shape), [a for a in axes if a in "XYZ"]
+    pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
     if not extra and len(array.axes or "") == len(lengths):
         pairs = zip(axes, array.axes or "", strict=True)
-    else:
-        spatial = [a for a in axes if a in "XYZ"]
-        pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
     moved = {new: old for new, old in pairs if new in "XYZ" and old in "XYZ"}
-    place = array.place.renamed(moved)
-    if not extra:
-        return replace(array, axes=axes, place=place)
 
     def read(where: tuple[Any, ...]) -> np.ndarray:
         pages = np.arange(array.shape[0]).reshape(lengths[: extra + 1])[where[: extra + 1]]
@@ -205,7 +199,8 @@ def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray
         return array.part((taken, *where[extra + 1 :]))
 
     chunks = array.chunks and (*array.chunks[:1], *(1,) * extra, *array.chunks[1:])
-    return replace(array, axes=axes, place=place, shape=lengths, chunks=chunks, read=read)
+    cut = {"shape": lengths, "chunks": chunks, "read": read}
+    return replace(array, axes=axes, place=array.place.renamed(moved), **cut)
 
 
 def _place(path: Path, voxel_size: Sequence[float] | None, place: Place, spatial: str) -> Place:

@@ -12,11 +12,9 @@ from utils.stacks.units import micrometres_per
 
 SAME_SIZE = 1e-4
 """Part by which two sizes may differ that are one: TIFF's fractions round, NIfTI has float32."""
-SIGNS = {
-    **dict.fromkeys(("left-posterior-superior", "LPS"), (-1, -1, 1)),
-    **dict.fromkeys(("right-anterior-superior", "RAS"), (1, 1, 1)),
-    **dict.fromkeys(("left-anterior-superior", "LAS"), (-1, 1, 1)),
-}
+SIGNS = {"left-posterior-superior": (-1, -1, 1), "LPS": (-1, -1, 1), "LAS": (-1, 1, 1)}
+SIGNS |= {"right-anterior-superior": (1, 1, 1), "RAS": (1, 1, 1)}
+SIGNS |= {"left-anterior-superior": SIGNS["LAS"]}
 """Spaces of NRRD, and the signs that turn their axes into those of NIfTI, which is RAS."""
 
 
@@ -48,9 +46,8 @@ class Place:
     @classmethod
     def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
         """Return the place of sizes with the names of their units; if none has one, of a ratio."""
-        known = {a: size * micrometres_per(units.get(a, "")) for a, size in sizes.items()}
-        told = any(map(math.isfinite, known.values()))
-        return cls.aligned(known) if told else cls.aligned(sizes, math.nan)
+        known = cls.aligned({a: n * micrometres_per(units.get(a, "")) for a, n in sizes.items()})
+        return known if known.has_unit else cls.aligned(sizes, math.nan)
 
     @property
     def sizes(self) -> tuple[float, ...]:

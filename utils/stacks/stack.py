@@ -72,10 +72,7 @@ class StackLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack(StackLayout, AbstractContextManager):
-    """One grey-value stack or image in a file; made by :func:`open_stack`, closed after use.
-
-    Its ``dtype`` is what :meth:`read` returns: whole numbers of 8 or 16 bits, float16 or float32.
-    """
+    """One stack or image, opened by :func:`open_stack`; ``dtype`` is what :meth:`read` returns."""
 
     path: Path
     channel: int | None
@@ -235,10 +232,9 @@ class Contents:
         """Return what ``--list`` shows; UserError where that is nothing."""
         if not self.listed:
             self.source(None)
-        found = {name: self.open(name) for name in self.listed}
-        told = {name: array.noted(array.place.note()) for name, array in found.items()}
         one = self.unasked[0] if len(self.unasked) == 1 else None
-        return [replace(array, key=name, chosen=name == one) for name, array in told.items()]
+        found = ((name, self.open(name)) for name in self.listed)
+        return [replace(a.noted(a.place.note()), key=n, chosen=n == one) for n, a in found]
 
 
 @contextmanager

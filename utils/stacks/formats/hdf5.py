@@ -38,15 +38,13 @@ def contents(path: Path) -> Contents:
                 if isinstance(item, h5py.Dataset) and item.ndim > 1:
                     every[name] = beside(item)
                     first.setdefault(every[name], name)
-            begun = "vol_data" in file
         volumes = held.enter_context(VolumeFile(path))
-        if begun and volumes.complete:  # edges of its cube have no micrometres
+        if "vol_data" in every and volumes.complete:  # edges of its cube have no micrometres
             told = {"shape": (len(volumes), *volumes.shape), "dtype": np.dtype(np.float32)}
             told["read"] = lambda where: volumes.read_image(where[0], where[1:])
             whole = {"": FileArray(path, axes="NXYZ", **told)}
         else:
-            arrays = {name: array for array, name in first.items()}
-            whole = split_stacks(path, file, arrays, sizes)
+            whole = split_stacks(path, file, {n: array for array, n in first.items()}, sizes)
         close = held.pop_all().close
 
     def opened(name: str) -> FileArray:

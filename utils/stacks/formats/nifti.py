@@ -19,8 +19,6 @@ UNITS = {1e6: "meter", 1e3: "mm", 1.0: "micron"}
 """Those that NIfTI knows, by their micrometres."""
 SPACE = "right-anterior-superior"
 """NRRD's name for NIfTI's space."""
-LONGEST = 32767
-"""Voxels along an axis that NIfTI-1 can count."""
 
 
 def contents(path: Path) -> Contents:
@@ -58,7 +56,8 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
         normal = np.cross(*place.steps.T)
         affine[:3, 2] = normal / np.linalg.norm(normal)
     affine[:ways, 3] = place.first
-    kind = nibabel.Nifti2Image if max(layout.shape) > LONGEST else nibabel.Nifti1Image
+    long = max(layout.shape) > 32767  # which NIfTI-1 cannot count
+    kind = nibabel.Nifti2Image if long else nibabel.Nifti1Image
     image = kind(whole_of(slabs, layout), affine)
     image.header.set_xyzt_units(UNITS.get(place.unit, "unknown"))
     nibabel.save(image, path)

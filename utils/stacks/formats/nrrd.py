@@ -35,11 +35,10 @@ def contents(path: Path) -> Contents:
             header = nrrd.read_header(_lines(path, file))
             offset = file.tell()
         shape, dtype = tuple(int(length) for length in header["sizes"]), _dtype(header)
-        damaged = header["dimension"] != len(shape) or min(shape) < 1
+        if header["dimension"] != len(shape) or min(shape) < 1:
+            raise UserError(f"{path}: damaged: its header speaks of sizes {shape}")
         axes, place = _axes(header, len(shape))
         mapped = header["encoding"] == "raw" and not any(name in header for name in ELSEWHERE)
-    if damaged:
-        raise UserError(f"{path}: damaged: its header speaks of sizes {shape}")
     told = {"axes": axes, "place": place}
     if mapped:
         load = functools.partial(np.memmap, path, dtype, "r", offset, shape, order="F")
@@ -112,22 +111,16 @@ def _in_micrometres(place: Place, lengths: np.ndarray) -> Place:
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file packed with gzip; takes the whole stack into memory."""
-    header = {"encoding": "gzip", **_placed(layout.placed.in_units(UNITS))}
-    nrrd.write(str(path), whole_of(slabs, layout), header, index_order="F", compression_level=1)
-
-
-def _placed(place: Place) -> dict[str, Any]:
-    """Return the header fields on sizes and place; those without either have sizes at most."""
+    place = layout.placed.in_units(UNITS)
     ways, axes = place.steps.shape
-    unit = UNITS.get(place.unit)
-    if not (place.turned or place.first.any() or place.space):
+    unit, header = UNITS.get(place.unit), {"encoding": "gzip"}
+    if place.turned or place.first.any() or place.space:
+        header |= {"kinds": ["space"] * axes}
+        header |= {"space": place.space} if place.space else {"space dimension": ways}
+        header |= {"space units": [unit] * ways} if unit else {}
+        header |= {"space directions": place.steps.T, "space origin": place.first}
+    else:  # sizes at most
         told = np.where([a in place.guessed for a in "XYZ"[:axes]], math.nan, place.sizes)
-        sizes = {"spacings": told} if place.tells_ratio else {}
-        return {"kinds": ["domain"] * axes, **sizes, **({"units": [unit] * axes} if unit else {})}
-    return {
-        "kinds": ["space"] * axes,
-        **({"space": place.space} if place.space else {"space dimension": ways}),
-        **({"space units": [unit] * ways} if unit else {}),
-        "space directions": place.steps.T,
-        "space origin": place.first,
-    }
+        header |= {"kinds": ["domain"] * axes, **({"spacings": told} if place.tells_ratio else {})}
+        header |= {"units": [unit] * axes} if unit else {}
+    nrrd.write(str(path), whole_of(slabs, layout), header, index_order="F", compression_level=1)

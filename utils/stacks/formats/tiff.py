@@ -60,21 +60,17 @@ def contents(path: Path) -> Contents:
                 held.callback(page.parent.close)
         close = held.pop_all().close
 
-    def rank(series: Any) -> tuple[Any, ...]:  # several pages rather than a large preview
-        return series.kind != "pages", series.size > series.keyframe.size, series.size
-
-    def opened(name: str) -> FileArray:
-        return _array(path, file, found[int(name or 0)], int(name or 0))
-
+    opened = functools.partial(_array, path, file, found)
     if len(found) == 1:
         return Contents(path, {"": found[0]}, opened, close=close, flag="--series")
-    arrays, largest = {str(k): series for k, series in enumerate(found)}, max(found, key=rank)
+    arrays = {str(k): series for k, series in enumerate(found)}  # rather pages than a large preview
+    largest = max(found, key=lambda s: (s.kind != "pages", s.size > s.keyframe.size, s.size))
     number = found.index(largest)
     said = f"only the largest of {len(found)} series is read"
     if largest.kind == "joined":
         said = "the pages of several series are read as one"
-    chooses = f"--series 0..{len(found) - 1} chooses, --list shows them"
-    note = f"{said}, number {number} of shape {largest.shape}; {chooses}"
+    said += f", number {number} of shape {largest.shape}"
+    note = f"{said}; --series 0..{len(found) - 1} chooses, --list shows them"
     told = {"close": close, "flag": "--series", "note": note}
     return Contents(path, arrays, opened, [*arrays], [str(number)], **told)
 
@@ -145,11 +141,12 @@ def _stacked(file: Any, planes: list[Path]) -> Any:
     return _series(file, pages)
 
 
-def _array(path: Path, file: Any, series: Any, number: int) -> FileArray:
+def _array(path: Path, file: Any, found: list[Any], name: str) -> FileArray:
     """Return a series with what the file says of it; voxels in one piece are mapped."""
+    series = found[int(name or 0)]
     page, axes, chunks = series.keyframe, series.axes, None
     with library_errors(path):
-        place, offset = _place(file, series, number), series.dataoffset
+        place, offset = _place(file, series, int(name or 0)), series.dataoffset
         if offset is not None and not series.is_multifile:
             stored = np.dtype(series.dtype).newbyteorder(page.parent.byteorder)
             load = functools.partial(np.memmap, path, stored, "r", offset, series.shape)
@@ -234,36 +231,30 @@ def _pixels(file: Any, series: Any, number: int) -> Any:
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
-    """Write ImageJ's TIFF, or OME's if the name says so, page by page, without guessed sizes."""
+    """Write ImageJ's TIFF, or OME's if the name says so, page by page, without guessed sizes.
+
+    A place is told as :func:`_place` reads it: ImageJ's origins, or OME's position of each plane.
+    """
     flat, ome = len(layout.shape) == 2, ".ome.tif" in path.name.lower()
-    place, voxels = layout.placed.in_units(), {"shape": layout.shape[::-1], "dtype": layout.dtype}
+    place, planes = layout.placed.in_units(), [*layout.shape, 1][2]
+    told: dict[str, Any] = {"axes": "ZYX"[flat:]}
+    ways = zip("XYZ", place.way, place.sizes, strict=False)
+    if ome:
+        unit = "µm" if place.has_unit else "pixel"
+        told |= {f"PhysicalSize{a}": size for a, size in place.known.items()}
+        told |= {f"PhysicalSize{a}Unit": unit for a in place.known}
+        if any(place.way) and place.has_unit:
+            told["Plane"] = {f"Position{a}Unit": ["µm"] * planes for a in "XYZ"[: 3 - flat]}
+            for a, way, size in ways:
+                told["Plane"][f"Position{a}"] = [way + z * size * (a == "Z") for z in range(planes)]
+    else:
+        told |= {f"{a.lower()}origin": -way / n for a, way, n in ways if abs(way) > 1e-9 * n}
+        told |= {"spacing": place.known["Z"]} if "Z" in place.known else {}
+        told |= {"unit": "um"} if place.has_unit else {}
     kind = {"imagej": not ome, "ome": ome, "bigtiff": ome and layout.nbytes > 2**31}
     kind |= {"photometric": "minisblack", "resolutionunit": tifffile.RESUNIT.NONE}
     if {"X", "Y"} <= {*place.known}:
         kind["resolution"] = (1 / place.known["X"], 1 / place.known["Y"])
-    kind["metadata"] = {"axes": "ZYX"[flat:], **(_ome if ome else _imagej)(place, layout)}
     pages = whole_of(slabs, layout).T if flat else planes_of(slabs)
-    tifffile.imwrite(path, pages, **voxels, **kind)
-
-
-def _imagej(place: Place, layout: StackLayout) -> dict[str, Any]:
-    """Return ImageJ's unit and spacing, and its origins as far as they are not 0."""
-    zeros = {a: -w / n for a, w, n in zip("xyz", place.way, place.sizes, strict=False)}
-    fields: dict[str, Any] = {f"{a}origin": n for a, n in zeros.items() if abs(n) > 1e-9}
-    if "Z" in place.known:
-        fields["spacing"] = place.known["Z"]
-    return fields | ({"unit": "um"} if place.has_unit else {})
-
-
-def _ome(place: Place, layout: StackLayout) -> dict[str, Any]:
-    """Return OME's sizes, and the position of each plane if the first is not at 0."""
-    fields, planes = {}, [*layout.shape, 1][2]
-    for axis, size in place.known.items():
-        unit = "µm" if place.has_unit else "pixel"
-        fields |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": unit}
-    if any(place.way) and place.has_unit:
-        positions = fields["Plane"] = {}
-        for axis, start, size in zip("XYZ", place.way, place.sizes, strict=False):
-            ways = [start + z * size * (axis == "Z") for z in range(planes)]
-            positions |= {f"Position{axis}": ways, f"Position{axis}Unit": ["µm"] * planes}
-    return fields
+    shape = layout.shape[::-1]
+    tifffile.imwrite(path, pages, shape=shape, dtype=layout.dtype, metadata=told, **kind)

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,6 @@ from utils.stacks.stack import Contents, FileArray, StackLayout, fill, library_e
 KEEPS = ("voxel size", "place")
 MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
 """Chunks that are unpacked at a time, and their bytes at most, but for a single larger one."""
-
-Level = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""What OME says of an image, and of one of its levels."""
 
 
 def contents(path: Path) -> Contents:
@@ -42,21 +39,20 @@ def contents(path: Path) -> Contents:
         images = [finest[image][0] for image in ([name] if name in finest else kept or below)]
         return images or [array for array in arrays if array.startswith(prefix) or not array]
 
-    def opened(name: str) -> FileArray:
-        return _array(path, arrays[name], levels.get(name))
-
     listed = [*itertools.chain(*finest.values())] or [*arrays]
-    return Contents(path, arrays, opened, listed, group(""), group)
+    told = {"listed": listed, "unasked": group(""), "group": group}
+    return Contents(path, arrays, lambda n: _array(path, arrays[n], levels.get(n)), **told)
 
 
-def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Level]]:
+def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Any]]:
     """Return arrays by name, images' finest by group, and levels, those of folders around too."""
     arrays, finest, levels = {}, {}, {}
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
         whole = isinstance(opened, zarr.Array)
         below = {} if whole else dict(opened.members(None))  # in no order
-        for name, item in [("", opened), *((n, below[n]) for n in sorted(below, key=len))]:
+        for name in ["", *sorted(below, key=lambda name: (len(name), name))]:
+            item = below.get(name, opened)
             if isinstance(item, zarr.Array):
                 if whole or item.ndim > 1:
                     arrays[name] = item
@@ -76,7 +72,7 @@ def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, 
     return arrays, finest, levels
 
 
-def _images(group: Any, prefix: str) -> list[dict[str, Level]]:
+def _images(group: Any, prefix: str) -> list[dict[str, Any]]:
     """Return the levels of each image of a group, OME-NGFF 0.1 to 0.5, by name, finest first."""
     attributes = dict(group.attrs)
     found = dict(attributes.get("ome", attributes)).get("multiscales") or ()
@@ -85,7 +81,7 @@ def _images(group: Any, prefix: str) -> list[dict[str, Level]]:
     return [image for image in named if image]
 
 
-def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
+def _array(path: Path, opened: Any, level: Any) -> FileArray:
     """Return an array with what its image, or its own attributes, say."""
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
@@ -105,8 +101,8 @@ def _array(path: Path, opened: Any, level: Level | None) -> FileArray:
     return FileArray(path, opened.shape, opened.dtype, few_at_once, **told).noted(note)
 
 
-def _places(found: Level, count: int) -> tuple[str | None, Place, str]:
-    """Return axes, place and a note of an array by OME-NGFF's metadata.
+def _places(found: Any, count: int) -> tuple[str | None, Place, str]:
+    """Return axes, place and a note by OME-NGFF's metadata on an array's image and level.
 
     The image's own transformations come after those of the level (0.4). Axes are T, C, Z, Y, X in
     0.1 and 0.2, names in 0.3, and have types and units since 0.4.
