@@ -88,7 +88,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="time point, or sample of a file of generate_3d_data.py, from 0")
     add("--axes", metavar="STR",
         help="what the array's axes are, slowest first, where the file does not tell or is wrong: "
-        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX; --list shows lengths")
+        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX, or ZC2YX for pages of "
+        "two channels in turn; --list shows lengths")
     add("--percentiles", type=percentiles, metavar="LOW,HIGH",
         help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
         "default: 1 and 99, without saturated voxels, and higher where columns are sparse")

@@ -88,8 +88,7 @@ def given_axes(path: Path, text: str, shape: Sequence[int]) -> tuple[str, tuple[
     if not fits or wrong or (extra and {*axes[: extra + 1]} & {"X", "Y"}):
         said = f"has {len(axes)} letters, but the array has {len(shape)} axes, of lengths {shape}"
         if extra > 0 and len(shape) > 2:
-            said += "; say of how many pages in turn, as in ZC2YX, or, "
-            said += "if that does not do, make it a hyperstack in Fiji first"
+            said += "; say how many, as ZC2YX, or, failing that, make it a hyperstack in Fiji first"
         raise UserError(f"{path}: --axes {text}: {said}")
     return axes, lengths
 

@@ -85,6 +85,5 @@ def split_ending(path: str | Path) -> tuple[str, str]:
     name = Path(path).name
     ending = max((e for e in ENDINGS if name.lower().endswith(e)), key=len, default="")
     stem = name[: len(name) - len(ending)]
-    if stem.lower().endswith(".ome"):
-        stem = stem[: -len(".ome")]
+    stem = stem[: -len(".ome")] if stem.lower().endswith(".ome") else stem
     return stem, name[len(stem) :]

@@ -204,11 +204,6 @@ class Contents:
     note: str = ""
     """What a person should know where nothing is named, or what is named is not found."""
 
-    @classmethod
-    def only(cls, array: FileArray) -> Contents:
-        """Return those of a file that has one array."""
-        return cls(array.path, {"": array}, lambda name: array)
-
     def source(self, key: str | None) -> FileArray:
         """Return what is called ``key``, or the only one; UserError where that is none or many."""
         name = (key or "").strip("/")

@@ -1,7 +1,4 @@
-"""What HDF5 arrays need beside their file: filters, other files, chunks that were written.
-
-HDF5 itself reads as its fill value, without a word, whatever is not there.
-"""
+"""What HDF5 arrays need beside their file: filters, other files, chunks that were written."""
 
 from __future__ import annotations
 

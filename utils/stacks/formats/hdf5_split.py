@@ -32,8 +32,7 @@ IMARIS = re.compile(
 def file_of(path: Path) -> tuple[Path, dict[int, Place]]:
     """Return the HDF5 file that BigDataViewer's ``.xml`` names, and the voxel sizes of its setups.
 
-    The ``.xml`` is the path itself, or stands beside an HDF5 file of the same name. UserError if it
-    names none that is there.
+    The ``.xml`` is the path, or has its name. UserError if it names no file that is there.
     """
     described = path.with_suffix(".xml")
     if path != described and not (described.is_file() and b"<SpimData" in described.read_bytes()):

@@ -43,7 +43,8 @@ def contents(path: Path) -> Contents:
     if scaled and dtype.kind in "uif":
         dtype = np.dtype(np.float64)
     told = {"axes": "XYZTC"[: len(shape)], "place": place, "notes": notes}
-    return Contents.only(FileArray(path, shape, dtype, lambda k: image.dataobj[k], **told))
+    only = FileArray(path, shape, dtype, lambda where: image.dataobj[where], **told)
+    return Contents(path, {"": only}, lambda name: only)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

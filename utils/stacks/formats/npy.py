@@ -14,7 +14,8 @@ KEEPS = ()
 
 def contents(path: Path) -> Contents:
     """Map a file; the meaning of its axes is not in it."""
-    return Contents.only(FileArray.found(path, lambda: np.load(path, "r", allow_pickle=False)))
+    only = FileArray.found(path, lambda: np.load(path, "r", allow_pickle=False))
+    return Contents(path, {"": only}, lambda name: only)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -42,10 +42,12 @@ def contents(path: Path) -> Contents:
     told = {"axes": axes, "place": place}
     if mapped:
         load = functools.partial(np.memmap, path, dtype, "r", offset, shape, order="F")
-        return Contents.only(FileArray.found(path, load, **told))
-    load = functools.cache(lambda: nrrd.read(str(path), index_order="F")[0])
-    told["loaded"] = math.prod(shape) * dtype.itemsize
-    return Contents.only(FileArray(path, shape, dtype, lambda where: load()[where], **told))
+        only = FileArray.found(path, load, **told)
+    else:
+        load = functools.cache(lambda: nrrd.read(str(path), index_order="F")[0])
+        told["loaded"] = math.prod(shape) * dtype.itemsize
+        only = FileArray(path, shape, dtype, lambda where: load()[where], **told)
+    return Contents(path, {"": only}, lambda name: only)
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
