@@ -160,6 +160,7 @@ def _select(
 
     behind = math.prod(shape[max(axes.rfind(a) for a in "XYZ") + 1 :])  # channels of each voxel
     place = _place(path, voxel_size, array.place, spatial)
+    notes = (*array.notes, place.note())
     channels = (chosen[k] for k, a in enumerate(axes) if a in "CS" and shape[k] > 1)
     return Stack(
         path=path,
@@ -174,9 +175,7 @@ def _select(
         layer=1 if array.chunks is None else array.chunks[axes.index(letters[-1])],
         unpacked=2 * array.at_once * math.prod(array.chunks or (0,)) * stored.itemsize,
         origin=(0,) * len(letters),
-        warning=lambda: (
-            "; ".join(filter(None, [*array.notes, place.note(), array.warning()])) or None
-        ),
+        warning=lambda: "; ".join(filter(None, [*notes, array.warning()])) or None,
         part=part,
     )
 

@@ -233,16 +233,17 @@ class Contents:
 
 
 @contextmanager
-def library_errors(path: Path) -> Iterator[None]:
+def library_errors(path: Path) -> Iterator[list[str]]:
     """Turn what a format's library raises about a file into one UserError that says what is wrong.
 
     The libraries parse any bytes, raise nearly every exception, and warn on the way. For their
     calls, and lines that take a file apart, alone: a bug of ours would be called a damaged file.
+    Yields the list of what tifffile logs as errors.
     """
     try:
-        with warnings.catch_warnings(), quiet("nibabel.global"), quiet("tifffile"):
+        with warnings.catch_warnings(), quiet("nibabel.global"), quiet("tifffile") as messages:
             warnings.simplefilter("ignore")
-            yield
+            yield messages
     except UserError:
         raise
     except Exception as error:

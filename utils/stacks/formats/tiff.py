@@ -19,15 +19,7 @@ import zarr
 
 from utils.errors import UserError
 from utils.stacks.place import Place
-from utils.stacks.stack import (
-    Contents,
-    FileArray,
-    StackLayout,
-    library_errors,
-    planes_of,
-    quiet,
-    whole_of,
-)
+from utils.stacks.stack import Contents, FileArray, StackLayout, library_errors, planes_of, whole_of
 from utils.stacks.units import micrometres_per, number_in
 
 KEEPS = ("voxel size", "place")
@@ -48,9 +40,8 @@ def contents(path: Path) -> Contents:
             file = held.enter_context(tifffile.TiffFile(planes[0]))
             if file.ome_metadata and "BinaryOnly" in file.ome_metadata:
                 file = held.enter_context(_whole(planes[0], file.ome_metadata))
-        with library_errors(path):
-            with quiet("tifffile") as messages:
-                found = _joined(file)
+        with library_errors(path) as messages:
+            found = _joined(file)
             damage = [text for text in messages if TIFF_DAMAGE.search(text)]
             if damage or not found:
                 raise UserError(f"{path}: cut or damaged ({[*damage, 'holds no image'][0]})")
