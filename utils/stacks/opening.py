@@ -128,26 +128,7 @@ def _select(
     axes = array.axes or usual_axes(path, shape)
     if len(axes) != len(shape):
         raise unclear(path, f"its axes {axes} do not fit its shape {shape}", shape)
-    chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
-    times = "samples" if "N" in axes else "time points"
-    asked = (("CS", channel, "channel", "channels"), ("TN", index, "index", times))
-    for letters, wanted, flag, noun in asked:
-        many = [k for k, letter in enumerate(axes) if letter in letters and shape[k] > 1]
-        if len(many) > 1:
-            raise unclear(path, f"its axes {axes} of lengths {shape} cannot be told apart", shape)
-        if not many and wanted:
-            raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
-        for k in many:
-            if wanted is None:
-                advice = f"name one with --{flag} 0..{shape[k] - 1}"
-                if axes[k] == "T" and dict(zip(axes, shape, strict=True)).get("Z", 1) == 1:
-                    planes = axes.translate(str.maketrans("TZ", "ZT"))
-                    advice += f", or --axes {planes} if they are planes"
-                raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
-            if not 0 <= wanted < shape[k]:
-                last = shape[k] - 1
-                raise UserError(f"{path}: --{flag} {wanted}: the file's {noun} are 0..{last}")
-            chosen[k] = wanted
+    chosen = _choose(path, axes, shape, channel, index)
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
         raise unclear(path, f"its axes {axes} of lengths {shape} are not those of a stack", shape)
@@ -178,6 +159,33 @@ def _select(
         warning=lambda: "; ".join(filter(None, [*notes, array.warning()])) or None,
         part=part,
     )
+
+
+def _choose(
+    path: Path, axes: str, shape: tuple[int, ...], channel: int | None, index: int | None
+) -> dict[int, int]:
+    """Return the place along each axis that is none of space, 0 along those of length 1."""
+    chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
+    times = "samples" if "N" in axes else "time points"
+    asked = (("CS", channel, "channel", "channels"), ("TN", index, "index", times))
+    for letters, wanted, flag, noun in asked:
+        many = [k for k, letter in enumerate(axes) if letter in letters and shape[k] > 1]
+        if len(many) > 1:
+            raise unclear(path, f"its axes {axes} of lengths {shape} cannot be told apart", shape)
+        if not many and wanted:
+            raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
+        for k in many:
+            if wanted is None:
+                advice = f"name one with --{flag} 0..{shape[k] - 1}"
+                if axes[k] == "T" and dict(zip(axes, shape, strict=True)).get("Z", 1) == 1:
+                    planes = axes.translate(str.maketrans("TZ", "ZT"))
+                    advice += f", or --axes {planes} if they are planes"
+                raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
+            if not 0 <= wanted < shape[k]:
+                last = shape[k] - 1
+                raise UserError(f"{path}: --{flag} {wanted}: the file's {noun} are 0..{last}")
+            chosen[k] = wanted
+    return chosen
 
 
 def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray:
