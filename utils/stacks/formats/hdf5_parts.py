@@ -38,7 +38,7 @@ def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
                     importlib.import_module("hdf5plugin")
                 except ImportError:
                     called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-                    packed = f"packed by a filter of HDF5 ({called}, number {code})"
+                    packed = f"{arrays[0].name} is packed by a filter ({called}, number {code})"
                     needs = "which needs the package hdf5plugin: pip install hdf5plugin"
                     raise UserError(f"{path}: {packed}, {needs}") from None
         for array in arrays:

@@ -46,7 +46,7 @@ def file_of(path: Path) -> tuple[Path, dict[int, Place]]:
             numbers = map(number_in, setup.findtext("voxelSize/size", "").split())
             unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
             known = Place.aligned(dict(zip("XYZ", numbers, strict=False)), unit)
-            sizes[int(setup.findtext("id", ""))] = known
+            sizes[int(setup.findtext("id", ""))] = known.in_units()
     if path != described:
         return path, sizes
     if named is None:
@@ -133,7 +133,7 @@ def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
     ends = [[_text(whole.get(f"{end}{k}", "")) for k in range(3)] for end in ("ExtMin", "ExtMax")]
     low, high = (np.array(list(map(number_in, end))) for end in ends)
     edges = (high - low) / size
-    known = Place.aligned(dict(zip("XYZ", edges, strict=True)), unit)
+    known = Place.aligned(dict(zip("XYZ", edges, strict=True)), unit).in_units()
     with np.errstate(divide="ignore", invalid="ignore"):
         return tuple(size[::-1]), known.moved(low / np.abs(edges))
 

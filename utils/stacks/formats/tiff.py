@@ -191,7 +191,9 @@ def _place(file: Any, series: Any, number: int) -> Place:
         return place.moved(np.array(ways) * lengths / place.sizes / place.unit)
     if file.is_lsm:
         found = file.lsm_metadata or {}
-        return Place.aligned({a: found.get(f"VoxelSize{a}", math.nan) for a in "XYZ"}, 1e6)
+        return Place.aligned(
+            {a: found.get(f"VoxelSize{a}", math.nan) for a in "XYZ"}, 1e6
+        ).in_units()
     found, tags = file.imagej_metadata, series.keyframe.tags
     if not found:
         return Place.aligned({})
