@@ -190,10 +190,8 @@ def _place(file: Any, series: Any, number: int) -> Place:
         lengths = [micrometres_per(plane.get(f"Position{a}Unit", "")) for a in "XYZ"]
         return place.moved(np.array(ways) * lengths / place.sizes / place.unit)
     if file.is_lsm:
-        found = file.lsm_metadata or {}
-        return Place.aligned(
-            {a: found.get(f"VoxelSize{a}", math.nan) for a in "XYZ"}, 1e6
-        ).in_units()
+        sizes = {a: (file.lsm_metadata or {}).get(f"VoxelSize{a}", math.nan) for a in "XYZ"}
+        return Place.aligned(sizes, 1e6).in_units()
     found, tags = file.imagej_metadata, series.keyframe.tags
     if not found:
         return Place.aligned({})
