@@ -66,8 +66,7 @@ def _add_stack_command(commands: Any) -> None:
 
 def _draw_stack(options: argparse.Namespace) -> Path:
     """Read the planes of the stack and its masks, and draw them."""
-    from utils.stacks import open_stack
-    from utils.stacks.cropping import crop_stack
+    from utils.stacks import crop_stack, open_stack
 
     boxes = options.crop or [((None, None),) * 3] * len(options.mask)
     if len(boxes) != len(options.mask):
