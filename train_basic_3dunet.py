@@ -4,7 +4,8 @@
     python train_basic_3dunet.py --experiment_title first_try --start_channels 8 --batch_size 8
     python train_basic_3dunet.py --arch stacked_unet --num_stacks 2 --experiment_title two_stacks
     python train_basic_3dunet.py --on_the_fly --augment flips --experiment_title endless
-    python train_basic_3dunet.py --on_the_fly --presets wide=0.75,reference=0.25 --init columns3d_reference
+    python train_basic_3dunet.py --on_the_fly --presets wide=0.75,reference=0.25 \
+        --init columns3d_reference
 
 Records, checkpoints and pictures go to <log_path>/<experiment_title>/. All flags and their defaults
 stand in FLAGS, right below; --help says what each means and which values it takes. Exit status: 0
