@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.evaluation.columns import score_columns
+from utils.evaluation.conditions import describe_conditions
 from utils.evaluation.confusion import THRESHOLD
 from utils.evaluation.instances import score_found
 from utils.evaluation.prediction_files import PredictionFiles
@@ -59,8 +60,8 @@ class ScoredVolume:
     """One scored volume."""
 
     row: dict[str, float]
-    """``volume`` (its index), scores by name (NaN where one has no meaning), and the ``seconds`` of
-    its prediction."""
+    """``volume`` (its index), scores by name (NaN where one has no meaning), the conditions under
+    which it was taken, and the ``seconds`` of its prediction."""
     slices: tuple[np.ndarray, np.ndarray, np.ndarray]
     """Image, mask and probability (X, Y) at ``z``."""
     z: int
@@ -128,10 +129,11 @@ def score_volume(
         surfaces = score_surfaces(found, mask > 0, tolerance=tolerance, voxel_size=spacing)
         scores |= dataclasses.asdict(surfaces)
     scores |= score_columns(found, volume)
+    conditions = dataclasses.asdict(describe_conditions(volume))
     z = int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
     planes = (array[..., z].copy() for array in (volume.image, mask, probabilities))
     return ScoredVolume(
-        row={"volume": index, **scores, "seconds": round(seconds, 3)},
+        row={"volume": index, **scores, **conditions, "seconds": round(seconds, 3)},
         slices=tuple(planes),
         z=z,
     )

@@ -1,12 +1,13 @@
 """Scores of all volumes as one table, and the files that an evaluation or comparison leaves.
 
 A table of scores is a data frame with a row a volume, whose index is the volume's: its scores by
-name and the ``seconds`` of its prediction. What has no meaning is NaN: an empty cell in CSV, null
-in JSON. Files are written whole or not at all.
+name, the conditions under which it was taken and the ``seconds`` of its prediction. What has no
+meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ import pandas as pd
 
 from utils.errors import disk_errors
 from utils.evaluation.columns import KINDS
+from utils.evaluation.conditions import Conditions
 from utils.evaluation.scoring import ScoredVolume
-from utils.evaluation.statistics import LEVEL, Interval
+from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
 from utils.replacing import replacing
 
 METRICS, SUMMARY = "metrics.csv", "summary.json"
 """Table and summary in the folder of an evaluation."""
+CONDITIONS = [field.name for field in dataclasses.fields(Conditions)]
 NOT_COMPARED = ("foreground", "baseline_iou", "sheet_baseline_iou", "iou_gain", "sheet_iou_gain")
 """What no prediction changes, as ``columns_``...; gains over it differ as the scores do."""
 
@@ -33,8 +36,8 @@ def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:
 
 
 def only_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table without the seconds."""
-    return table.drop(columns="seconds", errors="ignore")
+    """Return the table without conditions and seconds."""
+    return table.drop(columns=[*CONDITIONS, "seconds"], errors="ignore")
 
 
 def common_scores(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
@@ -62,6 +65,7 @@ def write_results(
         means: of the scores over the volumes.
         about: what was scored, how and by which program, plain JSON.
     """
+    correlations = rank_correlations(table, "iou", [*CONDITIONS, "foreground"])
     summary = {
         "scores": _plain_rows(means),
         "interval": {"level": LEVEL, "method": "percentile bootstrap over volumes"},
@@ -70,6 +74,7 @@ def write_results(
             "predictions": int((table["found"] == 0).sum()),
         },
         "columns": {kind: int(table[f"columns_{kind}"].sum()) for kind in KINDS},
+        "rank_correlation_of_iou": _plain_rows(correlations.to_frame().T)["iou"],
         **about,
         "prediction_seconds": round(float(table["seconds"].sum()), 3),
     }

@@ -21,11 +21,21 @@ if TYPE_CHECKING:
 
     from utils.evaluation.scoring import ScoredVolume
 
+CONDITION_WORDS = {
+    "gain": "gain (photons per unit; fewer: noisier)",
+    "std_intensity": "spread of the columns' log intensity",
+    "contrast": "contrast",
+    "spacing_voxels": "column spacing (voxels)",
+    "curvature": "curvature of the sheet (1 / edge)",
+    "foreground": "labelled share of the volume",
+}
+"""What a score is set against, and what axes say of it."""
+
 
 def save_evaluation(
     results: Sequence[ScoredVolume], scores: pd.DataFrame, means: pd.DataFrame, folder: Path
 ) -> list[Path]:
-    """Draw the best and worst volumes, and recall by column type.
+    """Draw the best and worst volumes, recall by column type and the score by conditions.
 
     Returns the paths of the pictures in ``folder``.
     """
@@ -39,6 +49,7 @@ def save_evaluation(
     return [
         save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles),
         save_column_recall(scores, means, folder / "columns.png"),
+        save_scores_by_condition(scores, folder / "conditions.png"),
     ]
 
 
@@ -52,8 +63,12 @@ def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
 def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Path) -> Path:
     """Draw how much of each type of column was found, with intervals over volumes.
 
-    The share of the gaps' voxels that was called column is drawn as the yardstick. ``scores`` have
-    a row a volume and give the numbers of columns, ``means`` are theirs.
+    The share of the gaps' voxels that was called column is drawn as the yardstick.
+
+    Args:
+        scores: a row a volume, for the numbers of columns.
+        means: of the scores.
+        path: picture to write (format by its suffix).
     """
     from utils.evaluation.columns import KINDS
 
@@ -81,8 +96,49 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
     return canvas.save_figure(figure, path)
 
 
+def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
+    """Draw a dot a volume: its IoU, and that of the whole sheet, over each condition.
+
+    Three panels a row; titles give Spearman's rank correlation.
+
+    Args:
+        scores: a row a volume, with the keys of :data:`CONDITION_WORDS`.
+        path: picture to write (format by its suffix).
+    """
+    from utils.evaluation.statistics import rank_correlations
+
+    correlations = rank_correlations(scores, "iou", list(CONDITION_WORDS))
+    figure = canvas.new_figure(11.0, 6.6)
+    panels = figure.subplots(2, 3, sharey=True)
+    for axes, (condition, words) in zip(panels.flat, CONDITION_WORDS.items(), strict=True):
+        for name, label, colour in (
+            ("baseline_iou", "whole sheet", "#9a9a9a"),
+            ("iou", "prediction", TRAIN),
+        ):
+            dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
+            axes.plot(scores[condition], scores[name], "o", **dots)
+        axes.set_xlabel(words, fontsize=9)
+        correlation = correlations[condition]
+        known = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
+        axes.set_title(known, fontsize=9)
+        axes.set_ylim(0.0, 1.0)
+        canvas.style(axes)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("IoU of a volume", fontsize=9)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    canvas.add_legend_below(figure, handles=handles, labels=labels, ncols=2)
+    return canvas.save_figure(figure, path)
+
+
 def save_comparison(a: pd.Series, b: pd.Series, path: str | Path, names: Sequence[str]) -> Path:
-    """Draw the IoU by volume of B over that of A; ``names`` say what A and B are."""
+    """Draw two sets of scores of the same volumes, B over A.
+
+    Args:
+        a: IoU of A by volume.
+        b: IoU of B, of the same volumes.
+        path: picture to write (format by its suffix).
+        names: what A and B are.
+    """
     figure = canvas.new_figure(5.0, 4.8)
     axes = figure.subplots()
     axes.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)
