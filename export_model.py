@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 SAMPLE = 128  # edge of the volume that is simulated for a package
 TESTED = 64  # edge of the part of it that is in the package, at most, if the network's step allows
-ONNX_PACKAGES = ("onnx", "onnxscript")
-PACKAGES = (*ONNX_PACKAGES, "onnxruntime", "bioimageio.core")
+TO_WRITE = ("onnx", "onnxscript")  # what torch needs to write ONNX
+TO_CHECK = ("onnxruntime", "bioimageio.core")
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -97,20 +97,19 @@ def export(flags: argparse.Namespace) -> None:
 
 def check_outputs(flags: argparse.Namespace) -> None:
     """Raise UserError if a file for other programs cannot be written, or not here."""
+    from utils.checkpoints.packages import check_installed, check_origin
     from utils.stacks.writing import check_free
 
-    for flag, ending, needed in (
-        ("onnx", ".onnx", ONNX_PACKAGES),
-        ("bioimageio", ".zip", PACKAGES),
-    ):
+    needs = {"onnx": (".onnx", TO_WRITE), "bioimageio": (".zip", TO_WRITE + TO_CHECK)}
+    for flag, (ending, modules) in needs.items():
         path = getattr(flags, flag)
         if path is not None:
             if not path.endswith(ending):
                 raise UserError(f"--{flag} {path}: the name must end with {ending}")
             check_free(Path(path), overwrite=flags.overwrite)
-            from utils.checkpoints.packages import check_packages
-
-            check_packages(f"--{flag}", *needed)
+            check_installed(f"--{flag}", *modules)
+    if flags.bioimageio is not None:
+        check_origin(flags.authors, flags.license)
 
 
 def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path]:
@@ -159,7 +158,7 @@ def read_card(flags: argparse.Namespace, source: str | Path) -> tuple[str, str]:
 
     file = find_pretrained(source) or Path(source)
     card = file.with_suffix(".md")
-    if file.is_file() and card.is_file():
+    if file.is_file() and card.is_file() and (flags.pretrained or not flags.evaluation):
         return file.stem, card.read_text()
     records = log_directory(source)
     name = Path(flags.bioimageio).stem

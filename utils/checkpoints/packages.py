@@ -34,10 +34,13 @@ TOLERANCE = 1e-4
 HALO_SHARE = 1 / 8
 """Of a window, on each side: half of the overlap with which ``predict.py`` lays its windows."""
 PAPERS = {
-    "unet": ("U-Net (Ronneberger et al., 2015)", "10.1007/978-3-319-24574-4_28"),
-    "stacked_unet": ("Stacked hourglass (Newell et al., 2016)", "10.1007/978-3-319-46484-8_29"),
+    "unet": {"text": "U-Net", "doi": "10.1007/978-3-319-24574-4_28"},
+    "stacked_unet": {"text": "Stacked hourglass", "doi": "10.1007/978-3-319-46484-8_29"},
 }
-"""By architecture, as CITATION.cff has them."""
+TAGS = (
+    *("fluorescence-light-microscopy", "brain", "pytorch", "unet", "semantic-segmentation"),
+    *("drosophila", "optic-lobe"),
+)
 USE = """\
 ## Use in other programs
 
@@ -47,7 +50,8 @@ USE = """\
   columns about {spacing:.1f} voxels apart: resample the stack until they are. Each length is a
   multiple of {step}; blocks of {window} voxels are what the network was trained on.
 - Percentiles {low:g} and {high:g} of the whole stack become 0 and 1, and what lies beyond is cut
-  off. {difference}
+  off. For most stacks `predict.py` does the same; in 3D it sets other limits where voxels are
+  saturated or columns sparse (`utils/grey_values.py`), and it leaves NaN out.
 - Output: the probability that a voxel belongs to a column. {halo} voxels at each side of a block
   know too little of their surroundings and are to be cropped. `predict.py` blends its windows
   instead, so that masks differ a little where blocks meet.
@@ -58,15 +62,10 @@ USE = """\
 `python evaluate.py --checkpoint PACKAGE.zip --data FILE --output FOLDER` scores the network on
 labelled volumes that it has not seen.
 """
-PLAIN = "`predict.py` does the same with this network."
-ROBUST = (
-    "`predict.py` does the same with most stacks, but sets other limits where voxels are saturated "
-    "or columns sparse (`utils/grey_values.py`), and leaves NaN out."
-)
 
 
-def check_packages(flag: str, *names: str) -> None:
-    """Raise UserError, naming ``flag`` and requirements-export.txt, if a package is missing."""
+def check_installed(flag: str, *names: str) -> None:
+    """Raise UserError, naming ``flag`` and requirements-export.txt, if a module is missing."""
     for name in names:
         try:
             importlib.import_module(name)
@@ -74,6 +73,24 @@ def check_packages(flag: str, *names: str) -> None:
             raise UserError(
                 f"{flag} needs {error.name}: pip install -r requirements-export.txt"
             ) from error
+
+
+def check_origin(authors: Sequence[str], license: str | None) -> None:
+    """Raise UserError unless bioimage.io takes these names and this licence, as SPDX writes it."""
+    from bioimageio.spec.model.v0_5 import Author, LicenseId
+    from pydantic import ValidationError
+
+    try:
+        for author in authors:
+            Author(name=author)
+        if license is not None:
+            LicenseId(license)
+    except ValidationError as error:
+        told = error.errors()[0]
+        raise UserError(
+            f"bioimage.io does not take {told['input']!r}: --authors are names without a slash, "
+            "--license is an identifier of SPDX such as MIT or CC-BY-4.0"
+        ) from error
 
 
 class Probabilities(nn.Module):
@@ -144,24 +161,25 @@ def save_package(
         path: the package, ``.zip``.
         name: of the network.
         card: Markdown about it, for the package's documentation.
-        sample: (X, Y, Z) or (X, Y) grey values of multiples of the network's step, no less than two
-            halos and a step, from which the test tensors are made.
+        sample: (X, Y, Z) or (X, Y) grey values, of which the test tensors are made; its lengths are
+            multiples of the network's step, and at least two halos and a step.
         cover: a picture, at most 500 kB, twice as wide as high.
-        authors: their names, if they are to be told.
-        license: of the network, as SPDX writes it, if it has one.
+        authors: as :func:`check_origin` lets them pass.
+        license: of the network, likewise, if it has one.
 
     Raises:
-        UserError: for a licence or author that bioimage.io does not know, and of the disk.
+        UserError: of the disk.
         RuntimeError: the checker refuses what was written, which is a bug.
     """
     from bioimageio.core import test_model
     from bioimageio.spec import ValidationContext, save_bioimageio_package
+    from bioimageio.spec.model.v0_5 import ModelDescr
     from loguru import logger
 
     logger.disable("bioimageio")  # tells each of its steps
     with (
         tempfile.TemporaryDirectory() as folder,
-        ValidationContext(log_warnings=False, progressbar=False),
+        ValidationContext(log_warnings=False, root=Path(folder)),
         warnings.catch_warnings(),
         replacing(path) as temporary,
     ):
@@ -180,10 +198,14 @@ def save_package(
             answer = Probabilities(network)(scaled).numpy()
         np.save(files / "test_input.npy", test)
         np.save(files / "test_output.npy", answer)
-        save_bioimageio_package(
-            _description(files, network, state, name, authors, license, float(answer.max())),
-            output_path=temporary,
-        )
+        about = {
+            "format_version": ModelDescr.implemented_format_version,
+            "name": "Columns of the fly brain - " + re.sub("[^A-Za-z0-9_+() -]", "_", name)[:80],
+            "authors": [{"name": author} for author in authors],
+            "license": license,
+            **_description(network, state, float(answer.max())),
+        }
+        save_bioimageio_package(ModelDescr.model_validate(about), output_path=temporary)
         summary = test_model(temporary)
         if summary.status != "passed":
             raise RuntimeError(f"{path}: the checker of bioimage.io refuses it\n{summary.format()}")
@@ -206,112 +228,74 @@ def _plain_rule(state: Mapping[str, Any]) -> PercentileNormalizer:
 
 def _describe_use(network: nn.Module, state: Mapping[str, Any]) -> str:
     lengths, rule = state["spacing_voxels"], _plain_rule(state)
-    plain = state["model_config"]["spatial_dims"] == 2
     return USE.format(
         spacing=sum(lengths) / len(lengths),
         step=network.size_multiple,
         window=state["patch_size"],
         low=rule.low_percent,
         high=rule.high_percent,
-        difference=PLAIN if plain else ROBUST,
         halo=halo(network.size_multiple, state["patch_size"]),
         packaged=PACKAGED,
     )
 
 
-def _description(
-    files: Path,
-    network: nn.Module,
-    state: Mapping[str, Any],
-    name: str,
-    authors: Sequence[str],
-    license: str | None,
-    highest: float,
-) -> Any:
-    """Return the model description of ``files``; ``highest`` is the largest value tested."""
-    from bioimageio.spec.model import v0_5 as spec
-    from pydantic import ValidationError
-
-    try:
-        told = {
-            "authors": [spec.Author(name=author) for author in authors],
-            "license": license and spec.LicenseId(license),
-        }
-    except ValidationError as error:
-        raise UserError(
-            f"--authors or --license: bioimage.io does not take them ({error.errors()[0]['msg']})"
-        ) from error
+def _description(network: nn.Module, state: Mapping[str, Any], highest: float) -> dict[str, Any]:
+    """Return what ``rdf.yaml`` says of a network; ``highest`` is the largest value tested."""
     config, step, rule = state["model_config"], network.size_multiple, _plain_rule(state)
-    edge = halo(step, state["patch_size"])
-    axes = "zyx"[-config["spatial_dims"] :]
-    scale = {
-        "axes": ("channel", *axes),
-        "min_percentile": rule.low_percent,
-        "max_percentile": rule.high_percent,
-        "eps": 1e-9,
+    edge, dims = halo(step, state["patch_size"]), config["spatial_dims"]
+    axes = "zyx"[-dims:]
+    lengths = {"min": 2 * edge + step, "step": step}
+    image = {
+        "id": "image",
+        "axes": [
+            {"type": "batch"},
+            {"type": "channel", "channel_names": ["fluorescence"]},
+            *({"type": "space", "id": a, "size": lengths, "concatenable": True} for a in axes),
+        ],
+        "test_tensor": {"source": "test_input.npy"},
+        "pad": {"mode": "edge"},
+        "preprocessing": [
+            {
+                "id": "scale_range",
+                "kwargs": {
+                    "axes": ["channel", *axes],
+                    "min_percentile": rule.low_percent,
+                    "max_percentile": rule.high_percent,
+                    "eps": 1e-9,
+                },
+            },
+            {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}},
+        ],
     }
-    image = spec.InputTensorDescr(
-        id="image",
-        axes=[
-            spec.BatchAxis(),
-            spec.ChannelAxis(channel_names=["fluorescence"]),
-            *(
-                spec.SpaceInputAxis(
-                    id=axis,
-                    size=spec.ParameterizedSize(min=2 * edge + step, step=step),
-                    concatenable=True,
-                )
-                for axis in axes
-            ),
+    same = {a: {"tensor_id": "image", "axis_id": a} for a in axes}
+    probability = {
+        "id": "probability",
+        "axes": [
+            {"type": "batch"},
+            {"type": "channel", "channel_names": ["column"]},
+            *({"type": "space", "id": a, "size": same[a], "halo": edge} for a in axes),
         ],
-        test_tensor=spec.FileDescr(source=files / "test_input.npy"),
-        pad=spec.EdgePadding(mode="edge"),  # said, else it is not written
-        preprocessing=[
-            spec.ScaleRangeDescr(kwargs=spec.ScaleRangeKwargs(**scale)),
-            spec.ClipDescr(kwargs=spec.ClipKwargs(min=0.0, max=1.0)),
-        ],
-    )
-    probability = spec.OutputTensorDescr(
-        id="probability",
-        axes=[
-            spec.BatchAxis(),
-            spec.ChannelAxis(channel_names=["column"]),
-            *(
-                spec.SpaceOutputAxisWithHalo(
-                    id=axis, halo=edge, size=spec.SizeReference(tensor_id="image", axis_id=axis)
-                )
-                for axis in axes
-            ),
-        ],
-        test_tensor=spec.FileDescr(source=files / "test_output.npy"),
-    )
-    paper, doi = PAPERS[config["arch"]]
-    tolerance = spec.ReproducibilityTolerance(
-        relative_tolerance=0,
-        absolute_tolerance=min(TOLERANCE, highest / 200),  # bioimage.io takes less than a hundredth
-        mismatched_elements_per_million=0,
-    )
-    dims = config["spatial_dims"]
-    return spec.ModelDescr(
-        name="Columns of the fly brain - " + re.sub("[^A-Za-z0-9_+() -]", "_", name)[:80],
-        description="Probability that a voxel belongs to a column of the fly's optic lobe, in a "
+        "test_tensor": {"source": "test_output.npy"},
+    }
+    tolerance = {
+        "relative_tolerance": 0.0,
+        "absolute_tolerance": min(TOLERANCE, highest / 200),  # must be less than a hundredth of it
+        "mismatched_elements_per_million": 0,
+    }
+    return {
+        "type": "model",
+        "description": "Probability that a voxel belongs to a column of the fly's optic lobe, in a "
         f"{dims}D fluorescence image.",
-        inputs=[image],
-        outputs=[probability],
-        weights=spec.WeightsDescr(
-            onnx=spec.OnnxWeightsDescr(source=files / "network.onnx", opset_version=OPSET)
-        ),
-        attachments=[spec.FileDescr(source=files / PACKAGED)],
-        covers=[spec.FileDescr(source=files / "cover.png")],
-        documentation=spec.FileDescr(source=files / "README.md"),
-        cite=[spec.CiteEntry(text=paper, doi=doi)],
-        tags=[
-            *("fluorescence-light-microscopy", f"{dims}d", "brain", "pytorch", "unet"),
-            *("semantic-segmentation", "drosophila", "optic-lobe"),
-        ],
-        config=spec.Config(
-            bioimageio=spec.BioimageioConfig(reproducibility_tolerance=[tolerance]),
-            columns={"spacing_voxels": list(state["spacing_voxels"])},
-        ),
-        **told,
-    )
+        "inputs": [image],
+        "outputs": [probability],
+        "weights": {"onnx": {"source": "network.onnx", "opset_version": OPSET}},
+        "attachments": [{"source": PACKAGED}],
+        "covers": [{"source": "cover.png"}],
+        "documentation": {"source": "README.md"},
+        "cite": [PAPERS[config["arch"]]],
+        "tags": [*TAGS, f"{dims}d"],
+        "config": {
+            "bioimageio": {"reproducibility_tolerance": [tolerance]},
+            "columns": {"spacing_voxels": list(state["spacing_voxels"])},
+        },
+    }
