@@ -121,34 +121,29 @@ def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path
     from utils.prediction.sliding_window import predict_volume
     from utils.prediction.trained_network import read_network
 
-    network = read_network(source)
+    network, state = read_network(source), load_checkpoint(source)
     config = network.parse_config(ModelConfig.from_dict)
-    dims = config.spatial_dims
-    model = network.restore(build_model(config), "cpu", dims)
-    state = load_checkpoint(source)
-    written = []
-    if flags.bioimageio:
-        if network.objective not in (None, "segmentation"):
-            raise UserError(
-                f"--bioimageio: {flags.checkpoint} was trained with --objective "
-                f"{network.objective}; packages hold networks that segment"
-            )
-        name, card = read_card(flags, source)
-        step, path = model.size_multiple, Path(flags.bioimageio)
-        least = 2 * halo(step, network.patch_size) + step
-        edge = max(least, step * (min(network.patch_size, TESTED) // step))
-        image, mask = draw_sample(dims, edge)
-        probability = predict_volume(model, image, network.normalizer, window=edge)
-        with tempfile.TemporaryDirectory() as folder:
+    model = network.restore(build_model(config), "cpu", config.spatial_dims)
+    if flags.bioimageio and network.objective not in (None, "segmentation"):
+        raise UserError(
+            f"--bioimageio: {flags.checkpoint} was trained with --objective {network.objective}; "
+            "packages hold networks that segment"
+        )
+    name, card = read_card(flags, source) if flags.bioimageio else ("", "")
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = Path(flags.onnx or f"{folder}/network.onnx")
+        save_onnx(model, state, onnx)
+        if flags.bioimageio:
+            least = 2 * halo(model.size_multiple, network.patch_size) + model.size_multiple
+            most = min(network.patch_size, TESTED)
+            edge = max(least, most - most % model.size_multiple)
+            image, mask = draw_sample(config.spatial_dims, edge)
+            probability = predict_volume(model, image, network.normalizer, window=edge)
             cover = save_cover(image, mask, probability, Path(folder) / "cover.png")
-            about = {"authors": flags.authors, "license": flags.license}
-            save_package(model, state, path, name=name, card=card, sample=image, cover=cover,
-                         **about)  # fmt: skip
-        written.append(path)
-    if flags.onnx:
-        save_onnx(model, state, Path(flags.onnx))
-        written.append(Path(flags.onnx))
-    return written
+            about = {"name": name, "card": card, "sample": image, "cover": cover}
+            origin = {"authors": flags.authors, "license": flags.license}
+            save_package(model, state, Path(flags.bioimageio), onnx=onnx, **about, **origin)
+    return [Path(path) for path in (flags.onnx, flags.bioimageio) if path]
 
 
 def read_card(flags: argparse.Namespace, source: str | Path) -> tuple[str, str]:

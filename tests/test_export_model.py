@@ -76,7 +76,7 @@ def test_a_package_predicts_the_mask_of_its_log_directory(log, tmp_path, monkeyp
     flags = ["--checkpoint", str(log), "--bioimageio", str(package), "--onnx", str(onnx)]
     assert export_model.main([*flags, "--hardware", "a toaster"]) == 0
     gc.collect()
-    assert capsys.readouterr().out == f"wrote {package}\nwrote {onnx}\n"
+    assert capsys.readouterr().out == f"wrote {onnx}\nwrote {package}\n"
     with zipfile.ZipFile(package) as files:
         card = files.read("README.md").decode()
         assert files.read("network.onnx") == onnx.read_bytes()

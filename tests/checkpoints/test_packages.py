@@ -84,9 +84,11 @@ def package(network, tmp_path_factory) -> Path:
     """A package of a 3D network; not to be changed."""
     folder = tmp_path_factory.mktemp("package")
     Image.new("RGB", (200, 100), "teal").save(folder / "picture.png")
+    save_onnx(*network, folder / "net.onnx")
     save_package(
         *network,
         folder / "net.zip",
+        onnx=folder / "net.onnx",
         name="net/1.5",
         card="# net\n\nA card.\n",
         sample=SAMPLE,
@@ -94,7 +96,11 @@ def package(network, tmp_path_factory) -> Path:
         authors=["Jane Doe"],
         license="CC-BY-4.0",
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["net.zip", "picture.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "net.onnx",
+        "net.zip",
+        "picture.png",
+    ]
     return folder / "net.zip"
 
 
@@ -242,18 +248,13 @@ def test_foreign_and_damaged_zips_are_one_line(package, tmp_path, content, messa
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_the_checker_refuses_is_a_bug_and_leaves_nothing(
-    network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def other(network: nn.Module, state: Any, path: Path) -> None:
-        path.write_bytes(b"no network")
-
-    monkeypatch.setattr(packages, "save_onnx", other)
+def test_what_the_checker_refuses_is_a_bug_and_leaves_nothing(network, tmp_path: Path) -> None:
     Image.new("RGB", (2, 1)).save(tmp_path / "cover.png")
+    (tmp_path / "bad.onnx").write_bytes(b"no network")
     about = {"name": "net", "card": "", "sample": SAMPLE, "cover": tmp_path / "cover.png"}
     with pytest.raises(RuntimeError, match="the checker of bioimage.io refuses it"):
-        save_package(*network, tmp_path / "net.zip", **about)
-    assert [path.name for path in tmp_path.iterdir()] == ["cover.png"]
+        save_package(*network, tmp_path / "net.zip", onnx=tmp_path / "bad.onnx", **about)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.onnx", "cover.png"]
 
 
 @pytest.mark.parametrize(("authors", "license"), [(["a/b"], None), (["Jane Doe"], "MITT")])

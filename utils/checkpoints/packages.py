@@ -44,7 +44,7 @@ TAGS = (
 USE = """\
 ## Use in other programs
 
-`bioimageio.yaml` says the following in a form that programs read.
+`rdf.yaml` says the following in a form that programs read.
 
 - Input: one channel of any grey values, axes z, y, x, voxels as long along z as along y and x, and
   columns about {spacing:.1f} voxels apart: resample the stack until they are. Each length is a
@@ -146,6 +146,7 @@ def save_package(
     state: Mapping[str, Any],
     path: Path,
     *,
+    onnx: Path,
     name: str,
     card: str,
     sample: np.ndarray,
@@ -159,6 +160,7 @@ def save_package(
         network: of ``models``, one channel in and out, in evaluation.
         state: its checkpoint; a copy goes into the package.
         path: the package, ``.zip``.
+        onnx: its file, by :func:`save_onnx`.
         name: of the network.
         card: Markdown about it, for the package's documentation.
         sample: (X, Y, Z) or (X, Y) grey values, of which the test tensors are made; its lengths are
@@ -187,7 +189,7 @@ def save_package(
         warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
         warnings.filterwarnings("ignore", "Found mapping with 'source'", UserWarning)
         files = Path(folder)
-        save_onnx(network, state, files / "network.onnx")
+        (files / "network.onnx").write_bytes(onnx.read_bytes())
         (files / PACKAGED).write_bytes(pack(state, torch.float32))
         (files / "cover.png").write_bytes(cover.read_bytes())
         (files / "README.md").write_text(f"{card}\n{_describe_use(network, state)}")
