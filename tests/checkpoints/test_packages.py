@@ -28,9 +28,7 @@ core = pytest.importorskip("bioimageio.core")
 # bioimageio leaves the files of a package open until it is forgotten
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
-CONFIG = ModelConfig(
-    arch="stacked_unet", num_stacks=2, depth=2, start_channels=2, stem_stride=2, residual=True
-)
+CONFIG = ModelConfig(depth=2, start_channels=2, stem_stride=2, residual=True)
 STEP, HALO = 4, 2
 SAMPLE = np.random.default_rng(3).poisson(20, (8, 12, 16)).astype(np.float32)
 
@@ -133,11 +131,14 @@ def test_onnx_runtime_answers_as_torch_does_for_any_multiple_of_the_step(network
     assert json.loads(about["spacing_voxels"]) == [9, 10, 11]
 
 
-def test_a_network_for_images_becomes_onnx_too(tmp_path: Path) -> None:
-    model, state = make(ModelConfig(spatial_dims=2, depth=2, start_channels=2))
+def test_a_stacked_network_for_images_becomes_onnx_too(tmp_path: Path) -> None:
+    config = ModelConfig(
+        arch="stacked_unet", spatial_dims=2, num_stacks=2, depth=1, start_channels=2
+    )
+    model, state = make(config)
     save_onnx(model, state, tmp_path / "net.onnx")
     session = runtime((tmp_path / "net.onnx").read_bytes())
-    assert_same(session, model, [(1, 1, 2, 2), (3, 1, 4, 10), (1, 1, 16, 6)])
+    assert_same(session, model, [(1, 1, 2, 3), (3, 1, 5, 10), (1, 1, 16, 6)])
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
