@@ -133,7 +133,7 @@ def test_onnx_runtime_answers_as_torch_does_for_any_multiple_of_the_step(network
 
 def test_a_stacked_network_for_images_becomes_onnx_too(tmp_path: Path) -> None:
     config = ModelConfig(
-        arch="stacked_unet", spatial_dims=2, num_stacks=2, depth=1, start_channels=2
+        arch="stacked_unet", spatial_dims=2, num_stacks=2, depth=1, start_channels=6
     )
     model, state = make(config)
     save_onnx(model, state, tmp_path / "net.onnx")
