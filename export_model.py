@@ -1,24 +1,39 @@
-r"""Make a trained network part of the program: a small file and a card that says what it is.
+r"""Hand a trained network on: as part of the program, as ONNX, or as a package of bioimage.io.
 
     python export_model.py --checkpoint logs/my_experiment --pretrained columns3d
     python evaluate.py --checkpoint columns3d --data vol_data/vol_val_set.h5 --output scores
     python export_model.py --checkpoint logs/my_experiment --pretrained columns3d \
         --evaluation scores --overwrite
+    python export_model.py --checkpoint columns3d --onnx columns3d.onnx
+    python export_model.py --checkpoint columns3d --bioimageio columns3d.zip \
+        --authors "Jane Doe" --license MIT
 
-Writes assets/pretrained/NAME.pth (kernels in bfloat16, less than 3,000,000 bytes, nothing but what
-prediction needs) and NAME.md. From then on --checkpoint NAME means this network. The card's numbers
-come from the log directory and from the evaluation's summary.json. Exit status 2 for a mistake.
+--pretrained writes assets/pretrained/NAME.pth (kernels in bfloat16, less than 3,000,000 bytes,
+nothing but what prediction needs) and NAME.md, a card that says what the network is. From then on
+--checkpoint NAME means this network. The card's numbers come from the log directory and from the
+evaluation's summary.json. ONNX files and packages need requirements-export.txt; --checkpoint
+PACKAGE.zip reads a package back. Exit status 2 for a mistake.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from utils.errors import exit_status
+from utils.errors import UserError, exit_status
 from utils.flags import FlagParser
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SAMPLE = 128  # edge of the volume that is simulated for a package
+TESTED = 64  # edge of the part of it that is in the package, at most, if the network's step allows
+TO_WRITE = ("onnx", "onnxscript")  # what torch needs to write ONNX
+TO_CHECK = ("onnxruntime", "bioimageio.core")
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,17 +42,29 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     # fmt: off
     add("--checkpoint", required=True, metavar="PATH",
-        help="log directory of an experiment (its best.pth, else its last.pth), or a .pth in it")
-    add("--pretrained", required=True, metavar="NAME",
+        help="log directory of an experiment (its best.pth, else its last.pth), a .pth in it, or a "
+        "pretrained network's name")
+    add("--pretrained", metavar="NAME",
         help="name of the network; replaces a path wherever a checkpoint is asked for")
+    add("--onnx", metavar="FILE.onnx",
+        help="write the network from scaled grey values to probabilities for ONNX Runtime and "
+        "others: axes batch, channel, z, y, x, of any lengths that the network takes")
+    add("--bioimageio", metavar="FILE.zip",
+        help="write a package of bioimage.io: the ONNX file, the scaling of grey values, test "
+        "tensors, a cover, the card, and the checkpoint itself")
+    add("--authors", nargs="+", default=[], metavar="NAME", help="for the package: who made it")
+    add("--license", metavar="SPDX", help="for the package: its licence, such as MIT or CC-BY-4.0")
     add("--evaluation", metavar="FOLDER",
         help="folder of evaluate.py's results of this network; without it the card has no scores")
     add("--hardware", metavar="STR",
         help="for the card: the machine it was trained on, in words (default: what was recorded)")
     add("--output", metavar="FOLDER", help="other folder than assets/pretrained")
-    add("--overwrite", action="store_true", help="replace a network of this name")
+    add("--overwrite", action="store_true", help="replace what is there")
     # fmt: on
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.pretrained is flags.onnx is flags.bioimageio is None:
+        parser.error("--pretrained NAME, --onnx FILE.onnx or --bioimageio FILE.zip is needed")
+    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,20 +74,111 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(flags: argparse.Namespace) -> None:
-    """Write the network and its card; raises UserError for what a user can mend."""
+    """Write what is asked for; raises UserError for what a user can mend."""
     from utils.checkpoints.loading import load_checkpoint, log_directory
     from utils.checkpoints.pretrained import FOLDER, save_pretrained
 
-    paths = save_pretrained(
-        flags.pretrained,
-        load_checkpoint(flags.checkpoint),
-        log_directory(flags.checkpoint),
-        None if flags.evaluation is None else Path(flags.evaluation),
-        folder=FOLDER if flags.output is None else Path(flags.output),
-        hardware=flags.hardware,
-        overwrite=flags.overwrite,
-    )
-    print("\n".join(f"wrote {path}" for path in paths))
+    check_outputs(flags)
+    written = []
+    if flags.pretrained is not None:
+        written += save_pretrained(
+            flags.pretrained,
+            load_checkpoint(flags.checkpoint),
+            log_directory(flags.checkpoint),
+            None if flags.evaluation is None else Path(flags.evaluation),
+            folder=FOLDER if flags.output is None else Path(flags.output),
+            hardware=flags.hardware,
+            overwrite=flags.overwrite,
+        )
+    if flags.onnx or flags.bioimageio:
+        written += export_to_others(flags, written[0] if written else flags.checkpoint)
+    print("\n".join(f"wrote {path}" for path in written))
+
+
+def check_outputs(flags: argparse.Namespace) -> None:
+    """Raise UserError if a file for other programs cannot be written, or not here."""
+    from utils.checkpoints.packages import check_installed, check_origin
+    from utils.stacks.writing import check_free
+
+    needs = {"onnx": (".onnx", TO_WRITE), "bioimageio": (".zip", TO_WRITE + TO_CHECK)}
+    for flag, (ending, modules) in needs.items():
+        path = getattr(flags, flag)
+        if path is not None:
+            if not path.endswith(ending):
+                raise UserError(f"--{flag} {path}: the name must end with {ending}")
+            check_free(Path(path), overwrite=flags.overwrite)
+            check_installed(f"--{flag}", *modules)
+    if flags.bioimageio is not None:
+        check_origin(flags.authors, flags.license)
+
+
+def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path]:
+    """Write the network of a checkpoint for other programs; return the files."""
+    from models import ModelConfig, build_model
+    from utils.checkpoints.loading import load_checkpoint
+    from utils.checkpoints.packages import halo, save_onnx, save_package
+    from utils.figures.predictions import save_cover
+    from utils.prediction.sliding_window import predict_volume
+    from utils.prediction.trained_network import read_network
+
+    network, state = read_network(source), load_checkpoint(source)
+    config = network.parse_config(ModelConfig.from_dict)
+    model = network.restore(build_model(config), "cpu", config.spatial_dims)
+    if flags.bioimageio and network.objective not in (None, "segmentation"):
+        raise UserError(
+            f"--bioimageio: {flags.checkpoint} was trained with --objective {network.objective}; "
+            "packages hold networks that segment"
+        )
+    name, card = read_card(flags, source) if flags.bioimageio else ("", "")
+    with tempfile.TemporaryDirectory() as folder:
+        onnx = Path(flags.onnx or f"{folder}/network.onnx")
+        save_onnx(model, state, onnx)
+        if flags.bioimageio:
+            least = 2 * halo(model.size_multiple, network.patch_size) + model.size_multiple
+            most = min(network.patch_size, TESTED)
+            edge = max(least, most - most % model.size_multiple)
+            image, mask = draw_sample(config.spatial_dims, edge)
+            probability = predict_volume(model, image, network.normalizer, window=edge)
+            cover = save_cover(image, mask, probability, Path(folder) / "cover.png")
+            about = {"name": name, "card": card, "sample": image, "cover": cover}
+            origin = {"authors": flags.authors, "license": flags.license}
+            save_package(model, state, Path(flags.bioimageio), onnx=onnx, **about, **origin)
+    return [Path(path) for path in (flags.onnx, flags.bioimageio) if path]
+
+
+def read_card(flags: argparse.Namespace, source: str | Path) -> tuple[str, str]:
+    """Return a network's name and its card: what lies beside it, else what its records say."""
+    from utils.checkpoints.loading import load_checkpoint, log_directory
+    from utils.checkpoints.pretrained import describe, find_pretrained
+
+    file = find_pretrained(source) or Path(source)
+    card = file.with_suffix(".md")
+    if file.is_file() and card.is_file() and (flags.pretrained or not flags.evaluation):
+        return file.stem, card.read_text()
+    records = log_directory(source)
+    name = Path(flags.bioimageio).stem
+    use = f"`python predict.py --checkpoint {name}.zip --input STACK --output MASK` uses it."
+    evaluation = None if flags.evaluation is None else Path(flags.evaluation)
+    state = load_checkpoint(source)
+    return name, describe(name, use, state, records, evaluation, flags.hardware)
+
+
+def draw_sample(dims: int, edge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return grey values and mask of a cube or square of default data, where columns are."""
+    import numpy as np
+
+    from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+    from utils.simulation.image import ImageConfig, image_rng, simulate_image
+
+    shape = (max(SAMPLE, edge),) * dims
+    if dims == 3:
+        sample = simulate_volume(VolumeConfig(shape=shape), sample_rng(0, 0))
+    else:
+        sample = simulate_image(ImageConfig(shape=shape), image_rng(0, 0))
+    middle = np.argwhere(sample.mask).mean(axis=0)
+    starts = np.clip(middle - edge // 2, 0, shape[0] - edge).astype(int)
+    box = tuple(slice(start, start + edge) for start in starts)
+    return sample.image[box], sample.mask[box]
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     files = parser.add_argument_group("files")
     add = files.add_argument
     add("--checkpoint", default=CHECKPOINT, metavar="PATH",
-        help="log directory of an experiment, a .pth file, or a pretrained network's name")
+        help="log directory of an experiment, a .pth file, a package of export_model.py, or a "
+        "pretrained network's name")
     add("--input", metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, .h5, .hdf5, "
         ".nrrd, .nii, .nii.gz, .npy, .ims, BigDataViewer's .xml, or a .zarr folder or one in it")
     add("--list", metavar="FILE",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from utils.checkpoints.pretrained import find_pretrained, pretrained_names, unpa
 from utils.errors import UserError
 from utils.provenance import CHECKPOINT_FORMAT
 
+PACKAGED = "checkpoint.pth"
+"""The checkpoint among the files of a package of bioimage.io (``utils.checkpoints.packages``)."""
+
 
 class CheckpointError(UserError):
     """A file that is no readable checkpoint of this project, named."""
@@ -20,8 +25,9 @@ class CheckpointError(UserError):
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint as a plain dict on the CPU; code in the file is never run.
 
-    ``path`` is a checkpoint file, a log directory (its ``best.pth``, else its ``last.pth``), or,
-    where no such path exists, the name of a pretrained network (``assets/pretrained``).
+    ``path`` is a checkpoint file, a package of ours that holds one, a log directory (its
+    ``best.pth``, else its ``last.pth``), or, where no such path exists, the name of a pretrained
+    network (``assets/pretrained``).
     Keys: ``model_config``, ``model_state``, ``normalizer``, ``spacing_voxels``, ``patch_size``,
     ``epoch`` (epochs completed), ``metrics`` (the record of that epoch); ``last.pth`` also holds
     all that is needed to go on. Raises UserError where there is none, and CheckpointError for a
@@ -61,13 +67,31 @@ def _load_plain(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(_unpackaged(path), map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path}: may not be read ({error.strerror})") from error
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:
         raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
+
+
+def _unpackaged(path: Path) -> Path | io.BytesIO:
+    """Return the checkpoint in a package of bioimage.io, and what is no package as it is.
+
+    Checkpoints are zip files too, with other files in them.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as files:
+            names = set(files.namelist())
+            if PACKAGED in names:
+                return io.BytesIO(files.read(PACKAGED))
+            if names & {"bioimageio.yaml", "rdf.yaml"}:
+                raise CheckpointError(
+                    f"{path} is a bioimage.io package of another program: it has no {PACKAGED}, as "
+                    "those of export_model.py do"
+                )
+    return path
 
 
 def log_directory(checkpoint: str | Path) -> Path:

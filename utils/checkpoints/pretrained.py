@@ -106,21 +106,44 @@ def save_pretrained(
     weights, card = folder / f"{name}.pth", folder / f"{name}.md"
     if weights.exists() and not overwrite:
         raise UserError(f"{weights} exists already; --overwrite replaces it and its card")
-    packed = io.BytesIO()
-    torch.save(_pack(state), packed)
-    size = len(packed.getvalue())
+    packed = pack(state, torch.bfloat16)
+    size = len(packed)
     if size >= MOST_BYTES:
         raise UserError(
             f"{name}: {size:,} bytes in bfloat16, and less than {MOST_BYTES:,} are allowed; "
             "train a network of fewer channels"
         )
+    use = (
+        f"`python predict.py --checkpoint {name} --input STACK --output MASK` uses it. "
+        f"{size:,} bytes; kernels in bfloat16, computed with in float32 or bfloat16."
+    )
+    text = describe(name, use, state, log_directory, evaluation, hardware)
+    make_folder(folder)
+    with replacing(weights) as temporary:
+        temporary.write_bytes(packed)
+    with replacing(card) as temporary:
+        temporary.write_text(text)
+    return weights, card
+
+
+def describe(
+    name: str,
+    use: str,
+    state: Mapping[str, Any],
+    log_directory: Path,
+    evaluation: Path | None = None,
+    hardware: str | None = None,
+) -> str:
+    """Return the card of a network as Markdown; ``use`` is its first paragraph.
+
+    The other arguments, and the UserErrors, are those of :func:`save_pretrained`.
+    """
     config = _read_json(log_directory / "config.json")
     log = _read_json(log_directory / "logs.json")
     spacing = sum(state["spacing_voxels"]) / len(state["spacing_voxels"])
     parts = [
         f"# {name}",
-        f"`python predict.py --checkpoint {name} --input STACK --output MASK` uses it. "
-        f"{size:,} bytes; kernels in bfloat16, computed with in float32 or bfloat16.",
+        use,
         "## Network",
         _describe_network(state, config),
         "## Data",
@@ -132,25 +155,20 @@ def save_pretrained(
         "## Limits",
         LIMITS.format(spacing=spacing),
     ]
-    make_folder(folder)
-    with replacing(weights) as temporary:
-        temporary.write_bytes(packed.getvalue())
-    with replacing(card) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n")
-    return weights, card
+    return "\n\n".join(parts) + "\n"
 
 
-def _pack(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain state of the file of a network, from its checkpoint."""
+def pack(state: Mapping[str, Any], kernels: torch.dtype) -> bytes:
+    """Return a file with what prediction needs of a checkpoint, its kernels as ``kernels``."""
     weights = {
-        name: tensor.to(torch.bfloat16)
-        if tensor.is_floating_point() and tensor.ndim > 1
-        else tensor
+        name: tensor.to(kernels) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in state["model_state"].items()
     }
     flags = {"objective": state.get("flags", {}).get("objective")}
     kept = {name: state[name] for name in KEPT if name in state}
-    return {**kept, "flags": flags, "model_state": weights}
+    packed = io.BytesIO()
+    torch.save({**kept, "flags": flags, "model_state": weights}, packed)
+    return packed.getvalue()
 
 
 def _read_json(path: Path) -> Any:

@@ -62,6 +62,23 @@ def save_predictions(
     return canvas.save_figure(figure, path)
 
 
+def save_cover(
+    image: np.ndarray, mask: np.ndarray, probability: np.ndarray, path: str | Path
+) -> Path:
+    """Draw a plane, and beside it where prediction and truth differ: twice as wide as high.
+
+    Args are those of a row of :func:`save_predictions`.
+    """
+    figure = canvas.new_figure(6.0, 3.0)
+    plain, overlay = figure.subplots(1, 2)
+    *planes, _ = _planes(image, mask, probability)
+    show_fluorescence(plain, planes[0])
+    show_slice(overlay, _compare(*planes))
+    for axes in (plain, overlay):
+        axes.set_axis_off()
+    return canvas.save_figure(figure, path)
+
+
 def _planes(
     image: np.ndarray, mask: np.ndarray, probability: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
