@@ -5,6 +5,7 @@ import pytest
 
 from utils.columns.instances import (
     Moments,
+    Voxels,
     depth,
     find_instances,
     same_way,
@@ -89,12 +90,15 @@ def test_depth_is_the_distance_to_the_outside():
 
 def test_moments_are_those_of_numpy():
     rng = np.random.default_rng(0)
-    points, owner = rng.normal(size=(3, 200)), np.arange(200) % 3
-    found = Moments.of(owner, points)
+    where = rng.permutation(6 * 7 * 8)[:200]
+    voxels, owner = Voxels(where, (6, 7, 8), (1.0, 2.0, 0.5), start=3), np.arange(200) % 3
+    found, points = voxels.moments(owner), voxels.points()
+    x, y, z = np.unravel_index(where, (6, 7, 8))
+    np.testing.assert_array_equal(points, [x, 2 * y, (z + 3) / 2])
     for k in range(3):
         own = points[:, owner == k]
         np.testing.assert_allclose(found.centre[k], own.mean(axis=1))
-        np.testing.assert_allclose(found.covariance[k], np.cov(own, bias=True))
+        np.testing.assert_allclose(found.covariance[k], np.cov(own, bias=True), atol=1e-12)
 
 
 def test_axes_of_a_cap_point_outward_and_are_smoother_than_each_alone():

@@ -16,6 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
 from utils.columns.finding import FoundColumns, columns_of
+from utils.columns.instances import on_faces
 from utils.evaluation.columns import HALF, cone_voxels
 from utils.evaluation.confusion import THRESHOLD, ratio
 from utils.evaluation.lattice import score_lattice
@@ -60,7 +61,7 @@ class Truth:
         seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
         asked = (seen > 0) & (seen >= HALF * cone_voxels(volume))
         degree = np.bincount(volume.lattice_neighbours.ravel(), minlength=count)
-        cut = np.isin(np.arange(count) + 1, _on_faces(volume.instances))
+        cut = np.isin(np.arange(count) + 1, on_faces(volume.instances))
         inner = (degree >= FEWEST_NEIGHBOURS) & ~cut
         rendered = volume.column_type > 0
         groups = {"": asked, "_rendered": asked & rendered, "_left_out": asked & ~rendered}
@@ -72,12 +73,6 @@ class Truth:
             near,
             groups,
         )
-
-
-def _on_faces(labels: np.ndarray) -> np.ndarray:
-    """Return the labels on the outermost planes."""
-    planes = (np.take(labels, [0, -1], axis=axis).ravel() for axis in range(labels.ndim))
-    return np.unique(np.concatenate(list(planes)))
 
 
 def score_found(probabilities: np.ndarray, volume: SimulatedVolume) -> dict[str, float]:
