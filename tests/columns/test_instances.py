@@ -8,6 +8,7 @@ from utils.columns.instances import (
     Voxels,
     depth,
     find_instances,
+    reshape,
     same_way,
     smooth_axes,
     spreading,
@@ -60,6 +61,19 @@ def test_pieces_of_a_rod_are_joined_and_fragments_dropped():
     labels = find_instances(height, height >= 0.5, STEPS)
     assert labels[15, 15, 10] == labels[15, 15, 20] > 0
     assert labels[44, 1, 10] == 0 and labels.max() == 25
+
+
+def test_the_shape_of_neighbours_settles_what_is_doubtful():
+    height, centres = rods()
+    height[11:20, 11:20, 20:] = np.where(height[11:20, 11:20, 20:] > 0.5, 0.4, 0)  # a weak end
+    height[36:39, 33, 10:20] = 0.6  # a weak lump beside a rod
+    labels = find_instances(height, height >= 0.5, STEPS)
+    assert labels[15, 15, 22] == 0 < labels[37, 33, 15]
+    shaped = reshape(labels, height, 0.5, STEPS)
+    assert shaped[15, 15, 22] == shaped[15, 15, 15] > 0 and shaped[38, 33, 15] == 0
+    assert numbers_at(shaped, centres) == numbers_at(labels, centres)
+    few = np.where(labels > 3, 0, labels)
+    np.testing.assert_array_equal(reshape(few, height, 0.5, STEPS), few)
 
 
 def test_turning_the_map_turns_the_labels():

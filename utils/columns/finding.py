@@ -19,7 +19,7 @@ from skimage.filters import threshold_otsu
 
 from utils.columns.blocks import MARGIN, Box, Room, find_in_blocks, slabs
 from utils.columns.corrections import Corrections, fixed_columns, numbered
-from utils.columns.instances import depth, find_instances, spreading
+from utils.columns.instances import depth, find_instances, reshape, spreading
 from utils.columns.landmarks import orient
 from utils.columns.lattice import Lattice, fit_lattice
 from utils.columns.table import Measured, measure_columns, table_of
@@ -164,13 +164,13 @@ class Reading:
 
     kind: str
     """``probabilities``, ``labels`` or ``mask``."""
-    least: float | None
-    """Value from which a voxel belongs to a column; None: any but 0."""
+    least: float
+    """Value from which a voxel belongs to a column; NaN: any but 0."""
     note: str
 
     def foreground(self, values: np.ndarray) -> np.ndarray:
         """Return where columns are in ``values``, which are finite."""
-        return values != 0 if self.least is None else values >= self.least
+        return values != 0 if math.isnan(self.least) else values >= self.least
 
 
 def _read_as(volume: np.ndarray, threshold: float | None) -> Reading:
@@ -195,13 +195,13 @@ def _read_as(volume: np.ndarray, threshold: float | None) -> Reading:
         return Reading("probabilities", least, note)
     several = bool(inside[0] < inside[1])
     if threshold is None and whole and ends[0] >= 0 and several and equal >= HALF * pairs:
-        return Reading("labels", None, f"read as labels, kept as they are{missing}")
+        return Reading("labels", math.nan, f"read as labels, kept as they are{missing}")
     if threshold is not None:
         return Reading(
             "mask", threshold, f"read as a mask of values from {threshold:g} on{missing}"
         )
     if not several:
-        return Reading("mask", None, f"read as a mask of values that are not 0{missing}")
+        return Reading("mask", math.nan, f"read as a mask of values that are not 0{missing}")
     least = _otsu(volume, *(float(end) for end in ends), whole=whole)
     note = f"read as grey values, columns above {least:g} (Otsu's threshold){missing}"
     return Reading("mask", np.nextafter(np.float64(least), np.inf), note)
@@ -238,6 +238,8 @@ def _instances(
             inner = foreground[part]
             height = values[part] if reading.kind == "probabilities" else depth(inner, steps)
             found[part] = find_instances(height, inner, steps)
+        if reading.kind == "probabilities":
+            return reshape(found, values, reading.least, steps)
         return found
 
     return find_in_blocks(find, volume.shape, room)

@@ -41,6 +41,9 @@ SMOOTHED = 0.7
 """Standard deviation in voxels of the blur of distances, which come in steps."""
 FRAGMENT = 0.25
 """Volume below which an instance within the stack is none, in that of its neighbours."""
+SHAPE, SHIFTED, SHAPED, FEWEST = 2.0, 0.7, 13, 5
+"""Odds by which a column's extent follows its neighbours' shape, share of the way to their level,
+how many they are, and instances of a stack below which none is reshaped."""
 AXES, STIFF = 19, 0.1
 """Instances to which a column's axis is fitted, and how much their turning is held back.
 
@@ -211,6 +214,50 @@ def depth(mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
     return ndimage.gaussian_filter(inside, SMOOTHED)
 
 
+def reshape(
+    labels: np.ndarray, probabilities: np.ndarray, least: float, steps: tuple[float, ...]
+) -> np.ndarray:
+    """Return ``labels`` (X, Y, Z) with each column's extent settled by its neighbours' as well.
+
+    Around each instance's axis stands a cylinder as long and as large as its neighbours, whose
+    place along the axis is theirs. Within it a column reaches down to lower ``probabilities``,
+    elsewhere only to higher ones: odds that are :data:`SHAPE` times those of ``least``.
+    """
+    where = np.flatnonzero(labels)
+    voxels = Voxels(where, labels.shape, steps)
+    moments = voxels.moments(labels.ravel()[where] - 1)
+    if len(moments.count) < FEWEST:
+        return labels
+    axis, centre = smooth_axes(moments), moments.centre
+    whole = ~np.isin(np.arange(len(axis)) + 1, on_faces(labels))
+    near = _nearest(centre, centre, SHAPED)
+    weight = np.minimum(moments.count / typical_size(moments.count), 1) * np.where(whole, 1, 0.2)
+    variance = np.einsum("na,nab,nb->n", axis, moments.covariance, axis)
+    length, count = (
+        _weighted_median(values[near], weight[near])
+        for values in (np.sqrt(12 * variance), moments.count)
+    )
+    # Along the mean of both axes all centres of a spherical sheet are level.
+    way = centre[near] - centre[:, None]
+    level = np.sum(way * (axis[near] + axis[:, None]) / 2, axis=2, keepdims=True)
+    centre = centre + SHIFTED * _smooth(level, centre, near, weight) * axis
+    radius = np.sqrt(count * np.prod(steps) / (np.pi * np.maximum(length, 1e-9)))
+    shape = _cylinders(labels.shape, centre, axis, length, radius, np.array(steps))
+    odds = least / max(1 - least, 1e-9)
+    low, high = (o / (1 + o) for o in (odds / SHAPE, odds * SHAPE))
+    owner = np.where(labels > 0, labels, shape)
+    return np.where(probabilities >= np.where(owner == shape, low, high), owner, 0)
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the medians (N,) of ``values`` (N, K), which count as ``weights`` (N, K)."""
+    order = np.argsort(values, axis=1)
+    values, weights = (np.take_along_axis(x, order, axis=1) for x in (values, weights))
+    total = np.cumsum(weights, axis=1)
+    middle = (total >= total[:, -1:] / 2).argmax(axis=1)
+    return values[np.arange(len(values)), middle]
+
+
 def mend(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
     """Return ``owner`` (V,) int32 of ``voxels`` with wide instances cut and pieces joined."""
     for _ in range(2):
@@ -282,15 +329,30 @@ def smooth_axes(moments: Moments) -> np.ndarray:
     weight = np.minimum(moments.count / np.median(moments.count), 1) ** 2
     weight = weight * np.clip(stretch - 1, 0.02, 1) ** 2
     near = _nearest(moments.centre, moments.centre, AXES)
-    way = moments.centre[near] - moments.centre[:, None]
+    axes = own[near]
+    axes = axes * np.where(np.einsum("nka,na->nk", axes, own) < 0, -1, 1)[..., None]
+    fitted = _smooth(axes, moments.centre, near, weight)
+    return fitted / np.linalg.norm(fitted, axis=1, keepdims=True)
+
+
+def _smooth(
+    values: np.ndarray, centres: np.ndarray, near: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Return ``values`` (N, K, C) of those ``near`` each, fitted as a linear field, there: (N, C).
+
+    Args:
+        values: (N, K, C).
+        centres: (N, 3).
+        near: (N, K) rows.
+        weight: (N,).
+    """
+    way = centres[near] - centres[:, None]
     way = way / np.maximum(np.linalg.norm(way, axis=2).max(axis=1), 1e-9)[:, None, None]
     terms = np.concatenate([np.ones((*near.shape, 1)), way], axis=2)
-    w, axes = weight[near], own[near]
-    axes = axes * np.where(np.einsum("nka,na->nk", axes, own) < 0, -1, 1)[..., None]
-    normal = np.einsum("nk,nki,nkj->nij", w, terms, terms)
-    normal += w.mean(axis=1)[:, None, None] * np.diag([1e-9, *[STIFF] * 3])
-    fitted = np.linalg.solve(normal, np.einsum("nk,nki,nka->nia", w, terms, axes))[:, 0]
-    return fitted / np.linalg.norm(fitted, axis=1, keepdims=True)
+    heavy = weight[near][:, :, None] * terms
+    normal = heavy.transpose(0, 2, 1) @ terms
+    normal += weight[near].mean(axis=1)[:, None, None] * np.diag([1e-9, *[STIFF] * 3])
+    return np.linalg.solve(normal, heavy.transpose(0, 2, 1) @ values)[:, 0]
 
 
 def same_way(axes: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -327,6 +389,33 @@ def _nearest(points: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
     if count == 0:
         return np.zeros((len(places), 0), np.int64)
     return cKDTree(points).query(places, k=count)[1].reshape(len(places), count)
+
+
+@numba.njit(cache=True)
+def _cylinders(shape, centre, axis, length, radius, steps):  # type: ignore[no-untyped-def]
+    """Return int32 labels k + 1 within cylinder k; of several that of the relatively nearest axis.
+
+    ``centre`` and ``axis`` (N, 3), ``length`` and ``radius`` (N,) in the unit of ``steps`` (3,).
+    """
+    labels = np.zeros(shape, np.int32)
+    best = np.full(shape, np.float32(1))
+    low, high = np.empty(3, np.int64), np.empty(3, np.int64)
+    for k in range(len(length)):
+        for a in range(3):
+            half = abs(axis[k, a]) * length[k] / 2 + radius[k]
+            low[a] = max(0, int(np.floor((centre[k, a] - half) / steps[a])))
+            high[a] = min(shape[a], int(np.ceil((centre[k, a] + half) / steps[a])) + 1)
+        for i in range(low[0], high[0]):
+            x = i * steps[0] - centre[k, 0]
+            for j in range(low[1], high[1]):
+                y = j * steps[1] - centre[k, 1]
+                for m in range(low[2], high[2]):
+                    z = m * steps[2] - centre[k, 2]
+                    along = x * axis[k, 0] + y * axis[k, 1] + z * axis[k, 2]
+                    away = np.float32((x * x + y * y + z * z - along**2) / radius[k] ** 2)
+                    if away < best[i, j, m] and abs(along) <= length[k] / 2:
+                        best[i, j, m], labels[i, j, m] = away, k + 1
+    return labels
 
 
 @numba.njit(cache=True)
