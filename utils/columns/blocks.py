@@ -49,8 +49,8 @@ class Room:
                     f"{self.folder}: to find columns in a stack larger than memory takes "
                     f"{needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free"
                 )
-            file = tempfile.TemporaryFile(dir=self.folder)
-            return np.memmap(file, dtype, "w+", shape=shape, order="F")
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                return np.memmap(file, dtype, "w+", shape=shape, order="F")
 
     def load(self, stack: Stack) -> np.ndarray:
         """Return the voxels (X, Y, Z) of a stack."""
@@ -65,7 +65,7 @@ class Room:
         """Yield boxes that fill a stack of ``shape``, so that twice their margin is in the room."""
         edge = max(shape)
         if self.voxels is not None:
-            edge = max(MARGIN, int(self.voxels ** (1 / 3)) - 4 * MARGIN)
+            edge = max(MARGIN, round(self.voxels ** (1 / 3)) - 4 * MARGIN)
         # Equal parts, so that none is a sliver.
         parts = [np.linspace(0, n, -(-n // edge) + 1).astype(int) for n in shape]
         spans = [[slice(*pair) for pair in itertools.pairwise(part.tolist())] for part in parts]

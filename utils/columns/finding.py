@@ -32,6 +32,12 @@ from utils.stacks import Stack, StackLayout, split_ending, write_stack
 HALF = 0.5
 """Probability from which a voxel belongs to a column; also the share of touching voxels of equal
 value from which whole numbers are labels and no grey values."""
+FITTING = 0.5
+"""Share of the columns with a place and no neighbour across a cut, below which a user is warned.
+Measured: 0.91 to 1.00 on four default volumes, 0.09 on smoothed noise, 0.15 on a failed map."""
+FILLED = 0.9
+"""Share of their cells that columns fill, from which a user is warned: disks of a radius of 0.35
+spacing fill 0.44 of a hexagonal lattice, those that touch 0.91, and a whole sheet all of it."""
 BLOCK_BYTES = 60
 """Taken at the peak for each voxel of a block, if all of it is foreground."""
 IN_MEMORY = Room()
@@ -151,11 +157,34 @@ def _notes(found: FoundColumns, note: str) -> list[str]:
             f"lattice: patch {k}: the diagonal had {vote.share:.0%} of {vote.votes} votes"
             for k, vote in enumerate(lattice.votes[:3], start=1)
         ]
+        notes += _doubts(found)
         if found.fixed:
             notes.append(f"lattice: grown around {found.fixed} columns whose p, q were given")
         if found.free:
             notes.append(f"lattice: free, for want of a landmark: {', '.join(found.free)}")
     return notes
+
+
+def _doubts(found: FoundColumns) -> list[str]:
+    """Return warnings of a lattice that says that the mask has failed."""
+    lattice, measured = found.lattice, found.measured
+    fits = lattice.patch > 0
+    cell = np.linalg.norm(np.cross(*np.moveaxis(lattice.steps[fits], 2, 0)), axis=1)
+    volume = measured.count[fits] * np.prod(found.steps)
+    filled = float(np.median(volume / np.maximum(cell * measured.length[fits], 1e-9)))
+    fits[np.unique(lattice.pairs[lattice.cut != 0])] = False
+    warnings = []
+    if fits.mean() < FITTING:
+        warnings.append(
+            f"warning: only {fits.mean():.0%} of the columns fit the lattice without contradiction "
+            "to a neighbour: do not trust it; see whether the mask shows columns"
+        )
+    if filled > FILLED:
+        warnings.append(
+            f"warning: the columns fill {filled:.0%} of the room that they have: the mask may be "
+            "the whole sheet, and its columns made up"
+        )
+    return warnings
 
 
 @dataclass(frozen=True)
