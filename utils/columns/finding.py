@@ -38,8 +38,9 @@ Measured: 0.91 to 1.00 on four default volumes, 0.09 on smoothed noise, 0.15 on 
 FILLED = 0.9
 """Share of their cells that columns fill, from which a user is warned: disks of a radius of 0.35
 spacing fill 0.44 of a hexagonal lattice, those that touch 0.91, and a whole sheet all of it."""
-BLOCK_BYTES = 60
-"""Taken at the peak for each voxel of a block, if all of it is foreground."""
+BLOCK_BYTES = 70
+"""Taken at the peak for each voxel of a block. Measured on 126^3 voxels: 29 of a map with 40 % of
+foreground, 36 with 89 %, and 65 of a mask with 89 %, for the tree of distances."""
 IN_MEMORY = Room()
 
 
