@@ -17,10 +17,15 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
 from utils.flags import FlagParser, voxel_ranges, voxel_size
+
+if TYPE_CHECKING:
+    from utils.stacks import Stack
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -100,14 +105,13 @@ def find_columns(flags: argparse.Namespace) -> None:
     check_files(source, files, overwrite=flags.overwrite)
     choice = {name: getattr(flags, name) for name in ("voxel_size", "key", "index")}
     landmarks = Landmarks(flags.origin, flags.dorsal, flags.hemisphere)
-    with open_stack(source, channel=flags.channel, **choice) as whole:
-        stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
-        channels = {}
-        for number in flags.measure:
-            with open_stack(source, channel=number, **choice) as other:
-                channels[number] = (
-                    other if flags.crop is None else crop_stack(other, flags.crop)
-                ).read()
+    with ExitStack() as opened:
+
+        def enter(channel: int | None) -> Stack:
+            whole = opened.enter_context(open_stack(source, channel=channel, **choice))
+            return whole if flags.crop is None else crop_stack(whole, flags.crop)
+
+        stack = enter(flags.channel)
         corrections = None
         if flags.corrections is not None:
             corrections = read_corrections(Path(flags.corrections), stack.shape)
@@ -115,7 +119,7 @@ def find_columns(flags: argparse.Namespace) -> None:
             stack,
             files,
             threshold=flags.threshold,
-            channels=channels,
+            channels={number: enter(number) for number in flags.measure},
             landmarks=landmarks,
             corrections=corrections,
             memory=flags.memory,

@@ -71,10 +71,10 @@ def test_one_place_for_two_columns_is_refused() -> None:
 
 def test_labels_are_numbered_in_order() -> None:
     np.testing.assert_array_equal(
-        numbered(np.array([[0, 7, -1], [9, 7, 0]])), [[0, 1, 0], [2, 1, 0]]
+        numbered(np.array([[0, 7, -1], [9, 7, 0]]), np.zeros((2, 3), int)), [[0, 1, 0], [2, 1, 0]]
     )
-    np.testing.assert_array_equal(numbered(np.array([4.0, 2.0])), [2, 1])
-    assert numbered(np.array([0.0, np.nan])).max() == 0
+    np.testing.assert_array_equal(numbered(np.array([4.0, 2.0]), np.zeros(2, int)), [2, 1])
+    assert numbered(np.array([0.0, np.nan]), np.zeros(2, int)).max() == 0
 
 
 def test_rows_name_columns_by_number_or_by_place() -> None:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 import find_columns
 import predict
@@ -54,6 +55,18 @@ def test_what_is_no_lattice_is_said(volume, columns):
     found = columns_of(volume, STEPS)
     assert found.labels.max() == columns and not found.lattice.patch.any()
     assert any("none" in note for note in found.notes)
+
+
+def test_a_mask_that_failed_is_told():
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(64, 64, 32)), 2.0)
+    noise = columns_of((mask > np.quantile(mask, 0.85)).astype(np.uint8), STEPS)
+    assert any("fit the lattice without contradiction" in note for note in noise.notes)
+    height, _ = rods()
+    assert not any("warning" in note for note in columns_of(height, STEPS).notes)
+    nearest = np.indices((48, 48)) - 1
+    number = np.clip(nearest // 9, 0, 4)
+    squares = (number[0] * 5 + number[1] + 1)[..., None] * np.ones(20, np.int32)
+    assert any("of the room that they have" in note for note in columns_of(squares, STEPS).notes)
 
 
 def test_an_image_in_2d_is_refused():

@@ -5,8 +5,10 @@ import pytest
 
 from utils.columns.instances import (
     Moments,
+    Voxels,
     depth,
     find_instances,
+    reshape,
     same_way,
     smooth_axes,
     spreading,
@@ -61,6 +63,19 @@ def test_pieces_of_a_rod_are_joined_and_fragments_dropped():
     assert labels[44, 1, 10] == 0 and labels.max() == 25
 
 
+def test_the_shape_of_neighbours_settles_what_is_doubtful():
+    height, centres = rods()
+    height[11:20, 11:20, 20:] = np.where(height[11:20, 11:20, 20:] > 0.5, 0.4, 0)  # a weak end
+    height[36:39, 33, 10:20] = 0.6  # a weak lump beside a rod
+    labels = find_instances(height, height >= 0.5, STEPS)
+    assert labels[15, 15, 22] == 0 < labels[37, 33, 15]
+    shaped = reshape(labels, height, 0.5, STEPS)
+    assert shaped[15, 15, 22] == shaped[15, 15, 15] > 0 and shaped[38, 33, 15] == 0
+    assert numbers_at(shaped, centres) == numbers_at(labels, centres)
+    few = np.where(labels > 3, 0, labels)
+    np.testing.assert_array_equal(reshape(few, height, 0.5, STEPS), few)
+
+
 def test_turning_the_map_turns_the_labels():
     height, _ = rods(radius=5.0)
     turned = height.transpose(2, 0, 1)[::-1]
@@ -89,12 +104,15 @@ def test_depth_is_the_distance_to_the_outside():
 
 def test_moments_are_those_of_numpy():
     rng = np.random.default_rng(0)
-    points, owner = rng.normal(size=(3, 200)), np.arange(200) % 3
-    found = Moments.of(owner, points)
+    where = rng.permutation(6 * 7 * 8)[:200]
+    voxels, owner = Voxels(where, (6, 7, 8), (1.0, 2.0, 0.5), start=3), np.arange(200) % 3
+    found, points = voxels.moments(owner), voxels.points()
+    x, y, z = np.unravel_index(where, (6, 7, 8))
+    np.testing.assert_array_equal(points, [x, 2 * y, (z + 3) / 2])
     for k in range(3):
         own = points[:, owner == k]
         np.testing.assert_allclose(found.centre[k], own.mean(axis=1))
-        np.testing.assert_allclose(found.covariance[k], np.cov(own, bias=True))
+        np.testing.assert_allclose(found.covariance[k], np.cov(own, bias=True), atol=1e-12)
 
 
 def test_axes_of_a_cap_point_outward_and_are_smoother_than_each_alone():

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from tests.columns.test_instances import STEPS
+from utils.columns.finding import columns_of
 from utils.evaluation.instances import Truth, score_found, score_instances
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 
@@ -99,10 +101,12 @@ def test_nothing_found_has_no_precision(truth):
     assert math.isnan(scores["axis_error"])
 
 
-def test_the_true_mask_gives_columns_and_their_lattice(volume):
-    scores = score_found(volume.mask.astype(np.float32), volume)
+def test_the_true_mask_gives_columns_and_their_lattice(volume, truth):
+    found = columns_of(volume.mask.astype(np.float32), STEPS, threshold=0.5)
+    scores = score_found(found, volume, truth)
     assert scores["instance_f1_iou30"] > 0.85 and scores["instance_axis_error"] < 6
     assert scores["instance_pairs_right_any_basis"] > 0.9
     assert not math.isnan(scores["instance_pairs_right"])
-    empty = score_found(np.zeros(volume.image.shape, np.float32), volume)
+    nothing = columns_of(np.zeros(volume.image.shape, np.float32), STEPS, threshold=0.5)
+    empty = score_found(nothing, volume, truth)
     assert empty["instance_recall_line"] == 0 and math.isnan(empty["instance_pairs_right"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.columns.blocks import slabs
 from utils.errors import UserError
 from utils.stacks import open_stack
 
@@ -36,7 +37,7 @@ def read_corrections(path: Path, shape: tuple[int, ...]) -> Corrections:
                 raise UserError(
                     f"--corrections {path}: has {stack.shape} voxels (x, y, z), the input {shape}"
                 )
-            return Corrections(labels=numbered(stack.read()))
+            return Corrections(labels=numbered(stack.read(), np.zeros(shape, np.int32)))
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
@@ -58,11 +59,13 @@ def read_corrections(path: Path, shape: tuple[int, ...]) -> Corrections:
     return Corrections(rows=table)
 
 
-def numbered(values: np.ndarray) -> np.ndarray:
-    """Return labels 1..N of ``values`` (X, Y, Z), in order; what is not above 0 is background."""
-    labels = np.where(values > 0, values, 0)
-    found, labels = np.unique(labels, return_inverse=True)
-    return (labels.reshape(values.shape) + (found[0] > 0)).astype(np.int32)
+def numbered(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return ``labels``, zeros (X, Y, Z), as 1..N in the order of ``values``: those above 0."""
+    found = np.unique(np.concatenate([np.unique(slab[slab > 0]) for _, slab in slabs(values)]))
+    for start, slab in slabs(values):
+        part = np.where(slab > 0, np.searchsorted(found, slab) + 1, 0)
+        labels[..., start : start + slab.shape[-1]] = part
+    return labels
 
 
 def fixed_columns(

@@ -27,7 +27,7 @@ LEAST = 0.12
 """Share of a column's volume that a basin must have to stay apart, or be one at the border."""
 FIRST, ROUNDS, MANY = 8.0, 4, 200_000
 """Voxels of a basin in the first of so many attempts to settle what volume columns have, and voxels
-from which a third of them is enough for that."""
+of the foreground that are enough for that."""
 NEAR = 9
 """Instances with which one is compared, itself among them."""
 BEHIND = 1.5
@@ -41,10 +41,41 @@ SMOOTHED = 0.7
 """Standard deviation in voxels of the blur of distances, which come in steps."""
 FRAGMENT = 0.25
 """Volume below which an instance within the stack is none, in that of its neighbours."""
+SHAPE, SHIFTED, SHAPED, FEWEST = 2.0, 0.7, 13, 5
+"""Odds by which a column's extent follows its neighbours' shape, share of the way to their level,
+how many they are, and instances of a stack below which none is reshaped."""
 AXES, STIFF = 19, 0.1
 """Instances to which a column's axis is fitted, and how much their turning is held back.
 
 These constants were chosen on 16 default volumes, and looked at on a real eye's cones."""
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """V voxels of a stack."""
+
+    where: np.ndarray
+    """(V,) integer, rows of the flat stack."""
+    shape: tuple[int, ...]
+    """(X, Y, Z) of the stack."""
+    steps: tuple[float, ...]
+    """Edge of a voxel along x, y, z."""
+    start: int = 0
+    """z of the first plane, where the stack is a slab of another."""
+
+    def points(self, which: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return where the voxels ``which`` are, (3, W) float64."""
+        points = np.array(np.unravel_index(self.where[which], self.shape), np.float64)
+        points[2] += self.start
+        return points * np.array(self.steps)[:, None]
+
+    def sums(self, owner: np.ndarray, n: int) -> np.ndarray:
+        """Return (n, 10) float64 sums over the voxels of 0..n - 1: :meth:`Moments.of_sums`."""
+        return _sums(owner, self.where, *self.shape[1:], self.start, n)
+
+    def moments(self, owner: np.ndarray) -> Moments:
+        """Return the moments of instances 0..N - 1, to which ``owner`` (V,) says they belong."""
+        return Moments.of_sums(self.sums(owner, int(owner.max(initial=-1)) + 1), self.steps)
 
 
 @dataclass(frozen=True)
@@ -59,18 +90,13 @@ class Moments:
     """(N, 3, 3) float64."""
 
     @classmethod
-    def of(cls, owner: np.ndarray, points: np.ndarray) -> Moments:
-        """Return those of ``points`` (3, V), which belong to ``owner`` (V,) of 0..N - 1."""
-        count = np.bincount(owner)
-        n, divisor = len(count), np.maximum(count, 1)
-        centre = np.array([np.bincount(owner, x, n) / divisor for x in points])
-        covariance = np.empty((n, 3, 3))
-        away = [x - centre[a][owner] for a, x in enumerate(points)]
-        for a in range(3):
-            for b in range(a, 3):
-                covariance[:, a, b] = np.bincount(owner, away[a] * away[b], n) / divisor
-                covariance[:, b, a] = covariance[:, a, b]
-        return cls(count, centre.T, covariance)
+    def of_sums(cls, sums: np.ndarray, steps: tuple[float, ...]) -> Moments:
+        """Return those of (N, 10) sums of 1, x, y, z, xx, xy, xz, yy, yz, zz in voxels."""
+        mean = sums[:, 1:] / np.maximum(sums[:, :1], 1)
+        square = mean[:, [[3, 4, 5], [4, 6, 7], [5, 7, 8]]]
+        covariance = square - mean[:, :3, None] * mean[:, None, :3]
+        count = np.rint(sums[:, 0]).astype(np.int64)
+        return cls(count, mean[:, :3] * steps, covariance * np.outer(steps, steps))
 
 
 @dataclass(frozen=True)
@@ -122,23 +148,22 @@ def find_instances(
         foreground: (X, Y, Z) bool, where columns are; elsewhere ``height`` does not matter.
         steps: edge of a voxel along x, y, z.
     """
-    labels = np.zeros(foreground.shape, np.int32)
-    where = np.flatnonzero(foreground)
-    if len(where) == 0:
-        return labels
-    values = height.ravel()[where]
-    low, high = float(values.min()), float(values.max())
-    levels = ((values - low) * (LEVELS / max(high - low, 1e-12))).astype(np.uint16)
-    order = np.argsort(levels, kind="stable")[::-1].astype(np.int32)
     place = np.full(tuple(n + 2 for n in foreground.shape), -1, np.int32)
     inner = place[1:-1, 1:-1, 1:-1]
-    inner[foreground] = np.arange(len(where), dtype=np.int32)
-    padded = np.flatnonzero(place.ravel() >= 0)
+    values = height[foreground]
+    if len(values) == 0:
+        return np.zeros(foreground.shape, np.int32)
+    inner[foreground] = np.arange(len(values), dtype=np.int32)
+    where = np.flatnonzero(place.ravel() >= 0).astype(np.int32)
+    low, high = float(values.min()), float(values.max())
+    levels = ((values - low) * (LEVELS / max(high - low, 1e-12))).astype(np.uint16)
+    del values
+    order = np.argsort(levels, kind="stable")[::-1].astype(np.int32)
     strides = np.array([place.strides[a] // place.itemsize for a in range(3)], np.int64)
-    flood = (levels, padded, place.ravel(), strides)
+    flood = (levels, where, place.ravel(), strides)
     # What volume columns have is settled on the middle of the foreground, along x.
-    third = len(where) // 3 if len(where) > MANY else 0
-    some = order[(order >= third) & (order < len(where) - third)]
+    aside = max(0, len(order) - MANY) // 2
+    some = order[(order >= aside) & (order < len(order) - aside)]
     least = FIRST
     for _ in range(ROUNDS):
         sizes = np.bincount(_flood(some, *flood, least)[some])
@@ -147,20 +172,26 @@ def find_instances(
             break
         least = wanted
     roots = _flood(order, *flood, least)
-    owner = (np.cumsum(roots == np.arange(len(roots))) - 1)[roots]
-    large = np.bincount(owner)[owner] >= LEAST * typical_size(np.bincount(owner))
-    where, owner = where[large], np.unique(owner[large], return_inverse=True)[1]
-    points = np.array(np.unravel_index(where, foreground.shape), np.float64)
-    owner = mend(owner, points * np.array(steps)[:, None])
-    faces = np.zeros(int(owner.max()) + 1, bool)
-    for axis, length in enumerate(foreground.shape):
-        faces[owner[(points[axis] == 0) | (points[axis] == length - 1)]] = True
-    moments = Moments.of(owner, points * np.array(steps)[:, None])
+    del order, levels, flood
+    sizes = np.bincount(roots)
+    numbers = np.cumsum(sizes >= LEAST * typical_size(sizes[sizes > 0]), dtype=np.int32) - 1
+    large = sizes[roots] >= LEAST * typical_size(sizes[sizes > 0])
+    where, owner = where[large], numbers[roots[large]]
+    voxels = Voxels(where, place.shape, steps)
+    owner = mend(owner, voxels)
+    place.fill(0)
+    place.ravel()[where] = owner + 1
+    moments = voxels.moments(owner)
     share = moments.count / Usual.around(moments).count
+    faces = np.isin(np.arange(len(share)) + 1, on_faces(inner))
     kept = share >= np.where(faces, LEAST, FRAGMENT)
-    numbers = np.where(kept, np.cumsum(kept), 0)
-    labels.ravel()[where] = numbers[owner]
-    return labels
+    return np.append(0, np.where(kept, np.cumsum(kept), 0)).astype(np.int32)[inner]
+
+
+def on_faces(labels: np.ndarray) -> np.ndarray:
+    """Return the labels on the outermost planes."""
+    planes = (np.take(labels, [0, -1], axis=axis).ravel() for axis in range(labels.ndim))
+    return np.unique(np.concatenate(list(planes)))
 
 
 def typical_size(sizes: np.ndarray) -> int:
@@ -183,23 +214,67 @@ def depth(mask: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
     return ndimage.gaussian_filter(inside, SMOOTHED)
 
 
-def mend(owner: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return ``owner`` (V,) of ``points`` (3, V) with wide instances cut and pieces joined."""
+def reshape(
+    labels: np.ndarray, probabilities: np.ndarray, least: float, steps: tuple[float, ...]
+) -> np.ndarray:
+    """Return ``labels`` (X, Y, Z) with each column's extent settled by its neighbours' as well.
+
+    Around each instance's axis stands a cylinder as long and as large as its neighbours, whose
+    place along the axis is theirs. Within it a column reaches down to lower ``probabilities``,
+    elsewhere only to higher ones: odds that are :data:`SHAPE` times those of ``least``.
+    """
+    where = np.flatnonzero(labels)
+    voxels = Voxels(where, labels.shape, steps)
+    moments = voxels.moments(labels.ravel()[where] - 1)
+    if len(moments.count) < FEWEST:
+        return labels
+    axis, centre = smooth_axes(moments), moments.centre
+    whole = ~np.isin(np.arange(len(axis)) + 1, on_faces(labels))
+    near = _nearest(centre, centre, SHAPED)
+    weight = np.minimum(moments.count / typical_size(moments.count), 1) * np.where(whole, 1, 0.2)
+    variance = np.einsum("na,nab,nb->n", axis, moments.covariance, axis)
+    length, count = (
+        _weighted_median(values[near], weight[near])
+        for values in (np.sqrt(12 * variance), moments.count)
+    )
+    # Along the mean of both axes all centres of a spherical sheet are level.
+    way = centre[near] - centre[:, None]
+    level = np.sum(way * (axis[near] + axis[:, None]) / 2, axis=2, keepdims=True)
+    centre = centre + SHIFTED * _smooth(level, centre, near, weight) * axis
+    radius = np.sqrt(count * np.prod(steps) / (np.pi * np.maximum(length, 1e-9)))
+    shape = _cylinders(labels.shape, centre, axis, length, radius, np.array(steps))
+    odds = least / max(1 - least, 1e-9)
+    low, high = (o / (1 + o) for o in (odds / SHAPE, odds * SHAPE))
+    owner = np.where(labels > 0, labels, shape)
+    return np.where(probabilities >= np.where(owner == shape, low, high), owner, 0)
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the medians (N,) of ``values`` (N, K), which count as ``weights`` (N, K)."""
+    order = np.argsort(values, axis=1)
+    values, weights = (np.take_along_axis(x, order, axis=1) for x in (values, weights))
+    total = np.cumsum(weights, axis=1)
+    middle = (total >= total[:, -1:] / 2).argmax(axis=1)
+    return values[np.arange(len(values)), middle]
+
+
+def mend(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
+    """Return ``owner`` (V,) int32 of ``voxels`` with wide instances cut and pieces joined."""
     for _ in range(2):
-        owner = _cut(owner, points)
-    return _join(owner, points)
+        owner = _cut(owner, voxels)
+    return _join(owner, voxels)
 
 
-def _cut(owner: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _cut(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
     """Cut instances that are too wide and too large in two, across where they are widest."""
-    moments = Moments.of(owner, points)
+    moments = voxels.moments(owner)
     usual = Usual.around(moments)
     wide = (usual.widest > WIDE * usual.variance) & (moments.count > LARGE * usual.count)
     inside = np.flatnonzero(wide[owner])
     if len(inside) == 0:
         return owner
     of, n = owner[inside], len(wide)
-    away = points[:, inside].T - moments.centre[of]
+    away = voxels.points(inside).T - moments.centre[of]
     along = np.sum(away * usual.across[of], axis=1)
     middle = np.zeros(n)
     for _ in range(8):  # two means
@@ -208,15 +283,15 @@ def _cut(owner: np.ndarray, points: np.ndarray) -> np.ndarray:
         middle = np.bincount(of, along * beyond, n) / counts[0]
         middle = (middle + np.bincount(of, along * ~beyond, n) / counts[1]) / 2
     cut = wide & (np.minimum(*counts) >= SIDE * usual.count)
-    other = np.where(cut, n - 1 + np.cumsum(cut), np.arange(n))
+    other = np.where(cut, n - 1 + np.cumsum(cut), np.arange(n)).astype(np.int32)
     owner = owner.copy()
     owner[inside] = np.where(beyond, other[of], of)
     return owner
 
 
-def _join(owner: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _join(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
     """Join pieces that lie behind each other along the axis and are one column together."""
-    moments = Moments.of(owner, points)
+    moments = voxels.moments(owner)
     usual = Usual.around(moments)
     length = np.sqrt(12 * np.einsum("na,nab,nb->n", usual.axis, moments.covariance, usual.axis))
     near = _nearest(moments.centre, moments.centre, NEAR)
@@ -236,7 +311,7 @@ def _join(owner: np.ndarray, points: np.ndarray) -> np.ndarray:
         if first != second and both < JOINED * usual.count[first]:
             into[into == second] = first
             volume[first] = both
-    return np.unique(into[owner], return_inverse=True)[1]
+    return np.unique(into, return_inverse=True)[1].astype(np.int32)[owner]
 
 
 def smooth_axes(moments: Moments) -> np.ndarray:
@@ -254,15 +329,30 @@ def smooth_axes(moments: Moments) -> np.ndarray:
     weight = np.minimum(moments.count / np.median(moments.count), 1) ** 2
     weight = weight * np.clip(stretch - 1, 0.02, 1) ** 2
     near = _nearest(moments.centre, moments.centre, AXES)
-    way = moments.centre[near] - moments.centre[:, None]
+    axes = own[near]
+    axes = axes * np.where(np.einsum("nka,na->nk", axes, own) < 0, -1, 1)[..., None]
+    fitted = _smooth(axes, moments.centre, near, weight)
+    return fitted / np.linalg.norm(fitted, axis=1, keepdims=True)
+
+
+def _smooth(
+    values: np.ndarray, centres: np.ndarray, near: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """Return ``values`` (N, K, C) of those ``near`` each, fitted as a linear field, there: (N, C).
+
+    Args:
+        values: (N, K, C).
+        centres: (N, 3).
+        near: (N, K) rows.
+        weight: (N,).
+    """
+    way = centres[near] - centres[:, None]
     way = way / np.maximum(np.linalg.norm(way, axis=2).max(axis=1), 1e-9)[:, None, None]
     terms = np.concatenate([np.ones((*near.shape, 1)), way], axis=2)
-    w, axes = weight[near], own[near]
-    axes = axes * np.where(np.einsum("nka,na->nk", axes, own) < 0, -1, 1)[..., None]
-    normal = np.einsum("nk,nki,nkj->nij", w, terms, terms)
-    normal += w.mean(axis=1)[:, None, None] * np.diag([1e-9, *[STIFF] * 3])
-    fitted = np.linalg.solve(normal, np.einsum("nk,nki,nka->nia", w, terms, axes))[:, 0]
-    return fitted / np.linalg.norm(fitted, axis=1, keepdims=True)
+    heavy = weight[near][:, :, None] * terms
+    normal = heavy.transpose(0, 2, 1) @ terms
+    normal += weight[near].mean(axis=1)[:, None, None] * np.diag([1e-9, *[STIFF] * 3])
+    return np.linalg.solve(normal, heavy.transpose(0, 2, 1) @ values)[:, 0]
 
 
 def same_way(axes: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -302,6 +392,54 @@ def _nearest(points: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
 
 
 @numba.njit(cache=True)
+def _cylinders(shape, centre, axis, length, radius, steps):  # type: ignore[no-untyped-def]
+    """Return int32 labels k + 1 within cylinder k; of several that of the relatively nearest axis.
+
+    ``centre`` and ``axis`` (N, 3), ``length`` and ``radius`` (N,) in the unit of ``steps`` (3,).
+    """
+    labels = np.zeros(shape, np.int32)
+    best = np.full(shape, np.float32(1))
+    low, high = np.empty(3, np.int64), np.empty(3, np.int64)
+    for k in range(len(length)):
+        for a in range(3):
+            half = abs(axis[k, a]) * length[k] / 2 + radius[k]
+            low[a] = max(0, int(np.floor((centre[k, a] - half) / steps[a])))
+            high[a] = min(shape[a], int(np.ceil((centre[k, a] + half) / steps[a])) + 1)
+        for i in range(low[0], high[0]):
+            x = i * steps[0] - centre[k, 0]
+            for j in range(low[1], high[1]):
+                y = j * steps[1] - centre[k, 1]
+                for m in range(low[2], high[2]):
+                    z = m * steps[2] - centre[k, 2]
+                    along = x * axis[k, 0] + y * axis[k, 1] + z * axis[k, 2]
+                    away = np.float32((x * x + y * y + z * z - along**2) / radius[k] ** 2)
+                    if away < best[i, j, m] and abs(along) <= length[k] / 2:
+                        best[i, j, m], labels[i, j, m] = away, k + 1
+    return labels
+
+
+@numba.njit(cache=True)
+def _sums(owner, where, ny, nz, start, n):  # type: ignore[no-untyped-def]
+    """Return (n, 10) sums of 1, x, y, z, xx, xy, xz, yy, yz, zz over the voxels of each owner."""
+    sums = np.zeros((n, 10))
+    for k in range(len(owner)):
+        row, flat = sums[owner[k]], where[k]
+        z = float(flat % nz + start)
+        y, x = float(flat // nz % ny), float(flat // nz // ny)
+        row[0] += 1.0
+        row[1] += x
+        row[2] += y
+        row[3] += z
+        row[4] += x * x
+        row[5] += x * y
+        row[6] += x * z
+        row[7] += y * y
+        row[8] += y * z
+        row[9] += z * z
+    return sums
+
+
+@numba.njit(cache=True)
 def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-untyped-def]
     """Return the voxel (V,) int32 that stands for the basin of each one; -1: it has none.
 
@@ -310,8 +448,8 @@ def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-unt
     """
     count = len(levels)
     parent = np.full(count, -1, np.int32)
-    size = np.zeros(count, np.int64)  # of a basin, in its root
-    above = np.zeros(count, np.int64)  # what it held above the level `seen`
+    size = np.zeros(count, np.int32)  # of a basin, in its root
+    above = np.zeros(count, np.int32)  # what it held above the level `seen`
     seen = np.full(count, -1, np.int32)
     steps = np.array([-strides[0], strides[0], -strides[1], strides[1], -strides[2], strides[2]])
     roots = np.empty(6, np.int32)

@@ -6,13 +6,14 @@ the centre of the file's voxel 0 (voxels, where nobody knows their size), vox_* 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from utils.columns.instances import Moments, smooth_axes
+from utils.columns.blocks import slabs
+from utils.columns.instances import Moments, Voxels, smooth_axes
 from utils.columns.lattice import Lattice
 
 SLICES = 7
@@ -59,44 +60,59 @@ def measure_columns(
         score: (X, Y, Z) probabilities, whose mean within a column is its score; NaN without them.
         channels: grey values (X, Y, Z) by the channel's number.
     """
-    where = np.flatnonzero(labels)
-    owner = labels.ravel()[where].astype(np.int64) - 1
-    points = np.array(np.unravel_index(where, labels.shape), np.float64)
-    points *= np.array(steps)[:, None]
-    moments = Moments.of(owner, points)
+    n = max(int(slab.max(initial=0)) for _, slab in slabs(labels))
+    sums = np.zeros((n, 10))
+    for voxels, owner in _voxels(labels, steps):
+        sums += voxels.sums(owner, n)
+    moments = Moments.of_sums(sums, steps)
     axis = smooth_axes(moments)
-    found: dict[str, np.ndarray] = {}
-    n, count = len(axis), np.maximum(moments.count, 1)
-    for name, values in [("score", score), *(channels or {}).items()]:
-        inside = np.full(len(where), np.nan) if values is None else values.ravel()[where]
-        mean = np.bincount(owner, inside, n) / count
-        if name == "score":
+    given = {"score": score} | {str(name): values for name, values in (channels or {}).items()}
+    total = {name: np.zeros(n) for name in given}
+    peak = {name: np.full(n, -np.inf) for name in given}
+    # A cylinder's length is sqrt(12) standard deviations along its axis.
+    variance = np.einsum("na,nab,nb->n", axis, moments.covariance, axis)
+    half = np.maximum(np.sqrt(3 * variance), min(steps) / 2)
+    slots = np.zeros((n * SLICES, 10))
+    for voxels, owner in _voxels(labels, steps):
+        along = np.zeros(len(owner))
+        for a, x in enumerate(voxels.points()):
+            along += (x - moments.centre[owner, a]) * axis[owner, a]
+        where = np.clip((along / half[owner] + 1) * (SLICES / 2), 0, SLICES - 1).astype(np.int64)
+        slots += voxels.sums(owner * SLICES + where, n * SLICES)
+        for name, values in given.items():
+            if values is not None:
+                planes = values[..., voxels.start : voxels.start + voxels.shape[2]]
+                inside = np.nan_to_num(planes.ravel()[voxels.where], posinf=0, neginf=0)
+                total[name] += np.bincount(owner, inside, n)
+                np.maximum.at(peak[name], owner, inside)
+    found: dict[str, np.ndarray] = {"score": np.full(n, np.nan)}
+    for name, values in given.items():
+        mean = total[name] / np.maximum(moments.count, 1)
+        if name != "score":
+            found |= {f"mean_{name}": mean, f"peak_{name}": peak[name]}
+        elif values is not None:
             found["score"] = mean
-            continue
-        peak = np.full(n, -np.inf)
-        np.maximum.at(peak, owner, inside)
-        found |= {f"mean_{name}": mean, f"peak_{name}": peak}
-    paths = _paths(owner, points, moments, axis, min(steps))
+    slices = Moments.of_sums(slots, steps)
+    paths = _paths(slices, moments, axis, half)
     return Measured(moments.centre, axis, paths, moments.count, found)
 
 
-def _paths(
-    owner: np.ndarray, points: np.ndarray, moments: Moments, axis: np.ndarray, least: float
-) -> np.ndarray:
-    """Return smoothed centroids of slices across the axis, and the ends (N, SLICES + 2, 3)."""
+def _voxels(labels: np.ndarray, steps: tuple[float, ...]) -> Iterator[tuple[Voxels, np.ndarray]]:
+    """Yield the labelled voxels slab by slab, and the instance 0..N - 1 of each."""
+    for start, slab in slabs(labels):
+        where = np.flatnonzero(slab)
+        owner = slab.ravel()[where].astype(np.int64) - 1
+        yield Voxels(where, slab.shape, steps, start), owner
+
+
+def _paths(slices: Moments, moments: Moments, axis: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Return smoothed centroids of slices across the axis, and the ends (N, SLICES + 2, 3).
+
+    ``slices`` are N times SLICES; ``half`` (N,) is half the length that they divide.
+    """
     n = len(axis)
-    # A cylinder's length is sqrt(12) standard deviations along its axis.
-    variance = np.einsum("na,nab,nb->n", axis, moments.covariance, axis)
-    half = np.maximum(np.sqrt(3 * variance), least / 2)
-    along = np.zeros(len(owner))
-    for a in range(3):
-        along += (points[a] - moments.centre[owner, a]) * axis[owner, a]
-    where = np.clip((along / half[owner] + 1) * (SLICES / 2), 0, SLICES - 1).astype(np.int64)
-    slot = owner * SLICES + where
-    count = np.bincount(slot, minlength=n * SLICES)
-    middle = np.array([np.bincount(slot, x, n * SLICES) for x in points])
-    middle = (middle / np.maximum(count, 1)).T.reshape(n, SLICES, 3)
-    count = count.reshape(n, SLICES, 1)
+    middle = slices.centre.reshape(n, SLICES, 3)
+    count = slices.count.reshape(n, SLICES, 1)
     places = (2 * np.arange(SLICES) + 1) / SLICES - 1
     straight = moments.centre[:, None] + (half[:, None] * places)[:, :, None] * axis[:, None]
     away = np.where(count > 0, middle - straight, 0)

@@ -15,9 +15,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from utils.columns.finding import FoundColumns, columns_of
+from utils.columns.finding import FoundColumns
+from utils.columns.instances import on_faces
 from utils.evaluation.columns import HALF, cone_voxels
-from utils.evaluation.confusion import THRESHOLD, ratio
+from utils.evaluation.confusion import ratio
 from utils.evaluation.lattice import score_lattice
 from utils.simulation import SimulatedVolume
 
@@ -60,7 +61,7 @@ class Truth:
         seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
         asked = (seen > 0) & (seen >= HALF * cone_voxels(volume))
         degree = np.bincount(volume.lattice_neighbours.ravel(), minlength=count)
-        cut = np.isin(np.arange(count) + 1, _on_faces(volume.instances))
+        cut = np.isin(np.arange(count) + 1, on_faces(volume.instances))
         inner = (degree >= FEWEST_NEIGHBOURS) & ~cut
         rendered = volume.column_type > 0
         groups = {"": asked, "_rendered": asked & rendered, "_left_out": asked & ~rendered}
@@ -74,20 +75,13 @@ class Truth:
         )
 
 
-def _on_faces(labels: np.ndarray) -> np.ndarray:
-    """Return the labels on the outermost planes."""
-    planes = (np.take(labels, [0, -1], axis=axis).ravel() for axis in range(labels.ndim))
-    return np.unique(np.concatenate(list(planes)))
-
-
-def score_found(probabilities: np.ndarray, volume: SimulatedVolume) -> dict[str, float]:
-    """Return the scores of the columns in a volume's probabilities (X, Y, Z), and their lattice.
+def score_found(found: FoundColumns, volume: SimulatedVolume, truth: Truth) -> dict[str, float]:
+    """Return the scores of the columns that were found in a volume, and of their lattice.
 
     Those of :func:`score_instances` and of :func:`~utils.evaluation.lattice.score_lattice`, and
     ``inferred`` columns with the share that is ``inferred_right``: whose middle lies at a true
     column that nothing was found for. All names begin with ``instance_``.
     """
-    found, truth = columns_of(probabilities, (1.0, 1.0, 1.0), threshold=THRESHOLD), Truth.of(volume)
     measured = found.measured
     scores = score_instances(found.labels, measured.paths, measured.axis, truth)
     lattice = _score_lattice(found, truth, volume)
@@ -96,8 +90,7 @@ def score_found(probabilities: np.ndarray, volume: SimulatedVolume) -> dict[str,
 
 def _score_lattice(found: FoundColumns, truth: Truth, volume: SimulatedVolume) -> dict[str, float]:
     lattice, paths = found.lattice, found.measured.paths
-    near = 1 - _line_distances(truth, paths) / (NEAR * truth.spacing[:, None])
-    true, own = _match(near, 0.0)
+    true, own = match_lines(truth, paths)
     row, column = np.full(len(truth.axes), -1), np.full(len(paths), -1)
     row[true], column[own] = np.arange(len(true)), np.arange(len(own))
     pairs = row[volume.lattice_neighbours]
@@ -142,9 +135,8 @@ def score_instances(
     true_size, size = shared.sum(axis=1)[1:, None], shared.sum(axis=0)[1:]
     shared = shared[1:, 1:]
     iou = shared / np.maximum(true_size + size - shared, 1)
-    near = 1 - _line_distances(truth, paths) / (NEAR * truth.spacing[:, None])
     pairs = {f"iou{100 * least:.0f}": _match(iou, least) for least in IOUS}
-    pairs["line"] = _match(near, 0.0)
+    pairs["line"] = match_lines(truth, paths)
     scores: dict[str, float] = {}
     for group, asked in truth.groups.items():
         outside = shared[~asked].sum(axis=0) >= HALF * size  # those without voxels too
@@ -168,6 +160,11 @@ def score_instances(
     cosines = np.abs(np.sum(truth.axes[true] * axes[found], axis=1)).clip(0, 1)
     scores["axis_error"] = float(np.degrees(np.arccos(cosines)).mean()) if len(true) else math.nan
     return {f"instance_{name}": value for name, value in scores.items()}
+
+
+def match_lines(truth: Truth, paths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of columns and of paths (M, steps, 3) that are one by centre line."""
+    return _match(1 - _line_distances(truth, paths) / (NEAR * truth.spacing[:, None]), 0.0)
 
 
 def _line_distances(truth: Truth, paths: np.ndarray) -> np.ndarray:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from utils.columns.finding import columns_of
 from utils.evaluation.columns import score_columns
 from utils.evaluation.conditions import describe_conditions
 from utils.evaluation.confusion import THRESHOLD
-from utils.evaluation.instances import score_found
+from utils.evaluation.instances import Truth, score_found
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.surfaces import score_surfaces
 from utils.evaluation.voxels import score_voxels
@@ -97,7 +98,8 @@ def score_volumes(
                 index, volume, probabilities, seconds=seconds, tolerance=tolerance, spacing=size
             )
             if columns:
-                result.row.update(score_found(probabilities, volume))
+                found = columns_of(probabilities, (1.0, 1.0, 1.0), threshold=THRESHOLD)
+                result.row.update(score_found(found, volume, Truth.of(volume)))
             results.append(result)
     return results
 

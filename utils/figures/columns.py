@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
+from utils.columns.blocks import slabs
 from utils.columns.finding import FoundColumns
 from utils.columns.growing import across
 from utils.figures import canvas
@@ -56,11 +57,10 @@ def save_column_pictures(
         name: of the stack, for the titles.
     """
     shape = found.labels.shape
-    middle, _ = middle_of([found.labels], shape)
-    depths = range(0, shape[2], 16)
-    slabs = (stack.read(z, min(z + 16, shape[2])) for z in depths)
+    middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
+    parts = (stack.read(z, z + slab.shape[2]) for z, slab in slabs(found.labels))
     save_lattice_map(found, files["map"], name)
-    save_planes(found, cut(slabs, shape, middle), files["planes"], name, origin=stack.origin)
+    save_planes(found, cut(parts, shape, middle), files["planes"], name, origin=stack.origin)
 
 
 def save_lattice_map(found: FoundColumns, path: str | Path, name: str) -> Path:
@@ -247,8 +247,8 @@ def save_planes(
         origin: of the first voxel in the file.
     """
     shape = found.labels.shape
-    middle, _ = middle_of([found.labels], shape)
-    labels = cut([found.labels], shape, middle)
+    middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
+    labels = cut((slab for _, slab in slabs(found.labels)), shape, middle)
     size = np.array(shape) * found.steps
     room = np.maximum(size, NARROWEST * max(size))
     columns, rows = [room[0], room[2]], [room[1], room[2]]
