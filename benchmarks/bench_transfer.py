@@ -96,11 +96,11 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"of {', '.join(GROUPS)} (default: all, the last one with --columns_table)")
     add("--columns_table", help="CSV of measured columns, as generate_3d_data.py takes it")
     add("--columns_paths", help="CSV of their paths")
-    add("--networks", nargs="*", default=["columns3d", "columns3d_wide"], metavar="NETWORK",
+    add("--networks", nargs="*", default=["columns3d_reference", "columns3d"], metavar="NETWORK",
         help="trained networks to score as well: names, files or log directories")
     add("--baselines-only", action="store_true", help="train nothing")
     add("--minutes", type=float, default=30.0, help="of each training")
-    add("--init", default="columns3d", help="network that they start from")
+    add("--init", default="columns3d_reference", help="network that they start from")
     add("--train_flags", default="", metavar="'FLAGS'", help="more flags for all trainings")
     add("--volumes", type=int, default=16, help="volumes of a group")
     add("--edge", type=int, default=128, help="their edge in voxels")
@@ -253,14 +253,16 @@ def at_thresholds(ratings: np.ndarray, kinds: np.ndarray, limits: np.ndarray) ->
 
 
 def score(
-    name: str, maps: Sequence[np.ndarray], volumes: Sequence[SimulatedVolume]
+    name: str,
+    maps: Sequence[np.ndarray],
+    volumes: Sequence[SimulatedVolume],
+    kinds: Sequence[np.ndarray],
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Return the SCORES of each volume, and the mean IoU by threshold.
 
     Scores are taken at 0.5, those of the difference of Gaussians at its best threshold.
     """
     limits = OF_GAUSSIANS if name == GAUSSIANS else THRESHOLDS
-    kinds = [kinds_of(volume) for volume in volumes]
     ways = [at_thresholds(m, k, limits) for m, k in zip(maps, kinds, strict=True)]
     mean = pd.concat(way["iou"] for way in ways).groupby(level=0).mean()
     at, rows = mean.idxmax() if name == GAUSSIANS else 0.5, []
@@ -286,6 +288,7 @@ def read_volumes(path: str | Path, most: int) -> list[SimulatedVolume]:
 def score_group(group: str, path: Path, flags: argparse.Namespace) -> dict[str, Any]:
     """Return the scores of all methods on one group, the left-out network's curve, an example."""
     volumes = read_volumes(path, flags.volumes)
+    kinds = [kinds_of(volume) for volume in volumes]
     methods: dict[str, Predictor] = {SHEET: lambda volume: volume.sheet, GAUSSIANS: gaussians}
     methods |= {name: network_maps(name) for name in flags.networks}
     curve = []
@@ -298,7 +301,7 @@ def score_group(group: str, path: Path, flags: argparse.Namespace) -> dict[str, 
     scores, limits = {}, {}
     for name, predict in methods.items():
         maps = [predict(volume) for volume in volumes]
-        scores[name], limits[name] = score(name, maps, volumes)
+        scores[name], limits[name] = score(name, maps, volumes, kinds)
         print(f"{group}, {name}: IoU {scores[name]['iou'].mean():.3f}", file=sys.stderr, flush=True)
     middle = int(scores[name]["iou"].argsort()[len(volumes) // 2])
     example = f"{group}, {name}, volume {middle}", volumes[middle], maps[middle]
@@ -376,10 +379,14 @@ def draw(iou: pd.DataFrame, curves: dict[str, Any], path: Path) -> None:
 
 def print_thresholds(flags: argparse.Namespace) -> None:
     """Print the mean IoU of the networks by threshold."""
-    volumes, names = read_volumes(flags.threshold, flags.volumes), flags.networks
-    ious = [score(name, list(map(network_maps(name), volumes)), volumes)[1] for name in names]
-    rows = pd.DataFrame(ious).T.map("{:.3f}".format).reset_index().astype(str)
-    print(markdown(["threshold", *names], rows.to_numpy().tolist()), end="")
+    volumes = read_volumes(flags.threshold, flags.volumes)
+    kinds, means = [kinds_of(volume) for volume in volumes], {}
+    for name in flags.networks:
+        maps = zip(map(network_maps(name), volumes), kinds, strict=True)
+        means[name] = np.mean([at_thresholds(*pair, THRESHOLDS)["iou"] for pair in maps], axis=0)
+    rows = zip(THRESHOLDS, *means.values(), strict=True)
+    text = [[f"{limit:.2f}", *(f"{iou:.3f}" for iou in ious)] for limit, *ious in rows]
+    print(markdown(["threshold", *means], text), end="")
 
 
 if __name__ == "__main__":
