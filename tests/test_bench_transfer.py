@@ -10,11 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import generate_3d_data
+import train_basic_3dunet
 from utils.errors import UserError
 from utils.evaluation.voxels import area_under_curve
 from utils.simulation import WideConfig
 from utils.simulation.microscope import draw_microscope
 from utils.simulation.stain import draw_stain
+from utils.storage import VolumeSet, write_simulated_file
 from utils.storage.config_files import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,16 +118,25 @@ def test_the_difference_of_gaussians_finds_columns_of_either_polarity(bench, pol
 
 
 def test_a_group_is_left_out_trained_and_scored(
-    bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench,
+    tiny_wide: WideConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("rims", bench.EVERYTHING):
         monkeypatch.setitem(bench.GROUPS, name, (TINY, TINY))
-    monkeypatch.setattr(bench, "VALIDATION_VOLUMES", 2)
     calls = []
 
     def here(script: str, arguments: list[str], output: Path) -> None:
         calls.append((script, arguments))
-        assert importlib.import_module(script.removesuffix(".py")).main(arguments) == 0
+        if script == "train_basic_3dunet.py":
+            assert train_basic_3dunet.main(arguments) == 0
+            return
+        values = vars(generate_3d_data.make_parser().parse_args(arguments))
+        assert read_config(values["config"]).sheet == tiny_wide.sheet
+        path = Path(values["directory"]) / values["filename"]
+        write_simulated_file(path, VolumeSet(tiny_wide, values["random_state"], 2))
 
     monkeypatch.setattr(bench, "run_script", here)
     tiny = "--patch_size 16 --batch_size 2 --patches_per_epoch 2 --num_workers 0 --no-tensorboard"
