@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, voxel_ranges, voxel_size
+from utils.flags import FlagParser, scale, voxel_ranges, voxel_size
 from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -132,15 +132,6 @@ def percentiles(text: str) -> tuple[float, float]:
         message = f"{text!r}: give two percentiles in order, such as 1,99.8"
         raise argparse.ArgumentTypeError(message)
     return low, high
-
-
-def scale(text: str) -> float | str:
-    """Return the factor, or ``auto``; ArgumentTypeError for anything else."""
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        message = f"{text!r}: give a factor such as 2.5, or auto"
-        raise argparse.ArgumentTypeError(message) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

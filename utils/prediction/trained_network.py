@@ -167,4 +167,5 @@ def training_file(directory: Path, seed: int) -> str | None:
     files = json.loads(record.read_text()).get("data", {}).get("train", [])
     if isinstance(files, dict):  # volumes on the fly, which no file holds
         return None
-    return next((entry["file"] for entry in files if entry.get("seed") == seed), None)
+    seeds = {entry.get("seed"): entry.get("file") for entry in files}
+    return seeds.get(seed)
