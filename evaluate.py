@@ -174,7 +174,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     if not 0 <= tolerance < math.inf:
         raise UserError(f"--surface_tolerance {tolerance}: must be at least 0 and finite")
     if flags.voxel_size is not None:
-        from utils.prediction.resampling import check_spacing
+        from utils.resampling import check_spacing
 
         if len(flags.voxel_size) != 3:
             raise UserError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")

@@ -155,10 +155,11 @@ def predict(flags: argparse.Namespace) -> None:
     if flags.skip_existing and skipped(outputs):
         return
     check_outputs(flags, outputs, preview)
+    from utils.data.normalize import measure_limits
     from utils.devices import memory_advice
     from utils.figures.previews import save_preview
     from utils.prediction.trained_network import read_network
-    from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
+    from utils.prediction.whole_stack import StackPrediction, write_prediction
     from utils.stacks import open_stack
     from utils.stacks.cropping import crop_stack
     from utils.stacks.endings import not_kept
