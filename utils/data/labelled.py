@@ -62,6 +62,8 @@ class LabelledPair:
     """Not 0 where somebody has annotated."""
     channel: int | None = None
     """Of the image's file."""
+    name: str = ""
+    """Without ending, of a folder's pairs that of both."""
 
 
 def is_labelled(given: str | Path) -> bool:
@@ -89,7 +91,9 @@ def find_pairs(
         files = str(given).split("=")
         if len(files) not in (2, 3) or not all(files):
             raise UserError(f"{given}: give a folder, IMAGE=LABELS or IMAGE=LABELS=MASK")
-        return [LabelledPair(*map(Path, files), channel=channel)]  # type: ignore[misc, arg-type]
+        image, labels, *masks = map(Path, files)
+        name = split_ending(_file_around(image) or image)[0]
+        return [LabelledPair(image, labels, masks[0] if masks else None, channel, name)]
     names = [folder.name] if folder.name in FOLDERS else ["images", *(f"images{p}" for p in parts)]
     root = folder.parent if folder.name in FOLDERS else folder
     there = [name for name in names if (root / name).is_dir() and (root / FOLDERS[name]).is_dir()]
@@ -111,7 +115,7 @@ def find_pairs(
     for name in sorted({*drawn} ^ {*seen}):
         lonely, other = (drawn[name], images) if name in drawn else (seen[name].image, labels)
         raise UserError(f"{lonely}: stands alone: {other} holds nothing of the name {name}")
-    return [replace(seen[name], labels=drawn[name]) for name in sorted(seen)]
+    return [replace(seen[name], labels=drawn[name], name=name) for name in sorted(seen)]
 
 
 def _stacks_in(folder: Path) -> dict[str, Path]:
@@ -236,8 +240,7 @@ def reading_pair(
             "mask: IMAGE=LABELS=MASK"
         )
     with ExitStack() as files:
-        given = {"axes": axes, "voxel_size": voxel_size, "channel": pair.channel}
-        image = files.enter_context(_open(pair.image, **given))
+        image = files.enter_context(open_image(pair, axes, voxel_size))
         spatial = axes and "".join(letter for letter in axes.upper() if letter in "XYZ")
         drawn = []
         for path in filter(None, (pair.labels, pair.annotated)):
@@ -251,9 +254,19 @@ def reading_pair(
         yield OpenPair(pair, image, drawn[0], drawn[1] if len(drawn) > 1 else None, ignore_label)
 
 
+def open_image(pair: LabelledPair, axes: str | None, voxel_size: Sequence[float] | None) -> Stack:
+    """Open the image of a pair, as :func:`reading_pair` does; to be closed after use."""
+    return _open(pair.image, axes=axes, voxel_size=voxel_size, channel=pair.channel)
+
+
+def _file_around(path: Path) -> Path | None:
+    """Return the file that ``FILE.h5/KEY`` is an array of; None for a file itself."""
+    return next((folder for folder in path.parents if folder.is_file()), None)
+
+
 def _open(path: Path, **given: Any) -> Stack:
-    """Open a file, or an array ``FILE.h5/KEY`` in one."""
-    around = next((folder for folder in path.parents if folder.is_file()), None)
+    """Open a file, or an array in one."""
+    around = _file_around(path)
     if around is None:
         return open_stack(path, **given)
     return open_stack(around, key=path.relative_to(around).as_posix(), **given)
@@ -349,15 +362,20 @@ class LabelledStack:
 
     def line(self) -> str:
         """Return a line on how much of it is annotated."""
-        annotated, edges = int(self.annotated.sum()), " x ".join(map(str, self.shape))
-        columns = (
-            "columns that were not counted" if self.columns is None else f"{self.columns} columns"
-        )
-        return (
-            f"{self.pair.image}: {edges} voxels as the network sees them, {annotated:,} annotated "
-            f"({100 * annotated / math.prod(self.shape):.3g} %), {int(self.labelled.sum()):,} of "
-            f"these in {columns}"
-        )
+        counts = int(self.annotated.sum()), int(self.labelled.sum())
+        return annotation_line(self.pair, self.shape, *counts, self.columns)
+
+
+def annotation_line(
+    pair: LabelledPair, shape: tuple[int, ...], annotated: int, labelled: int, columns: int | None
+) -> str:
+    """Return a line on how many voxels are annotated and labelled; columns None: not known."""
+    edges, share = " x ".join(map(str, shape)), annotated / math.prod(shape)
+    told = "columns that are not told apart" if columns is None else f"{columns} columns"
+    return (
+        f"{pair.image}: {edges} voxels, {annotated:,} annotated ({100 * share:.3g} %), "
+        f"{labelled:,} of these in {told}"
+    )
 
 
 def _count_planes(target: np.ndarray, which: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

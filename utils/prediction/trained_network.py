@@ -17,11 +17,15 @@ import torch
 from torch import nn
 
 from utils.checkpoints.loading import load_checkpoint
-from utils.data.normalize import PercentileNormalizer
+from utils.data.normalize import PercentileNormalizer, measure_limits
 from utils.devices import memory_format
 from utils.errors import UserError
-from utils.prediction.sliding_window import predict_volume
+from utils.prediction.adapting import PlaneByPlane
+from utils.prediction.network_voxels import network_shape
+from utils.prediction.sliding_window import Windows, predict_volume, window_within
+from utils.prediction.whole_stack import StackPrediction
 from utils.simulation import SimulatedVolume
+from utils.stacks import Stack
 
 Config = TypeVar("Config")
 
@@ -133,6 +137,8 @@ class NetworkPredictions:
     batch_size: int
     trained_on: str | None
     """A training file with the seed of the data, if the experiment's record names one."""
+    scale: float | str = "auto"
+    """What stacks are enlarged by, as predict.py does; simulated volumes are not."""
 
     def predict(self, index: int, volume: SimulatedVolume) -> tuple[np.ndarray, None]:
         """Return probabilities (X, Y, Z); simulated volumes have no voxel size."""
@@ -145,6 +151,24 @@ class NetworkPredictions:
             batch_size=self.batch_size,
         )
         return probabilities, None
+
+    def predict_stack(self, stack: Stack) -> tuple[np.ndarray, tuple[float, ...] | None]:
+        """Return probabilities (X, Y, Z) or (X, Y) of a stack, as predict.py, and its voxel size.
+
+        In the stack's own voxels; those of the network are cubes, scaled to its column spacing.
+        """
+        by_planes = self.network.config["spatial_dims"] < len(stack.shape)
+        shape, _ = network_shape(stack, self.scale, self.network.spacing, by_planes=by_planes)
+        edges = window_within(shape, self.window)
+        model = PlaneByPlane(self.model) if by_planes else self.model
+        windows = Windows((*edges[:-1], 1) if by_planes else edges, self.overlap, self.batch_size)
+        normalizer = self.network.normalizer
+        limits = measure_limits(stack, normalizer)
+        prediction = StackPrediction(model, stack, normalizer, limits, shape, windows)
+        result = np.empty(stack.shape, np.float32)
+        for start, slab in prediction.slabs():
+            result[..., start : start + slab.shape[-1]] = slab
+        return result, stack.spacing
 
     def describe(self) -> dict[str, Any]:
         """Return what predicted, as plain JSON."""
