@@ -283,7 +283,10 @@ def open_network(
     network = read_network(checkpoint)
     compute = choose_compute(flags.device, "32")
     config = network.parse_config(ModelConfig.from_dict)
-    simulated = isinstance(file, VolumeFile)
+    if simulated := isinstance(file, VolumeFile):
+        same = {"seed": file.seed}
+    else:
+        same = {"files": [pair.image for pair in file.pairs]}
     fits = (
         config.spatial_dims == 3 if simulated else config.spatial_dims <= min(map(len, file.shapes))
     )
@@ -302,7 +305,7 @@ def open_network(
         window=flags.window or network.patch_size,
         overlap=flags.overlap,
         batch_size=flags.batch_size,
-        trained_on=training_file(log_directory(checkpoint), file.seed) if simulated else None,
+        trained_on=training_file(log_directory(checkpoint), **same),
         scale=flags.scale,
     )
 

@@ -203,8 +203,8 @@ class OpenPair:
         planes = planes_at_once(8 * math.prod(self.image.shape[:-1]))
         for start in range(0, self.image.shape[-1], planes):
             ids = self.read_labels(start, min(start + planes, self.image.shape[-1]))
-            annotated += np.count_nonzero(ids != UNKNOWN)
-            labelled += np.count_nonzero(ids > 0)
+            annotated += int(np.count_nonzero(ids != UNKNOWN))
+            labelled += int(np.count_nonzero(ids > 0))
             known.update(np.unique(ids).tolist())
         name = self.labels.path
         if not annotated:

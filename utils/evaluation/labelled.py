@@ -6,6 +6,7 @@ sheet, no left-out columns, no (p, q) and no conditions are known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ from utils.data.labelled import (
 )
 from utils.stacks import Stack
 
+PARTLY = (
+    "parts of the stacks are not annotated: columns are compared by the voxels in the others, not "
+    "by centre lines and axes"
+)
 NOT_TOLD = (
     "labels do not tell of the sheet, left-out columns, (p, q) and what made a volume easy or "
     "hard: scores of these are left out"
@@ -90,6 +95,12 @@ class LabelledSet:
     def __len__(self) -> int:
         """Return the number of stacks."""
         return len(self.pairs)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know."""
+        partly = any(one["annotated"] < math.prod(one["shape"]) for one in self.about)
+        return [NOT_TOLD, PARTLY] if partly else [NOT_TOLD]
 
     @property
     def names(self) -> list[str]:

@@ -16,7 +16,7 @@ from utils.evaluation.columns import score_columns
 from utils.evaluation.conditions import describe_conditions
 from utils.evaluation.confusion import THRESHOLD
 from utils.evaluation.instances import score_found
-from utils.evaluation.labelled import NOT_TOLD, LabelledSet, LabelledVolume
+from utils.evaluation.labelled import LabelledSet, LabelledVolume
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.surfaces import score_surfaces
 from utils.evaluation.voxels import score_voxels
@@ -52,12 +52,14 @@ class ToScore:
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know."""
-        notes = []
-        if isinstance(self.file, LabelledSet):
-            notes.append(NOT_TOLD)
+        labelled = isinstance(self.file, LabelledSet)
+        notes = self.file.notes if labelled else []
         if self.source.trained_on is not None:
-            name = self.source.trained_on
-            notes.append(f"{name}, which the network was trained on, has the seed of this file")
+            name, what = (
+                self.source.trained_on,
+                "is among these" if labelled else "has the seed of this file",
+            )
+            notes.append(f"{name}, which the network was trained on, {what}")
         if len(self.volumes) < len(self.file):
             notes.append(f"{len(self.volumes)} of the {len(self.file)} volumes were scored")
         return notes

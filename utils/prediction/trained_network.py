@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,7 +136,7 @@ class NetworkPredictions:
     overlap: float
     batch_size: int
     trained_on: str | None
-    """A training file with the seed of the data, if the experiment's record names one."""
+    """A training file that is one of the data, or has their seed, if the record names one."""
     scale: float | str = "auto"
     """What stacks are enlarged by, as predict.py does; simulated volumes are not."""
 
@@ -183,13 +183,18 @@ class NetworkPredictions:
         }
 
 
-def training_file(directory: Path, seed: int) -> str | None:
-    """Return a training file with this seed, if the record of the experiment there names one."""
+def training_file(
+    directory: Path, seed: int | None = None, files: Iterable[Path] = ()
+) -> str | None:
+    """Return a training file with this seed, or one of ``files``, that the record there names."""
     record = directory / "config.json"
     if not record.is_file():
         return None
-    files = json.loads(record.read_text()).get("data", {}).get("train", [])
-    if isinstance(files, dict):  # volumes on the fly, which no file holds
+    train = json.loads(record.read_text()).get("data", {}).get("train", [])
+    if isinstance(train, dict):  # volumes on the fly, which no file holds
         return None
-    seeds = {entry.get("seed"): entry.get("file") for entry in files}
-    return seeds.get(seed)
+    paths = {path.resolve() for path in files}
+    for entry in train:
+        if entry.get("seed", -1) == seed or Path(entry.get("file", "")).resolve() in paths:
+            return entry.get("file")  # volumes that were mixed in have none
+    return None
