@@ -569,7 +569,9 @@ def test_images_of_two_axes_and_a_plane_network(lab, tmp_path):
     for folder in (tmp_path / "2d", lab):
         flags = ["--checkpoint", str(flat), "--data", str(folder), "--output", str(tmp_path / "o")]
         assert evaluate.main(flags) == 0
-        assert (tmp_path / "o" / "metrics.csv").is_file()
+        rows = read_csv(tmp_path / "o" / "metrics.csv")
+        assert [row["stack"] for row in rows] == (["a"] if folder != lab else ["fly0", "fly1"])
+        assert ("columns_labelled" in rows[0]) == (folder == lab)
 
 
 def test_pictures_of_labelled_stacks(lab, log, tmp_path):

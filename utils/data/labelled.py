@@ -45,7 +45,7 @@ IGNORED = 255
 """The same in :attr:`LabelledStack.target`; items of the data set have -1 there."""
 TRIES = 20
 """Patches that are looked at before one is taken that has any labelled voxel."""
-MOST_COUNTED = 1 << 28
+MOST_COUNTED = 1 << 26
 """Voxels up to which the connected parts of a mask are counted."""
 
 ShapeFor = Callable[[Stack], tuple[tuple[int, ...], list[str]]]

@@ -22,7 +22,9 @@ inside the volume for it to be asked for at all."""
 
 
 def score_columns(found: np.ndarray, volume: SimulatedVolume | LabelledVolume) -> dict[str, float]:
-    """Return how much of each group of :data:`KINDS` was found; of labels all are ``labelled``.
+    """Return how much of each group of :data:`KINDS` was found.
+
+    Columns of labels are all of the group ``labelled``, or of none if they are not told apart.
 
     Args:
         found: (X, Y, Z) bool, the prediction.
@@ -40,7 +42,7 @@ def score_columns(found: np.ndarray, volume: SimulatedVolume | LabelledVolume) -
     hit = np.bincount(volume.instances[found], minlength=count + 1)[1:]
     asked = seen > 0
     if isinstance(volume, LabelledVolume):
-        groups = {"labelled": asked}
+        groups = {"labelled": asked} if volume.told_apart else {}
     else:
         asked &= seen >= HALF * cone_voxels(volume)
         unnamed = "ABC" if isinstance(volume, WideVolume) else ""

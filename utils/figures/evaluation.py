@@ -37,8 +37,11 @@ def save_evaluation(
 ) -> list[Path]:
     """Draw the best and worst volumes, recall by column type and the score by conditions.
 
-    Returns the paths of the pictures in ``folder``.
+    Returns the paths of the pictures in ``folder``; that of columns is left out for masks that do
+    not tell them apart.
     """
+    from utils.evaluation.tables import kinds_of
+
     shown = pick_shown(results)
     images, masks, probabilities = zip(*(result.slices for result in shown.values()), strict=True)
     titles = [
@@ -47,11 +50,12 @@ def save_evaluation(
         f"IoU {result.row['iou']:.2f}, z\u00a0=\u00a0{result.z}"
         for rank, result in shown.items()
     ]
-    return [
-        save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles),
-        save_column_recall(scores, means, folder / "columns.png"),
-        save_scores_by_condition(scores, folder / "conditions.png"),
+    paths = [
+        save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles)
     ]
+    if kinds_of(scores):
+        paths.append(save_column_recall(scores, means, folder / "columns.png"))
+    return [*paths, save_scores_by_condition(scores, folder / "conditions.png")]
 
 
 def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
