@@ -82,12 +82,3 @@ def voxel_ranges(text: str) -> tuple[tuple[int | None, int | None], ...]:
             raise argparse.ArgumentTypeError(message)
         ranges.append(ends)
     return tuple(ranges)
-
-
-def scale(text: str) -> float | str:
-    """Return the factor, or ``auto``; ArgumentTypeError for anything else."""
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        message = f"{text!r}: give a factor such as 2.5, or auto"
-        raise argparse.ArgumentTypeError(message) from None
