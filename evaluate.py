@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, scale, voxel_size
+from utils.flags import FlagParser, is_labelled, scale, voxel_size
 from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
@@ -226,7 +226,6 @@ def prepare(
 
 def open_data(flags: argparse.Namespace) -> VolumeFile | LabelledSet:
     """Return what --data names, and print what a user should know of it."""
-    from utils.data.labelled import is_labelled
     from utils.evaluation.labelled import LabelledSet
     from utils.storage import VolumeFile, version_note
 

@@ -540,7 +540,7 @@ def test_labelled_stacks_score_as_the_volumes_that_they_are(data, lab, log, tmp_
     assert summary["data"]["stacks"][0]["annotated"] == 32**3
     shown = capsys.readouterr().out
     assert "fly0.tif: 32 x 32 x 32 voxels, 32,768 annotated (100 %)" in shown
-    assert "note: labels do not tell of the sheet" in shown
+    assert "note: labels do not tell of the sheet" in shown and "note: fly1.tif: " in shown
 
 
 @pytest.mark.usefixtures("unrendered")

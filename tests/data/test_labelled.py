@@ -23,11 +23,11 @@ from utils.data.labelled import (
     LabelledPair,
     LabelledStack,
     find_pairs,
-    is_labelled,
     open_pair,
 )
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
+from utils.flags import is_labelled
 from utils.resampling import Resampling
 
 SHAPE = (14, 12, 10)

@@ -146,8 +146,8 @@ def test_stacks_are_read_as_they_were_drawn(tmp_path):
     order = np.searchsorted([0, 1, 2, 7, 700], np.maximum(drawn, 0))
     np.testing.assert_array_equal(volume.instances, order)
     assert volume.edges == pytest.approx((0.5, 0.5, 2.0)) and volume.told_apart
-    with stacks.open(0) as image:
-        np.testing.assert_array_equal(image.read(), labels)
+    with stacks.opened(0) as pair:
+        np.testing.assert_array_equal(pair.image.read(), labels)
     count = np.count_nonzero(volume.instances)
     assert f"1,430 annotated (99.3 %), {count:,} of these in 4 columns" in stacks.lines[0]
     assert (

@@ -66,11 +66,6 @@ class LabelledPair:
     """Without ending, of a folder's pairs that of both."""
 
 
-def is_labelled(given: str | Path) -> bool:
-    """Return whether ``given`` is for :func:`find_pairs`, and no file of simulated volumes."""
-    return Path(given).is_dir() or ("=" in str(given) and not Path(given).exists())
-
-
 def find_pairs(
     given: str | Path, *, channel: int | None = None, parts: Sequence[str] = ("Tr",)
 ) -> list[LabelledPair]:
@@ -140,7 +135,7 @@ def _one_channel(images: dict[str, LabelledPair], channel: int | None) -> dict[s
     """Return the images of one channel by the names that nnU-Net's labels have."""
     channels: dict[str, dict[int, LabelledPair]] = {}
     for stem, image in images.items():
-        name, number = re.fullmatch(r"(.+?)(?:_(\d{4}))?", stem).groups()  # type: ignore[union-attr]
+        name, number = re.fullmatch(r"(.+?)(?:_(\d{4}))?", stem).groups()
         channels.setdefault(name, {})[int(number or 0)] = image
     chosen = {}
     for name, files in channels.items():
@@ -171,18 +166,11 @@ class OpenPair:
         Raises UserError for numbers that are no labels.
         """
         values = self.labels.read(start, stop)
-        if (
-            values.dtype.kind == "f"
-            and not (np.isfinite(values) & (values == np.rint(values))).all()
-        ):
-            raise UserError(
-                f"{self.labels.path}: holds fractions, which are no labels; a mask or labels must "
-                "be whole numbers"
-            )
+        if values.dtype.kind == "f" and not (np.isfinite(values) & (values % 1 == 0)).all():
+            raise UserError(f"{self.labels.path}: holds fractions or NaN; labels are whole numbers")
         ids = values.astype(np.int64)
-        unknown = (
-            np.zeros(ids.shape, bool) if self.ignore_label is None else ids == self.ignore_label
-        )
+        ignored = self.ignore_label
+        unknown = np.zeros(ids.shape, bool) if ignored is None else ids == ignored
         if (ids[~unknown] < 0).any():
             raise UserError(
                 f"{self.labels.path}: holds the label {ids[~unknown].min()}; name the value of "
@@ -240,7 +228,8 @@ def reading_pair(
             "mask: IMAGE=LABELS=MASK"
         )
     with ExitStack() as files:
-        image = files.enter_context(open_image(pair, axes, voxel_size))
+        given = {"axes": axes, "voxel_size": voxel_size, "channel": pair.channel}
+        image = files.enter_context(_open(pair.image, **given))
         spatial = axes and "".join(letter for letter in axes.upper() if letter in "XYZ")
         drawn = []
         for path in filter(None, (pair.labels, pair.annotated)):
@@ -252,11 +241,6 @@ def reading_pair(
             dtype = stack.part((slice(0, 1),) * len(stack.shape)).dtype
             drawn.append(replace(stack, dtype=dtype))  # ids above 2^24 are lost in float32
         yield OpenPair(pair, image, drawn[0], drawn[1] if len(drawn) > 1 else None, ignore_label)
-
-
-def open_image(pair: LabelledPair, axes: str | None, voxel_size: Sequence[float] | None) -> Stack:
-    """Open the image of a pair, as :func:`reading_pair` does; to be closed after use."""
-    return _open(pair.image, axes=axes, voxel_size=voxel_size, channel=pair.channel)
 
 
 def _file_around(path: Path) -> Path | None:
@@ -409,7 +393,7 @@ def open_pair(
     """
     normalizer = normalizer or PercentileNormalizer()
     given = {"axes": axes, "voxel_size": voxel_size, "ignore_label": ignore_label}
-    with reading_pair(pair, **given) as opened:  # type: ignore[arg-type]
+    with reading_pair(pair, **given) as opened:
         ids = opened.count()[2]
         limits = measure_limits(opened.image, normalizer)
         if not limits.high > limits.low:

@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from utils.data.labelled import (
-    UNKNOWN,
-    LabelledPair,
-    annotation_line,
-    find_pairs,
-    open_image,
-    reading_pair,
-)
-from utils.stacks import Stack
+from utils.data.labelled import UNKNOWN, OpenPair, annotation_line, find_pairs, reading_pair
 
 PARTLY = (
     "parts of the stacks are not annotated: columns are compared by the voxels in the others, not "
@@ -82,8 +75,8 @@ class LabelledSet:
         self.about: list[dict[str, Any]] = []
         """The same as plain JSON."""
         self.shapes: list[tuple[int, ...]] = []
-        for pair in self.pairs:
-            with reading_pair(pair, **self._options) as opened:  # type: ignore[arg-type]
+        for index, pair in enumerate(self.pairs):
+            with self.opened(index) as opened:
                 annotated, labelled, ids = opened.count()
                 shape = opened.image.shape
             columns = ids if ids > 1 else None
@@ -107,14 +100,13 @@ class LabelledSet:
         """Of the stacks."""
         return [pair.name for pair in self.pairs]
 
-    def open(self, index: int) -> Stack:
-        """Return the image of a stack, to be closed after use."""
-        pair: LabelledPair = self.pairs[index]
-        return open_image(pair, self._options["axes"], self._options["voxel_size"])  # type: ignore[arg-type]
+    def opened(self, index: int) -> AbstractContextManager[OpenPair]:
+        """Open a stack and its labels for a block."""
+        return reading_pair(self.pairs[index], **self._options)
 
     def read_volume(self, index: int) -> LabelledVolume:
         """Return a stack and its labels."""
-        with reading_pair(self.pairs[index], **self._options) as opened:  # type: ignore[arg-type]
+        with self.opened(index) as opened:
             image, ids = opened.image.read(), opened.read_labels(0, opened.image.shape[-1])
             edges = opened.image.edges
         known = ids != UNKNOWN

@@ -29,6 +29,7 @@ class PredictionFiles:
 
     paths: Mapping[int, Path]
     trained_on: None = None
+    said: tuple[str, ...] = ()
 
     def predict(
         self, index: int, volume: SimulatedVolume

@@ -53,7 +53,7 @@ class ToScore:
     def notes(self) -> list[str]:
         """What a reader of the scores should know."""
         labelled = isinstance(self.file, LabelledSet)
-        notes = self.file.notes if labelled else []
+        notes = [*(self.file.notes if labelled else ()), *self.source.said]
         if self.source.trained_on is not None:
             name, what = (
                 self.source.trained_on,
@@ -119,8 +119,8 @@ def _predict(work: ToScore, index: int, volume: Any) -> tuple[np.ndarray, tuple[
     """Return probabilities and the voxel size, if it is known."""
     if isinstance(work.file, VolumeFile) or isinstance(work.source, PredictionFiles):
         return work.source.predict(index, volume)
-    with work.file.open(index) as stack:
-        return work.source.predict_stack(stack)
+    with work.file.opened(index) as pair:
+        return work.source.predict_stack(pair.image)
 
 
 def score_volume(

@@ -139,6 +139,8 @@ class NetworkPredictions:
     """A training file that is one of the data, or has their seed, if the record names one."""
     scale: float | str = "auto"
     """What stacks are enlarged by, as predict.py does; simulated volumes are not."""
+    said: list[str] = field(default_factory=list)
+    """Lines on what the network saw of stacks, to which :meth:`predict_stack` adds."""
 
     def predict(self, index: int, volume: SimulatedVolume) -> tuple[np.ndarray, None]:
         """Return probabilities (X, Y, Z); simulated volumes have no voxel size."""
@@ -158,7 +160,8 @@ class NetworkPredictions:
         In the stack's own voxels; those of the network are cubes, scaled to its column spacing.
         """
         by_planes = self.network.config["spatial_dims"] < len(stack.shape)
-        shape, _ = network_shape(stack, self.scale, self.network.spacing, by_planes=by_planes)
+        shape, reasons = network_shape(stack, self.scale, self.network.spacing, by_planes=by_planes)
+        self.said.extend(f"{stack.path.name}: {reason}" for reason in reasons)
         edges = window_within(shape, self.window)
         model = PlaneByPlane(self.model) if by_planes else self.model
         windows = Windows((*edges[:-1], 1) if by_planes else edges, self.overlap, self.batch_size)
