@@ -86,7 +86,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no_surface", action="store_true", help="leave out HD95 and surface Dice")
     add = parser.add_argument_group("labelled stacks").add_argument
     add("--ignore_label", type=int, metavar="INT",
-        help="value of the labels where nobody has annotated: it counts nowhere")
+        help="value of the labels where nobody has annotated: it counts nowhere; if that is 0, 1 "
+        "is background")
     add("--channel", type=int, metavar="INT", help="channel of the images, from 0")
     add("--axes", metavar="STR", help="axes of the images, slowest first, as for predict.py")
     add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",

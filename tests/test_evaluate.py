@@ -586,7 +586,7 @@ BAD_LABELS = [
     ({"--data": "{tmp}/other"}, "a.tif: has shape (16, 16, 8) (x, y, z), and"),
     ({"--data": "{tmp}/floats"}, "a.tif: holds fractions"),
     ({"--data": "{tmp}/good", "--ignore_label": "1"}, "a.tif: no voxel is labelled"),
-    ({"--data": "{tmp}/good", "--ignore_label": "0"}, "--ignore_label 0"),
+    ({"--data": "{tmp}/good", "--ignore_label": "0"}, "all that is annotated is 1, background"),
     ({"--data": "{tmp}/good", "--channel": "1"}, "--channel 1"),
     ({"--data": "{tmp}/good", "--scale": "0"}, "--scale 0.0: must be auto or lie in"),
     ({"--data": "{tmp}/good", "--voxel_size": "1,1"}, "--voxel_size has 2"),

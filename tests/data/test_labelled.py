@@ -187,6 +187,17 @@ def test_what_nobody_annotated_is_ignored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stack.target, expected)
 
 
+def test_where_0_is_what_nobody_painted_1_is_background(tmp_path: Path) -> None:
+    image, labels = drawn()
+    painted = np.where(labels == 3, 0, labels + 1).astype(np.uint8)
+    stack = opened(write_pair(tmp_path, image, painted), ignore_label=0)
+    np.testing.assert_array_equal(stack.target, np.where(labels == 3, IGNORED, labels > 0))
+    assert stack.columns == 2 and stack.line().endswith("in 2 columns")
+    mask = np.where(labels == 3, 0, 1 + (labels > 0)).astype(np.uint8)
+    stack = opened(write_pair(tmp_path, image, mask), ignore_label=0)
+    assert stack.line().endswith("in 2 connected parts of a mask")
+
+
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.uint64, np.float32])
 def test_masks_and_labels_of_any_kind(tmp_path: Path, dtype: type) -> None:
     image, labels = drawn()
@@ -215,7 +226,7 @@ NOTHING = np.zeros(SHAPE, np.uint8)
         (lambda x: x - 1.0, {}, "labels.npy: holds the label -1; .*--ignore_label"),
         (lambda x: 0 * x + 9, {"ignore_label": 9}, "labels.npy: no voxel is annotated"),
         (lambda x: np.where(x, 9, 0), {"ignore_label": 9}, "labels.npy: no voxel is labelled"),
-        (lambda x: x, {"ignore_label": 0}, "--ignore_label 0: 0 is background"),
+        (lambda x: x > 0, {"ignore_label": 0}, "labels.npy: .*all that is annotated is 1, backgr"),
         (lambda x: x, {"axes": "QQQ"}, "--axes 'QQQ'"),
         (lambda x: x, {"voxel_size": (1.0, 1.0)}, "--voxel_size has 2"),
     ],

@@ -3,7 +3,8 @@
 Given is a folder with ``images/`` and ``labels/`` (equal names), one in nnU-Net's layout, or a pair
 ``IMAGE=LABELS`` or ``IMAGE=LABELS=MASK``, in any format of ``utils.stacks``. Labels are whole
 numbers, 0 for background; where they have a value that the user names, or where MASK is 0, nobody
-has annotated anything. Arrays are (X, Y, Z) or (X, Y).
+has annotated anything. If that value is 0, as programs for painting have it, 1 is background.
+Arrays are (X, Y, Z) or (X, Y).
 """
 
 from __future__ import annotations
@@ -176,6 +177,8 @@ class OpenPair:
                 f"{self.labels.path}: holds the label {ids[~unknown].min()}; name the value of "
                 "voxels that nobody annotated with --ignore_label"
             )
+        if ignored == 0:
+            ids -= 1
         if self.mask is not None:
             unknown |= self.mask.read(start, stop) == 0
         ids[unknown] = UNKNOWN
@@ -199,7 +202,10 @@ class OpenPair:
             what = f" but for what {self.pair.annotated} leaves out" if self.mask else ""
             raise UserError(f"{name}: no voxel is annotated{what}; nothing is to be learned of it")
         if not labelled:
-            raise UserError(f"{name}: no voxel is labelled: all that is annotated is 0, background")
+            background = 1 if self.ignore_label == 0 else 0
+            raise UserError(
+                f"{name}: no voxel is labelled: all that is annotated is {background}, background"
+            )
         return annotated, labelled, len(known - {0, UNKNOWN})
 
 
@@ -217,16 +223,11 @@ def reading_pair(
         pair: from :func:`find_pairs`; ``FILE.h5/KEY`` is an array in an HDF5 file.
         axes: of the images' files as for ``open_stack``; labels have those in space alone.
         voxel_size: micrometres along z, y, x, where the images do not tell.
-        ignore_label: value of voxels that nobody annotated.
+        ignore_label: value of voxels that nobody annotated; if it is 0, background is 1.
 
     Raises:
         UserError: a file cannot be read, or labels have another size than their image.
     """
-    if ignore_label == 0:
-        raise UserError(
-            "--ignore_label 0: 0 is background; give what nobody annotated another value, or a "
-            "mask: IMAGE=LABELS=MASK"
-        )
     with ExitStack() as files:
         given = {"axes": axes, "voxel_size": voxel_size, "channel": pair.channel}
         image = files.enter_context(_open(pair.image, **given))
@@ -281,6 +282,8 @@ class LabelledStack:
     box: Slices
     """The part of the copies that this is; all of them, but for :meth:`split`."""
     normalizer: PercentileNormalizer
+    numbered: bool
+    """Whether labels tell columns apart."""
     columns: int | None
     """Labels of the whole stack, or of a mask its connected parts; None where there are too many
     voxels to count them."""
@@ -347,15 +350,16 @@ class LabelledStack:
     def line(self) -> str:
         """Return a line on how much of it is annotated."""
         counts = int(self.annotated.sum()), int(self.labelled.sum())
-        return annotation_line(self.pair, self.shape, *counts, self.columns)
+        told = f"{self.columns} {'columns' if self.numbered else 'connected parts of a mask'}"
+        told = "a mask" if self.columns is None else told
+        return annotation_line(self.pair, self.shape, *counts, told)
 
 
 def annotation_line(
-    pair: LabelledPair, shape: tuple[int, ...], annotated: int, labelled: int, columns: int | None
+    pair: LabelledPair, shape: tuple[int, ...], annotated: int, labelled: int, told: str
 ) -> str:
-    """Return a line on how many voxels are annotated and labelled; columns None: not known."""
+    """Return a line on what is annotated and labelled; ``told``: what the labelled ones are in."""
     edges, share = " x ".join(map(str, shape)), annotated / math.prod(shape)
-    told = "columns that are not told apart" if columns is None else f"{columns} columns"
     return (
         f"{pair.image}: {edges} voxels, {annotated:,} annotated ({100 * share:.3g} %), "
         f"{labelled:,} of these in {told}"
@@ -415,7 +419,7 @@ def open_pair(
 
         _write(scratch, opened, shape, grey)
     box = tuple(slice(0, length) for length in shape)
-    stack = LabelledStack(pair, scratch, box, normalizer, ids, tuple(reasons))
+    stack = LabelledStack(pair, scratch, box, normalizer, ids > 1, ids, tuple(reasons))
     if ids > 1:
         return stack
     counted = math.prod(shape) <= MOST_COUNTED

@@ -81,7 +81,8 @@ class LabelledSet:
                 shape = opened.image.shape
             columns = ids if ids > 1 else None
             self.shapes.append(shape)
-            self.lines.append(annotation_line(pair, shape, annotated, labelled, columns))
+            told = f"{columns} columns" if columns else "a mask, which does not tell columns apart"
+            self.lines.append(annotation_line(pair, shape, annotated, labelled, told))
             counts = {"annotated": annotated, "labelled": labelled, "columns": columns}
             self.about.append({"name": pair.name, "shape": list(shape), **counts})
 
