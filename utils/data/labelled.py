@@ -3,7 +3,8 @@
 Given is a folder with ``images/`` and ``labels/`` (equal names), one in nnU-Net's layout, or a pair
 ``IMAGE=LABELS`` or ``IMAGE=LABELS=MASK``, in any format of ``utils.stacks``. Labels are whole
 numbers, 0 for background; where they have a value that the user names, or where MASK is 0, nobody
-has annotated anything. Arrays are (X, Y, Z) or (X, Y).
+has annotated anything. If that value is 0, as programs for painting have it, 1 is background.
+Arrays are (X, Y, Z) or (X, Y).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ IGNORED = 255
 """The same in :attr:`LabelledStack.target`; items of the data set have -1 there."""
 TRIES = 20
 """Patches that are looked at before one is taken that has any labelled voxel."""
-MOST_COUNTED = 1 << 28
+MOST_COUNTED = 1 << 26
 """Voxels up to which the connected parts of a mask are counted."""
 
 ShapeFor = Callable[[Stack], tuple[tuple[int, ...], list[str]]]
@@ -62,11 +63,8 @@ class LabelledPair:
     """Not 0 where somebody has annotated."""
     channel: int | None = None
     """Of the image's file."""
-
-
-def is_labelled(given: str | Path) -> bool:
-    """Return whether ``given`` is for :func:`find_pairs`, and no file of simulated volumes."""
-    return Path(given).is_dir() or ("=" in str(given) and not Path(given).exists())
+    name: str = ""
+    """Without ending, of a folder's pairs that of both."""
 
 
 def find_pairs(
@@ -89,7 +87,9 @@ def find_pairs(
         files = str(given).split("=")
         if len(files) not in (2, 3) or not all(files):
             raise UserError(f"{given}: give a folder, IMAGE=LABELS or IMAGE=LABELS=MASK")
-        return [LabelledPair(*map(Path, files), channel=channel)]  # type: ignore[misc, arg-type]
+        image, labels, *masks = map(Path, files)
+        name = split_ending(_file_around(image) or image)[0]
+        return [LabelledPair(image, labels, masks[0] if masks else None, channel, name)]
     names = [folder.name] if folder.name in FOLDERS else ["images", *(f"images{p}" for p in parts)]
     root = folder.parent if folder.name in FOLDERS else folder
     there = [name for name in names if (root / name).is_dir() and (root / FOLDERS[name]).is_dir()]
@@ -111,7 +111,7 @@ def find_pairs(
     for name in sorted({*drawn} ^ {*seen}):
         lonely, other = (drawn[name], images) if name in drawn else (seen[name].image, labels)
         raise UserError(f"{lonely}: stands alone: {other} holds nothing of the name {name}")
-    return [replace(seen[name], labels=drawn[name]) for name in sorted(seen)]
+    return [replace(seen[name], labels=drawn[name], name=name) for name in sorted(seen)]
 
 
 def _stacks_in(folder: Path) -> dict[str, Path]:
@@ -136,7 +136,7 @@ def _one_channel(images: dict[str, LabelledPair], channel: int | None) -> dict[s
     """Return the images of one channel by the names that nnU-Net's labels have."""
     channels: dict[str, dict[int, LabelledPair]] = {}
     for stem, image in images.items():
-        name, number = re.fullmatch(r"(.+?)(?:_(\d{4}))?", stem).groups()  # type: ignore[union-attr]
+        name, number = re.fullmatch(r"(.+?)(?:_(\d{4}))?", stem).groups()
         channels.setdefault(name, {})[int(number or 0)] = image
     chosen = {}
     for name, files in channels.items():
@@ -167,23 +167,18 @@ class OpenPair:
         Raises UserError for numbers that are no labels.
         """
         values = self.labels.read(start, stop)
-        if (
-            values.dtype.kind == "f"
-            and not (np.isfinite(values) & (values == np.rint(values))).all()
-        ):
-            raise UserError(
-                f"{self.labels.path}: holds fractions, which are no labels; a mask or labels must "
-                "be whole numbers"
-            )
+        if values.dtype.kind == "f" and not (np.isfinite(values) & (values % 1 == 0)).all():
+            raise UserError(f"{self.labels.path}: holds fractions or NaN; labels are whole numbers")
         ids = values.astype(np.int64)
-        unknown = (
-            np.zeros(ids.shape, bool) if self.ignore_label is None else ids == self.ignore_label
-        )
+        ignored = self.ignore_label
+        unknown = np.zeros(ids.shape, bool) if ignored is None else ids == ignored
         if (ids[~unknown] < 0).any():
             raise UserError(
                 f"{self.labels.path}: holds the label {ids[~unknown].min()}; name the value of "
                 "voxels that nobody annotated with --ignore_label"
             )
+        if ignored == 0:
+            ids -= 1
         if self.mask is not None:
             unknown |= self.mask.read(start, stop) == 0
         ids[unknown] = UNKNOWN
@@ -199,15 +194,18 @@ class OpenPair:
         planes = planes_at_once(8 * math.prod(self.image.shape[:-1]))
         for start in range(0, self.image.shape[-1], planes):
             ids = self.read_labels(start, min(start + planes, self.image.shape[-1]))
-            annotated += np.count_nonzero(ids != UNKNOWN)
-            labelled += np.count_nonzero(ids > 0)
+            annotated += int(np.count_nonzero(ids != UNKNOWN))
+            labelled += int(np.count_nonzero(ids > 0))
             known.update(np.unique(ids).tolist())
         name = self.labels.path
         if not annotated:
             what = f" but for what {self.pair.annotated} leaves out" if self.mask else ""
             raise UserError(f"{name}: no voxel is annotated{what}; nothing is to be learned of it")
         if not labelled:
-            raise UserError(f"{name}: no voxel is labelled: all that is annotated is 0, background")
+            background = 1 if self.ignore_label == 0 else 0
+            raise UserError(
+                f"{name}: no voxel is labelled: all that is annotated is {background}, background"
+            )
         return annotated, labelled, len(known - {0, UNKNOWN})
 
 
@@ -225,16 +223,11 @@ def reading_pair(
         pair: from :func:`find_pairs`; ``FILE.h5/KEY`` is an array in an HDF5 file.
         axes: of the images' files as for ``open_stack``; labels have those in space alone.
         voxel_size: micrometres along z, y, x, where the images do not tell.
-        ignore_label: value of voxels that nobody annotated.
+        ignore_label: value of voxels that nobody annotated; if it is 0, background is 1.
 
     Raises:
         UserError: a file cannot be read, or labels have another size than their image.
     """
-    if ignore_label == 0:
-        raise UserError(
-            "--ignore_label 0: 0 is background; give what nobody annotated another value, or a "
-            "mask: IMAGE=LABELS=MASK"
-        )
     with ExitStack() as files:
         given = {"axes": axes, "voxel_size": voxel_size, "channel": pair.channel}
         image = files.enter_context(_open(pair.image, **given))
@@ -251,9 +244,14 @@ def reading_pair(
         yield OpenPair(pair, image, drawn[0], drawn[1] if len(drawn) > 1 else None, ignore_label)
 
 
+def _file_around(path: Path) -> Path | None:
+    """Return the file that ``FILE.h5/KEY`` is an array of; None for a file itself."""
+    return next((folder for folder in path.parents if folder.is_file()), None)
+
+
 def _open(path: Path, **given: Any) -> Stack:
-    """Open a file, or an array ``FILE.h5/KEY`` in one."""
-    around = next((folder for folder in path.parents if folder.is_file()), None)
+    """Open a file, or an array in one."""
+    around = _file_around(path)
     if around is None:
         return open_stack(path, **given)
     return open_stack(around, key=path.relative_to(around).as_posix(), **given)
@@ -284,6 +282,8 @@ class LabelledStack:
     box: Slices
     """The part of the copies that this is; all of them, but for :meth:`split`."""
     normalizer: PercentileNormalizer
+    numbered: bool
+    """Whether labels tell columns apart."""
     columns: int | None
     """Labels of the whole stack, or of a mask its connected parts; None where there are too many
     voxels to count them."""
@@ -349,15 +349,21 @@ class LabelledStack:
 
     def line(self) -> str:
         """Return a line on how much of it is annotated."""
-        annotated, edges = int(self.annotated.sum()), " x ".join(map(str, self.shape))
-        columns = (
-            "columns that were not counted" if self.columns is None else f"{self.columns} columns"
-        )
-        return (
-            f"{self.pair.image}: {edges} voxels as the network sees them, {annotated:,} annotated "
-            f"({100 * annotated / math.prod(self.shape):.3g} %), {int(self.labelled.sum()):,} of "
-            f"these in {columns}"
-        )
+        counts = int(self.annotated.sum()), int(self.labelled.sum())
+        told = f"{self.columns} {'columns' if self.numbered else 'connected parts of a mask'}"
+        told = "a mask" if self.columns is None else told
+        return annotation_line(self.pair, self.shape, *counts, told)
+
+
+def annotation_line(
+    pair: LabelledPair, shape: tuple[int, ...], annotated: int, labelled: int, told: str
+) -> str:
+    """Return a line on what is annotated and labelled; ``told``: what the labelled ones are in."""
+    edges, share = " x ".join(map(str, shape)), annotated / math.prod(shape)
+    return (
+        f"{pair.image}: {edges} voxels, {annotated:,} annotated ({100 * share:.3g} %), "
+        f"{labelled:,} of these in {told}"
+    )
 
 
 def _count_planes(target: np.ndarray, which: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -391,7 +397,7 @@ def open_pair(
     """
     normalizer = normalizer or PercentileNormalizer()
     given = {"axes": axes, "voxel_size": voxel_size, "ignore_label": ignore_label}
-    with reading_pair(pair, **given) as opened:  # type: ignore[arg-type]
+    with reading_pair(pair, **given) as opened:
         ids = opened.count()[2]
         limits = measure_limits(opened.image, normalizer)
         if not limits.high > limits.low:
@@ -413,7 +419,7 @@ def open_pair(
 
         _write(scratch, opened, shape, grey)
     box = tuple(slice(0, length) for length in shape)
-    stack = LabelledStack(pair, scratch, box, normalizer, ids, tuple(reasons))
+    stack = LabelledStack(pair, scratch, box, normalizer, ids > 1, ids, tuple(reasons))
     if ids > 1:
         return stack
     counted = math.prod(shape) <= MOST_COUNTED
