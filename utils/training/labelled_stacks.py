@@ -125,7 +125,7 @@ def _describe(stacks: Sequence[LabelledStack]) -> str:
     columns = sum(stack.columns or 0 for stack in stacks)
     return (
         f"{len(stacks)} stacks, {annotated:,} annotated voxels ({100 * annotated / voxels:.3g} %), "
-        f"{labelled:,} of these in {columns} columns"
+        f"{labelled:,} of these in {columns} columns or connected parts"
     )
 
 
