@@ -23,7 +23,7 @@ from utils.training.experiment import Experiment
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLD = ModelConfig(depth=1, start_channels=1, conv_kernel_size=1)
 """A network that passes its input on (positive numbers through two 1x1x1 kernels) to its head."""
-RESULTS = ["columns.png", "conditions.png", "metrics.csv", "predictions.png", "summary.json"]
+RESULTS = ["columns.png", "metrics.csv", "predictions.png", "summary.json"]
 
 
 @pytest.fixture
