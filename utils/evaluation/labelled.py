@@ -21,8 +21,8 @@ PARTLY = (
     "by centre lines and axes"
 )
 NOT_TOLD = (
-    "labels do not tell of the sheet, left-out columns, column types and (p, q): scores of these are "
-    "left out"
+    "labels do not tell of the sheet, left-out columns, column types and (p, q): scores of these "
+    "are left out"
 )
 
 
