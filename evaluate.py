@@ -11,9 +11,8 @@ The baseline is a mask of the whole sheet in which the columns stand, computed f
 it scores an IoU of 0.44 in the middle of the sheet without telling one column from the next.
 Predictions are scored over the whole volume, and once more inside the sheet, where columns must be
 told apart. Writes metrics.csv (a row a volume), summary.json (means with 95 % bootstrap intervals
-over the volumes), predictions.png (five volumes from the best to the worst), columns.png (recall
-by column type, left-out ones apart) and conditions.png (the score against noise, spacing, curvature
-and labelled share). --compare writes the paired differences B - A besides.
+over the volumes), predictions.png (five volumes from the best to the worst) and columns.png (recall
+by column type, left-out ones apart). --compare writes the paired differences B - A besides.
 
 Labelled stacks are scored in the same way, as far as labels tell: a folder with images/ and
 labels/, nnU-Net's layout, or IMAGE=LABELS or IMAGE=LABELS=MASK.

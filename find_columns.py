@@ -91,8 +91,7 @@ def find_columns(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
     from utils.columns.corrections import read_corrections
     from utils.columns.finding import Landmarks, column_files, find_in_stack
-    from utils.stacks import check_input, open_stack, split_ending
-    from utils.stacks.cropping import crop_stack
+    from utils.stacks import check_input, crop_stack, open_stack, split_ending
 
     source = Path(flags.input)
     check_input(source)

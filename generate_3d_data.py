@@ -41,70 +41,53 @@ from utils.replacing import make_folder
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.simulation.placed_columns import ColumnTable
     from utils.storage import EncodedRow, VolumeSet
 
 CHECKOUT = Path(__file__).resolve().parent
 DASK_TIMEOUT = "10s"
 
 FLAGS = {
-    # (flag, type, default, help with unit); the defaults are those of the reference generator
+    # (flag, its field of VolumeConfig: None where that has the same name, "" where there is none,
+    # type, default, help with unit); a range has two flags, _low and _high; the defaults are the
+    # reference generator's
     "file": (
-        ("--directory", str, "./vol_data", "where the file goes"),
-        ("--filename", str, "vol_train_set1.h5", "name of the HDF5 file"),
-        ("--L", int, 512, "number of samples (volumes)"),
-        ("--random_state", int, 0, "seed, at least 0 and below 2^32"),
-        ("--L_xy", int, 128, "voxels along x and along y"),
-        ("--L_z", int, 128, "voxels along z, through the same unit cube"),
+        ("directory", "", str, "./vol_data", "where the file goes"),
+        ("filename", "", str, "vol_train_set1.h5", "name of the HDF5 file"),
+        ("L", "", int, 512, "number of samples (volumes)"),
+        ("random_state", "", int, 0, "seed, at least 0 and below 2^32"),
+        ("L_xy", "", int, 128, "voxels along x and along y"),
+        ("L_z", "", int, 128, "voxels along z, through the same unit cube"),
     ),
     "geometry": (
-        ("--lattice_low", int, 8, "least n; the lattice has n + 1 intervals an icosahedron edge"),
-        ("--lattice_high", int, 15, "most n: finer columns"),
-        ("--axis_scale_low", float, 0.7, "least half axis of the ellipsoid, edges of the cube"),
-        ("--axis_scale_high", float, 1.5, "greatest half axis of the ellipsoid, edges of the cube"),
-        ("--min_columns", int, 100, "least columns that enter in the cube, else it is redrawn"),
-        ("--max_tries", int, 2000, "geometries drawn for a sample before giving up"),
+        ("lattice", "lattice_intervals", int, (8, 15), "n: n + 1 intervals an icosahedron edge"),
+        ("axis_scale", "axis_scales", float, (0.7, 1.5), "half axis of the ellipsoid, cube edges"),
+        ("min_columns", None, int, 100, "least columns that enter in the cube, else it is redrawn"),
+        ("max_tries", None, int, 2000, "geometries drawn for a sample before giving up"),
     ),
     "fluorescence": (
-        ("--simplify_factor", float, 1.25, "divides the widths of all clouds (ratio)"),
-        (
-            "--baseline_intensity",
-            float,
-            50.0,
-            "intensity scale of clouds and neurites, arbitrary units",
-        ),
-        ("--v_std", float, 1.0, "sd of a point's intensity about its cloud's, same units"),
-        ("--std_intensity_range_low", float, 0.3, "least sd of log cloud intensity (nepers)"),
-        ("--std_intensity_range_high", float, 1.2, "greatest sd of log cloud intensity (nepers)"),
+        ("simplify_factor", None, float, 1.25, "divides the widths of all clouds (ratio)"),
+        ("baseline_intensity", None, float, 50.0, "scale of clouds and neurites, arbitrary units"),
+        ("v_std", None, float, 1.0, "sd of a point's intensity about its cloud's, same units"),
+        ("std_intensity_range", None, float, (0.3, 1.2), "sd of log cloud intensity (nepers)"),
     ),
     "microscope": (
-        ("--cube_kernel_size", int, 2, "edge of the box point spread, voxels"),
-        ("--NF_size", float, 10.0, "sigma of the background's blur, voxels"),
-        ("--background_low", float, 0.0005, "least weight of the background (ratio)"),
-        ("--background_high", float, 0.0025, "greatest weight of the background (ratio)"),
-        ("--gain_low", int, 10, "least photons per unit of image: more shot noise"),
-        ("--gain_high", int, 29, "most photons per unit of image"),
-        ("--contrast_low", float, 0.7, "least factor on the log intensity's deviation (ratio)"),
-        ("--contrast_high", float, 1.0, "greatest factor on the log intensity's deviation (ratio)"),
+        ("cube_kernel_size", None, int, 2, "edge of the box point spread, voxels"),
+        ("NF_size", "background_sigma", float, 10.0, "sigma of the background's blur, voxels"),
+        ("background", "background_range", float, (0.0005, 0.0025), "background's weight (ratio)"),
+        ("gain", "gain_range", int, (10, 29), "photons per unit of image; fewer: more shot noise"),
+        ("contrast", "contrast_range", float, (0.7, 1.0), "factor on log intensity's deviation"),
     ),
 }
-
-CONFIG_FLAGS = {
-    # a field of VolumeConfig: the flags that set it
-    "shape": ("L_xy", "L_xy", "L_z"),
-    "lattice_intervals": ("lattice_low", "lattice_high"),
-    "axis_scales": ("axis_scale_low", "axis_scale_high"),
-    "min_columns": ("min_columns",),
-    "max_tries": ("max_tries",),
-    "simplify_factor": ("simplify_factor",),
-    "baseline_intensity": ("baseline_intensity",),
-    "v_std": ("v_std",),
-    "std_intensity_range": ("std_intensity_range_low", "std_intensity_range_high"),
-    "cube_kernel_size": ("cube_kernel_size",),
-    "background_sigma": ("NF_size",),
-    "background_range": ("background_low", "background_high"),
-    "gain_range": ("gain_low", "gain_high"),
-    "contrast_range": ("contrast_low", "contrast_high"),
+CONFIG_FLAGS = {"shape": ("L_xy", "L_xy", "L_z")} | {
+    field or name: (f"{name}_low", f"{name}_high") if isinstance(default, tuple) else (name,)
+    for rows in FLAGS.values()
+    for name, field, _, default, _ in rows
+    if field != ""
+}
+"""Of fields of VolumeConfig the flags that set them."""
+OTHER_FLAGS = {
+    **{"num_samples": ["L"], "seed": ["random_state"], "preset": ["preset"]},
+    "table": ["columns_table"],
 }
 
 
@@ -117,9 +100,13 @@ def make_parser() -> FlagParser:
     for title, flags in FLAGS.items():
         about = None if title == "file" else "of preset reference"
         add = parser.add_argument_group(title, about).add_argument
-        for flag, kind, default, text in flags:
-            shown = {"metavar": kind.__name__.upper(), "help": text}
-            add(flag, type=kind, default=default, action=_Noted, **shown)
+        for name, _, kind, default, text in flags:
+            shown = {"type": kind, "metavar": kind.__name__.upper(), "action": _Noted}
+            if isinstance(default, tuple):
+                add(f"--{name}_low", default=default[0], help=f"least {text}", **shown)
+                add(f"--{name}_high", default=default[1], help=f"greatest {text}", **shown)
+            else:
+                add(f"--{name}", default=default, help=text, **shown)
     add = parser.add_argument_group("preset").add_argument
     # fmt: off
     add("--preset", choices=("reference", "wide"),
@@ -158,6 +145,7 @@ def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
     """Return configuration, seed and number of samples; UserError names a bad flag."""
     from utils.simulation import WideConfig, preset
     from utils.storage import VolumeSet
+    from utils.storage.column_tables import read_column_table
     from utils.storage.config_files import read_config
 
     if args.L < 1:
@@ -177,7 +165,11 @@ def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
             values = tuple(getattr(args, flag) if flag in given else v for flag, v in pairs)
             fields[field] = values if len(values) > 1 else values[0]
     if args.columns_table or args.columns_paths:
-        fields["table"] = columns_from_flags(args, wide)
+        if not wide:
+            raise UserError("--columns_table: is for --preset wide; give that too")
+        if not args.columns_table:
+            raise UserError("--columns_paths: are the paths of --columns_table; give that too")
+        fields["table"] = read_column_table(args.columns_table, args.columns_paths)
     try:
         return VolumeSet(replace(config, **fields), args.random_state, args.L)
     except UserError as error:
@@ -185,22 +177,9 @@ def volume_set_from_flags(args: argparse.Namespace) -> VolumeSet:
         raise UserError(f"{flags_of(field)} {rest}") from error
 
 
-def columns_from_flags(args: argparse.Namespace, wide: bool) -> ColumnTable:
-    """Return the measured columns; UserError where they are not asked for in full."""
-    from utils.storage.column_tables import read_column_table
-
-    if not wide:
-        raise UserError("--columns_table: is for --preset wide; give that too")
-    if not args.columns_table:
-        raise UserError("--columns_paths: are the paths of --columns_table; give that too")
-    return read_column_table(args.columns_table, args.columns_paths)
-
-
 def flags_of(field: str) -> str:
     """Return the flags, in words, that set a field of a VolumeSet or VolumeConfig."""
-    others = {"num_samples": ("L",), "seed": ("random_state",), "preset": ("preset",)}
-    others["table"] = ("columns_table",)
-    flags = {**CONFIG_FLAGS, **others}.get(field)
+    flags = CONFIG_FLAGS.get(field, OTHER_FLAGS.get(field))
     return ", ".join(f"--{flag}" for flag in dict.fromkeys(flags)) if flags else field
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from utils.grey_values import Limits
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
-    from utils.stacks import Entry, Stack
+    from utils.stacks import FileArray, Stack
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
@@ -88,7 +88,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="time point, or sample of a file of generate_3d_data.py, from 0")
     add("--axes", metavar="STR",
         help="what the array's axes are, slowest first, where the file does not tell or is wrong: "
-        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX; --list shows lengths")
+        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX, or ZC2YX for pages of "
+        "two channels in turn; --list shows lengths")
     add("--percentiles", type=percentiles, metavar="LOW,HIGH",
         help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
         "default: 1 and 99, without saturated voxels, and higher where columns are sparse")
@@ -160,8 +161,7 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.figures.previews import save_preview
     from utils.prediction.trained_network import read_network
     from utils.prediction.whole_stack import StackPrediction, write_prediction
-    from utils.stacks import open_stack
-    from utils.stacks.cropping import crop_stack
+    from utils.stacks import crop_stack, open_stack
     from utils.stacks.endings import not_kept
 
     choice = {name: getattr(flags, name) for name in CHOICES}
@@ -471,8 +471,8 @@ def describe_entries(path: str) -> str:
     notes: dict[str, None] = {}
     rows = [("name", "shape", "axes", "type", "voxel size (um)", "read")]
     for entry in list_stacks(path):
-        known = {axis: entry.spacing.get(axis, math.nan) for axis in "ZYX"}
-        sizes = ", ".join(f"{a.lower()} {n:.4g}" for a, n in known.items() if math.isfinite(n))
+        known = sorted(entry.place.known.items(), reverse=True) if entry.place.has_unit else ()
+        sizes = ", ".join(f"{axis.lower()} {size:.4g}" for axis, size in known)
         several = [
             f"--{CHOSEN_BY[axis]} 0..{length - 1}"
             for axis, length in zip(entry.axes or "", entry.shape, strict=False)
@@ -490,7 +490,7 @@ def describe_entries(path: str) -> str:
     return "\n".join([f"{path}:", *lines, *notes])
 
 
-def axes_told(entry: Entry) -> bool:
+def axes_told(entry: FileArray) -> bool:
     """Return whether it is known which axis of an array is which."""
     from utils.stacks.axes import usual_axes
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from utils.errors import INTERRUPTED, UserError, exit_status
 from utils.flags import FlagParser
 from utils.replacing import make_folder, replacing
-from utils.search.definition import SCRIPTS, StudyDefinition, read_study_file
+from utils.search.definition import SCRIPTS, read_study_file
 
 if TYPE_CHECKING:
     from utils.search.study import Search
@@ -94,8 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(flags: argparse.Namespace) -> int:
     """Search as ``flags`` say; raises UserError for mistakes of the user."""
     definition = read_study_file(flags.study_file, flags.extra)
+    for flag in ("n_trials", "jobs", "timeout_minutes"):
+        value = getattr(flags, flag)
+        if value is not None and not value > 0:
+            raise UserError(f"--{flag} {value}: must be larger than 0")
     n_trials = flags.n_trials or definition.n_trials or math.inf
-    check_flags(flags, definition, n_trials)
+    if flags.timeout_minutes is None and min(n_trials, definition.size()) == math.inf:
+        raise UserError(
+            f"the study {definition.name} has no end of its own (sampler {definition.sampler}, no "
+            "n_trials): give --n_trials or --timeout_minutes"
+        )
     name = flags.study or definition.name
     if Path(name).name != name or name.startswith("."):
         raise UserError(f"--study {name!r}: must be a plain name, such as my_study")
@@ -126,19 +134,6 @@ def run(flags: argparse.Namespace) -> int:
         status = run_until_told(search, 60 * (flags.timeout_minutes or math.inf))
     report(search)
     return status
-
-
-def check_flags(flags: argparse.Namespace, definition: StudyDefinition, n_trials: float) -> None:
-    """Raise UserError for numbers that make no sense, and for a search without an end."""
-    for name in ("n_trials", "jobs", "timeout_minutes"):
-        value = getattr(flags, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} {value}: must be larger than 0")
-    if flags.timeout_minutes is None and min(n_trials, definition.size()) == math.inf:
-        raise UserError(
-            f"the study {definition.name} has no end of its own (sampler {definition.sampler}, no "
-            "n_trials): give --n_trials or --timeout_minutes"
-        )
 
 
 def run_until_told(search: Search, seconds: float) -> int:

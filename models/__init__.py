@@ -57,16 +57,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch must be one of {', '.join(ARCHITECTURES)}, not {self.arch!r}")
-        check_arguments(
-            self.spatial_dims,
-            self.conv_kernel_size,
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            depth=self.depth,
-            start_channels=self.start_channels,
-            num_stacks=self.num_stacks,
-            stem_stride=self.stem_stride,
-        )
+        sizes = self.to_dict()
+        del sizes["arch"], sizes["residual"]
+        check_arguments(**sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; :meth:`from_dict` is the inverse."""

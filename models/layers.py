@@ -34,10 +34,9 @@ OPERATORS = {
 
 def check_arguments(
     spatial_dims: int,
-    conv_kernel_size: int,
-    *,
     depth: int,
     start_channels: int,
+    conv_kernel_size: int,
     stem_stride: int,
     **counts: int,
 ) -> None:
@@ -85,11 +84,6 @@ def conv_norm_relu(spatial_dims: int, inputs: int, outputs: int, kernel: int) ->
     )
 
 
-def pool(spatial_dims: int) -> nn.Module:
-    """Return the max pooling that halves every axis."""
-    return OPERATORS[spatial_dims].pool(2)
-
-
 def up(spatial_dims: int, inputs: int, outputs: int) -> nn.Module:
     """Return the up-convolution of the U-Net: transposed, kernel 2, stride 2, doubling every axis.
 
@@ -97,11 +91,6 @@ def up(spatial_dims: int, inputs: int, outputs: int) -> nn.Module:
     overlapping kernels arises. No bias: the block that follows normalises it away.
     """
     return OPERATORS[spatial_dims].up(inputs, outputs, kernel_size=2, stride=2, bias=False)
-
-
-def join(skip: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Return both side by side along the channels."""
-    return torch.cat((skip, x), dim=1)
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:

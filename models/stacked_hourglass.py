@@ -80,28 +80,14 @@ class StackedUNet(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        layers.check_arguments(
-            spatial_dims,
-            conv_kernel_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            num_stacks=num_stacks,
-            depth=depth,
-            start_channels=start_channels,
-            stem_stride=stem_stride,
-        )
+        sizes = (depth, start_channels, conv_kernel_size)
+        counts = {"in_channels": in_channels, "out_channels": out_channels}
+        layers.check_arguments(spatial_dims, *sizes, stem_stride, num_stacks=num_stacks, **counts)
         block = stem_stride**spatial_dims
         scores = out_channels * block
 
         def body() -> UNetBody:
-            return UNetBody(
-                spatial_dims,
-                start_channels,
-                depth=depth,
-                start_channels=start_channels,
-                conv_kernel_size=conv_kernel_size,
-                residual=residual,
-            )
+            return UNetBody(spatial_dims, start_channels, *sizes, residual)
 
         self.stem_stride = stem_stride
         self.size_multiple = stem_stride * 2 ** (depth - 1)

@@ -25,7 +25,6 @@ class UNetBody(nn.Module):
         self,
         spatial_dims: int,
         in_channels: int,
-        *,
         depth: int,
         start_channels: int,
         conv_kernel_size: int,
@@ -39,7 +38,7 @@ class UNetBody(nn.Module):
             block(spatial_dims, inputs, outputs, conv_kernel_size)
             for inputs, outputs in zip([in_channels, *widths], widths, strict=False)
         )
-        self.pool = layers.pool(spatial_dims)
+        self.pool = layers.OPERATORS[spatial_dims].pool(2)
         self.ups = nn.ModuleList(
             layers.up(spatial_dims, 2 * width, width) for width in reversed(widths[:-1])
         )
@@ -58,7 +57,7 @@ class UNetBody(nn.Module):
             x = self.pool(x)
         x = bottom(x)
         for up, level in zip(self.ups, self.decoder, strict=True):
-            x = level(layers.join(skips.pop(), up(x)))
+            x = level(torch.cat((skips.pop(), up(x)), dim=1))
         return x
 
 
@@ -101,25 +100,12 @@ class UNet(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        layers.check_arguments(
-            spatial_dims,
-            conv_kernel_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            depth=depth,
-            start_channels=start_channels,
-            stem_stride=stem_stride,
-        )
+        sizes = (depth, start_channels, conv_kernel_size)
+        counts = {"in_channels": in_channels, "out_channels": out_channels}
+        layers.check_arguments(spatial_dims, *sizes, stem_stride, **counts)
         block = stem_stride**spatial_dims
         self.stem_stride = stem_stride
-        self.body = UNetBody(
-            spatial_dims,
-            in_channels * block,
-            depth=depth,
-            start_channels=start_channels,
-            conv_kernel_size=conv_kernel_size,
-            residual=residual,
-        )
+        self.body = UNetBody(spatial_dims, in_channels * block, *sizes, residual)
         self.size_multiple = stem_stride * self.body.size_multiple
         kernel = 1 if stem_stride == 1 else conv_kernel_size
         self.head = layers.conv(

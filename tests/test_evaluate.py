@@ -15,6 +15,7 @@ from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.figures import canvas
+from utils.figures.predictions import save_predictions
 from utils.stacks import StackLayout, write_stack
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 from utils.training.experiment import Experiment
@@ -22,7 +23,7 @@ from utils.training.experiment import Experiment
 ROOT = Path(__file__).resolve().parents[1]
 THRESHOLD = ModelConfig(depth=1, start_channels=1, conv_kernel_size=1)
 """A network that passes its input on (positive numbers through two 1x1x1 kernels) to its head."""
-RESULTS = ["columns.png", "conditions.png", "metrics.csv", "predictions.png", "summary.json"]
+RESULTS = ["columns.png", "metrics.csv", "predictions.png", "summary.json"]
 
 
 @pytest.fixture
@@ -574,10 +575,24 @@ def test_images_of_two_axes_and_a_plane_network(lab, tmp_path):
         assert ("columns_labelled" in rows[0]) == (folder == lab)
 
 
-def test_pictures_of_labelled_stacks(lab, log, tmp_path):
-    flags = ["--checkpoint", str(log), "--data", str(lab), "--output", str(tmp_path / "o")]
-    assert evaluate.main([*flags, "--no_surface"]) == 0
+def test_pictures_of_stacks_that_are_annotated_in_part(data, log, tmp_path, monkeypatch):
+    volume = truths(data)[0]
+    labels = volume.instances.astype(np.uint16)
+    labels[:10] = 9999
+    write_labelled(tmp_path / "lab", "a", volume.image, labels)
+    drawn = []
+
+    def keep(*given, **options):
+        drawn.append(given)
+        return save_predictions(*given, **options)
+
+    monkeypatch.setattr("utils.figures.evaluation.save_predictions", keep)
+    flags = ["--checkpoint", str(log), "--data", str(tmp_path / "lab"), "--ignore_label", "9999"]
+    assert evaluate.main([*flags, "--no_surface", "--output", str(tmp_path / "o")]) == 0
     assert all((tmp_path / "o" / name).stat().st_size > 1000 for name in RESULTS[:2])
+    ((images, masks, (probabilities,), _),) = drawn
+    assert np.isnan(probabilities[:10]).all() and not np.isnan(probabilities[10:]).any()
+    assert not masks[0][:10].any() and images[0].shape == (32, 32)
 
 
 BAD_LABELS = [

@@ -57,7 +57,6 @@ NEAR_NOISE = 1.15
 """Distances of the noise's end from the median up to which an upper limit is near the noise."""
 PATTERNS = 1 << 16
 PIECE = 1 << 17
-UPPER_HALF, LOWER_HALF = 16, 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,10 @@ def find_limits(counts: GreyCounts, low_percent: float, high_percent: float, rul
 class GreyCounts:
     """Exact order statistics of voxels that need not fit into memory.
 
-    Numbers of 8 or 16 bits are counted by their bits in one reading. Others are taken as float32:
-    the upper halves of their bits are counted first, the lower halves of those that matter in a
-    second reading, and in a third and fourth where few voxels stand above the noise.
+    Voxels are counted by keys, unsigned numbers in their order. Those of 8 or 16 bits take one
+    reading. Others are taken as float32: the upper halves of their keys are counted first, the
+    lower halves of those that matter in a second reading, and in a third and fourth where few
+    voxels stand above the noise.
 
     Args:
         slabs: starts a reading of all voxels, as arrays of any shape.
@@ -151,106 +151,101 @@ class GreyCounts:
     """
 
     def __init__(self, slabs: Callable[[], Iterable[np.ndarray]], dtype: np.dtype) -> None:
-        floating = dtype.kind == "f"
         self._slabs = slabs
-        self._halves = dtype.itemsize > 2
-        plain = np.float16 if floating else np.int16 if dtype.kind == "i" else np.uint16
-        self._dtype = np.dtype(np.float32 if self._halves else plain)
-        counts = np.zeros(PATTERNS, np.int64)
-        for bits in self._bits():
-            counts += np.bincount(bits >> UPPER_HALF if self._halves else bits, minlength=PATTERNS)
-        self.missing = 0
-        if self._dtype.kind == "f":
-            exponent = 0x7F80 if self._halves else 0x7C00
-            unreal = np.arange(PATTERNS) & exponent == exponent
-            self.missing = int(counts[unreal].sum())
-            counts[unreal] = 0
-        self._order = _order(self._dtype.kind)
-        self._cumulative = np.cumsum(counts[self._order])
-        self.total = int(self._cumulative[-1])
+        short = {"f": np.float16, "i": np.int16}.get(dtype.kind, np.uint16)
+        self._dtype = np.dtype(np.float32 if dtype.itemsize > 2 else short)
+        self._shift = 8 * self._dtype.itemsize - 16
         self._lower: dict[int, np.ndarray] = {}
+        counts = np.zeros(PATTERNS, np.int64)
+        for keys in self._all_keys():
+            counts += np.bincount(keys >> self._shift, minlength=PATTERNS)
+        self.missing = 0
+        if self._dtype.kind == "f":  # infinities and NaN have the outermost keys
+            outermost = 128 if self._shift else 1024
+            self.missing = int(counts[:outermost].sum() + counts[-outermost:].sum())
+            counts[:outermost] = counts[-outermost:] = 0
+        self._cumulative = np.cumsum(counts)
+        self.total = int(self._cumulative[-1])
 
     def values(self, positions: np.ndarray) -> np.ndarray:
         """Return the values (float64) at places 0..total - 1 of the sorted voxels, interpolated."""
         ranks = np.unique(np.concatenate([np.floor(positions), np.ceil(positions)]).astype(int))
-        places = np.searchsorted(self._cumulative, ranks, side="right")
-        bits = self._order[places].astype(np.uint32)
-        if self._halves:
-            self._refine(bits)
-            before = np.where(places > 0, self._cumulative[places - 1], 0)
+        keys = np.searchsorted(self._cumulative, ranks, side="right")
+        if self._shift:
+            self._refine(keys)
+            within = ranks - np.where(keys > 0, self._cumulative[keys - 1], 0)
             lower = [
-                np.searchsorted(np.cumsum(self._lower[int(upper)]), within, side="right")
-                for upper, within in zip(bits, ranks - before, strict=True)
+                np.searchsorted(np.cumsum(self._lower[key]), rank, side="right")
+                for key, rank in zip(keys.tolist(), within, strict=True)
             ]
-            negative = bits >> 15 == 1
-            lower = np.where(negative, LOWER_HALF - np.array(lower), lower).astype(np.uint32)
-            found = (bits << UPPER_HALF | lower).view(np.float32)
-        else:
-            found = bits.astype(np.uint16).view(self._dtype)
-        return np.interp(positions, ranks, found.astype(np.float64) + 0.0)  # no negative zeros
+            keys = keys << self._shift | np.array(lower)
+        numbers = self._numbers(keys).astype(np.float64) + 0.0  # no negative zeros
+        return np.interp(positions, ranks, numbers)
 
     def top(self) -> tuple[float, int]:
         """Return the largest value and how many voxels have it."""
         value = float(self.values(np.array([self.total - 1]))[0])
-        place = int(np.searchsorted(self._cumulative, self.total - 1, side="right"))
-        counts = np.diff(self._cumulative, prepend=0)
-        if self._halves:
-            counts = self._lower[int(self._order[place])]
-            place = int(np.flatnonzero(counts)[-1])
-        return value, int(counts[place])
+        if self._dtype.kind != "f":
+            return value, self.above(value - 1)
+        return value, self.above(float(np.nextafter(self._dtype.type(value), -np.inf)))
 
     def above(self, value: float) -> int:
         """Return how many voxels are larger than ``value``."""
-        if self._dtype.kind != "f":
+        if self._dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                number = np.array([value], self._dtype)
+                if float(number[0]) > value:  # rounded up: the next smaller number is as good
+                    number = np.nextafter(number, -np.inf)
+        else:
             info = np.iinfo(self._dtype)
-            place = int(np.clip(np.floor(value), info.min - 1, info.max)) - info.min
-            return self.total - (int(self._cumulative[place]) if place >= 0 else 0)
-        with np.errstate(over="ignore"):
-            edge = np.array(value + 0.0, self._dtype)
-            if float(edge) > value:  # rounded up: the next smaller number is as good
-                edge = np.nextafter(edge, np.array(-np.inf, self._dtype))
-        bits = int(edge.view(f"u{self._dtype.itemsize}"))
-        upper = bits >> UPPER_HALF if self._halves else bits
-        place = int(np.flatnonzero(self._order == upper)[0])
-        larger = self.total - int(self._cumulative[place])
-        if self._halves:
+            if value < info.min:
+                return self.total
+            number = np.array([min(np.floor(value), info.max)], self._dtype)
+        key = int(self._keys(number)[0])
+        upper = key >> self._shift
+        larger = self.total - int(self._cumulative[upper])
+        if self._shift:
             self._refine(np.array([upper]))
-            lower = bits & LOWER_HALF
-            within = LOWER_HALF - lower if upper >> 15 else lower
-            larger += int(self._lower[upper][within + 1 :].sum())
+            larger += int(self._lower[upper][key % PATTERNS + 1 :].sum())
         return larger
 
     def _refine(self, uppers: np.ndarray) -> None:
-        """Count, in one reading, the lower halves of the bits that follow these upper halves."""
-        new = [int(upper) for upper in np.unique(uppers) if int(upper) not in self._lower]
-        if not new:
-            return
-        self._lower |= {upper: np.zeros(PATTERNS, np.int64) for upper in new}
-        for bits in self._bits():
-            halves = bits >> UPPER_HALF
-            for upper in new:
-                lower = bits[halves == upper] & LOWER_HALF
-                self._lower[upper] += np.bincount(lower, minlength=PATTERNS)
-        for upper in new:
-            if upper >> 15:  # negative: the larger bits are the smaller number
-                self._lower[upper] = self._lower[upper][::-1]
+        """Count, in one reading, the lower halves of the keys that have these upper halves."""
+        new = set(uppers.tolist()) - self._lower.keys()
+        if new:
+            self._lower |= {upper: np.zeros(PATTERNS, np.int64) for upper in new}
+            for keys in self._all_keys():
+                halves = keys >> self._shift
+                for upper in new:
+                    lower = keys[halves == upper] % PATTERNS
+                    self._lower[upper] += np.bincount(lower, minlength=PATTERNS)
 
-    def _bits(self) -> Iterator[np.ndarray]:
-        """Yield the bits of all numbers, flat, in no order of their own, a few at a time.
+    def _all_keys(self) -> Iterator[np.ndarray]:
+        """Yield the keys of all voxels, flat, in no order of their own, a few at a time.
 
         A few, since counting takes several times their memory.
         """
         for slab in self._slabs():
             flat = slab.ravel(order="K")
             for start in range(0, flat.size, PIECE):
-                piece = flat[start : start + PIECE].astype(self._dtype, copy=False)
-                yield piece.view(np.uint32 if self._halves else np.uint16)
+                yield self._keys(flat[start : start + PIECE].astype(self._dtype, copy=False))
 
+    def _keys(self, numbers: np.ndarray) -> np.ndarray:
+        """Return unsigned numbers in the order of ``numbers``."""
+        bits = numbers.view(f"u{self._dtype.itemsize}")
+        if self._dtype.kind == "u":
+            return bits
+        sign = bits.dtype.type(1 << self._shift + 15)
+        if self._dtype.kind == "i":
+            return bits ^ sign
+        negative = numbers.view(f"i{self._dtype.itemsize}") >> (self._shift + 15)  # 0 or all ones
+        return bits ^ (negative.view(bits.dtype) | sign)
 
-def _order(kind: str) -> np.ndarray:
-    """Return all 16-bit patterns in the order of the numbers whose (upper) bits they are."""
-    patterns = np.arange(PATTERNS)
-    positive, negative = patterns[: PATTERNS // 2], patterns[PATTERNS // 2 :]
-    if kind == "u":
-        return patterns
-    return np.concatenate([negative[::-1] if kind == "f" else negative, positive])
+    def _numbers(self, keys: np.ndarray) -> np.ndarray:
+        """Return the numbers that have these keys."""
+        sign = 1 << self._shift + 15
+        if self._dtype.kind == "f":
+            keys = np.where(keys < sign, ~keys, keys ^ sign)
+        elif self._dtype.kind == "i":
+            keys = keys ^ sign
+        return keys.astype(f"u{self._dtype.itemsize}").view(self._dtype)

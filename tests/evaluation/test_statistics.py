@@ -4,14 +4,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from utils.evaluation import statistics
 from utils.evaluation.statistics import (
     bootstrap_mean,
     means_over_volumes,
     paired_differences,
-    rank_correlations,
 )
 
 
@@ -98,19 +96,3 @@ def test_volumes_are_paired_by_their_index():
     assert found["mean"].to_dict() == {"iou": 0.25, "hd95": -1}
     assert found.loc["iou", "b_higher"] == 1 and found.loc["iou", "a_higher"] == 0
     assert found["volumes"].to_dict() == {"iou": 2, "hd95": 1}
-
-
-def test_rank_correlation_sees_order_only():
-    x = np.array([1.0, 2.0, np.nan, 5.0, 9.0])
-    table = pd.DataFrame({"x": x, "up": x**3, "down": -x, "flat": np.ones(5)})
-    found = rank_correlations(table, "x", ["up", "down", "flat"])
-    assert found["up"] == pytest.approx(1) and found["down"] == pytest.approx(-1)
-    assert math.isnan(found["flat"])
-    assert rank_correlations(table[:2], "x", ["up", "down"]).isna().all()
-
-
-def test_rank_correlation_is_scipy_s():
-    values = np.random.default_rng(0).integers(0, 5, (2, 20)).astype(float)  # with ties
-    table = pd.DataFrame({"x": values[0], "y": values[1]})
-    expected = stats.spearmanr(*values).statistic
-    assert rank_correlations(table, "x", ["y"])["y"] == pytest.approx(expected)

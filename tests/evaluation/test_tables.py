@@ -42,9 +42,7 @@ def test_table_and_summary_hold_what_was_scored(tmp_path, small_volume):
     ]
     scores = table_of(results)
     means = means_over_volumes(only_scores(scores), seed=0)
-    assert {"gain", "curvature", "seconds"} == set(scores) - set(means.index) - {
-        *("std_intensity", "contrast", "spacing_voxels")
-    }
+    assert set(scores) - set(means.index) == {"seconds"}
     paths = write_results(tmp_path, scores, means, {"epoch": 3})
     assert [path.name for path in paths] == ["metrics.csv", "summary.json"]
     rows = read_earlier(paths[0]).scores
@@ -54,13 +52,12 @@ def test_table_and_summary_hold_what_was_scored(tmp_path, small_volume):
     assert summary["scores"]["iou"]["mean"] == 0.5 and summary["epoch"] == 3
     assert summary["empty"] == {"truths": 0, "predictions": 1}
     assert summary["columns"]["rendered"] == rows["columns_rendered"].sum()
-    assert summary["rank_correlation_of_iou"]["gain"] is None  # of two volumes there is none
     assert summary["prediction_seconds"] == 3
 
 
 def test_scores_in_common_are_those_that_predictions_change():
-    a = table([0], foreground=0.1, iou=0.5, gain=10, columns_A=3, old=1.0, hd95=2.0, seconds=1.0)
-    assert common_scores(a, a.drop(columns="old")[["hd95", "iou", "gain"]]) == ["iou", "hd95"]
+    a = table([0], foreground=0.1, iou=0.5, columns_A=3, old=1.0, hd95=2.0, seconds=1.0)
+    assert common_scores(a, a.drop(columns="old")[["hd95", "iou"]]) == ["iou", "hd95"]
     assert common_scores(a, a) == ["iou", "old", "hd95"]
 
 

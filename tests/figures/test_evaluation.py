@@ -30,18 +30,7 @@ def test_recall_of_columns_is_drawn_with_and_without_intervals(
         assert picture.width > 600
 
 
-@pytest.mark.parametrize("count", [1, 16])
-def test_scores_are_drawn_over_every_condition(count: int, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    names = ["iou", "baseline_iou", *evaluation.CONDITION_WORDS]
-    scores = pd.DataFrame({name: rng.random(count) for name in names})
-    scores["contrast"] = 1.0
-    path = evaluation.save_scores_by_condition(scores, tmp_path / "c.png")
-    with Image.open(path) as picture:
-        assert picture.height > 600  # two rows
-
-
-def test_an_evaluation_is_drawn_in_three_pictures(
+def test_an_evaluation_is_drawn_in_two_pictures(
     tmp_path: Path, small_volume: SimulatedVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(canvas, "save_figure", lambda figure, path: path)
@@ -50,7 +39,7 @@ def test_an_evaluation_is_drawn_in_three_pictures(
     scores = table_of(results)
     means = means_over_volumes(only_scores(scores), seed=0)
     paths = evaluation.save_evaluation(results, scores, means, tmp_path)
-    assert [path.name for path in paths] == ["predictions.png", "columns.png", "conditions.png"]
+    assert [path.name for path in paths] == ["predictions.png", "columns.png"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from utils.errors import UserError
-from utils.simulation.fields import ColumnFields
+from utils.simulation.sheet_fields import ColumnFields
 from utils.simulation.stain import (
     CORE,
     GAP,

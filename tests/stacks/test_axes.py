@@ -132,6 +132,47 @@ def test_unnamed_axes_are_guessed_where_there_is_one_way(tmp_path, shape, axes):
             usual_axes(tmp_path, shape)
 
 
+SPLIT = {
+    "ZC2YX": (6, 2),
+    "C2ZYX": (2, 6),
+    "C2Z6YX": (2, 6),
+    "T3C2ZYX": (3, 2, 2),
+    "TZ2C2YX": (3, 2, 2),
+    "ZT3C2YX": (2, 3, 2),
+    "tc2z2yx": (3, 2, 2),
+}
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.tif", "a.h5"])
+@pytest.mark.parametrize(("axes", "lengths"), SPLIT.items())
+def test_pages_in_turn_are_split(tmp_path, name, axes, lengths):
+    pages = random_stack((12, 6, 7), np.uint16)
+    if name == "a.npy":
+        np.save(tmp_path / name, pages)
+    elif name == "a.tif":
+        tifffile.imwrite(tmp_path / name, pages, photometric="minisblack", compression="zlib")
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_dataset("data", data=pages, chunks=(4, 3, 7), compression=1)
+    letters = "".join(a for a in axes.upper() if a.isalpha())
+    order = [letters.index(a) for a in "TCZYX" if a in letters]
+    wanted = pages.reshape(*lengths, 6, 7).transpose(order)
+    wanted = wanted[1] if "T" in letters else wanted
+    index = 1 if "T" in letters else None
+    for channel, planes in enumerate(wanted):
+        with open_stack(tmp_path / name, axes=axes, channel=channel, index=index) as stack:
+            np.testing.assert_array_equal(stack.read(), planes.T)
+            for z, plane in enumerate(planes):
+                np.testing.assert_array_equal(stack.read(z, z + 1)[..., 0], plane.T)
+
+
+@pytest.mark.parametrize("axes", ["ZC5YX", "C3Z3YX", "Z5YX", "ZY2YX", "Z3Y6X", "ZC2Y5X", "TZ2CYX"])
+def test_numbers_that_do_not_fit(tmp_path, axes):
+    np.save(tmp_path / "a.npy", random_stack((12, 6, 7)))
+    with pytest.raises(UserError, match=r"--axes .*(of lengths \(12, 6, 7\)|a letter of its own)"):
+        open_stack(tmp_path / "a.npy", axes=axes, channel=0)
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [

@@ -12,8 +12,7 @@ import tifffile
 import zarr
 
 from utils.errors import UserError
-from utils.stacks import StackLayout, open_stack, write_stack
-from utils.stacks.cropping import crop_stack
+from utils.stacks import StackLayout, crop_stack, open_stack, write_stack
 
 IMAGE = np.arange(9 * 8 * 7, dtype=np.uint16).reshape(9, 8, 7)
 SPACING = (0.5, 0.6, 2.0)

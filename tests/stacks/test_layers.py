@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tests.stacks.stacks import random_stack
 from utils.errors import UserError
 from utils.prediction.memory import Memory, check_loading
-from utils.stacks import open_stack
-from utils.stacks.cropping import crop_stack
+from utils.stacks import crop_stack, open_stack
 from utils.stacks.stack import FileArray
 
 

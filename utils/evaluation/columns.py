@@ -63,5 +63,4 @@ def cone_voxels(volume: SimulatedVolume) -> np.ndarray:
     parameters = volume.parameters
     size = (parameters.cone_radius, parameters.cone_length, parameters.cone_taper)
     frames = np.stack([volume.e_theta, volume.e_phi, volume.e_r], axis=2).astype(np.float64)
-    cubes = np.array([cone_volume(*size, frame) for frame in frames])
-    return cubes * volume.instances.size
+    return cone_volume(*size, frames) * volume.instances.size

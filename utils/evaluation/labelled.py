@@ -1,7 +1,7 @@
 """Labelled stacks to score against: what somebody has drawn, where simulated volumes know it all.
 
 Labels tell which voxels are columns and, if each has its own number, which column they are of. No
-sheet, no left-out columns, no (p, q) and no conditions are known.
+sheet, no left-out columns and no (p, q) are known.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PARTLY = (
     "by centre lines and axes"
 )
 NOT_TOLD = (
-    "labels do not tell of the sheet, left-out columns, (p, q) and what made a volume easy or "
-    "hard: scores of these are left out"
+    "labels do not tell of the sheet, left-out columns, column types and (p, q): scores of these "
+    "are left out"
 )
 
 

@@ -13,7 +13,6 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from utils.evaluation.columns import score_columns
-from utils.evaluation.conditions import describe_conditions
 from utils.evaluation.confusion import THRESHOLD
 from utils.evaluation.instances import score_found
 from utils.evaluation.labelled import LabelledSet, LabelledVolume
@@ -71,8 +70,7 @@ class ScoredVolume:
 
     row: dict[str, float]
     """``volume`` (its index), of a labelled stack its name as ``stack``, scores by name (NaN where
-    one has no meaning), the conditions under which it was taken if they are known, and the
-    ``seconds`` of its prediction."""
+    one has no meaning), and the ``seconds`` of its prediction."""
     slices: tuple[np.ndarray, np.ndarray, np.ndarray]
     """Image, mask and probability (X, Y) at ``z``; NaN for what nobody annotated."""
     z: int
@@ -159,14 +157,13 @@ def score_volume(
         surfaces = score_surfaces(*masks, tolerance=tolerance, voxel_size=spacing, known=known[box])
         scores |= dataclasses.asdict(surfaces)
     scores |= score_columns(found, volume)
-    conditions = {} if labelled else dataclasses.asdict(describe_conditions(volume))
     shown = np.where(known, probabilities, np.nan)
     z, planes = 0, (volume.image, mask, shown)
     if mask.ndim == 3:
         z = int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
         planes = tuple(array[..., z].copy() for array in planes)
     return ScoredVolume(
-        row={"volume": index, **scores, **conditions, "seconds": round(seconds, 3)},
+        row={"volume": index, **scores, "seconds": round(seconds, 3)},
         slices=planes,
         z=z,
     )

@@ -1,4 +1,4 @@
-"""Means over volumes with bootstrap intervals, paired differences and rank correlations.
+"""Means over volumes with bootstrap intervals, and paired differences.
 
 Tables of scores have a row a volume and a column a score. Volumes are what is drawn: they are
 independent of each other, the voxels of one are not. A score that means nothing in a volume is NaN
@@ -86,14 +86,6 @@ def paired_differences(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFr
         a_higher=(gaps < 0).sum(),
         p_value=gaps.apply(_signed_rank_p),
     )
-
-
-def rank_correlations(scores: pd.DataFrame, score: str, others: list[str]) -> pd.Series:
-    """Return Spearman's rank correlation, -1..1, of the column ``score`` with each of ``others``.
-
-    Pairs with a NaN are left out; NaN for fewer than three, or where one of them does not vary.
-    """
-    return scores[[score, *others]].corr("spearman", min_periods=3).loc[others, score]
 
 
 def _signed_rank_p(gaps: pd.Series) -> float:

@@ -1,13 +1,12 @@
 """Scores of all volumes as one table, and the files that an evaluation or comparison leaves.
 
 A table of scores is a data frame with a row a volume, whose index is the volume's: its scores by
-name, the conditions under which it was taken and the ``seconds`` of its prediction. What has no
-meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
+name and the ``seconds`` of its prediction. What has no meaning is NaN: an empty cell in CSV, null
+in JSON. Files are written whole or not at all.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,12 @@ from typing import Any
 import pandas as pd
 
 from utils.errors import disk_errors
-from utils.evaluation.conditions import Conditions
 from utils.evaluation.scoring import ScoredVolume
-from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
+from utils.evaluation.statistics import LEVEL, Interval
 from utils.replacing import replacing
 
 METRICS, SUMMARY = "metrics.csv", "summary.json"
 """Table and summary in the folder of an evaluation."""
-CONDITIONS = [field.name for field in dataclasses.fields(Conditions)]
 NOT_COMPARED = ("foreground", "baseline_iou", "sheet_baseline_iou", "iou_gain", "sheet_iou_gain")
 """What no prediction changes, as ``columns_``...; gains over it differ as the scores do."""
 
@@ -35,8 +32,8 @@ def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:
 
 
 def only_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table without conditions and seconds."""
-    return table.drop(columns=[*CONDITIONS, "seconds", "stack"], errors="ignore")
+    """Return the table without the seconds and the names of stacks."""
+    return table.drop(columns=["seconds", "stack"], errors="ignore")
 
 
 def common_scores(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
@@ -69,8 +66,6 @@ def write_results(
         means: of the scores over the volumes.
         about: what was scored, how and by which program, plain JSON.
     """
-    conditions = table.columns.intersection([*CONDITIONS, "foreground"], sort=False).tolist()
-    correlations = rank_correlations(table, "iou", conditions)
     summary = {
         "scores": _plain_rows(means),
         "interval": {"level": LEVEL, "method": "percentile bootstrap over volumes"},
@@ -79,7 +74,6 @@ def write_results(
             "predictions": int((table["found"] == 0).sum()),
         },
         "columns": {kind: int(table[f"columns_{kind}"].sum()) for kind in kinds_of(table)},
-        "rank_correlation_of_iou": _plain_rows(correlations.to_frame().T)["iou"],
         **about,
         "prediction_seconds": round(float(table["seconds"].sum()), 3),
     }

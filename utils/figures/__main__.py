@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.figures.samples import save_column_types, save_samples_panel
+from utils.figures.samples import save_samples_panel
 from utils.figures.samples_2d import save_image_samples
 from utils.figures.stacks import Overlay, save_overlays
 from utils.flags import voxel_ranges
 
 if TYPE_CHECKING:
     from utils.simulation import SimulatedVolume
-    from utils.simulation.presets import Config
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -29,32 +28,20 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Draw simulated samples, named by seed and index, or a microscope's stack.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, what, edge, index in (
-        ("demo", "slice_demo_3.gif, 3d_demo_3.gif and 3d_demo_20.gif: samples 3 and 20", 128, None),
-        ("columns", "column_types.png: a column of each type, cut open", 256, 3),
-        (
-            "samples",
-            "samples.png: slices and projections of the first samples (samples_wide.png "
-            "of preset wide)",
-            128,
-            None,
-        ),
-        ("samples-2d", "samples_2d.png: the first 2D samples", None, None),
+    for name, count, what in (
+        ("demo", None, "slice_demo_3.gif, 3d_demo_3.gif and 3d_demo_20.gif: samples 3 and 20"),
+        ("samples", 8, "samples.png or samples_wide.png: slices and projections of samples"),
+        ("samples-2d", 16, "samples_2d.png: the first 2D samples"),
     ):
-        command = commands.add_parser(name, help=what, description=f"Writes {what}.")
-        command.add_argument(
-            "--directory", type=Path, default=Path("assets"), help="folder to write to"
-        )
-        command.add_argument("--seed", type=int, default=0, help="seed of the samples")
-        if edge is not None:
-            command.add_argument("--voxels", type=int, default=edge, help="edge of the cube")
-        if index is not None:
-            command.add_argument("--index", type=int, default=index, help="index of the sample")
+        add = commands.add_parser(name, help=what, description=f"Writes {what}.").add_argument
+        add("--directory", type=Path, default=Path("assets"), help="folder to write to")
+        add("--seed", type=int, default=0, help="seed of the samples")
+        if name != "samples-2d":
+            add("--voxels", type=int, default=128, help="edge of the cube")
         if name == "samples":
-            command.add_argument("--preset", choices=("reference", "wide"), default="reference")
-        if name.startswith("samples"):
-            count = 16 if name == "samples-2d" else 8
-            command.add_argument("--count", type=int, default=count, help="number of samples")
+            add("--preset", choices=("reference", "wide"), default="reference")
+        if count is not None:
+            add("--count", type=int, default=count, help="number of samples")
     _add_stack_command(commands)
     return parser.parse_args(arguments)
 
@@ -79,8 +66,7 @@ def _add_stack_command(commands: Any) -> None:
 
 def _draw_stack(options: argparse.Namespace) -> Path:
     """Read the planes of the stack and its masks, and draw them."""
-    from utils.stacks import open_stack
-    from utils.stacks.cropping import crop_stack
+    from utils.stacks import crop_stack, open_stack
 
     boxes = options.crop or [((None, None),) * 3] * len(options.mask)
     if len(boxes) != len(options.mask):
@@ -113,32 +99,28 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
     """Draw what a subcommand asks for; returns the pictures."""
     if options.command == "stack":
         return [_draw_stack(options)]
-    from utils.figures.animations import save_3d_gif, save_slice_gif
-    from utils.simulation import VolumeConfig, preset, sample_rng, simulate_volume
-
     if options.command == "samples-2d":
         return [_draw_image_samples(options)]
-    shape, folder = (options.voxels,) * 3, options.directory
-    config = VolumeConfig(shape=shape)
+    from utils.figures.animations import save_3d_gif, save_slice_gif
+    from utils.simulation import preset, sample_rng, simulate_volume
 
-    def sample(index: int, config: Config = config) -> SimulatedVolume:
+    folder = options.directory
+    demo = options.command == "demo"
+    config = preset("reference" if demo else options.preset, shape=(options.voxels,) * 3)
+
+    def sample(index: int) -> SimulatedVolume:
         return simulate_volume(config, sample_rng(options.seed, index))
 
-    if options.command == "demo":
+    if demo:
         third = sample(3)
         return [
             save_slice_gif(third, folder / "slice_demo_3.gif", title="sample 3"),
             save_3d_gif(third, folder / "3d_demo_3.gif", title="sample 3"),
             save_3d_gif(sample(20), folder / "3d_demo_20.gif", title="sample 20"),
         ]
-    if options.command == "columns":
-        coarse = VolumeConfig(shape=shape, lattice_intervals=(8, 8))
-        return [save_column_types(sample(options.index, coarse), folder / "column_types.png")]
     titles = [f"seed {options.seed}, sample {i}" for i in range(options.count)]
-    chosen = preset(options.preset, shape=shape)
-    volumes = [sample(i, chosen) for i in range(options.count)]
     name = "samples_wide.png" if options.preset == "wide" else "samples.png"
-    return [save_samples_panel(volumes, folder / name, titles)]
+    return [save_samples_panel([sample(i) for i in range(options.count)], folder / name, titles)]
 
 
 def _draw_image_samples(options: argparse.Namespace) -> Path:

@@ -19,7 +19,6 @@ TRAIN, VALID, TRUTH = "#3b6fb6", "#d1495b", "#ffb000"
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "#3ddc84", "#ff4d4d", "#4da3ff"
 TYPE_NAMES = ("left out", "A (dense)", "B (clumped)", "C (ring)")
 """Names of column types 0..3."""
-TYPE_COLOURS = ("#8a8a8a", "#3b6fb6", "#e08e0b", "#2a9d5c")
 
 
 def blue(brightness: np.ndarray) -> np.ndarray:

@@ -21,21 +21,11 @@ if TYPE_CHECKING:
 
     from utils.evaluation.scoring import ScoredVolume
 
-CONDITION_WORDS = {
-    "gain": "gain (photons per unit; fewer: noisier)",
-    "std_intensity": "spread of the columns' log intensity",
-    "contrast": "contrast",
-    "spacing_voxels": "column spacing (voxels)",
-    "curvature": "curvature of the sheet (1 / edge)",
-    "foreground": "labelled share of the volume",
-}
-"""What a score is set against, and what axes say of it."""
-
 
 def save_evaluation(
     results: Sequence[ScoredVolume], scores: pd.DataFrame, means: pd.DataFrame, folder: Path
 ) -> list[Path]:
-    """Draw the best and worst volumes, recall by column type and the score by conditions.
+    """Draw the best and worst volumes, and recall by column type.
 
     Returns the paths of the pictures in ``folder``; that of columns is left out for masks that do
     not tell them apart.
@@ -55,7 +45,7 @@ def save_evaluation(
     ]
     if kinds_of(scores):
         paths.append(save_column_recall(scores, means, folder / "columns.png"))
-    return [*paths, save_scores_by_condition(scores, folder / "conditions.png")]
+    return paths
 
 
 def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
@@ -68,12 +58,8 @@ def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
 def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Path) -> Path:
     """Draw how much of each type of column was found, with intervals over volumes.
 
-    The share of the gaps' voxels that was called column is drawn as the yardstick.
-
-    Args:
-        scores: a row a volume, for the numbers of columns.
-        means: of the scores.
-        path: picture to write (format by its suffix).
+    The share of the gaps' voxels that was called column is drawn as the yardstick. ``scores`` have
+    a row a volume and give the numbers of columns, ``means`` are theirs.
     """
     from utils.evaluation.tables import kinds_of
 
@@ -102,52 +88,8 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
     return canvas.save_figure(figure, path)
 
 
-def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
-    """Draw a dot a volume: its IoU, and that of the whole sheet, over each condition.
-
-    Three panels a row; titles give Spearman's rank correlation.
-
-    Args:
-        scores: a row a volume, with those keys of :data:`CONDITION_WORDS` that are known.
-        path: picture to write (format by its suffix).
-    """
-    from utils.evaluation.statistics import rank_correlations
-
-    known = [condition for condition in CONDITION_WORDS if condition in scores]
-    correlations = rank_correlations(scores, "iou", known)
-    columns, rows = min(3, len(known)), -(-len(known) // 3)
-    figure = canvas.new_figure(1.4 + 3.2 * columns, 3.3 * rows)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes, condition in zip(panels.flat, known, strict=True):
-        for name, label, colour in (
-            ("baseline_iou", "whole sheet", "#9a9a9a"),
-            ("iou", "prediction", TRAIN),
-        ):
-            if name in scores:
-                dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
-                axes.plot(scores[condition], scores[name], "o", **dots)
-        axes.set_xlabel(CONDITION_WORDS[condition], fontsize=9)
-        correlation = correlations[condition]
-        words = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
-        axes.set_title(words, fontsize=9)
-        axes.set_ylim(0.0, 1.0)
-        canvas.style(axes)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("IoU of a volume", fontsize=9)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    canvas.add_legend_below(figure, handles=handles, labels=labels, ncols=2)
-    return canvas.save_figure(figure, path)
-
-
 def save_comparison(a: pd.Series, b: pd.Series, path: str | Path, names: Sequence[str]) -> Path:
-    """Draw two sets of scores of the same volumes, B over A.
-
-    Args:
-        a: IoU of A by volume.
-        b: IoU of B, of the same volumes.
-        path: picture to write (format by its suffix).
-        names: what A and B are.
-    """
+    """Draw the IoU by volume of B over that of A; ``names`` say what A and B are."""
     figure = canvas.new_figure(5.0, 4.8)
     axes = figure.subplots()
     axes.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)

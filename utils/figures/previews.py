@@ -27,10 +27,7 @@ PLANES = ((0, 1), (0, 2), (2, 1))
 def save_preview(sections: Sections, path: str | Path, name: str) -> Path:
     """Draw the planes around the stack's corner, all in one scale, with a bar; return ``path``.
 
-    Args:
-        sections: planes of a stack or an image.
-        path: picture to write (format by its suffix).
-        name: of the stack, for the title.
+    ``sections`` are of a stack or an image; the title names it by ``name``.
     """
     size = np.array(sections.shape) * (sections.spacing or (1.0,) * len(sections.shape))
     room = np.maximum(size, NARROWEST * max(size))

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -30,7 +31,6 @@ import math
 import runpy
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +45,26 @@ CHOICES = {
 }
 RESERVED = ("log_path", "experiment_title", "resume")
 """Flags that no study may have: the search itself names the trials and goes on."""
-KEYS = ("question", *CHOICES, "n_trials", "fixed", "search")
 ROOT = Path(__file__).resolve().parents[2]
 """Of the checkout, where the scripts stand."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class StudyDefinition:
     """What a study file says, and the command line adds to it."""
 
     name: str
     """The file's name without its ending."""
-    question: str
-    script: str
-    sampler: str
-    pruner: str
-    n_trials: int | None
-    fixed: Mapping[str, Any]
+    extra: Sequence[str]
+    """Flags for every trial, after the fixed ones, which they win over."""
     search: Mapping[str, list[Any] | dict[str, Any]]
     """By flag: a list of values, or a range: ``low`` and ``high``, perhaps ``log`` or ``step``."""
-    extra: Sequence[str] = ()
-    """Flags for every trial, after the fixed ones, which they win over."""
+    pruner: str
+    question: str = ""
+    script: str = "train_basic_3dunet.py"
+    sampler: str = "tpe"
+    n_trials: int | None = None
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def size(self) -> float:
         """Return the number of combinations of a grid; infinite for other samplers."""
@@ -136,30 +135,24 @@ def is_whole(wanted: Mapping[str, Any]) -> bool:
 
 def _definition(name: str, content: dict[str, Any], extra: Sequence[str]) -> StudyDefinition:
     """Return the study that the parsed file describes; its flags are not checked yet."""
-    if unknown := [key for key in content if key not in KEYS]:
-        raise UserError(f"unknown key {unknown[0]}; there are {', '.join(KEYS)}")
-    grid = content.get("sampler") == "grid"
-    defaults = {
-        "question": "",
-        "script": CHOICES["script"][0],
-        "sampler": "tpe",
-        "pruner": "none" if grid else "median",
-        "n_trials": None,
-        "fixed": {},
-        "search": {},
-    }
-    content = defaults | content
+    keys = ("question", *CHOICES, "n_trials", "fixed", "search")
+    if unknown := [key for key in content if key not in keys]:
+        raise UserError(f"unknown key {unknown[0]}; there are {', '.join(keys)}")
+    pruner = "none" if content.get("sampler") == "grid" else "median"
+    values = {"pruner": pruner, "search": {}, **content}
+    definition = StudyDefinition(name=name, extra=tuple(extra), **values)
     for key, choices in CHOICES.items():
-        if content[key] not in choices:
-            raise UserError(f"{key} = {show(content[key])}: must be one of {', '.join(choices)}")
-    if not all(isinstance(content[key], dict) for key in ("fixed", "search")):
+        value = getattr(definition, key)
+        if value not in choices:
+            raise UserError(f"{key} = {show(value)}: must be one of {', '.join(choices)}")
+    if not isinstance(definition.fixed, dict) or not isinstance(definition.search, dict):
         raise UserError("fixed and search must be tables, [fixed] and [search]")
-    n_trials = content["n_trials"]
-    if n_trials is not None and (not isinstance(n_trials, int) or n_trials < 1):
-        raise UserError(f"n_trials = {show(n_trials)}: must be a whole number from 1 on")
-    if not content["search"]:
+    if not definition.search:
         raise UserError("[search] is missing or empty: name flags and the values to try")
-    return StudyDefinition(name=name, extra=tuple(extra), **content)
+    n = definition.n_trials
+    if n is not None and (not isinstance(n, int) or n < 1):
+        raise UserError(f"n_trials = {show(n)}: must be a whole number from 1 on")
+    return definition
 
 
 def _check(definition: StudyDefinition) -> None:

@@ -33,11 +33,6 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*FRONT, *flags, *BACK]).convert_dtypes()
 
 
-def flags_of(table: pd.DataFrame) -> list[str]:
-    """Return the columns of a table of trials that are flags."""
-    return [name for name in table if name not in (*FRONT, *BACK)]
-
-
 def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each setting apart from its seed, the best mean first.
 
@@ -45,7 +40,7 @@ def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     with n - 1 degrees of freedom (it supposes that seeds scatter normally), nothing for a single
     seed. Only complete trials count; without a searched seed there are no rows.
     """
-    flags = [flag for flag in flags_of(table) if flag != REPLICATE]
+    flags = [name for name in table if name not in (*FRONT, *BACK, REPLICATE)]
     complete = table[table["state"] == "complete"]
     if REPLICATE not in table or complete.empty:
         return pd.DataFrame()

@@ -111,13 +111,21 @@ class Search:
             trial.set_user_attr("reason", "cut, to be repeated")
             repeat(self.study, self.study.trials[trial.number])
             return math.nan
-        for name, value in summary(outcome).items():
+        best: Mapping[str, Any] = max(outcome.epochs, key=lambda r: r[METRIC], default={})
+        for name, value in {  # what the database keeps beside the values and the curve
+            "iou": best.get(METRIC),
+            "epoch": best.get("epoch"),
+            "epochs_trained": len(outcome.epochs),
+            "minutes": sum(record["seconds"] for record in outcome.epochs) / 60,
+            "parameters": outcome.parameters,
+            "reason": "fell behind" if outcome.pruned else outcome.reason,
+        }.items():
             trial.set_user_attr(name, value)
         if outcome.pruned:
             raise optuna.TrialPruned
         if outcome.status or not outcome.epochs:
             return math.nan
-        return max(record[METRIC] for record in outcome.epochs)
+        return best[METRIC]
 
     def _train(self, trial: Trial, title: str, values: Mapping[str, Any]) -> Outcome:
         """Run the script for ``trial``, with a job's share of the cores and its GPU."""
@@ -241,20 +249,16 @@ def build_sampler(
     """
     if definition.sampler == "grid":
         return optuna.samplers.GridSampler(definition.search, seed=0)
-    if seed is not None:
-        seed = (seed + trials) % 2**32
-    if definition.sampler == "tpe":
-        return optuna.samplers.TPESampler(seed=seed)
-    return optuna.samplers.RandomSampler(seed=seed)
+    kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    return kinds[definition.sampler](seed=None if seed is None else (seed + trials) % 2**32)
 
 
 def build_pruner(definition: StudyDefinition) -> optuna.pruners.BasePruner:
     """Return what ends trials that fall behind."""
     if definition.pruner == "median":
         return optuna.pruners.MedianPruner(PATIENCE_TRIALS, PATIENCE_EPOCHS)
-    if definition.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner()
-    return optuna.pruners.NopPruner()
+    kinds = {"hyperband": optuna.pruners.HyperbandPruner, "none": optuna.pruners.NopPruner}
+    return kinds[definition.pruner]()
 
 
 def suggest(trial: Trial, name: str, wanted: list[Any] | dict[str, Any]) -> Any:
@@ -291,16 +295,3 @@ def retry_failed(study: optuna.Study) -> int:
     for trial in failed:
         repeat(study, trial)
     return len(failed)
-
-
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """Return what the database keeps of a trial beside its values and its curve."""
-    best = max(outcome.epochs, key=lambda record: record[METRIC], default={})
-    return {
-        "iou": best.get(METRIC),
-        "epoch": best.get("epoch"),
-        "epochs_trained": len(outcome.epochs),
-        "minutes": sum(record["seconds"] for record in outcome.epochs) / 60,
-        "parameters": outcome.parameters,
-        "reason": "fell behind" if outcome.pruned else outcome.reason,
-    }

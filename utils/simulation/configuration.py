@@ -1,12 +1,13 @@
-"""Frozen configuration records: to plain JSON types and back, and the checks of their fields.
+"""Frozen configuration records: the limits of their fields, and to plain JSON types and back.
 
 A range is a field (low, high); both ends are values that may be drawn.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -14,8 +15,36 @@ import numpy as np
 from utils.errors import UserError
 
 
+def limited(default: Any, least: float, most: float = np.inf, *, is_range: bool = True) -> Any:
+    """Return a field whose number, or whose tuple's numbers, lie in least..most and are finite.
+
+    Two numbers are a range, low <= high, unless ``is_range`` says otherwise.
+    """
+    limits = {"least": least, "most": most, "is_range": is_range and isinstance(default, tuple)}
+    return dataclasses.field(default=default, metadata=limits)
+
+
 class PlainConfig:
-    """A frozen dataclass of numbers, tuples of numbers, and parts of this kind."""
+    """A frozen dataclass of numbers, tuples of numbers, and parts of this kind.
+
+    Raises UserError, naming the field, for a value outside the limits of :func:`limited`.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(typing.cast("Any", self)):
+            if field.metadata:
+                self._check(field.name, **field.metadata)
+
+    def _check(self, name: str, least: float, most: float, is_range: bool) -> None:
+        value = getattr(self, name)
+        numbers = np.atleast_1d(value)
+        if not numbers.size or not np.all(np.isfinite(numbers) & (numbers >= least)):
+            every = "every value " if isinstance(value, tuple) else ""
+            raise UserError(f"{name} {value}: {every}must be at least {least}")
+        if numbers.max() > most:
+            raise UserError(f"{name} {value}: must be at most {most}")
+        if is_range and (numbers.size != 2 or numbers[0] > numbers[1]):
+            raise UserError(f"{name} {value}: must be (low, high) with low <= high")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (tuples as lists, parts nested); ``from_dict`` is the inverse."""
@@ -40,35 +69,7 @@ def _typed(value: Any, hint: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def check_each(config: Any, minima: Mapping[str, float]) -> None:
-    """Raise UserError, naming the field, for a tuple field with a value below its minimum."""
-    for name, low in minima.items():
-        values = getattr(config, name)
-        if not values or any(not np.isfinite(v) or v < low for v in values):
-            raise UserError(f"{name} {values}: every value must be at least {low}")
-
-
-def check_ranges(config: Any, minima: Mapping[str, float]) -> None:
-    """Raise UserError, naming the field, unless minimum <= low <= high."""
-    check_each(config, minima)
-    for name in minima:
-        values = getattr(config, name)
-        if len(values) != 2 or values[0] > values[1]:
-            raise UserError(f"{name} {values}: must be (low, high) with low <= high")
-
-
-def check_minima(config: Any, minima: Mapping[str, float]) -> None:
-    """Raise UserError, naming the field, for a number below its minimum or not finite."""
-    for name, low in minima.items():
-        value = getattr(config, name)
-        if not np.isfinite(value) or value < low:
-            raise UserError(f"{name} {value}: must be at least {low}")
-
-
-def check_shares(config: Any, names: Iterable[str]) -> None:
-    """Raise UserError, naming the field, for a number, or one of a tuple, outside of 0 to 1."""
-    for name in names:
-        if not np.all(
-            (np.array(getattr(config, name)) >= 0) & (np.array(getattr(config, name)) <= 1)
-        ):
-            raise UserError(f"{name} {getattr(config, name)}: must be from 0 to 1")
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raise UserError unless ``shape`` is that of a volume."""
+    if len(shape) != 3:
+        raise UserError(f"shape {shape}: must be three numbers of voxels")

@@ -82,20 +82,17 @@ def draw_clouds(
     along = ALONG * spacing / simplify_factor
     across = ACROSS * spacing / simplify_factor
     across_ring = ACROSS_RING * spacing / simplify_factor
-    widths = (across, along)
     parts = []
-    for kind, offsets_of, width, spread in (
-        (
-            DENSE,
-            lambda n: _branching_offsets(rng, n, DENSE_BRANCHES, *widths),
-            across,
-            DENSE_SPREAD,
-        ),
-        (CLUMPED, lambda n: _branching_offsets(rng, n, CLUMPED_BRANCHES, *widths), across, 1.0),
-        (RING, lambda n: _ring_offsets(rng, n, spacing, along), across_ring, 1.0),
+    for kind, branches, width, spread in (
+        (DENSE, DENSE_BRANCHES, across, DENSE_SPREAD),
+        (CLUMPED, CLUMPED_BRANCHES, across, 1.0),
+        (RING, None, across_ring, 1.0),
     ):
         columns = np.flatnonzero(column_type == kind)
-        offsets = offsets_of(len(columns))
+        if branches is None:
+            offsets = _ring_offsets(rng, len(columns), spacing, along)
+        else:
+            offsets = _branching_offsets(rng, len(columns), branches, across, along)
         shape = offsets.shape[:2]
         axial = np.maximum(rng.normal(along, along, size=shape), 0.0)
         intensity = baseline_intensity * rng.lognormal(1.0, spread * std_intensity, size=shape)

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from utils.errors import UserError
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z, spherical_frames
-from utils.simulation.lattice import SphericalLattice, neighbours_among, spherical_lattice
+from utils.simulation.lattice import neighbours_among, spherical_lattice
 
 KEPT_MARGIN = 0.2
 """Entry points up to this far outside the unit cube are kept."""
@@ -27,7 +27,27 @@ class GeometryError(UserError):
 
 
 @dataclass(frozen=True)
-class OpticLobe:
+class LobeParameters:
+    """Where an ellipsoid lies and what is cut out of it; numbers and tuples of three floats."""
+
+    lattice_intervals: int
+    """n as drawn; an icosahedron edge has n + 1 intervals, as in the reference."""
+    axis_scales: tuple[float, float, float]
+    shift: tuple[float, float, float]
+    angles: tuple[float, float, float]
+    """Turns about z, y, x in radians, in this order."""
+    centre: tuple[float, float, float]
+    """Centre of the ellipsoid, where the neurites run to."""
+    cutoff_point: tuple[float, float, float]
+    cutoff_normal: tuple[float, float, float]
+    tries: int
+    """Geometries drawn until this one was accepted."""
+    spacing: float
+    """Mean nearest-neighbour distance of the entry points."""
+
+
+@dataclass(frozen=True)
+class OpticLobe(LobeParameters):
     """A placed ellipsoid cut-out with N columns; arrays are float32 unless they say otherwise."""
 
     entry_points: np.ndarray
@@ -42,29 +62,6 @@ class OpticLobe:
     """(N, 3) int32: face, i, j."""
     lattice_neighbours: np.ndarray
     """(E, 2) int32 pairs of adjacent columns."""
-    spacing: float
-    """Mean nearest-neighbour distance of the entry points."""
-    lattice_intervals: int
-    """n as drawn; an icosahedron edge has n + 1 intervals."""
-    axis_scales: tuple[float, float, float]
-    shift: tuple[float, float, float]
-    angles: tuple[float, float, float]
-    centre: tuple[float, float, float]
-    cutoff_point: tuple[float, float, float]
-    cutoff_normal: tuple[float, float, float]
-    tries: int
-
-
-@dataclass(frozen=True)
-class _Placement:
-    """Drawn placement of an ellipsoid: site x becomes matrix (axis_scales * x) + centre."""
-
-    lattice_intervals: int
-    axis_scales: np.ndarray
-    shift: np.ndarray
-    angles: np.ndarray
-    matrix: np.ndarray
-    centre: np.ndarray
 
 
 def draw_optic_lobe(
@@ -77,36 +74,62 @@ def draw_optic_lobe(
 ) -> OpticLobe:
     """Draw geometries until one has at least ``min_columns`` entry points inside the unit cube.
 
+    An ellipsoid is drawn, a random site of it brought to the cube's centre, shifted, and all of it
+    turned; then a plane through a random column, its normal tangential, keeps its positive side.
+
     Args:
         rng: source of all draws.
         lattice_intervals: (low, high) of n, inclusive; an icosahedron edge has n + 1 intervals.
         axis_scales: (low, high) of the scale of each ellipsoid axis.
-        min_columns: least number of entry points inside the cube.
+        min_columns: least number of entry points inside the cube, and at least 2.
         max_tries: geometries drawn before giving up.
 
     Raises:
         GeometryError: none of ``max_tries`` geometries had enough columns.
     """
-    most = 0
+    least, most = max(min_columns, 2), 0
     for tries in range(1, max_tries + 1):
-        placement = _draw_placement(rng, lattice_intervals, axis_scales)
-        sites = _lattice(placement.lattice_intervals).sites
-        points = rotate(placement.matrix, placement.axis_scales * sites) + placement.centre
+        n = int(rng.integers(lattice_intervals[0], lattice_intervals[1] + 1))
+        scales = rng.uniform(*axis_scales, size=3)
+        lattice = spherical_lattice(n + 1)
+        anchor = scales * lattice.sites[rng.integers(len(lattice.sites))]
+        shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=3)
+        angles = rng.uniform(0.0, 2.0 * np.pi, size=3)
+        matrix, centre = _turn_and_centre(anchor, shift, angles)
+        points = rotate(matrix, scales * lattice.sites) + centre
         kept = np.flatnonzero(
             np.all((points >= -KEPT_MARGIN) & (points <= 1 + KEPT_MARGIN), axis=1)
         )
-        inside = np.all((points[kept] >= 0) & (points[kept] <= 1), axis=1).sum()
-        if inside < max(min_columns, 2):
-            most = max(most, int(inside))
-            continue
-        frames = _scaled_frames(sites[kept], placement)
-        point, normal = _draw_cutoff(rng, points[kept], frames)
-        side = np.sum((points[kept] - point) * normal, axis=1) >= 0
-        inside = np.all((points[kept][side] >= 0) & (points[kept][side] <= 1), axis=1).sum()
-        if inside >= max(min_columns, 2):
-            cut_frames = [f[side] for f in frames]
-            return _optic_lobe(placement, points, kept[side], cut_frames, point, normal, tries)
-        most = max(most, int(inside))
+        inside = _count_inside(points[kept])
+        if inside >= least:
+            frames = spherical_frames(lattice.sites[kept])
+            e_r, e_theta, e_phi = (rotate(matrix, scales * vectors) for vectors in frames)
+            k = rng.integers(len(kept))
+            w_phi, w_theta = rng.uniform(0.0, 1.0, size=2)
+            point, normal = points[kept[k]], w_phi * e_phi[k] + w_theta * e_theta[k]
+            side = np.sum((points[kept] - point) * normal, axis=1) >= 0
+            kept = kept[side]
+            inside = _count_inside(points[kept])
+        if inside >= least:
+            entry_points = points[kept].astype(np.float32)
+            return OpticLobe(
+                lattice_intervals=n,
+                axis_scales=_triple(scales),
+                shift=_triple(shift),
+                angles=_triple(angles),
+                centre=_triple(centre),
+                cutoff_point=_triple(point),
+                cutoff_normal=_triple(normal),
+                tries=tries,
+                spacing=mean_nearest_distance(entry_points),
+                entry_points=entry_points,
+                e_r=e_r[side].astype(np.float32),
+                e_theta=e_theta[side].astype(np.float32),
+                e_phi=e_phi[side].astype(np.float32),
+                lattice_coordinates=lattice.coordinates[kept],
+                lattice_neighbours=neighbours_among(kept, lattice.neighbours),
+            )
+        most = max(most, inside)
     raise GeometryError(
         f"no geometry with at least {min_columns} columns inside the cube in {max_tries} tries "
         f"(most found: {most}; lattice intervals {lattice_intervals[0]}..{lattice_intervals[1]}, "
@@ -114,77 +137,23 @@ def draw_optic_lobe(
     )
 
 
-def _draw_placement(
-    rng: np.random.Generator, intervals: tuple[int, int], scales: tuple[float, float]
-) -> _Placement:
-    """Draw an ellipsoid, bring a random site to the cube's centre, shift it, turn it."""
-    n = int(rng.integers(intervals[0], intervals[1] + 1))
-    axis_scales = rng.uniform(*scales, size=3)
-    sites = _lattice(n).sites
-    anchor = axis_scales * sites[rng.integers(len(sites))]
-    shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=3)
-    angles = rng.uniform(0.0, 2.0 * np.pi, size=3)
+def _turn_and_centre(
+    anchor: np.ndarray, shift: np.ndarray, angles: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (3, 3) and (3,): matrix (axis_scales * x) + centre is where site x of the sphere lies.
+
+    ``anchor`` (3,) comes to the cube's centre and +z, is shifted, and turned about the corner.
+    """
     upright = rotation_to_z(anchor)
     centre = 0.5 + shift - rotate(upright, anchor[None])[0]
     turn = np.eye(3)
     for axis, angle in zip((2, 1, 0), angles, strict=True):
         turn = rotate(axis_rotation(axis, angle), turn.T).T
-    matrix = rotate(turn, upright.T).T
-    return _Placement(n, axis_scales, shift, angles, matrix, rotate(turn, centre[None])[0])
+    return rotate(turn, upright.T).T, rotate(turn, centre[None])[0]
 
 
-def _lattice(n: int) -> SphericalLattice:
-    """Return the lattice of a drawn n: as in the reference, n + 1 intervals an icosahedron edge."""
-    return spherical_lattice(n + 1)
-
-
-def _scaled_frames(sites: np.ndarray, placement: _Placement) -> list[np.ndarray]:
-    """Return (e_r, e_theta, e_phi) of the sites, scaled with the ellipsoid's axes and turned."""
-    return [
-        rotate(placement.matrix, placement.axis_scales * vectors)
-        for vectors in spherical_frames(sites)
-    ]
-
-
-def _draw_cutoff(
-    rng: np.random.Generator, points: np.ndarray, frames: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a plane through a random point, its normal tangential: (point (3,), normal (3,))."""
-    k = rng.integers(len(points))
-    w_phi, w_theta = rng.uniform(0.0, 1.0, size=2)
-    _, e_theta, e_phi = frames
-    return points[k], w_phi * e_phi[k] + w_theta * e_theta[k]
-
-
-def _optic_lobe(
-    placement: _Placement,
-    points: np.ndarray,
-    kept: np.ndarray,
-    frames: list[np.ndarray],
-    cutoff_point: np.ndarray,
-    cutoff_normal: np.ndarray,
-    tries: int,
-) -> OpticLobe:
-    lattice = _lattice(placement.lattice_intervals)
-    entry_points = points[kept].astype(np.float32)
-    e_r, e_theta, e_phi = (f.astype(np.float32) for f in frames)
-    return OpticLobe(
-        entry_points=entry_points,
-        e_r=e_r,
-        e_theta=e_theta,
-        e_phi=e_phi,
-        lattice_coordinates=lattice.coordinates[kept],
-        lattice_neighbours=neighbours_among(kept, lattice.neighbours),
-        spacing=mean_nearest_distance(entry_points),
-        lattice_intervals=placement.lattice_intervals,
-        axis_scales=_triple(placement.axis_scales),
-        shift=_triple(placement.shift),
-        angles=_triple(placement.angles),
-        centre=_triple(placement.centre),
-        cutoff_point=_triple(cutoff_point),
-        cutoff_normal=_triple(cutoff_normal),
-        tries=tries,
-    )
+def _count_inside(points: np.ndarray) -> int:
+    return int(np.all((points >= 0) & (points <= 1), axis=1).sum())
 
 
 def mean_nearest_distance(points: np.ndarray) -> float:

@@ -14,12 +14,7 @@ from scipy.ndimage import correlate1d
 
 from utils.errors import UserError
 from utils.simulation import imaging
-from utils.simulation.configuration import (
-    PlainConfig,
-    check_each,
-    check_minima,
-    check_ranges,
-)
+from utils.simulation.configuration import PlainConfig, limited
 from utils.simulation.coordinates import axis_rotation, rotate
 from utils.simulation.geometry import GeometryError
 from utils.simulation.labels import paint_disks
@@ -36,80 +31,64 @@ CLOUD_REACH = 4.0
 class ImageConfig(PlainConfig):
     """All that governs a random image; ranges are (low, high) of uniform draws.
 
-    Defaults are those of the reference generator. Raises UserError, naming the field, for a value
-    outside its range.
+    Defaults are those of the reference generator.
     """
 
-    shape: tuple[int, int] = (128, 128)
+    shape: tuple[int, int] = limited((128, 128), 8, is_range=False)
     """Pixels along x and y."""
-    scale_range: tuple[float, float] = (1.28 * 0.9, 1.28 * 1.5)
+    scale_range: tuple[float, float] = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)
     """Pixels per unit of length, one draw per image."""
-    lattice_angle_range: tuple[float, float] = (50.0, 90.0)
+    lattice_angle_range: tuple[float, float] = limited((50.0, 90.0), 10.0, 170.0)
     """Angle between the lattice's basis vectors in degrees; 60 is hexagonal."""
-    column_distance: float = 10.0
+    column_distance: float = limited(10.0, 1e-3)
     """Length of both basis vectors."""
-    label_radius: float = 3.5
+    label_radius: float = limited(3.5, 1e-3)
     """Radius of a column's disk in the mask."""
-    baseline_intensity: float = 50.0
+    baseline_intensity: float = limited(50.0, 1e-3)
     """A column has this x lognormal(1, std_intensity)."""
-    std_intensity: float = 0.5
+    std_intensity: float = limited(0.5, 0.0)
     """Sigma of that lognormal."""
-    v_std: float = 5.0
+    v_std: float = limited(5.0, 0.0)
     """Standard deviation of a point's intensity about its column's."""
-    points_per_column: float = 10.0
+    points_per_column: float = limited(10.0, 0.0)
     """Points of a column beside its centre, to be multiplied by the scale and truncated."""
-    cloud_sd: float = 2.0
+    cloud_sd: float = limited(2.0, 0.0)
     """Standard deviation of a Gaussian column's points per axis."""
-    ring_radius: float = 3.5
+    ring_radius: float = limited(3.5, 0.0)
     """Mean distance of a ring column's points from the centre."""
-    ring_sd: float = 0.1
+    ring_sd: float = limited(0.1, 0.0)
     """Standard deviation of that distance."""
-    ring_share_range: tuple[float, float] = (0.0, 1.0)
+    ring_share_range: tuple[float, float] = limited((0.0, 1.0), 0.0, 1.0)
     """Share of ring columns, one draw per image; the others are Gaussian."""
-    box_size: float = 2.0
+    box_size: float = limited(2.0, 0.0)
     """Edge of the box mean; in pixels it is truncated, and at least 1."""
-    blur_sizes: tuple[int, ...] = (5, 7, 9)
+    blur_sizes: tuple[int, ...] = limited((5, 7, 9), 3, is_range=False)
     """Odd Gaussian kernel sizes in pixels, one of which is drawn per image."""
-    background_size: int = 21
+    background_size: int = limited(21, 3)
     """Odd kernel size in pixels of the wider blur that is added as background."""
-    gain: float = 1.0
+    gain: float = limited(1.0, 1e-3)
     """Photons per unit of intensity."""
-    read_noise_share: float = 0.1
+    read_noise_share: float = limited(0.1, 0.0)
     """Standard deviation of the read noise as a share of that of the photon counts."""
-    min_labelled: float = 0.30
+    min_labelled: float = limited(0.30, 0.0, 1.0)
     """An image is drawn again until at least this share of it is labelled."""
-    max_centres: int = 128
+    max_centres: int = limited(128, 2)
     """An image has fewer columns than this with their centre inside; lists of centres are padded
     to this length."""
-    max_tries: int = 2000
+    max_tries: int = limited(2000, 1)
     """Placements drawn before giving up."""
 
     def __post_init__(self) -> None:
-        _check(self)
-
-
-def _check(config: ImageConfig) -> None:
-    """Raise UserError that names the first field outside its range."""
-    check_each(config, {"shape": 8, "blur_sizes": 3})
-    if len(config.shape) != 2:
-        raise UserError(f"shape {config.shape}: must be two numbers of pixels")
-    check_ranges(config, {"scale_range": 0.01, "lattice_angle_range": 10.0, "ring_share_range": 0})
-    if config.lattice_angle_range[1] > 170.0:
-        raise UserError(f"lattice_angle_range {config.lattice_angle_range}: at most 170 degrees")
-    if config.ring_share_range[1] > 1.0:
-        raise UserError(f"ring_share_range {config.ring_share_range}: at most 1")
-    positive = ("column_distance", "label_radius", "baseline_intensity", "gain")
-    spreads = ("std_intensity", "v_std", "points_per_column", "cloud_sd", "ring_radius", "ring_sd")
-    check_minima(config, dict.fromkeys(positive, 1e-3) | dict.fromkeys(spreads, 0.0))
-    check_minima(config, {"box_size": 0.0, "read_noise_share": 0.0, "background_size": 3})
-    check_minima(config, {"min_labelled": 0.0, "max_centres": 2, "max_tries": 1})
-    for size in (*config.blur_sizes, config.background_size):
-        if size % 2 != 1:
-            raise UserError(f"blur_sizes, background_size: {size} must be an odd whole number")
-    if config.min_labelled > 1.0:
-        raise UserError(f"min_labelled {config.min_labelled}: a share, at most 1")
-    if config.scale_range[0] * config.column_distance < 2.0:
-        raise UserError("scale_range x column_distance: columns must be at least 2 pixels apart")
+        super().__post_init__()
+        if len(self.shape) != 2:
+            raise UserError(f"shape {self.shape}: must be two numbers of pixels")
+        for size in (*self.blur_sizes, self.background_size):
+            if size % 2 != 1:
+                raise UserError(f"blur_sizes, background_size: {size} must be an odd whole number")
+        if self.scale_range[0] * self.column_distance < 2.0:
+            raise UserError(
+                "scale_range x column_distance: columns must be at least 2 pixels apart"
+            )
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ BRIGHT = 4
 """At most that share of a default volume is brighter, before the gain (4.0 in one of 40)."""
 
 
+@numba.njit(cache=True)
 def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum over a box of ``size`` voxels per axis, first across x and y, then along z.
 
@@ -43,11 +44,6 @@ def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Two (X, Y, Z) float32 arrays: after x and y, and after z too.
     """
-    return _box_sum(image, size)
-
-
-@numba.njit(cache=True)
-def _box_sum(image, size):  # type: ignore[no-untyped-def]
     nx, ny, nz = image.shape
     before = size // 2
     across = np.empty_like(image)
@@ -112,32 +108,25 @@ def background(image: np.ndarray, sigma: float) -> np.ndarray:
         *(blur_factors(n, float(sigma), t) for n, t in zip(image.shape, (1, 2, 1), strict=True)),
         strict=True,
     )
-    small = _along_middle(down[1], image)  # y, with the fewest factors, where the volume is whole
-    small = _along_first(down[0], small)
-    small = _along_last(small, down[2])
-    small = _along_last(small, up[2])
-    small = _along_first(up[0], small)
-    return _along_middle(up[1], small)
+    for axis in (1, 0, 2):  # y first, with the fewest factors, where the volume is whole
+        image = _along(down[axis], image, axis)
+    for axis in (2, 0, 1):
+        image = _along(up[axis], image, axis)
+    return image
 
 
-def _along_first(matrix: np.ndarray, image: np.ndarray) -> np.ndarray:
-    product = np.empty((matrix.shape[0], *image.shape[1:]), dtype=np.float32)
-    _matrix_product(matrix, image.reshape(len(image), -1), product.reshape(len(product), -1))
-    return product
-
-
-def _along_middle(matrix: np.ndarray, image: np.ndarray) -> np.ndarray:
-    product = np.empty((image.shape[0], matrix.shape[0], image.shape[2]), dtype=np.float32)
-    for plane, out in zip(image, product, strict=True):
-        _matrix_product(matrix, plane, out)
-    return product
-
-
-def _along_last(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    product = np.empty((*image.shape[:-1], matrix.shape[0]), dtype=np.float32)
-    rows = image.reshape(-1, image.shape[-1])
-    _matrix_product(rows, np.ascontiguousarray(matrix.T), product.reshape(-1, matrix.shape[0]))
-    return product
+def _along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
+    """Multiply ``image`` (X, Y, Z) by a ``matrix`` (m, n) along an axis."""
+    if axis == 2:
+        rows = image.reshape(-1, image.shape[2])
+        product = np.empty((len(rows), len(matrix)), dtype=np.float32)
+        _matrix_product(rows, np.ascontiguousarray(matrix.T), product)
+    else:
+        planes = image if axis == 1 else image.reshape(1, len(image), -1)
+        product = np.empty((len(planes), len(matrix), planes.shape[2]), dtype=np.float32)
+        for plane, out in zip(planes, product, strict=True):
+            _matrix_product(matrix, plane, out)
+    return product.reshape(*image.shape[:axis], len(matrix), *image.shape[axis + 1 :])
 
 
 @numba.njit(cache=True)
@@ -365,19 +354,10 @@ def _add_whole_tables(steps, key, start, table, counts):  # type: ignore[no-unty
 
 def read_noise_sd(counts: np.ndarray) -> float:
     """Return a tenth of the sd of log(counts + 1e-5) over all voxels, from their histogram."""
-    histogram = _histogram(counts.reshape(-1), int(counts.max()) + 1)
+    histogram = np.bincount(counts.reshape(-1))
     logs = np.log(np.arange(len(histogram)) + LOG_COUNT_OFFSET)
     mean = np.sum(histogram * logs) / counts.size
     return READ_NOISE_SHARE * float(np.sqrt(np.sum(histogram * (logs - mean) ** 2) / counts.size))
-
-
-@numba.njit(cache=True)
-def _histogram(counts, size):  # type: ignore[no-untyped-def]
-    """Count each value below ``size``; four lanes, so that equal neighbours do not wait."""
-    lanes = np.zeros((4, size), dtype=np.int64)
-    for i in range(counts.size):
-        lanes[i & 3, counts[i]] += 1
-    return lanes.sum(axis=0)
 
 
 def read_noise_and_contrast(
@@ -395,25 +375,33 @@ def read_noise_and_contrast(
     """
     out = np.empty(counts.shape, dtype=np.float32)
     logs = out.reshape(-1)
-    total = _log_noisy(counts.reshape(-1), np.float32(sd), key, NORMALS, logs)
+    add_read_noise(counts.reshape(-1), np.float32(1.0), np.float32(sd), key, NORMALS, logs)
+    total = _logarithm_and_sum(logs)
     shift = np.float32((1.0 - contrast) * total / counts.size)
     _exponential(logs, np.float32(contrast), shift)
     return out
 
 
 @numba.njit(cache=True)
-def _log_noisy(counts, sd, key, table, logs):  # type: ignore[no-untyped-def]
-    """Write log(max(counts + noise, 0) + 1e-7) to ``logs`` and return its sum, block by block."""
-    zero, offset = np.float32(0.0), np.float32(LOG_OFFSET)
-    words = np.empty(BLOCK // 4, dtype=np.uint64)
-    normals = np.empty(BLOCK, dtype=np.float32)
-    total = 0.0
+def add_read_noise(counts, scale, sd, key, table, out):  # type: ignore[no-untyped-def]
+    """Write max(counts x scale + sd x normal, 0) to ``out``, block by block."""
+    words, normals = np.empty(BLOCK // 4, dtype=np.uint64), np.empty(BLOCK, dtype=np.float32)
     for start in range(0, counts.size, BLOCK):
         random_words(key, np.uint64(start // 4), words)
         normals_of(words, table, normals)
-        count, log = counts[start : start + BLOCK], logs[start : start + BLOCK]
+        count, row = counts[start : start + BLOCK], out[start : start + BLOCK]
         for i in range(count.size):
-            log[i] = max(np.float32(count[i]) + sd * normals[i], zero) + offset
+            row[i] = max(np.float32(count[i]) * scale + sd * normals[i], np.float32(0.0))
+
+
+@numba.njit(cache=True)
+def _logarithm_and_sum(x):  # type: ignore[no-untyped-def]
+    """Put log(x + 1e-7) in the place of x, and return the sum, block by block."""
+    total = 0.0
+    for start in range(0, x.size, BLOCK):
+        log = x[start : start + BLOCK]
+        for i in range(log.size):
+            log[i] += np.float32(LOG_OFFSET)
         _logarithm(log)
         total += _sum(log)
     return total

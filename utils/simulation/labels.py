@@ -14,14 +14,14 @@ from utils.errors import UserError
 from utils.simulation.voxels import voxel_centres
 
 
-def cone_volume(radius: float, length: float, taper: float, frame: np.ndarray) -> float:
-    """Return a cone's exact volume in cube units.
+def cone_volume(radius: float, length: float, taper: float, frames: np.ndarray) -> np.ndarray:
+    """Return the exact volumes (...) of cones in cube units.
 
-    pi r^2 h (1 + f + f^2) / 3 in the frame, times the absolute determinant of the frame (3, 3),
-    whose columns are e_theta, e_phi, e_r; for an orthogonal frame that is the norms' product.
+    pi r^2 h (1 + f + f^2) / 3 in the frame, times the absolute determinants of the frames
+    (..., 3, 3), whose columns are e_theta, e_phi, e_r; of orthogonal ones the norms' products.
     """
     in_frame = np.pi * radius**2 * length * (1.0 + taper + taper**2) / 3.0
-    return float(in_frame * abs(np.linalg.det(frame)))
+    return np.abs(in_frame * np.linalg.det(frames))
 
 
 def frame_inverses(e_theta: np.ndarray, e_phi: np.ndarray, e_r: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def paint_cones(
     Raises:
         UserError: more than 65535 cones.
     """
-    _check_count(len(entry_points), "cones")
+    check_count(len(entry_points), "cones")
     e_r, e_theta, e_phi = frames
     instances = np.zeros(shape, dtype=np.uint16)
     lower, upper = _bounding_boxes(shape, entry_points, frames, length, radius * max(1.0, taper))
@@ -72,7 +72,8 @@ def paint_cones(
     return instances
 
 
-def _check_count(count: int, what: str) -> None:
+def check_count(count: int, what: str) -> None:
+    """Raise UserError for more instances than have an id."""
     if count > np.iinfo(np.uint16).max:
         raise UserError(f"{count} {what} do not fit 16-bit instance ids (at most 65535)")
 
@@ -145,7 +146,7 @@ def paint_disks(shape: tuple[int, int], centres: np.ndarray, radius: float) -> n
     Raises:
         UserError: more than 65535 disks.
     """
-    _check_count(len(centres), "disks")
+    check_count(len(centres), "disks")
     instances = np.zeros(shape, dtype=np.uint16)
     _paint_disks(instances, centres.astype(np.float64), float(radius))
     return instances

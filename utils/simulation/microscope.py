@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from utils.simulation.configuration import PlainConfig, check_ranges, check_shares
-from utils.simulation.imaging import percentile_of_nonnegative, shot_noise
-from utils.simulation.random_bits import NORMALS, draw_key, normals_of, random_words
+from utils.simulation.configuration import PlainConfig, limited
+from utils.simulation.imaging import add_read_noise, percentile_of_nonnegative, shot_noise
+from utils.simulation.random_bits import NORMALS, draw_key
 
 REACH = 3.0
 """Point spreads are cut at this many sigmas."""
@@ -31,46 +31,37 @@ BLOCK = 1024
 
 @dataclass(frozen=True)
 class MicroscopeConfig(PlainConfig):
-    """All that governs a random microscope; ranges are (low, high) of uniform draws.
+    """All that governs a random microscope; ranges are (low, high) of uniform draws."""
 
-    Raises UserError, naming the field, for a value outside its range.
-    """
-
-    bias: tuple[float, float] = (0.0, 0.7)
+    bias: tuple[float, float] = limited((0.0, 0.7), 0.0)
     """Standard deviation of the logarithm of the slow change of light."""
-    attenuation: tuple[float, float] = (1.0, 5.0)
+    attenuation: tuple[float, float] = limited((1.0, 5.0), 1.0)
     """Light of the nearest over that of the furthest plane, uniform in the logarithm."""
-    blur_growth: tuple[float, float] = (1.0, 2.0)
+    blur_growth: tuple[float, float] = limited((1.0, 2.0), 1.0)
     """Axial point spread of the furthest over that of the nearest plane."""
-    lateral_sigma: tuple[float, float] = (0.1, 0.8)
+    lateral_sigma: tuple[float, float] = limited((0.1, 0.8), 0.0)
     """Standard deviation of the point spread across the optical axis, voxels."""
-    axial_sigma: tuple[float, float] = (0.5, 3.5)
+    axial_sigma: tuple[float, float] = limited((0.5, 3.5), 0.0)
     """The same along it, voxels; at most a quarter of the columns' spacing."""
-    coarse_probability: float = 0.6
+    coarse_probability: float = limited(0.6, 0.0, 1.0)
     """Planes lie further apart than voxels."""
-    coarse: tuple[float, float] = (1.0, 4.0)
+    coarse: tuple[float, float] = limited((1.0, 4.0), 1.0)
     """Distance of planes then, voxels; at most a quarter of the columns' spacing."""
-    photons: tuple[float, float] = (5.0, 200.0)
+    photons: tuple[float, float] = limited((5.0, 200.0), 0.1)
     """At the brightest 1 %, uniform in the logarithm."""
-    read_noise: tuple[float, float] = (0.0, 0.15)
+    read_noise: tuple[float, float] = limited((0.0, 0.15), 0.0)
     """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
     low + (high - low) u^2 with u uniform in 0 to 1."""
-    artefact_probability: float = 0.1
+    artefact_probability: float = limited(0.1, 0.0, 1.0)
     """Planes and lines of the scan differ in brightness."""
-    artefact: tuple[float, float] = (0.05, 0.3)
+    artefact: tuple[float, float] = limited((0.05, 0.3), 0.0)
     """Standard deviation of that, share of the brightness."""
-    offset: tuple[float, float] = (0.0, 0.1)
+    offset: tuple[float, float] = limited((0.0, 0.1), 0.0, 1.0)
     """Grey value without light, share of full scale."""
-    gamma: tuple[float, float] = (0.5, 2.0)
+    gamma: tuple[float, float] = limited((0.5, 2.0), 0.1)
     """Exponent from light to grey value, uniform in the logarithm."""
-    saturated: tuple[float, float] = (0.0, 0.02)
+    saturated: tuple[float, float] = limited((0.0, 0.02), 0.0, 1.0)
     """Share of the voxels that is clipped at full scale."""
-
-    def __post_init__(self) -> None:
-        ranges = [name for name, value in vars(self).items() if isinstance(value, tuple)]
-        least = dict.fromkeys(ranges, 0.0) | {"attenuation": 1.0, "blur_growth": 1.0}
-        check_ranges(self, least | {"coarse": 1.0, "photons": 0.1, "gamma": 0.1})
-        check_shares(self, ["coarse_probability", "artefact_probability", "offset", "saturated"])
 
 
 @dataclass(frozen=True)
@@ -140,7 +131,7 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
         seen = along(blur * light[other], seen, other)
     bright = percentile_of_nonnegative(seen, BRIGHT) or 1.0
     counts = shot_noise(seen, microscope.photons / bright, draw_key(rng))
-    _read_out(
+    add_read_noise(
         counts.reshape(-1),
         np.float32(1.0 / microscope.photons),
         np.float32(microscope.read_noise),
@@ -292,18 +283,6 @@ def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: np.random.Gene
         size = [n if a in (axis, other) else 1 for a, n in enumerate(seen.shape)]
         factors = 1.0 + microscope.artefact * rng.standard_normal(size)
         seen *= np.maximum(factors, 0.0).astype(np.float32)
-
-
-@numba.njit(cache=True)
-def _read_out(counts, scale, sd, key, table, out):  # type: ignore[no-untyped-def]
-    """Write max(counts x scale + sd x normal, 0) to ``out``, block by block."""
-    words, normals = np.empty(BLOCK // 4, dtype=np.uint64), np.empty(BLOCK, dtype=np.float32)
-    for start in range(0, counts.size, BLOCK):
-        random_words(key, np.uint64(start // 4), words)
-        normals_of(words, table, normals)
-        count, row = counts[start : start + BLOCK], out[start : start + BLOCK]
-        for i in range(count.size):
-            row[i] = max(np.float32(count[i]) * scale + sd * normals[i], np.float32(0.0))
 
 
 def _greys(microscope: Microscope) -> np.ndarray:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.spatial import cKDTree
 
-from utils.errors import UserError
-from utils.simulation.configuration import PlainConfig, check_minima, check_ranges
+from utils.simulation.configuration import PlainConfig, limited
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z
 from utils.simulation.geometry import GeometryError
 
@@ -36,76 +35,55 @@ MARGIN = 1.5
 class SheetConfig(PlainConfig):
     """Where columns stand; ranges are (low, high) of uniform draws, one a sheet.
 
-    Defaults are those of preset wide. Raises UserError, naming the field, for a value outside its
-    range.
+    Defaults are those of preset wide.
     """
 
-    spacing: tuple[float, float] = (5.0, 16.0)
+    spacing: tuple[float, float] = limited((5.0, 16.0), 2.0)
     """Square root of the product of both singular values of the lattice's cell, in voxels."""
-    anisotropy: tuple[float, float] = (1.0, 2.1)
+    anisotropy: tuple[float, float] = limited((1.0, 2.1), 1.0)
     """Ratio of these singular values; 1 is a lattice of regular hexagons, sqrt(3) a square one."""
-    stretch_angle: tuple[float, float] = (-15.0, 15.0)
+    stretch_angle: tuple[float, float] = limited((-15.0, 15.0), -30.0, 30.0)
     """Angle between the stretch and the nearest of the six steps, in degrees."""
-    spacing_change: tuple[float, float] = (1.1, 1.4)
+    spacing_change: tuple[float, float] = limited((1.1, 1.4), 1.0)
     """Largest over smallest spacing along an edge of the volume."""
-    jitter: tuple[float, float] = (0.0, 0.1)
+    jitter: tuple[float, float] = limited((0.0, 0.1), 0.0)
     """Standard deviation of a column's place along u and v, in spacings."""
-    length: tuple[float, float] = (1.0, 10.0)
+    length: tuple[float, float] = limited((1.0, 10.0), 0.1)
     """Length of a column, in spacings."""
-    taper: tuple[float, float] = (1.0, 1.4)
+    taper: tuple[float, float] = limited((1.0, 1.4), 1.0)
     """Distal over proximal spacing; less where the curvature that it needs is out of range."""
-    curvature: tuple[float, float] = (0.0, 0.11)
+    curvature: tuple[float, float] = limited((0.0, 0.11), 0.0, 1.0)
     """Both principal curvatures of the middle surface times the spacing, in radians."""
-    tilt: tuple[float, float] = (0.0, 20.0)
+    tilt: tuple[float, float] = limited((0.0, 20.0), 0.0, 60.0)
     """Angle between the columns and the sheet's normal, in degrees."""
-    bend: tuple[float, float] = (0.0, 0.6)
+    bend: tuple[float, float] = limited((0.0, 0.6), 0.0)
     """Largest deviation of a column from its chord, in spacings."""
-    own_bend: float = 0.3
+    own_bend: float = limited(0.3, 0.0, 1.0)
     """Standard deviation of a column's own bend, as a share of the sheet's bend."""
-    shift: float = 0.25
+    shift: float = limited(0.25, 0.0, 1.0)
     """The sheet's centre is moved by up to this share of the volume per axis."""
-    border: float = 0.3
+    border: float = limited(0.3, 0.0, 1.0)
     """Probability that the sheet ends at a straight border inside of the volume."""
-    holes: tuple[int, int] = (0, 2)
+    holes: tuple[int, int] = limited((0, 2), 0)
     """Number of holes without columns, inclusive."""
-    hole_radius: tuple[float, float] = (1.0, 3.0)
+    hole_radius: tuple[float, float] = limited((1.0, 3.0), 0.0)
     """Radius of a hole, in spacings."""
-    second_sheet: float = 0.2
+    second_sheet: float = limited(0.2, 0.0, 1.0)
     """Probability of a second sheet beside the first."""
-    neuropil: float = 0.3
+    neuropil: float = limited(0.3, 0.0, 1.0)
     """Probability of a neighbouring neuropil without columns, an ellipsoid."""
-    neuropil_radius: tuple[float, float] = (3.0, 12.0)
+    neuropil_radius: tuple[float, float] = limited((3.0, 12.0), 0.1)
     """Each half axis of the neighbouring neuropil, in spacings."""
-    gap: tuple[float, float] = (0.5, 4.0)
+    gap: tuple[float, float] = limited((0.5, 4.0), 0.0)
     """Between the first sheet and a second sheet or neuropil, in spacings."""
-    left_out: tuple[float, float] = (0.0, 0.4)
+    left_out: tuple[float, float] = limited((0.0, 0.4), 0.0, 1.0)
     """Share of the columns without any stain."""
-    radius: float = 0.35
+    radius: float = limited(0.35, 1e-3)
     """Radius of a column's label, in its own nearest-neighbour distances at that depth."""
-    min_columns: int = 30
+    min_columns: int = limited(30, 2)
     """A geometry is drawn again until at least this many columns have their middle inside."""
-    max_tries: int = 100
+    max_tries: int = limited(100, 1)
     """Geometries drawn before giving up."""
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-
-def _check(config: SheetConfig) -> None:
-    """Raise UserError that names the first field outside its range."""
-    ranges = {
-        **{"spacing": 2.0, "anisotropy": 1.0, "stretch_angle": -30.0, "spacing_change": 1.0},
-        **{"jitter": 0.0, "length": 0.1, "taper": 1.0, "curvature": 0.0, "tilt": 0.0, "bend": 0.0},
-        **{"holes": 0, "hole_radius": 0.0, "neuropil_radius": 0.1, "gap": 0.0, "left_out": 0.0},
-    }
-    check_ranges(config, ranges)
-    shares = {name: 0.0 for name in ("border", "second_sheet", "neuropil", "shift", "own_bend")}
-    check_minima(config, {**shares, "radius": 1e-3, "min_columns": 2, "max_tries": 1})
-    most = {"stretch_angle": 30.0, "tilt": 60.0, "left_out": 1.0, "curvature": 1.0}
-    for name, high in {**most, **dict.fromkeys(shares, 1.0)}.items():
-        value = getattr(config, name)
-        if np.max(value) > high:
-            raise UserError(f"{name} {value}: must be at most {high}")
 
 
 @dataclass(frozen=True)
@@ -159,13 +137,7 @@ def draw_columns(
 ) -> Columns:
     """Draw geometries until one has ``config.min_columns`` columns with their middle inside.
 
-    Args:
-        config: what to draw from.
-        shape: voxels per axis.
-        rng: source of all draws.
-
-    Raises:
-        GeometryError: none of ``config.max_tries`` geometries had enough columns.
+    ``shape`` is in voxels. Raises GeometryError: none of ``config.max_tries`` had enough columns.
     """
     return draw_until_enough(lambda: _draw_once(config, shape, rng), config, shape)
 

@@ -1,15 +1,16 @@
-"""Painting the fields of columns that are paths: each voxel goes to the nearest path.
+"""The fields of columns that are paths: where each voxel stands; it goes to the nearest path.
 
 Positions are in voxels; the centre of voxel i lies at i + 0.5.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 
-from utils.errors import UserError
-from utils.simulation.fields import ColumnFields
+from utils.simulation.labels import check_count
 from utils.simulation.sheet import Columns
 
 REACH = 0.65
@@ -19,6 +20,24 @@ INNER_REACH = 0.8
 NOWHERE = 2.0
 """Distance of voxels without an owner."""
 NOBODY = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class ColumnFields:
+    """For each voxel the nearest column's axis and the place beside it; all (X, Y, Z)."""
+
+    owner: np.ndarray
+    """uint16: 0 outside of the sheets, else k + 1 for the nearest path k, in gaps too."""
+    distance: np.ndarray
+    """float32: distance to the owner's path, in the owner's nearest-neighbour distances there."""
+    depth: np.ndarray
+    """float32: place along the owner's path, 0 at its proximal and 1 at its distal end."""
+    neighbour: np.ndarray | None = None
+    """uint8: 1 in a neighbouring neuropil without columns; None where there is none."""
+
+    def instances(self, radius: float) -> np.ndarray:
+        """Return uint16 (X, Y, Z): the owner up to ``radius`` spacings of its path, 0 elsewhere."""
+        return np.where(self.distance <= np.float32(radius), self.owner, np.uint16(0))
 
 
 def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
@@ -32,8 +51,7 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
         UserError: more than 65535 columns.
     """
     n, depths = columns.spacing.shape
-    if n > np.iinfo(np.uint16).max:
-        raise UserError(f"{n} columns do not fit 16-bit instance ids (at most 65535)")
+    check_count(n, "columns")
     paths, spacing = columns.paths.astype(np.float32), columns.spacing.astype(np.float32)
     nearest = np.full(shape, NOBODY, dtype=np.uint64)
     _paint_segments(nearest, paths, _overlaps(paths), _reaches(columns))

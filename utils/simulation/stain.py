@@ -14,12 +14,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from utils.errors import UserError
-from utils.simulation.configuration import (
-    PlainConfig,
-    check_ranges,
-    check_shares,
-)
-from utils.simulation.fields import ColumnFields
+from utils.simulation.configuration import PlainConfig, limited
+from utils.simulation.sheet_fields import ColumnFields
 from utils.simulation.textures import (
     add_grid,
     grid_of,
@@ -45,93 +41,83 @@ LABEL_RADIUS = 0.35
 
 @dataclass(frozen=True)
 class StainConfig(PlainConfig):
-    """All that governs a random stain; ranges are (low, high) of uniform draws.
+    """All that governs a random stain; ranges are (low, high) of uniform draws."""
 
-    Raises UserError, naming the field, for a value outside its range.
-    """
-
-    level: tuple[float, float] = (0.1, 0.88)
+    level: tuple[float, float] = limited((0.1, 0.88), 0.0, 1.0)
     """Mean brightness of each structure, share of full scale."""
-    level_sd: tuple[float, float] = (0.02, 0.1)
+    level_sd: tuple[float, float] = limited((0.02, 0.1), 0.0)
     """Standard deviation of the texture on each structure, share of full scale."""
-    contrast: tuple[float, float] = (0.2, 0.4)
+    contrast: tuple[float, float] = limited((0.2, 0.4), 0.0, 1.0)
     """Columns and gaps are at least this far apart, share of full scale."""
-    inverted_probability: float = 0.3
+    inverted_probability: float = limited(0.3, 0.0, 1.0)
     """Columns darker than gaps."""
-    dark_ground_probability: float = 0.4
+    dark_ground_probability: float = limited(0.4, 0.0, 1.0)
     """Of the others: only columns are labelled, all else is nearly dark."""
-    dark_ground: tuple[float, float] = (0.0, 0.4)
+    dark_ground: tuple[float, float] = limited((0.0, 0.4), 0.0, 1.0)
     """Factor on the levels of all but the columns then."""
-    rims_probability: float = 0.15
+    rims_probability: float = limited(0.15, 0.0, 1.0)
     """Columns are rims only."""
-    rods_probability: float = 0.2
+    rods_probability: float = limited(0.2, 0.0, 1.0)
     """Columns are thin rods off the axis over a part of the depth."""
-    core_radius: tuple[float, float] = (0.2, 0.4)
+    core_radius: tuple[float, float] = limited((0.2, 0.4), 0.0)
     """Radius of a filled column, or of the inside of a rim, spacings."""
-    rim_width: tuple[float, float] = (0.1, 0.3)
+    rim_width: tuple[float, float] = limited((0.1, 0.3), 0.0)
     """Thickness of a rim, spacings; at least 1 voxel is painted, and at most 3."""
-    rods: tuple[int, int] = (1, 3)
+    rods: tuple[int, int] = limited((1, 3), 1)
     """Rods of a column, inclusive."""
-    rod_offset: tuple[float, float] = (0.05, 0.3)
+    rod_offset: tuple[float, float] = limited((0.05, 0.3), 0.0)
     """Distance of a rod from the axis, spacings."""
-    rod_radius: tuple[float, float] = (0.08, 0.2)
+    rod_radius: tuple[float, float] = limited((0.08, 0.2), 0.01)
     """Radius of a rod, spacings; at least 0.6 voxels are painted."""
-    rod_length: tuple[float, float] = (0.3, 1.0)
+    rod_length: tuple[float, float] = limited((0.3, 1.0), 0.0, 1.0)
     """Part of the depth that a rod runs over."""
-    bands: tuple[int, int] = (1, 6)
+    bands: tuple[int, int] = limited((1, 6), 1)
     """Strata along the depth, shared by all columns, inclusive."""
-    bands_probability: float = 0.7
+    bands_probability: float = limited(0.7, 0.0, 1.0)
     """There are strata."""
-    band_width: tuple[float, float] = (0.1, 0.3)
+    band_width: tuple[float, float] = limited((0.1, 0.3), 0.01)
     """Width of a stratum, part of the depth."""
-    band_contrast: tuple[float, float] = (0.0, 1.0)
+    band_contrast: tuple[float, float] = limited((0.0, 1.0), 0.0, 1.0)
     """How much of the columns and gaps is missing between strata."""
-    arbours_probability: float = 0.2
+    arbours_probability: float = limited(0.2, 0.0, 1.0)
     """Of stains with strata: columns in strata only, a contrast of 1."""
-    brightness_sigma: tuple[float, float] = (0.2, 1.0)
+    brightness_sigma: tuple[float, float] = limited((0.2, 1.0), 0.0)
     """Sigma of the lognormal brightness of columns."""
-    grain: tuple[float, float] = (0.0, 0.7)
+    grain: tuple[float, float] = limited((0.0, 0.7), 0.0)
     """Standard deviation of the columns' own grain, share of their brightness."""
-    grain_period: tuple[float, float] = (2.0, 5.0)
+    grain_period: tuple[float, float] = limited((2.0, 5.0), 1.0)
     """Size of that grain, voxels."""
-    background_probability: float = 0.8
+    background_probability: float = limited(0.8, 0.0, 1.0)
     """There is a background; each of its parts is drawn with its own probability."""
-    texture_period: tuple[float, float] = (2.0, 32.0)
+    texture_period: tuple[float, float] = limited((2.0, 32.0), 1.0)
     """Size of the background's texture, voxels, uniform in the logarithm."""
-    cells_probability: float = 0.4
+    cells_probability: float = limited(0.4, 0.0, 1.0)
     """Packed cell bodies outside of the sheet."""
-    cell_diameter: tuple[float, float] = (0.4, 0.8)
+    cell_diameter: tuple[float, float] = limited((0.4, 0.8), 0.01)
     """Of cell bodies, spacings (3 to 6 um where columns are 7.6 um apart)."""
-    tracts_probability: float = 0.3
+    tracts_probability: float = limited(0.3, 0.0, 1.0)
     """Bundles of fibres outside of the sheet."""
-    tract_radius: tuple[float, float] = (0.4, 1.5)
+    tract_radius: tuple[float, float] = limited((0.4, 1.5), 0.01)
     """Of bundles, spacings."""
-    tracheae_probability: float = 0.3
+    tracheae_probability: float = limited(0.3, 0.0, 1.0)
     """Dark tubes anywhere."""
-    trachea_radius: tuple[float, float] = (0.1, 0.35)
+    trachea_radius: tuple[float, float] = limited((0.1, 0.35), 0.01)
     """Of dark tubes, spacings."""
-    tubes: tuple[int, int] = (1, 4)
+    tubes: tuple[int, int] = limited((1, 4), 1)
     """Number of tracts, and of tracheae, inclusive."""
-    debris_probability: float = 0.3
+    debris_probability: float = limited(0.3, 0.0, 1.0)
     """Bright specks anywhere."""
-    debris: tuple[int, int] = (1, 20)
+    debris: tuple[int, int] = limited((1, 20), 1)
     """Number of specks, inclusive."""
-    debris_radius: tuple[float, float] = (0.1, 0.4)
+    debris_radius: tuple[float, float] = limited((0.1, 0.4), 0.0)
     """Of specks, spacings."""
-    haze_probability: float = 0.5
+    haze_probability: float = limited(0.5, 0.0, 1.0)
     """Light from far out of focus."""
-    haze: tuple[float, float] = (0.05, 0.5)
+    haze: tuple[float, float] = limited((0.05, 0.5), 0.0)
     """Its strength, share of the light."""
 
     def __post_init__(self) -> None:
-        ranges = [name for name, value in vars(self).items() if isinstance(value, tuple)]
-        whole = {"rods", "bands", "tubes", "debris"}
-        positive = {"rod_radius", "cell_diameter", "tract_radius", "trachea_radius"}
-        least = dict.fromkeys(ranges, 0.0) | dict.fromkeys(whole, 1) | dict.fromkeys(positive, 0.01)
-        least |= {"grain_period": 1.0, "texture_period": 1.0, "band_width": 0.01}
-        check_ranges(self, least)
-        check_shares(self, [name for name in vars(self) if name.endswith("_probability")])
-        check_shares(self, ["level", "contrast", "dark_ground", "rod_length", "band_contrast"])
+        super().__post_init__()
         if self.rims_probability + self.rods_probability > 1.0:
             raise UserError("rims_probability and rods_probability: must be 1 together at most")
         if self.contrast[1] > self.level[1] - self.level[0]:

@@ -6,26 +6,25 @@ the units of ``baseline_intensity``, unless a name says voxels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.simulation import fluorescence, imaging
-from utils.simulation.configuration import (
-    PlainConfig,
-    check_each,
-    check_minima,
-    check_ranges,
-)
+from utils.simulation.configuration import PlainConfig, check_shape, limited
 from utils.simulation.coordinates import spherical_frames
-from utils.simulation.fields import ColumnFields
-from utils.simulation.geometry import OpticLobe, draw_optic_lobe, mean_nearest_distance
+from utils.simulation.geometry import (
+    LobeParameters,
+    OpticLobe,
+    draw_optic_lobe,
+    mean_nearest_distance,
+)
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
 from utils.simulation.sheet import Columns
-from utils.simulation.sheet_fields import paint_fields
+from utils.simulation.sheet_fields import ColumnFields, paint_fields
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.wide import WideConfig, WideParameters, draw_wide
 
@@ -34,102 +33,56 @@ from utils.simulation.wide import WideConfig, WideParameters, draw_wide
 class VolumeConfig(PlainConfig):
     """All that governs a random volume; ranges are (low, high) of uniform draws.
 
-    Defaults are those of the reference generator. Raises UserError, naming the field, for a value
-    outside its range.
+    Defaults are those of the reference generator.
     """
 
-    shape: tuple[int, int, int] = (128, 128, 128)
+    shape: tuple[int, int, int] = limited((128, 128, 128), 2, is_range=False)
     """Voxels along x, y, z; they always sample the same unit cube."""
-    lattice_intervals: tuple[int, int] = (8, 15)
+    lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals: more intervals, finer columns."""
-    axis_scales: tuple[float, float] = (0.7, 1.5)
+    axis_scales: tuple[float, float] = limited((0.7, 1.5), 1e-3)
     """Scale of each ellipsoid axis."""
-    min_columns: int = 100
+    min_columns: int = limited(100, 2)
     """A geometry is drawn again until at least this many entry points lie inside the cube."""
-    max_tries: int = 2000
+    max_tries: int = limited(2000, 1)
     """Geometries drawn before giving up."""
-    cone_length: float = 2.25
+    cone_length: float = limited(2.25, 1e-3)
     """Length of a column, in spacings."""
-    cone_radius: float = 0.35
+    cone_radius: float = limited(0.35, 1e-3)
     """Radius of a column at its entry point, in spacings."""
-    simplify_factor: float = 1.25
+    simplify_factor: float = limited(1.25, 1e-3)
     """Divides the widths of all clouds."""
-    baseline_intensity: float = 50.0
+    baseline_intensity: float = limited(50.0, 1e-3)
     """Intensity scale of clouds and neurites."""
-    v_std: float = 1.0
+    v_std: float = limited(1.0, 0.0)
     """Standard deviation of a point's intensity about its cloud's."""
-    std_intensity_range: tuple[float, float] = (0.3, 1.2)
+    std_intensity_range: tuple[float, float] = limited((0.3, 1.2), 0.0)
     """Range of the sigma of the lognormal cloud intensity, one draw per volume."""
-    cube_kernel_size: int = 2
+    cube_kernel_size: int = limited(2, 1)
     """Edge of the box point spread, in voxels."""
-    background_sigma: float = 10.0
+    background_sigma: float = limited(10.0, 0.0)
     """Sigma of the background blur, in voxels (``--NF_size``)."""
-    background_range: tuple[float, float] = (0.0005, 0.0025)
+    background_range: tuple[float, float] = limited((0.0005, 0.0025), 0.0)
     """Weight of the background, one draw per volume."""
-    gain_range: tuple[int, int] = (10, 29)
+    gain_range: tuple[int, int] = limited((10, 29), 1)
     """Photons per unit of image, integer, inclusive, one draw per volume."""
-    contrast_range: tuple[float, float] = (0.7, 1.0)
+    contrast_range: tuple[float, float] = limited((0.7, 1.0), 1e-3)
     """Factor on the deviation of the log intensity from its mean, one draw per volume."""
 
     def __post_init__(self) -> None:
-        _check(self)
-
-
-def _check(config: VolumeConfig) -> None:
-    """Raise UserError that names the first field outside its range."""
-    check_each(config, {"shape": 2})
-    if len(config.shape) != 3:
-        raise UserError(f"shape {config.shape}: must be three numbers of voxels")
-    check_ranges(
-        config,
-        {
-            "lattice_intervals": 1,
-            "axis_scales": 1e-3,
-            "std_intensity_range": 0.0,
-            "background_range": 0.0,
-            "gain_range": 1,
-            "contrast_range": 1e-3,
-        },
-    )
-    check_minima(
-        config,
-        {
-            "min_columns": 2,
-            "max_tries": 1,
-            "cone_length": 1e-3,
-            "cone_radius": 1e-3,
-            "simplify_factor": 1e-3,
-            "baseline_intensity": 1e-3,
-            "v_std": 0.0,
-            "cube_kernel_size": 1,
-            "background_sigma": 0.0,
-        },
-    )
-    most = imaging.MOST_PHOTONS // imaging.BRIGHT
-    if config.gain_range[1] > most:
-        raise UserError(
-            f"gain_range {config.gain_range}: at most {most}, else bright voxels would be cut off"
-        )
+        super().__post_init__()
+        check_shape(self.shape)
+        most = imaging.MOST_PHOTONS // imaging.BRIGHT
+        if self.gain_range[1] > most:
+            raise UserError(
+                f"gain_range {self.gain_range}: at most {most}, else bright voxels would be cut off"
+            )
 
 
 @dataclass(frozen=True)
-class VolumeParameters:
+class VolumeParameters(LobeParameters):
     """The parameters drawn for one volume: scalars (int or float) and tuples of three floats."""
 
-    lattice_intervals: int
-    """n; an icosahedron edge has n + 1 intervals."""
-    axis_scales: tuple[float, float, float]
-    shift: tuple[float, float, float]
-    angles: tuple[float, float, float]
-    """Turns about z, y, x in radians, in this order."""
-    centre: tuple[float, float, float]
-    """Centre of the ellipsoid, where the neurites run to."""
-    cutoff_point: tuple[float, float, float]
-    cutoff_normal: tuple[float, float, float]
-    tries: int
-    """Geometries drawn until this one was accepted."""
-    spacing: float
-    """Mean nearest-neighbour distance of the entry points."""
     cone_length: float
     """Length of a cone along e_r, to be multiplied by the norm of e_r."""
     cone_radius: float
@@ -301,11 +254,10 @@ def _simulate_reference(config: VolumeConfig, rng: np.random.Generator) -> Simul
     parameters = _draw_parameters(config, lobe, rng)
     control_points = draw_control_points(rng, lobe)
     column_type = fluorescence.draw_column_types(rng, len(lobe.entry_points))
-    frames = (lobe.e_r, lobe.e_theta, lobe.e_phi)
     instances = paint_cones(
         config.shape,
         lobe.entry_points,
-        frames,
+        (lobe.e_r, lobe.e_theta, lobe.e_phi),
         length=parameters.cone_length,
         radius=parameters.cone_radius,
         taper=parameters.cone_taper,
@@ -332,16 +284,9 @@ def _draw_parameters(
     """Draw the imaging parameters and derive the cones' size from the lattice."""
     length = config.cone_length * lobe.spacing
     ends = lobe.entry_points + np.float32(length) * lobe.e_r
+    drawn = {field.name: getattr(lobe, field.name) for field in fields(LobeParameters)}
     return VolumeParameters(
-        lattice_intervals=lobe.lattice_intervals,
-        axis_scales=lobe.axis_scales,
-        shift=lobe.shift,
-        angles=lobe.angles,
-        centre=lobe.centre,
-        cutoff_point=lobe.cutoff_point,
-        cutoff_normal=lobe.cutoff_normal,
-        tries=lobe.tries,
-        spacing=lobe.spacing,
+        **drawn,
         cone_length=length,
         cone_radius=config.cone_radius * lobe.spacing,
         cone_taper=mean_nearest_distance(ends) / lobe.spacing,

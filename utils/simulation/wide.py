@@ -14,13 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.configuration import (
-    PlainConfig,
-    check_each,
-    check_minima,
-    check_ranges,
-    check_shares,
-)
+from utils.simulation.configuration import PlainConfig, check_shape, limited
 from utils.simulation.geometry import GeometryError, draw_optic_lobe
 from utils.simulation.microscope import (
     MicroscopeConfig,
@@ -47,33 +41,25 @@ LOOKS = 4
 class LobeConfig(PlainConfig):
     """Columns of preset reference, straight, in some volumes of preset wide."""
 
-    share: float = 0.0
+    share: float = limited(0.0, 0.0, 1.0)
     """Share of the volumes in which they stand instead of those of a sheet."""
-    lattice_intervals: tuple[int, int] = (8, 15)
+    lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals."""
-    axis_scales: tuple[float, float] = (0.7, 1.5)
+    axis_scales: tuple[float, float] = limited((0.7, 1.5), 1e-3)
     """Half axes of the ellipsoid, in edges of the volume."""
-    length: float = 2.25
+    length: float = limited(2.25, 0.1)
     """Length of a column, in spacings."""
-
-    def __post_init__(self) -> None:
-        check_shares(self, ["share"])
-        check_ranges(self, {"lattice_intervals": 1, "axis_scales": 1e-3})
-        check_minima(self, {"length": 0.1})
 
 
 @dataclass(frozen=True)
 class WideConfig(PlainConfig):
-    """All that governs a random volume of preset wide, in parts.
+    """All that governs a random volume of preset wide, in parts."""
 
-    Raises UserError, naming the field, for a value outside its range.
-    """
-
-    shape: tuple[int, int, int] = (128, 128, 128)
+    shape: tuple[int, int, int] = limited((128, 128, 128), 2, is_range=False)
     """Voxels along x, y, z."""
-    min_visibility: float = 0.6
+    min_visibility: float = limited(0.6, 0.0)
     """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
-    max_redraws: int = 40
+    max_redraws: int = limited(40, 1)
     """Volumes drawn before giving up."""
     sheet: SheetConfig = field(default_factory=SheetConfig)
     """Where columns stand."""
@@ -87,10 +73,8 @@ class WideConfig(PlainConfig):
     """Measured columns, which are placed in the volume instead of drawn ones."""
 
     def __post_init__(self) -> None:
-        check_each(self, {"shape": 2})
-        if len(self.shape) != 3:
-            raise UserError(f"shape {self.shape}: must be three numbers of voxels")
-        check_minima(self, {"min_visibility": 0.0, "max_redraws": 1})
+        super().__post_init__()
+        check_shape(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; of a table, if there is one, its name and hash alone."""

@@ -1,27 +1,16 @@
 """Stacks as microscopes and other programs leave them: read slab by slab, written by their ending.
 
-Arrays are (X, Y, Z), or (X, Y) for images, whatever order a file keeps them in, and spacings are
-micrometres along those axes. A slab is a range of the last axis. Every reader and writer is a
-library's: tifffile, h5py, pynrrd, nibabel, zarr and numpy; none of them is let run code from a
-file. Files are written under a temporary name and renamed when complete.
+Every reader and writer is a library's: tifffile, h5py, pynrrd, nibabel, zarr and numpy; none of
+them is let run code from a file.
 """
 
 from utils.stacks.endings import ENDINGS, format_of, split_ending, zarr_around
-from utils.stacks.opening import check_input, list_stacks, open_stack
-from utils.stacks.stack import Entry, Stack, StackLayout
+from utils.stacks.opening import check_input, crop_stack, list_stacks, open_stack
+from utils.stacks.stack import FileArray, Stack, StackLayout
 from utils.stacks.writing import check_output, write_stack
 
+# fmt: off
 __all__ = [
-    "ENDINGS",
-    "Entry",
-    "Stack",
-    "StackLayout",
-    "check_input",
-    "check_output",
-    "format_of",
-    "list_stacks",
-    "open_stack",
-    "split_ending",
-    "write_stack",
-    "zarr_around",
+    "ENDINGS", "FileArray", "Stack", "StackLayout", "check_input", "check_output", "crop_stack",
+    "format_of", "list_stacks", "open_stack", "split_ending", "write_stack", "zarr_around",
 ]

@@ -5,6 +5,7 @@ Axes are letters, slowest first: X, Y, Z, C or S (channels), T (time), N (sample
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names", "DIMENSION_LABELS")
 """Attributes of an array in HDF5 or Zarr in which the names of its axes may stand."""
 MOST_CHANNELS = 4
 """Entries up to which an axis without a name is taken for channels, as in RGB and RGBA."""
-REMEDY = "name its axes with --axes, a letter each of T, C, Z, Y and X, such as --axes"
 
 
 def axis_letters(names: Any) -> str | None:
@@ -48,43 +48,55 @@ def axis_letters(names: Any) -> str | None:
 
 
 def told_axes(attributes: Mapping[str, Any], others: Iterable[Any], count: int) -> str | None:
-    """Return the letters of names in attributes, or in ``others``, by preference ``count`` of them.
-
-    None where nothing is known.
-    """
+    """Return the letters of names in attributes or ``others``, first of ``count`` axes; or None."""
     names = [*(attributes.get(name) for name in NAMED_BY), *others]
     found = [letters for each in names if each is not None and (letters := axis_letters(each))]
     return next((letters for letters in found if len(letters) == count), next(iter(found), None))
 
 
-def example(shape: Sequence[int]) -> str:
+def unclear(path: Path, said: str, shape: Sequence[int]) -> UserError:
+    """Return the error that axes are not known, which names the flag that tells."""
+    flag = "--axes, a letter each of T, C, Z, Y and X, such as --axes"
+    return UserError(f"{path}: {said}; name its axes with {flag} {_example(shape)}")
+
+
+def _example(shape: Sequence[int]) -> str:
     """Return a likely order of the axes of an array, for messages."""
     return ("ZYX" if len(shape) < 4 else "TZCYX")[-len(shape) :]
 
 
-def given_axes(path: Path, text: str, shape: Sequence[int]) -> str:
-    """Return the user's order of axes in capitals; UserError if it cannot be that of ``shape``."""
-    axes = text.strip().upper()
+def given_axes(path: Path, text: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """Return the user's order of axes in capitals, and their lengths; UserError if it cannot be.
+
+    With the lengths of all letters but one, as in ``ZC2YX``, the first axis may stand for several.
+    """
+    found = re.findall(r"(\D)(\d*)", text.strip().upper())
+    axes, counts = "".join(a for a, _ in found), [int(n or 0) for _, n in found]
     once = len(set(axes)) == len(axes) and not {"C", "S"} <= set(axes)
     if set(axes) - set("XYZCST") or not once or not {"X", "Y"} <= set(axes):
         raise UserError(
             f"{path}: --axes {text!r}: give each axis a letter of its own out of T, C (or S), Z, Y "
-            f"and X, slowest first, Y and X among them, such as {example(shape)}"
+            f"and X, slowest first, Y and X among them, such as {_example(shape)}"
         )
-    if len(axes) != len(shape):
-        pages = "; if pages hold channels or times in turn, make it a hyperstack in Fiji first"
-        raise UserError(
-            f"{path}: --axes {text}: has {len(axes)} letters, but the array has {len(shape)} axes, "
-            f"of lengths {tuple(shape)}{pages if len(axes) > len(shape) > 2 else ''}"
-        )
-    return axes
+    extra = len(axes) - len(shape)
+    pages = counts[: max(extra, 0) + 1]
+    if pages.count(0) == 1:
+        pages[pages.index(0)] = shape[0] // math.prod(filter(None, pages))
+    lengths = (*pages, *shape[1:])
+    fits = len(lengths) == len(axes) and math.prod(pages) == shape[0]
+    wrong = [n for n, m in zip(counts, lengths, strict=False) if n not in (0, m)]
+    if not fits or wrong or (extra and {*axes[: extra + 1]} & {"X", "Y"}):
+        said = f"has {len(axes)} letters, but the array has {len(shape)} axes, of lengths {shape}"
+        if extra > 0 and len(shape) > 2:
+            said += "; say how many, as ZC2YX, or, failing that, make it a hyperstack in Fiji first"
+        raise UserError(f"{path}: --axes {text}: {said}")
+    return axes, lengths
 
 
 def usual_axes(path: Path, shape: Sequence[int]) -> str:
-    """Return the order of axes that an array without names has if there is but one way to see it.
+    """Return the order of axes without names if there is but one way to see it; else UserError.
 
     Of four axes longer than 1 the one of up to four entries is channels, unless it is the third.
-    Raises UserError, which names ``--axes``, where that does not tell.
     """
     long = [k for k, n in enumerate(shape) if n > 1 or len(shape) <= 3]
     lengths = [shape[k] for k in long]
@@ -95,14 +107,7 @@ def usual_axes(path: Path, shape: Sequence[int]) -> str:
     elif len(long) == 4 and len(few) == 1:
         letters = "ZYX"[: few[0]] + "C" + "ZYX"[few[0] :]
     if letters is None:
-        lengths = " x ".join(map(str, shape))
-        told = f"which of its {len(shape)} axes ({lengths}) is which is not told"
-        raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
+        edges = " x ".join(map(str, shape))
+        raise unclear(path, f"which of its {len(shape)} axes ({edges}) is which is not told", shape)
     named = dict(zip(long, letters, strict=True))
     return "".join(named.get(k, "T") for k in range(len(shape)))
-
-
-def as_planes(axes: str, shape: Sequence[int]) -> str | None:
-    """Return the order in which z is what is called time now; None where there is a z already."""
-    planes = shape[axes.index("Z")] if "Z" in axes else 1
-    return axes.translate(str.maketrans("TZ", "ZT")) if planes == 1 and "T" in axes else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
-from utils.stacks.formats import hdf5, nifti, npy, nrrd, tiff, zarr
 from utils.stacks.place import Place
 
 ENDINGS = {
@@ -13,41 +14,19 @@ ENDINGS = {
     **dict.fromkeys((".h5", ".hdf5", ".ims", ".xml"), "hdf5"),
     **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
     **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "nifti"),
-    ".zarr": "zarr",
-    ".npy": "numpy",
+    **{".zarr": "zarr", ".npy": "npy"},
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
 ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
 """Endings that no output may have: two files, or another program's own."""
-KEPT = {
-    "tiff": ("voxel size", "place"),
-    "hdf5": ("voxel size",),
-    "nrrd": ("voxel size", "place", "directions"),
-    "nifti": ("voxel size", "place", "directions"),
-    "zarr": ("voxel size", "place"),
-    "numpy": (),
-}
-"""What a format can hold beside the voxels."""
+BIOFORMATS = (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc")
 CONVERTED = {
-    **dict.fromkeys(
-        (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc"),
-        "open it in Fiji (Bio-Formats) and save it as .tif, or run bioformats2raw",
-    ),
+    **dict.fromkeys(BIOFORMATS, "save it as .tif in Fiji (Bio-Formats), or run bioformats2raw"),
     **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),
     **dict.fromkeys((".v3draw", ".v3dpbd"), "open it in Vaa3D and save it as .tif"),
     ".companion.ome": "name one of the .ome.tif files beside it",
 }
 """How to make a stack that is read of one that is not, by its ending."""
-FORMATS = {
-    "tiff": tiff,
-    "hdf5": hdf5,
-    "nrrd": nrrd,
-    "nifti": nifti,
-    "zarr": zarr,
-    "numpy": npy,
-}
-"""Their modules. ``contents`` opens a file of several arrays and returns Contents, ``read`` one of
-one array and returns a Source; ``write`` puts slabs (X, Y, n), in order, under a free name."""
 
 
 def format_of(path: str | Path) -> str:
@@ -59,31 +38,38 @@ def format_of(path: str | Path) -> str:
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
-    if zarr_around(path) != Path(path) and Path(path).is_dir():
-        return "zarr"
     if name and Path(path).is_dir():
-        return "tiff"
+        return "tiff" if zarr_around(path) == Path(path) else "zarr"
     for ending, advice in CONVERTED.items():
         if name.endswith(ending):
             raise UserError(f"{path}: {ending} is not read here: {advice}")
-    known = f"{', '.join(ENDINGS)}, and folders of planes in .tif"
-    raise UserError(f"{path}: unknown ending; the known ones are {known}")
+    known = f"the known ones are {', '.join(ENDINGS)}, and folders of planes in .tif"
+    raise UserError(f"{path}: unknown ending; {known}")
+
+
+def module_of(path: str | Path) -> Any:
+    """Return the module of the format of ``path``, loaded with its library where it is needed.
+
+    Its ``contents`` opens a file, ``write`` puts slabs (X, Y, n), in order, under a free name, and
+    ``KEEPS`` is what a file can hold beside the voxels.
+    """
+    return importlib.import_module(f"utils.stacks.formats.{format_of(path)}")
 
 
 def not_kept(path: str | Path, place: Place) -> str | None:
     """Return one line on what an output of this ending cannot hold of ``place``; None for all."""
     has = {"voxel size": place.tells_ratio, "place": any(place.way), "directions": place.turned}
-    lost = [name for name, given in has.items() if given and name not in KEPT[format_of(path)]]
+    keeps = module_of(path).KEEPS
+    lost = [name for name, given in has.items() if given and name not in keeps]
     return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
 
 
-def written_format(path: str | Path) -> str:
-    """Return the format that an output's ending means; UserError for one that is only read."""
+def check_written(path: str | Path) -> None:
+    """Raise UserError for an output of an ending that is unknown, or only read."""
     name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
     if not name.endswith(tuple(written)):
         what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
         raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
-    return format_of(path)
 
 
 def zarr_around(path: str | Path) -> Path:
@@ -94,14 +80,10 @@ def zarr_around(path: str | Path) -> Path:
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
-    """Return the file's name without its ending, and the ending as it is, ``.ome`` included.
-
-    Raises UserError for an unknown ending.
-    """
-    path = Path(path)
+    """Return the file's name without its ending, and the ending as it is, ``.ome`` included."""
     format_of(path)
-    ending = max((e for e in ENDINGS if path.name.lower().endswith(e)), key=len, default="")
-    stem = path.name[: len(path.name) - len(ending)]
-    if stem.lower().endswith(".ome"):
-        stem = stem[: -len(".ome")]
-    return stem, path.name[len(stem) :]
+    name = Path(path).name
+    ending = max((e for e in ENDINGS if name.lower().endswith(e)), key=len, default="")
+    stem = name[: len(name) - len(ending)]
+    stem = stem[: -len(".ome")] if stem.lower().endswith(".ome") else stem
+    return stem, name[len(stem) :]

@@ -1,20 +1,21 @@
-"""A stack opened by its file's ending: the format's reader, then the channel, axes and spacing."""
+"""A stack opened by its file's ending: the format's reader, then channel, axes, spacing and box."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.stacks.axes import REMEDY, as_planes, example, given_axes, usual_axes
-from utils.stacks.endings import ENDINGS, FORMATS, format_of
+from utils.stacks.axes import given_axes, unclear, usual_axes
+from utils.stacks.endings import ENDINGS, format_of, module_of
 from utils.stacks.place import Place
-from utils.stacks.stack import Contents, Entry, Source, Stack, closed_if_it_fails
+from utils.stacks.stack import FileArray, Stack
 
 
 def open_stack(
@@ -27,53 +28,67 @@ def open_stack(
     series: int | None = None,
     axes: str | None = None,
 ) -> Stack:
-    """Open one stack or image for reading by slabs.
+    """Open one stack or image for reading by slabs; UserError for one that cannot be.
 
     Args:
-        path: a file of one of :data:`formats.ENDINGS`; a folder for Zarr and OME-Zarr.
+        path: a file of one of :data:`endings.ENDINGS`; a folder for Zarr, and for planes in TIFF.
         channel: which channel, from 0; needed where there are several.
         voxel_size: edge of a voxel along z, y, x (or y, x) in micrometres; overrides the file's.
         key: name of the array inside HDF5 or Zarr; needed where there are several.
         index: which time point, or which sample of a file of simulated volumes, from 0.
         series: which series of a TIFF, from 0; the largest if none is named.
-        axes: a letter for each axis of the file's array, slowest first, such as ``ZCYX``, where the
-            file does not tell or is wrong.
-
-    Raises:
-        UserError: for a file that is missing, damaged, of an unknown format or without what was
-            asked for.
+        axes: a letter for each of its axes, slowest first, where the file does not tell or is
+            wrong, such as ``ZCYX``, or ``ZC2YX`` for pages of two channels in turn.
     """
     path, kind = check_input(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
     if series is not None and kind != "tiff":
         raise UserError(f"{path}: has no series; --series {series} is for TIFF")
-    contents = _contents(path, kind)
-    with closed_if_it_fails(contents):
-        source = contents.source(key if series is None else str(series))
+    with ExitStack() as held:
+        contents = held.enter_context(closing(module_of(path).contents(path)))
+        array = contents.source(key if series is None else str(series))
         try:
-            stack = _select(path, source, channel, voxel_size, index, axes)
+            stack = _select(array, channel, voxel_size, index, axes)
         except UserError as error:
-            if key is None and series is None and contents.unasked:
-                raise UserError(f"{error}; {contents.unasked}") from error
+            if key is None and series is None and contents.note:
+                raise UserError(f"{error}; {contents.note}") from error
             raise
-        return replace(stack, close=contents.close)
+        return replace(stack, close=held.pop_all().close)
 
 
-def list_stacks(path: str | Path) -> list[Entry]:
+def list_stacks(path: str | Path) -> list[FileArray]:
     """Return what there is to read in a file, for ``--list``; UserError as :func:`open_stack`."""
-    path, kind = check_input(path)
-    with closing(_contents(path, kind)) as contents:
+    path, _ = check_input(path)
+    with closing(module_of(path).contents(path)) as contents:
         return contents.entries()
 
 
-def _contents(path: Path, kind: str) -> Contents:
-    """Open a file, whether its format holds several arrays or one."""
-    if hasattr(FORMATS[kind], "contents"):
-        return FORMATS[kind].contents(path)
-    source = FORMATS[kind].read(path)
-    only = {"": source.array}
-    return Contents(path, only, lambda name: only, lambda name: source)
+def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) -> Stack:
+    """Return the box ``ranges`` of ``stack``, cut where it is read; closing either closes the file.
+
+    ``ranges`` are the first voxel and the one after the last along z, y, x (or y, x), from 0; None
+    is the stack's own end. Raises UserError for a box that does not lie within the stack.
+    """
+    if len(ranges) != len(stack.shape):
+        names = ",".join(f"{a}0:{a}1" for a in "zyx"[-len(stack.shape) :])
+        given = f"has {len(stack.shape)} axes, but --crop {len(ranges)} ranges"
+        raise UserError(f"{stack.path}: {given}; give {names}")
+    starts = [first or 0 for first, _ in reversed(ranges)]
+    ends = zip(reversed(ranges), stack.shape, strict=True)
+    stops = [length if last is None else last for (_, last), length in ends]
+    for axis, start, stop, n in zip("xyz", starts, stops, stack.shape, strict=False):
+        if not 0 <= start < stop <= n:
+            where = f"--crop {start}:{stop} along {axis}"
+            raise UserError(f"{stack.path}: {where}: must lie within 0:{n}")
+
+    def part(box: tuple[slice, ...]) -> np.ndarray:
+        moved = zip(box, starts, strict=True)
+        return stack.part(tuple(slice(s.start + first, s.stop + first) for s, first in moved))
+
+    shape = tuple(b - a for a, b in zip(starts, stops, strict=True))
+    origin = tuple(a + b for a, b in zip(stack.origin, starts, strict=True))
+    return replace(stack, shape=shape, origin=origin, place=stack.place.moved(starts), part=part)
 
 
 def check_input(path: str | Path) -> tuple[Path, str]:
@@ -82,9 +97,8 @@ def check_input(path: str | Path) -> tuple[Path, str]:
     with disk_errors(path):
         if not path.exists():
             raise UserError(f"{path}: no such file")
-        planes = path.is_dir() and not path.name.lower().endswith(tuple(ENDINGS))
     kind = format_of(path)
-    folder = kind == "zarr" or planes
+    folder = kind == "zarr" or not path.name.lower().endswith(tuple(ENDINGS))
     if path.is_dir() != folder:
         what = "a file, where a folder is expected" if folder else "a folder, not a file"
         raise UserError(f"{path}: {what}")
@@ -94,118 +108,115 @@ def check_input(path: str | Path) -> tuple[Path, str]:
 
 
 def _select(
-    path: Path,
-    source: Source,
+    array: FileArray,
     channel: int | None,
     voxel_size: Sequence[float] | None,
     index: int | None,
     given: str | None,
 ) -> Stack:
     """Choose channel and time point, and lay the rest out as (X, Y, Z)."""
-    dtype = _working_dtype(path, source.array.dtype)
-    shape = source.array.shape
+    path, shape, stored = array.path, array.shape, array.dtype
+    if stored.kind not in "buif":
+        raise UserError(f"{path}: holds {stored}, not grey values")
+    short = np.dtype(np.uint8) if stored.kind == "b" else stored.newbyteorder("=")
+    dtype = np.dtype(np.float32) if stored.itemsize > 2 else short
     if min(shape, default=0) < 1:
         raise UserError(f"{path}: holds no voxels: its shape is {shape}")
     if given is not None:
-        source = _renamed(source, given_axes(path, given, shape))
-    axes = source.axes or usual_axes(path, shape)
+        array = _renamed(array, *given_axes(path, given, shape))
+        shape = array.shape
+    axes = array.axes or usual_axes(path, shape)
     if len(axes) != len(shape):
-        raise UserError(
-            f"{path}: its axes {axes} do not fit its shape {shape}; {REMEDY} {example(shape)}"
-        )
-    chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
-    asked = {"CS": (channel, "channel", "channels"), "TN": (index, "index", "time points")}
-    for letters, (wanted, flag, what) in asked.items():
-        found = [k for k, letter in enumerate(axes) if letter in letters]
-        many = [k for k in found if shape[k] > 1]
-        if len(many) > 1:
-            told = f"its axes {axes} of lengths {shape} cannot be told apart"
-            raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
-        noun = "samples" if "N" in axes else what
-        if many:
-            planes = as_planes(axes, shape) if "T" in letters else None
-            other = f", or --axes {planes} if they are planes" if planes else ""
-            chosen[many[0]] = _pick(path, wanted, shape[many[0]], flag, noun, other)
-        elif wanted:
-            raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
+        raise unclear(path, f"its axes {axes} do not fit its shape {shape}", shape)
+    chosen = _choose(path, axes, shape, channel, index)
     spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
-        told = f"its axes {axes} of lengths {shape} are not those of a stack"
-        raise UserError(f"{path}: {told}; {REMEDY} {example(shape)}")
-    order = [spatial.index(a) for a in "XYZ" if a in spatial]
-    lengths = [shape[axes.index(a)] for a in "XYZ" if a in spatial]
-    last = axes.index("Z" if "Z" in spatial else "Y")
+        raise unclear(path, f"its axes {axes} of lengths {shape} are not those of a stack", shape)
+    letters = "XYZ"[: len(spatial)]
 
     def part(box: tuple[slice, ...]) -> np.ndarray:
-        places = dict(zip("XYZ", box, strict=False))
+        places = dict(zip(letters, box, strict=True))
         where = tuple(chosen[k] if k in chosen else places[a] for k, a in enumerate(axes))
-        return source.array.part(where).transpose(order)
+        return array.part(where).transpose([spatial.index(a) for a in letters])
 
-    stored = source.array.dtype
     behind = math.prod(shape[max(axes.rfind(a) for a in "XYZ") + 1 :])  # channels of each voxel
-    place = _place(path, voxel_size, source, spatial)
-    notes = [*source.notes, *filter(None, [place.note()])]
-    channel_axis = next((k for k, a in enumerate(axes) if a in "CS" and shape[k] > 1), None)
+    place = _place(path, voxel_size, array.place, spatial)
+    notes = (*array.notes, place.note())
+    channels = (chosen[k] for k, a in enumerate(axes) if a in "CS" and shape[k] > 1)
     return Stack(
         path=path,
-        shape=tuple(lengths),
+        shape=tuple(shape[axes.index(a)] for a in letters),
         dtype=dtype,
         spacing=place.spacing,
         axes=spatial,
-        channel=None if channel_axis is None else chosen[channel_axis],
-        loaded=source.loaded,
-        voxel_bytes=stored.itemsize * (behind + 1) + (stored != dtype) * dtype.itemsize,
-        layer=1 if source.chunks is None else source.chunks[last],
-        unpacked=2 * source.at_once * math.prod(source.chunks or (0,)) * stored.itemsize,
         place=place,
-        origin=(0,) * len(lengths),
-        warning=lambda: "; ".join([*notes, *filter(None, [source.warning()])]) or None,
+        channel=next(channels, None),
+        loaded=array.loaded,
+        voxel_bytes=stored.itemsize * (behind + 1) + (stored != dtype) * dtype.itemsize,
+        layer=1 if array.chunks is None else array.chunks[axes.index(letters[-1])],
+        unpacked=2 * array.at_once * math.prod(array.chunks or (0,)) * stored.itemsize,
+        origin=(0,) * len(letters),
+        warning=lambda: "; ".join(filter(None, [*notes, array.warning()])) or None,
         part=part,
     )
 
 
-def _working_dtype(path: Path, dtype: np.dtype) -> np.dtype:
-    """Return the dtype to compute with: short ones as they are, others as float32."""
-    if dtype.kind == "b":
-        return np.dtype(np.uint8)
-    if dtype.kind not in "uif":
-        raise UserError(f"{path}: holds {dtype}, not grey values")
-    if dtype.itemsize > 2:
-        return np.dtype(np.float32)
-    return dtype.newbyteorder("=")
+def _choose(
+    path: Path, axes: str, shape: tuple[int, ...], channel: int | None, index: int | None
+) -> dict[int, int]:
+    """Return the place along each axis that is none of space, 0 along those of length 1."""
+    chosen = {k: 0 for k, n in enumerate(shape) if n == 1 and axes[k] not in "XY"}
+    times = "samples" if "N" in axes else "time points"
+    asked = (("CS", channel, "channel", "channels"), ("TN", index, "index", times))
+    for letters, wanted, flag, noun in asked:
+        many = [k for k, letter in enumerate(axes) if letter in letters and shape[k] > 1]
+        if len(many) > 1:
+            raise unclear(path, f"its axes {axes} of lengths {shape} cannot be told apart", shape)
+        if not many and wanted:
+            raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
+        for k in many:
+            if wanted is None:
+                advice = f"name one with --{flag} 0..{shape[k] - 1}"
+                if axes[k] == "T" and dict(zip(axes, shape, strict=True)).get("Z", 1) == 1:
+                    planes = axes.translate(str.maketrans("TZ", "ZT"))
+                    advice += f", or --axes {planes} if they are planes"
+                raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
+            if not 0 <= wanted < shape[k]:
+                last = shape[k] - 1
+                raise UserError(f"{path}: --{flag} {wanted}: the file's {noun} are 0..{last}")
+            chosen[k] = wanted
+    return chosen
 
 
-def _pick(path: Path, wanted: int | None, count: int, flag: str, what: str, other: str) -> int:
-    if wanted is None:
-        advice = f"name one with --{flag} 0..{count - 1}{other}"
-        raise UserError(f"{path}: holds {count} {what}; {advice}")
-    if not 0 <= wanted < count:
-        raise UserError(f"{path}: --{flag} {wanted}: the file's {what} are 0..{count - 1}")
-    return wanted
+def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray:
+    """Return the array with other names for its axes, along which sizes and directions stay.
 
-
-def _renamed(source: Source, axes: str) -> Source:
-    """Return the source with other names for its axes, along which sizes and directions stay.
-
-    Sizes without axes are those of Z, Y and X, in the order in which these stand now.
+    Sizes without axes are those of Z, Y and X, in the order in which these stand now. With more
+    lengths than axes the first axis, of pages, is cut into the first ones.
     """
-    if source.axes and len(source.axes) == len(source.array.shape):
-        pairs = zip(axes, source.axes, strict=True)
-    else:
-        spatial = [a for a in axes if a in "XYZ"]
-        pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
+    extra, spatial = len(lengths) - len(array.shape), [a for a in axes if a in "XYZ"]
+    pairs = zip(spatial, "ZYX"[-len(spatial) :], strict=True)
+    if not extra and len(array.axes or "") == len(lengths):
+        pairs = zip(axes, array.axes or "", strict=True)
     moved = {new: old for new, old in pairs if new in "XYZ" and old in "XYZ"}
-    return replace(source, axes=axes, place=source.place.renamed(moved))
+
+    def read(where: tuple[Any, ...]) -> np.ndarray:
+        pages = np.arange(array.shape[0]).reshape(lengths[: extra + 1])[where[: extra + 1]]
+        step = int(pages[1] - pages[0]) if pages.size > 1 else 1
+        taken = slice(int(pages.min()), int(pages.max()) + 1, step) if pages.ndim else int(pages)
+        return array.part((taken, *where[extra + 1 :]))
+
+    chunks = array.chunks and (*array.chunks[:1], *(1,) * extra, *array.chunks[1:])
+    cut = {"shape": lengths, "chunks": chunks, "read": read}
+    return replace(array, axes=axes, place=array.place.renamed(moved), **cut)
 
 
-def _place(path: Path, voxel_size: Sequence[float] | None, source: Source, spatial: str) -> Place:
+def _place(path: Path, voxel_size: Sequence[float] | None, place: Place, spatial: str) -> Place:
     """Return where the voxels stand: as the file says, of the user's size if there is one."""
-    place = source.place.within(len(spatial))
+    place = place.within(len(spatial))
     if voxel_size is None:
         return place
     if len(voxel_size) != len(spatial):
-        raise UserError(
-            f"{path}: has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} "
-            f"numbers; give {'z,y,x'[-2 * len(spatial) + 1 :]}"
-        )
+        said = f"has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} numbers"
+        raise UserError(f"{path}: {said}; give {'z,y,x'[-2 * len(spatial) + 1 :]}")
     return place.resized(reversed(voxel_size))

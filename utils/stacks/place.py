@@ -1,12 +1,9 @@
-"""Where a stack stands in space: the size of its voxels, the directions of its axes, and its place.
-
-One description for all formats, so that an output says what its input did, whatever both are.
-"""
+"""Where a stack stands in space: size, directions and place of its voxels, for all formats."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,11 +12,9 @@ from utils.stacks.units import micrometres_per
 
 SAME_SIZE = 1e-4
 """Part by which two sizes may differ that are one: TIFF's fractions round, NIfTI has float32."""
-SIGNS = {
-    **dict.fromkeys(("left-posterior-superior", "LPS"), (-1, -1, 1)),
-    **dict.fromkeys(("right-anterior-superior", "RAS"), (1, 1, 1)),
-    **dict.fromkeys(("left-anterior-superior", "LAS"), (-1, 1, 1)),
-}
+SIGNS = {"left-posterior-superior": (-1, -1, 1), "LPS": (-1, -1, 1), "LAS": (-1, 1, 1)}
+SIGNS |= {"right-anterior-superior": (1, 1, 1), "RAS": (1, 1, 1)}
+SIGNS |= {"left-anterior-superior": SIGNS["LAS"]}
 """Spaces of NRRD, and the signs that turn their axes into those of NIfTI, which is RAS."""
 
 
@@ -51,11 +46,8 @@ class Place:
     @classmethod
     def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
         """Return the place of sizes with the names of their units; if none has one, of a ratio."""
-        lengths = {a: micrometres_per(units.get(a, "")) for a in sizes}
-        known = {a: size * lengths[a] for a, size in sizes.items()}
-        if any(map(math.isfinite, known.values())):
-            return cls.aligned(known)
-        return cls.aligned(sizes, math.nan)
+        known = cls.aligned({a: n * micrometres_per(units.get(a, "")) for a, n in sizes.items()})
+        return known if known.has_unit else cls.aligned(sizes, math.nan)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -63,11 +55,15 @@ class Place:
         return tuple(math.hypot(*column) for column in self.steps.T)
 
     @property
+    def has_unit(self) -> bool:
+        """Whether sizes are lengths; else they are a ratio at most."""
+        return math.isfinite(self.unit)
+
+    @property
     def known(self) -> dict[str, float]:
         """The sizes that the file tells, by axis, in micrometres if the unit is known."""
-        unit = self.unit if math.isfinite(self.unit) else 1.0
-        sizes = zip("XYZ", self.sizes, strict=False)
-        return {a: size * unit for a, size in sizes if a not in self.guessed}
+        sizes = zip("XYZ", self.in_units().sizes, strict=False)
+        return {a: size for a, size in sizes if a not in self.guessed and self.tells_ratio}
 
     @property
     def usable(self) -> bool:
@@ -78,27 +74,21 @@ class Place:
     @property
     def spacing(self) -> tuple[float, ...] | None:
         """Edge of a voxel in micrometres; None unless the file tells it along each axis."""
-        if self.guessed or not math.isfinite(self.unit):
-            return None
-        return tuple(size * self.unit for size in self.sizes)
+        return None if self.guessed or not self.has_unit else self.in_units().sizes
 
     @property
     def tells_ratio(self) -> bool:
         """Whether there are sizes; those of a file that tells none are all 1."""
-        return math.isfinite(self.unit) or any(size != 1 for size in self.sizes)
+        return self.has_unit or any(size != 1 for size in self.sizes)
 
     @property
     def turned(self) -> bool:
         """Whether an axis is mirrored or does not lie along its axis of space."""
-        straight = np.eye(*self.steps.shape)
-        return not np.allclose(self.steps / self.sizes, straight, atol=1e-6)
+        return not np.allclose(self.steps / self.sizes, np.eye(*self.steps.shape), atol=1e-6)
 
     @property
     def way(self) -> tuple[float, ...]:
-        """How far the first voxel lies from 0 along each axis of the stack, in units.
-
-        Formats without directions keep this: 0 then lies at the same voxel.
-        """
+        """How far the first voxel lies from 0 along each axis of the stack, in units."""
         return tuple(map(float, np.linalg.pinv(self.steps) @ self.first * self.sizes))
 
     def within(self, axes: int) -> Place:
@@ -110,52 +100,41 @@ class Place:
         return replace(self, steps=steps, first=first, guessed=guessed)
 
     def renamed(self, axes: Mapping[str, str]) -> Place:
-        """Return the place of a stack some of whose axes, X, Y and Z, are now called otherwise.
-
-        Args:
-            axes: the former name of an axis by its new one.
-        """
-        place = self
-        if self.steps.shape[1] < 3:
-            place = Place.aligned(self.known, self.unit / self.unit)
+        """Return the place with axes called otherwise: ``axes`` has the former names by the new."""
+        flat = self.steps.shape[1] < 3
+        place = Place.aligned(self.known, self.unit / self.unit) if flat else self
         left = [a for a in "XYZ" if a not in axes.values()]
-        former = {a: axes[a] if a in axes else left.pop(0) for a in "XYZ"}
-        order = ["XYZ".index(former[a]) for a in "XYZ"]
+        former = [axes[a] if a in axes else left.pop(0) for a in "XYZ"]
+        order = ["XYZ".index(a) for a in former]
         steps, first = place.steps[:, order], place.first
-        guessed = "".join(a for a in "XYZ" if former[a] in place.guessed)
         if not (place.space or place.turned):  # no directions: the axes of space are the stack's
             steps, first = steps[order], first[order]
+        guessed = "".join(a for a, b in zip("XYZ", former, strict=True) if b in place.guessed)
         return replace(place, steps=steps, first=first, guessed=guessed)
 
     def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
-        """Return the place of a part that begins ``voxels`` from the first along each axis.
-
-        Those that are not finite, since nobody knows, count as 0.
-        """
+        """Return the place of a part that begins so many voxels on, 0 where they are not finite."""
         known = np.where(np.isfinite(voxels), voxels, 0)
         return replace(self, first=self.first + self.steps[:, : len(known)] @ known)
 
     def resized(self, sizes: Iterable[float]) -> Place:
         """Return the place with voxels of ``sizes`` micrometres along x, y, z (or x, y).
 
-        Directions stay, and 0 lies at the same voxel. Where the sizes are the stack's own, in its
-        unit if that is known, nothing else changes.
+        Directions stay, and 0 lies at the same voxel. Its own sizes change nothing else.
         """
-        unit = self.unit if math.isfinite(self.unit) else 1.0
+        unit = self.unit if self.has_unit else 1.0
         ratio = np.array(list(sizes)) / self.sizes / unit
         if np.allclose(ratio, 1, rtol=SAME_SIZE, atol=0):
             return replace(self, unit=unit, guessed="")
         steps = self.steps * ratio * unit
-        first = self.first * unit
-        first = first + (steps - self.steps * unit) @ np.linalg.pinv(self.steps) @ self.first
-        return replace(self, steps=steps, first=first, unit=1.0, guessed="")
+        moved = (steps - self.steps * unit) @ np.linalg.pinv(self.steps) @ self.first
+        return replace(self, steps=steps, first=self.first * unit + moved, unit=1.0, guessed="")
 
-    def in_units(self, unit: float) -> Place:
-        """Return the same in units of ``unit`` micrometres; itself if its own is not known."""
-        ratio = self.unit / unit
-        if not math.isfinite(ratio):
+    def in_units(self, units: Collection[float] = ()) -> Place:
+        """Return the same in one of ``units``, or micrometres; itself if its own is not known."""
+        if self.unit in units or not self.has_unit:
             return self
-        return replace(self, steps=self.steps * ratio, first=self.first * ratio, unit=unit)
+        return replace(self, steps=self.steps * self.unit, first=self.first * self.unit, unit=1.0)
 
     def in_space(self, space: str) -> Place:
         """Return the same in another space; itself where either is not one of :data:`SIGNS`."""
@@ -166,12 +145,12 @@ class Place:
 
     def note(self) -> str | None:
         """Return what a person must know of sizes that the file does not tell; None if it does."""
-        sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         if self.guessed:
             axes = " and ".join(self.guessed.lower())
             said = f"no voxel size along {axes} in the file, taken for that of the finest axis"
-        elif not math.isfinite(self.unit) and self.tells_ratio:
+        elif not self.has_unit and self.tells_ratio:
             said = "the voxel size in the file has no unit, its ratio is used and kept"
         else:
             return None
+        sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         return f"{said}: {sizes} (x, y, z); --voxel_size Z,Y,X gives it in micrometres"

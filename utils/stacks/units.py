@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from typing import Any
 
 PREFIXES = {
-    "": ("", 1e6),
-    "deci": ("d", 1e5),
-    "centi": ("c", 1e4),
-    "milli": ("m", 1e3),
-    "micro": ("u", 1.0),
-    "nano": ("n", 1e-3),
-    "pico": ("p", 1e-6),
+    **{"": ("", 1e6), "deci": ("d", 1e5), "centi": ("c", 1e4), "milli": ("m", 1e3)},
+    **{"micro": ("u", 1.0), "nano": ("n", 1e-3), "pico": ("p", 1e-6)},
 }
 """SI prefixes by name, with symbol and micrometres of that share of a metre."""
 MICROMETRES = {
-    **{
-        name: length
-        for prefix, (symbol, length) in PREFIXES.items()
-        for name in (f"{symbol}m", *(f"{prefix}met{end}" for end in ("er", "re", "ers", "res")))
-    },
+    **{f"{symbol}m": length for symbol, length in PREFIXES.values()},
+    **{f"{p}met{end}": PREFIXES[p][1] for p in PREFIXES for end in ("er", "re", "ers", "res")},
     **dict.fromkeys(("micron", "microns", "u"), 1.0),
     **dict.fromkeys(("å", "angstrom", "angstroms", "ångström", "ångströms"), 1e-4),
     **dict.fromkeys(("inch", "inches", "in"), 25400.0),
@@ -30,8 +23,9 @@ MICROMETRES = {
 """Micrometres of a unit by its name in small letters, ``u`` for the sign of micro."""
 
 
-def number_in(text: str) -> float:
-    """Return the number that a text is, with a decimal point or comma; NaN for none."""
+def number_in(told: Any) -> float:
+    """Return the number that a file tells, as text or bytes too, with a point or comma; or NaN."""
+    text = told.decode("latin-1") if isinstance(told, bytes) else str(told)
     try:
         return float(text.replace(",", "."))
     except ValueError:
@@ -41,9 +35,8 @@ def number_in(text: str) -> float:
 def micrometres_per(unit: str) -> float:
     r"""Return the length of a unit in micrometres; NaN for one that is no length, or not known.
 
-    The signs of micro (U+00B5 or the Greek U+03BC) and of angstrom may be written as they are, as
-    ImageJ's escapes (the six characters of ``\u00B5``), as UTF-8 that was read as Latin-1, or as
-    Latin-1 that was read as UTF-8, where a mark of replacement stands for the sign.
+    The signs of micro (U+00B5 or U+03BC) and of angstrom may be themselves, ImageJ's escapes (six
+    characters as ``\u00B5``), or UTF-8 that was read as Latin-1, or the other way round.
     """
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), unit)
     for codec in ("latin-1", "cp1252"):

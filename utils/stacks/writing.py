@@ -11,13 +11,13 @@ import numpy as np
 
 from utils.errors import UserError, disk_errors
 from utils.replacing import replacing
-from utils.stacks.endings import FORMATS, written_format
+from utils.stacks.endings import check_written, module_of
 from utils.stacks.stack import StackLayout
 
 
 def check_output(path: str | Path, *, overwrite: bool = False) -> None:
     """Raise UserError unless ``path`` has a known ending and may be written; leaves nothing."""
-    written_format(path)
+    check_written(path)
     check_free(Path(path), overwrite=overwrite)
 
 
@@ -36,28 +36,15 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a stack in the format of its ending; what stood under ``path`` is replaced.
 
-    TIFF is ImageJ's (OME for ``.ome.tif``), Zarr is OME-Zarr 0.4. Axes and spacing are stored where
-    the format can: NumPy keeps the order of axes and no spacing.
-
-    Args:
-        path: the file; its folder exists.
-        slabs: (X, Y, n) of any n, in order, together ``layout.shape``.
-        layout: shape, dtype and spacing.
-
-    Raises:
-        UserError: for an unknown ending or a disk that cannot be written; nothing is left then.
+    ``slabs`` are (X, Y, n) of any n, in order, together ``layout.shape``. Raises UserError for an
+    unknown ending, or a disk that cannot be written; nothing is left then.
     """
     path = Path(path)
-    write = FORMATS[written_format(path)].write
+    check_written(path)
+    write = module_of(path).write
     with replacing(path) as temporary:
-        _check_room(path, layout.nbytes)
+        free = shutil.disk_usage(path.parent).free
+        if layout.nbytes > free:  # at which HDF5 and mapped files would end the process
+            needs = f"needs up to {layout.nbytes / 1e9:.1f} GB of disk"
+            raise UserError(f"{path}: {needs}, and {free / 1e9:.1f} GB are free")
         write(temporary, slabs, layout)
-
-
-def _check_room(path: Path, needed: int) -> None:
-    """Raise UserError if the disk lacks room, at which HDF5 and mapped files end the process."""
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise UserError(
-            f"{path}: needs up to {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free"
-        )

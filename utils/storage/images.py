@@ -127,14 +127,8 @@ def _lay_out(file: h5py.File, image_set: ImageSet) -> None:
     file.attrs["seed"] = image_set.seed
     file.attrs["num_samples"] = count
     file.create_dataset("image_data", (count, *shape), "<f4", chunks=(1, *shape))
-    file.create_dataset(
-        "image_labels",
-        (count, *shape),
-        "u1",
-        chunks=(1, *shape),
-        compression="gzip",
-        compression_opts=GZIP_LEVEL,
-    )
+    labels = {"chunks": (1, *shape), "compression": GZIP_LEVEL}
+    file.create_dataset("image_labels", (count, *shape), "u1", **labels)
     file.create_dataset("points", (count,), h5py.vlen_dtype(np.dtype("<f4")))
     for name, text in IMAGE_LAYOUT.items():
         file[name].attrs["description"] = text

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -159,28 +160,22 @@ def _lay_out(file: h5py.File, volume_set: VolumeSet) -> None:
     file.attrs["num_samples"] = count
     file.attrs["complete"] = False
     chunks = (1, *chunk_shape(shape))
-    images = file.create_dataset("vol_data", (count, *shape), "<f2", chunks=chunks)
-    images.attrs["description"] = IMAGE_TEXT
+
+    def add(name: str, text: str, shape: tuple[int, ...], dtype: Any, **options: Any) -> None:
+        dataset = file.create_dataset(name, (count, *shape), dtype, **options)
+        dataset.attrs["description"] = text
+
+    add("vol_data", IMAGE_TEXT, shape, "<f2", chunks=chunks)
     for name, (dtype, text) in VOXELS.items():
-        voxels = file.create_dataset(
-            name,
-            (count, *shape),
-            dtype,
-            chunks=chunks,
-            compression="gzip",
-            compression_opts=GZIP_LEVEL,
-        )
-        voxels.attrs["description"] = text
-    percentiles = file.create_dataset("vol_percentiles", (count, 2), "<f4")
-    percentiles.attrs["description"] = PERCENTILES_TEXT
+        add(name, text, shape, dtype, chunks=chunks, compression=GZIP_LEVEL)
+    add("vol_percentiles", PERCENTILES_TEXT, (2,), "<f4")
     kind = WIDE if isinstance(volume_set.config, WideConfig) else REFERENCE
     for name, part in kind.ragged.items():
-        ragged = file.create_dataset(name, (count,), h5py.vlen_dtype(np.dtype(part.dtype)))
-        ragged.attrs["description"] = f"{part.description}; {_usage(name, part.shape)}"
+        text = f"{part.description}; {_usage(name, part.shape)}"
+        add(name, text, (), h5py.vlen_dtype(np.dtype(part.dtype)))
     file.create_group("parameters").attrs["description"] = "drawn for each sample"
     for name, (dtype, item) in parameter_layout(kind.parameters).items():
-        values = file.create_dataset("parameters/" + name, (count, *item), dtype)
-        values.attrs["description"] = f"{name} of each sample: {PARAMETER_TEXT}"
+        add(f"parameters/{name}", f"{name} of each sample: {PARAMETER_TEXT}", item, dtype)
 
 
 def _usage(name: str, shape: tuple[int, ...]) -> str:

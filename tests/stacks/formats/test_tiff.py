@@ -192,6 +192,24 @@ def test_the_largest_of_several_series_is_read(tmp_path, ome):
         open_stack(save(tmp_path / "a.npy", small), series=1)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_of_two_equal_stacks_the_first_is_read(tmp_path, compression):
+    stacks = [random_stack((5, 6, 7), np.uint16, seed) for seed in range(2)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for array in stacks:
+            writer.write(array, photometric="minisblack", compression=compression)
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), stacks[0].T)
+        assert (
+            "only the largest of 3 series is read, number 0 of shape (5, 6, 7)" in stack.warning()
+        )
+    for number, array in enumerate([*stacks, np.concatenate(stacks)]):
+        with open_stack(tmp_path / "a.tif", series=number) as stack:
+            np.testing.assert_array_equal(stack.read(), array.T)
+    chosen = [(entry.key, entry.chosen) for entry in list_stacks(tmp_path / "a.tif")]
+    assert chosen == [("0", True), ("1", False), ("2", False)]
+
+
 def test_a_preview_before_the_planes_is_not_taken_for_them(tmp_path):
     array = random_stack((5, 6, 7))
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:

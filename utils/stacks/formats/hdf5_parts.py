@@ -1,27 +1,21 @@
-"""What HDF5 arrays need beside their file: filters, other files, chunks that were written.
-
-HDF5 itself reads as its fill value, without a word, whatever is not there.
-"""
+"""What HDF5 arrays need beside their file: filters, other files, chunks that were written."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import h5py
 
 from utils.errors import UserError
 from utils.stacks.stack import library_errors
 
 
 def beside(array: Any) -> Any:
-    """Return a dataset opened so that files which hold its bytes are looked for beside its own.
-
-    HDF5 itself looks for them where the program was started.
-    """
-    import h5py
-
+    """Return a dataset that finds the files of its bytes beside its own, not where we started."""
     if not array.external:
         return array
     file, name = array.file, array.name.encode()
@@ -31,45 +25,35 @@ def beside(array: Any) -> Any:
     return h5py.Dataset(h5py.h5d.open(file.id, name, access))
 
 
-def readable(path: Path, array: Any) -> Any:
-    """Return a dataset; UserError if a filter, or a file of its bytes, is not there."""
-    import h5py
+def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
+    """Return chunks and warning, fields of FileArray, of datasets that are alike.
 
-    made = array.id.get_create_plist()
-    filters = [made.get_filter(k) for k in range(made.get_nfilters())]
-    for code, _, _, name in filters:
-        if not h5py.h5z.filter_avail(code) and not _plugins():
-            called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-            raise UserError(
-                f"{path}: {array.name} is packed by a filter of HDF5 ({called}, number {code}), "
-                "which needs the package hdf5plugin: pip install hdf5plugin"
-            )
-    needed = math.prod(array.shape) * array.dtype.itemsize
-    for name, first, size in array.external or ():
-        wanted = min(size, needed)
-        needed -= wanted
-        file = Path(array.file.filename).parent / name
-        if not file.exists() or file.stat().st_size < first + wanted:
-            lacks = "cut" if file.exists() else "absent"
-            raise UserError(f"{path}: the voxels of {array.name} stand in {file}, which is {lacks}")
-    return array
-
-
-def _plugins() -> bool:
-    """Make the filters of the package hdf5plugin known, and say whether it is installed."""
-    try:
-        importlib.import_module("hdf5plugin")
-    except ImportError:
-        return False
-    return True
+    Raises UserError if a filter of a dataset, or a file of its bytes, is not there.
+    """
+    with library_errors(path):
+        made = [array.id.get_create_plist() for array in arrays]
+        for code, name in {m.get_filter(k)[::3] for m in made for k in range(m.get_nfilters())}:
+            if not h5py.h5z.filter_avail(code):
+                try:
+                    importlib.import_module("hdf5plugin")
+                except ImportError:
+                    called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
+                    packed = f"{arrays[0].name} is packed by a filter ({called}, number {code})"
+                    needs = "which needs the package hdf5plugin: pip install hdf5plugin"
+                    raise UserError(f"{path}: {packed}, {needs}") from None
+        for array in arrays:
+            needed = math.prod(array.shape) * array.dtype.itemsize
+            for name, first, size in array.external or ():
+                file, wanted = Path(array.file.filename).parent / name, min(size, needed)
+                needed -= wanted
+                if not file.exists() or file.stat().st_size < first + wanted:
+                    lacks = f"stand in {file}, which is {'cut' if file.exists() else 'absent'}"
+                    raise UserError(f"{path}: the voxels of {array.name} {lacks}")
+        chunks = arrays[0].chunks if made[0].get_nfilters() else None
+    return {"chunks": chunks, "warning": lambda: _warn_of_absent(path, arrays)}
 
 
-def packed_chunks(array: Any) -> tuple[int, ...] | None:
-    """Return the edges of chunks that are unpacked whole; of plain bytes any part is read."""
-    return array.chunks if array.id.get_create_plist().get_nfilters() else None
-
-
-def warn_of_absent(path: Path, arrays: Iterable[Any]) -> str | None:
+def _warn_of_absent(path: Path, arrays: Sequence[Any]) -> str | None:
     """Say what of datasets is read as the fill value for want of chunks, files or datasets."""
     with library_errors(path):
         found = [loss for array in arrays for loss in _losses(array)]
@@ -84,11 +68,9 @@ def warn_of_absent(path: Path, arrays: Iterable[Any]) -> str | None:
 
 def _losses(array: Any) -> Iterator[str]:
     """Yield what is not there of a dataset, a line each."""
-    import h5py
-
     name = array.name.strip("/")
     if array.is_virtual:
-        yield from _lost_sources(array)
+        yield from _lost_sources(array, name)
     elif array.chunks:
         edges = zip(array.shape, array.chunks, strict=True)
         total = math.prod(math.ceil(n / edge) for n, edge in edges)
@@ -100,29 +82,27 @@ def _losses(array: Any) -> Iterator[str]:
             yield f"nothing of {name} was ever written"
 
 
-def _lost_sources(array: Any) -> Iterator[str]:
+def _lost_sources(array: Any, name: str) -> Iterator[str]:
     """Yield what a virtual dataset refers to without its being there, or refers to nothing."""
-    import h5py
-
-    name, folder = array.name.strip("/"), Path(array.file.filename).parent
-    mapped = 0
+    own, mapped = Path(array.file.filename), 0
     for source in array.virtual_sources():
+        count = source.vspace.get_select_npoints()
         if "%" in source.file_name + source.dset_name:  # a pattern of files, read as far as they go
             mapped = array.size
             continue
-        mapped += source.vspace.get_select_npoints()
-        here = source.file_name == "."
-        places = [folder / source.file_name, Path(source.file_name)]
-        file = next((place for place in places if here or place.is_file()), None)
+        mapped += count
+        places = (own.parent / source.file_name, Path(source.file_name))
+        file = own if source.file_name == "." else next(filter(Path.is_file, places), None)
         if file is None:
             yield f"a part of {name} stands in {source.file_name}, which is absent"
             continue
-        with h5py.File(array.file.filename if here else file, "r") as opened:
+        with h5py.File(file, "r") as opened:
             found = opened.get(source.dset_name)
+            there = f"a part of {name} is {source.dset_name} of {file.name}"
             if found is None:
-                yield f"a part of {name} is {source.dset_name} of {file.name}, which lacks it"
-            elif source.vspace.get_select_npoints() > found.size:
-                yield f"a part of {name} is {source.dset_name} of {file.name}, which holds less"
+                yield f"{there}, which lacks it"
+            elif count > found.size:
+                yield f"{there}, which holds less"
             else:
                 yield from _losses(found)
     if mapped < array.size:

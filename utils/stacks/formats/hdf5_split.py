@@ -12,45 +12,45 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.formats.hdf5_parts import packed_chunks, readable, warn_of_absent
+from utils.stacks.formats.hdf5_parts import readable
 from utils.stacks.place import Place
-from utils.stacks.stack import FileArray, MadeArray, Source, library_errors
-from utils.stacks.units import number_in
+from utils.stacks.stack import FileArray, library_errors
+from utils.stacks.units import micrometres_per, number_in
 
 BDV = re.compile(r"(?P<within>(?:.+/)?)t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
 IMARIS = re.compile(
     r"(?P<within>)DataSet/ResolutionLevel (?P<level>\d+)/TimePoint (?P<time>\d+)/"
     r"Channel (?P<channel>\d+)/Data"
 )
-Sizes = Mapping[int, Place]
-"""Voxel sizes by the number of a setup."""
 
 
-def file_of(path: Path) -> tuple[Path, Sizes]:
+def file_of(path: Path) -> tuple[Path, dict[int, Place]]:
     """Return the HDF5 file that BigDataViewer's ``.xml`` names, and the voxel sizes of its setups.
 
-    The ``.xml`` is the path itself, or stands beside an HDF5 file of the same name. UserError if it
-    names no HDF5 file, or one that is absent.
+    The ``.xml`` is the path, or has its name. UserError if it names no file that is there.
     """
-    from xml.etree import ElementTree
-
     described = path.with_suffix(".xml")
     if path != described and not (described.is_file() and b"<SpimData" in described.read_bytes()):
         return path, {}
     with library_errors(described):
         root = ElementTree.parse(described).getroot()
-        loader = root.find(".//ImageLoader")
-        kind = "" if loader is None else loader.get("format", "")
-        named = None if loader is None else loader.findtext("hdf5")
-        sizes = {int(s.findtext("id", "")): _size(s) for s in root.findall(".//ViewSetup")}
+        kinds = [loader.get("format", "") for loader in root.iter("ImageLoader")]
+        named = root.findtext(".//ImageLoader/hdf5")
+        sizes = {}
+        for setup in root.iter("ViewSetup"):
+            numbers = map(number_in, setup.findtext("voxelSize/size", "").split())
+            unit = micrometres_per(setup.findtext("voxelSize/unit", ""))
+            known = Place.aligned(dict(zip("XYZ", numbers, strict=False)), unit)
+            sizes[int(setup.findtext("id", ""))] = known.in_units()
     if path != described:
         return path, sizes
     if named is None:
-        said = f"its images are kept as {kind}" if kind else "it names no images"
+        said = f"its images are kept as {kinds[0]}" if any(kinds) else "it names no images"
         raise UserError(f"{path}: {said}; of BigDataViewer's XML those with HDF5 are read")
     file = path.parent / named.strip()
     if not file.is_file():
@@ -58,131 +58,84 @@ def file_of(path: Path) -> tuple[Path, Sizes]:
     return file, sizes
 
 
-def _size(setup: Any) -> Place:
-    """Return the voxel size of an element ``ViewSetup``."""
-    numbers = map(number_in, setup.findtext("voxelSize/size", "").split())
-    unit = setup.findtext("voxelSize/unit", "")
-    return Place.measured(dict(zip("XYZ", numbers, strict=False)), dict.fromkeys("XYZ", unit))
-
-
 def split_stacks(
-    path: Path, file: Any, arrays: Mapping[str, Any], sizes: Sizes
-) -> dict[str, Source]:
-    """Return the stacks at full resolution by the name for ``--key``, empty for the only one."""
-    full, places = {}, set()
+    path: Path, file: Any, arrays: Mapping[str, Any], sizes: dict[int, Place]
+) -> dict[str, FileArray]:
+    """Return the stacks at full resolution by the name for ``--key``, empty for the only one.
+
+    One array alone is taken at any resolution. None of arrays of other programs, of several groups,
+    or of time points that differ.
+    """
+    full = {}
     for name, array in arrays.items():
         match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
-        if match and int(match["level"]) == 0:
-            full[int(match["time"]), int(match["channel"])] = array, match
-            places.add(match["within"])
-    if len(places) > 1:  # stacks of their own, each array to be named
-        return {}
-    times = sorted({time for time, _ in full})
-    channels = sorted({channel for _, channel in full})
+        if match and (int(match["level"]) == 0 or len(arrays) == 1):
+            full[match["within"], int(match["time"]), int(match["channel"])] = array, match
+    times, channels = (sorted({place[k] for place in full}) for k in (1, 2))
     with library_errors(path):
         kinds = {
-            (channel, array.shape, array.dtype, str(sizes.get(channel)))
-            for (_, channel), (array, _) in full.items()
+            (within, channel, array.shape, array.dtype, str(sizes.get(channel)))
+            for (within, _, channel), (array, _) in full.items()
         }
-    if len(kinds) > len(channels):  # a channel's time points differ
+    if len({kind[0] for kind in kinds}) > 1 or len(kinds) > len(channels):
         return {}
-    alike = len({kind[1:] for kind in kinds}) == 1
+    alike = len({kind[2:] for kind in kinds}) == 1
     groups = {"": channels} if alike else {f"s{channel:02d}": [channel] for channel in channels}
     stacks = {}
     for key, group in groups.items():
-        taken = {(t, c): found for (t, c), found in full.items() if c in group}
-        parts = {(times.index(t), group.index(c)): array for (t, c), (array, _) in taken.items()}
-        match = next(iter(taken.values()))[1]
-        stacks[key] = _stack(path, file, parts, match, sizes)
+        taken = {(times.index(t), group.index(c)): full[w, t, c] for w, t, c in full if c in group}
+        stacks[key] = _stack(path, file, taken, sizes)
     return stacks
 
 
-def split_part(path: Path, file: Any, name: str, array: Any, sizes: Sizes) -> Source | None:
-    """Return one of the arrays as a stack, if by its name it is one of these programs'."""
-    match = BDV.fullmatch(name) or IMARIS.fullmatch(name)
-    return match and _stack(path, file, {(0, 0): array}, match, sizes)
-
-
-def _stack(
-    path: Path,
-    file: Any,
-    parts: Mapping[tuple[int, int], Any],
-    match: re.Match[str],
-    sizes: Sizes,
-) -> Source:
-    """Return arrays by place along T and C as one stack (T, C, Z, Y, X); one may be absent.
-
-    ``match`` is of the name of one.
-    """
-    one = next(iter(parts.values()))
+def _stack(path: Path, file: Any, taken: Mapping[Any, Any], sizes: dict[int, Place]) -> FileArray:
+    """Return arrays, and what their names say, by place along T and C as one (T, C, Z, Y, X)."""
+    parts = {place: array for place, (array, _) in taken.items()}
+    one, match = next(iter(taken.values()))
+    told = readable(path, [*parts.values()])
     with library_errors(path):
         dtype, size = one.dtype, one.shape
         if match.re is BDV:
-            placed = _scaled(file, match, sizes)
+            place = _scaled(file, match, sizes)
             dtype = np.dtype(f"{dtype.byteorder}u2") if dtype == np.int16 else dtype
         else:
-            size, placed = _true_size(file, one)
+            size, place = _true_size(file, one)
     if len(size) != len(one.shape) or any(a > b for a, b in zip(size, one.shape, strict=True)):
         raise UserError(f"{path}: damaged: {one.name} of {one.shape} is smaller than {size}")
-    loaded = {
-        place: FileArray.found(path, lambda array=array: readable(path, array))
-        for place, array in parts.items()
-    }
-    counts = (1 + max(t for t, _ in parts), 1 + max(c for _, c in parts))
-    chunks = packed_chunks(one)
 
     def part(where: tuple[Any, ...]) -> np.ndarray:
-        time, channel, *box = where
-        if (time, channel) not in loaded:
-            raise UserError(f"{path}: has no channel {channel} at time point {time}")
-        return loaded[time, channel].part(tuple(box)).view(dtype)
+        if where[:2] not in parts:
+            raise UserError(f"{path}: has no channel {where[1]} at time point {where[0]}")
+        return parts[where[:2]][where[2:]].view(dtype)
 
-    return Source(
-        MadeArray((*counts, *size), dtype, part),
-        "TCZYX",
-        placed,
-        warning=lambda: warn_of_absent(path, parts.values()),
-        chunks=None if chunks is None else (1, 1, *chunks),
-    )
+    told["chunks"] = told["chunks"] and (1, 1, *told["chunks"])
+    shape = (*(max(places) + 1 for places in zip(*parts, strict=True)), *size)
+    return FileArray(path, shape, dtype, part, axes="TCZYX", place=place, **told)
 
 
-def _scaled(file: Any, match: re.Match[str], sizes: Sizes) -> Place:
-    """Return a setup's voxel size times its level's factors of ``resolutions`` (x, y, z).
-
-    Where there is no ``.xml``, ``resolutions`` are sizes in micrometres if they are no whole ones.
-    """
+def _scaled(file: Any, match: re.Match[str], sizes: dict[int, Place]) -> Place:
+    """Return a setup's size times its level's factors; these may be sizes without an ``.xml``."""
     table = file.get(f"{match['within']}s{match['channel']}/resolutions")
-    unknown, level = Place.aligned({}), int(match["level"])
-    known = sizes.get(int(match["channel"]))
+    level, known = int(match["level"]), sizes.get(int(match["channel"]))
     if table is None:
-        return known if known and level == 0 else unknown
+        return known if known and level == 0 else Place.aligned({})
     if known is None:
         whole = np.all(table[0] == np.round(table[0]))
-        return unknown if whole else Place.aligned(dict(zip("XYZ", table[level], strict=True)))
-    if not known.tells_ratio:
-        return unknown
-    return replace(known, steps=known.steps * (table[level] / table[0]))
+        return Place.aligned({} if whole else dict(zip("XYZ", table[level], strict=True)))
+    return replace(known, steps=known.steps * (table[level] / table[0] if known.tells_ratio else 1))
 
 
 def _true_size(file: Any, array: Any) -> tuple[tuple[int, ...], Place]:
-    """Return the size (z, y, x) of an Imaris array without what fills its last chunks, and place.
-
-    Its origin is ``ExtMin``, the lower corner of the extents; they are in micrometres if no unit is
-    named.
-    """
+    """Return an Imaris array's true size (z, y, x), and place: ``ExtMin`` is its lower corner."""
     whole, own = file["DataSetInfo/Image"].attrs, array.parent.attrs
-    size = {
-        a: int(_text(own[f"ImageSize{a}"] if f"ImageSize{a}" in own else whole[a])) for a in "ZYX"
-    }
-    unit = _text(whole["Unit"]) if "Unit" in whole else "um"
-    low, high = (
-        np.array([number_in(_text(whole.get(f"{end}{k}", ""))) for k in range(3)])
-        for end in ("ExtMin", "ExtMax")
-    )
-    edges = (high - low) / [size[a] for a in "XYZ"]
-    known = Place.measured(dict(zip("XYZ", edges, strict=True)), dict.fromkeys("XYZ", unit))
+    size = [int(_text(own.get(f"ImageSize{a}", whole.get(a)))) for a in "XYZ"]
+    unit = micrometres_per(_text(whole.get("Unit", "um")))
+    ends = [[_text(whole.get(f"{end}{k}", "")) for k in range(3)] for end in ("ExtMin", "ExtMax")]
+    low, high = (np.array(list(map(number_in, end))) for end in ends)
+    edges = (high - low) / size
+    known = Place.aligned(dict(zip("XYZ", edges, strict=True)), unit).in_units()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return tuple(size.values()), known.moved(low / np.abs(edges))
+        return tuple(size[::-1]), known.moved(low / np.abs(edges))
 
 
 def _text(attribute: Any) -> str:

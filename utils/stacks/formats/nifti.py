@@ -6,57 +6,50 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.place import Place
-from utils.stacks.stack import FileArray, Source, StackLayout, library_errors, whole_of
+from utils.stacks.stack import Contents, FileArray, StackLayout, library_errors, whole_of
 from utils.stacks.units import micrometres_per
 
+KEEPS = ("voxel size", "place", "directions")
 UNITS = {1e6: "meter", 1e3: "mm", 1.0: "micron"}
 """Those that NIfTI knows, by their micrometres."""
 SPACE = "right-anterior-superior"
 """NRRD's name for NIfTI's space."""
-LONGEST = 32767
-"""Voxels along an axis that NIfTI-1 can count."""
 
 
-def read(path: Path) -> Source:
-    """Open a file, or the pair that a ``.hdr`` or ``.img`` belongs to.
-
-    Of a packed file all that precedes a slab behind the last is unpacked for it.
-    """
-    import nibabel
-
+def contents(path: Path) -> Contents:
+    """Open a file or pair; of a packed one all that precedes a slab behind the last is unpacked."""
     packed = path.name.lower().endswith(".gz")
     with library_errors(path):
         image: Any = nibabel.load(path, mmap=False, keep_file_open=packed)
-        count, header, stored = len(image.shape), image.header, np.dtype(image.get_data_dtype())
+        shape, header, dtype = image.shape, image.header, np.dtype(image.get_data_dtype())
         affine, sizes = np.array(image.affine, float), header.get_zooms()
         unit = header.get_xyzt_units()[0] if hasattr(header, "get_xyzt_units") else ""
         codes = [header[name] for name in ("sform_code", "qform_code") if name in header]
         made_up = not any(codes) and np.allclose(affine, header.get_base_affine())  # nibabel's own
         scaled = image.dataobj.slope not in (None, 1) or image.dataobj.inter not in (None, 0)
-    if count > 5:
-        raise UserError(f"{path}: has {count} axes; at most x, y, z, time and channel are read")
-    length = micrometres_per(unit)
-    place = Place(affine[:3, :3], affine[:3, 3], length, SPACE)
+    if len(shape) > 5:
+        most = "at most x, y, z, time and channel are read"
+        raise UserError(f"{path}: has {len(shape)} axes; {most}")
+    place = Place(affine[:3, :3], affine[:3, 3], micrometres_per(unit), SPACE)
     if made_up or not place.usable:
-        place = Place.aligned(dict(zip("XYZ", sizes, strict=False)), length)
-    notes = []
-    if not np.allclose(place.sizes[:count], sizes[:3], rtol=1e-3) and not np.allclose(sizes, 1):
-        notes.append("voxel sizes are those of its affine; its pixdim differs")
-    dtype = np.dtype(np.float64) if scaled and stored.kind in "uif" else stored
-    array = FileArray(path, image.shape, dtype, lambda: image.dataobj)
-    return Source(array, "XYZTC"[:count], place=place, notes=tuple(notes))
+        place = Place.aligned(dict(zip("XYZ", sizes, strict=False)), place.unit)
+    same = np.allclose(place.sizes[: len(shape)], sizes[:3], rtol=1e-3) or np.allclose(sizes, 1)
+    notes = () if same else ("voxel sizes are those of its affine; its pixdim differs",)
+    if scaled and dtype.kind in "uif":
+        dtype = np.dtype(np.float64)
+    told = {"axes": "XYZTC"[: len(shape)], "place": place, "notes": notes}
+    only = FileArray(path, shape, dtype, lambda where: image.dataobj[where], **told)
+    return Contents(path, {"": only}, lambda name: only)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file, packed if its ending says so; takes the whole stack into memory."""
-    import nibabel
-
-    place = layout.placed.in_space(SPACE)
-    place = place if place.unit in UNITS else place.in_units(1.0)
+    place = layout.placed.in_space(SPACE).in_units(UNITS)
     affine = np.eye(4)
     ways, axes = place.steps.shape
     affine[:ways, :axes] = place.steps
@@ -64,7 +57,8 @@ def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
         normal = np.cross(*place.steps.T)
         affine[:3, 2] = normal / np.linalg.norm(normal)
     affine[:ways, 3] = place.first
-    kind = nibabel.Nifti2Image if max(layout.shape) > LONGEST else nibabel.Nifti1Image
+    long = max(layout.shape) > 32767  # which NIfTI-1 cannot count
+    kind = nibabel.Nifti2Image if long else nibabel.Nifti1Image
     image = kind(whole_of(slabs, layout), affine)
     image.header.set_xyzt_units(UNITS.get(place.unit, "unknown"))
     nibabel.save(image, path)

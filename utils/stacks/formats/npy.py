@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.stacks.stack import FileArray, Source, StackLayout, fill
+from utils.stacks.stack import Contents, FileArray, StackLayout, fill
+
+KEEPS = ()
 
 
-def read(path: Path) -> Source:
+def contents(path: Path) -> Contents:
     """Map a file; the meaning of its axes is not in it."""
-    mapped = FileArray.found(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-    return Source(mapped, None)
+    only = FileArray.found(path, lambda: np.load(path, "r", allow_pickle=False))
+    return Contents(path, {"": only}, lambda name: only)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
     """Write a file with the input's order of axes; it keeps no spacing."""
-    letters = "XYZ"[: len(layout.axes)]
-    shape = tuple(layout.shape[letters.index(a)] for a in layout.axes)
+    shape = layout.stored(layout.axes)["shape"]
     array = np.lib.format.open_memmap(path, mode="w+", dtype=layout.dtype, shape=shape)
-    fill(array, layout.axes, slabs)
-    array.flush()
+    fill(array, layout.axes, slabs).flush()

@@ -6,153 +6,108 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 from utils.errors import UserError
 from utils.stacks.axes import NAMES, axis_letters, told_axes
 from utils.stacks.place import Place
-from utils.stacks.stack import (
-    Contents,
-    FileArray,
-    Source,
-    StackLayout,
-    chunks_of,
-    fill_chunks,
-    library_errors,
-)
+from utils.stacks.stack import Contents, FileArray, StackLayout, fill, library_errors
 
+KEEPS = ("voxel size", "place")
 MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
 """Chunks that are unpacked at a time, and their bytes at most, but for a single larger one."""
-
-Level = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""What OME says of an image, and of one of its levels."""
 
 
 def contents(path: Path) -> Contents:
     """Look through a folder, which may lie within another one.
 
-    Listed are its images, those of labels too, or its arrays where it has no images. A name may be
-    that of a group; of an image the finest level is meant.
+    Listed are its images, those of labels too, or its arrays where it has none. A group's name is
+    the finest level of its first image, of those below but labels, or its arrays.
     """
     arrays, finest, levels = _found(path)
 
-    def within(name: str) -> Mapping[str, FileArray]:
-        names = [name] if name in arrays else _candidates(arrays, finest, name)
-        return {name: arrays[name] for name in names}
+    def group(name: str) -> list[str]:
+        prefix = f"{name}/".lstrip("/")
+        below = [image for image in finest if image.startswith(prefix)]
+        kept = [image for image in below if "labels" not in image[len(prefix) :].split("/")]
+        images = [finest[image][0] for image in ([name] if name in finest else kept or below)]
+        return images or [array for array in arrays if array.startswith(prefix) or not array]
 
-    def source(name: str) -> Source:
-        return _source(path, arrays[name], levels.get(name))
-
-    listed = {name: arrays[name] for name in itertools.chain(*finest.values())} or arrays
-    return Contents(path, listed, within, source, named=arrays)
+    listed = [*itertools.chain(*finest.values())] or [*arrays]
+    told = {"listed": listed, "unasked": group(""), "group": group}
+    return Contents(path, arrays, lambda n: _array(path, arrays[n], levels.get(n)), **told)
 
 
-def _found(path: Path) -> tuple[dict[str, FileArray], dict[str, list[str]], dict[str, Level]]:
-    """Return arrays by name, names of images' full resolution by group, and levels by array.
-
-    An array may be a level of an image in whose folder ``path`` lies.
-    """
-    import zarr
-
-    arrays: dict[str, FileArray] = {}
-    finest: dict[str, list[str]] = {}
-    levels: dict[str, Level] = {}
+def _found(path: Path) -> tuple[dict[str, Any], dict[str, list[str]], dict[str, Any]]:
+    """Return arrays by name, images' finest by group, and levels, those of folders around too."""
+    arrays, finest, levels = {}, {}, {}
     with library_errors(path):
         opened = zarr.open(str(path), mode="r")
         whole = isinstance(opened, zarr.Array)
-        below = [] if whole else list(opened.members(None))  # in no order
-        for name, item in [("", opened), *sorted(below, key=lambda m: (len(m[0]), m[0]))]:
+        below = {} if whole else dict(opened.members(None))  # in no order
+        for name in ["", *sorted(below, key=lambda name: (len(name), name))]:
+            item = below.get(name, opened)
             if isinstance(item, zarr.Array):
                 if whole or item.ndim > 1:
-                    arrays[name] = FileArray.found(path, lambda item=item: item)
-            elif found := _levels(item):
-                within = {f"{name}/{level}".lstrip("/"): of for level, of in found.items()}
-                images = {id(image): level for level, (image, _) in reversed(within.items())}
-                finest[name] = [*images.values()][::-1]
-                levels.update(within)
+                    arrays[name] = item
+            elif images := _images(item, f"{name}/".lstrip("/")):
+                finest[name] = [next(iter(image)) for image in images]
+                levels |= dict(itertools.chain(*map(dict.items, images)))
         for folder in path.absolute().parents:
-            if not any(f.suffix.lower() == ".zarr" for f in (folder, *folder.parents)):
-                break
             if (folder / ".zgroup").is_file() or (folder / "zarr.json").is_file():
-                inner = path.absolute().relative_to(folder).as_posix()
-                for level, of in _levels(zarr.open_group(str(folder), mode="r")).items():
-                    if f"{level}/".startswith(f"{inner}/"):
-                        levels.setdefault(level[len(inner) :].strip("/"), of)
+                inner = f"{path.absolute().relative_to(folder).as_posix()}/"
+                images = _images(zarr.open_group(str(folder), mode="r"), "")
+                for name, level in itertools.chain(*map(dict.items, images)):
+                    if f"{name}/".startswith(inner):
+                        levels.setdefault(f"{name}/"[len(inner) : -1], level)
     for name in itertools.chain(*finest.values()):
         if name not in arrays:
             raise UserError(f"{path}: lacks the array {name}, the full resolution of an image")
     return arrays, finest, levels
 
 
-def _levels(group: Any) -> dict[str, Level]:
-    """Return the levels of a group's images, OME-NGFF 0.1 to 0.5, by name, finest first."""
+def _images(group: Any, prefix: str) -> list[dict[str, Any]]:
+    """Return the levels of each image of a group, OME-NGFF 0.1 to 0.5, by name, finest first."""
     attributes = dict(group.attrs)
-    images = dict(attributes.get("ome", attributes)).get("multiscales") or ()
-    every = [(image, level) for image in images for level in image.get("datasets", ())]
-    return {str(level["path"]).strip("/"): (image, level) for image, level in every}
+    found = dict(attributes.get("ome", attributes)).get("multiscales") or ()
+    levels = [(image, image.get("datasets") or ()) for image in found]
+    named = [{prefix + str(d["path"]).strip("/"): (image, d) for d in of} for image, of in levels]
+    return [image for image in named if image]
 
 
-def _candidates(arrays: Iterable[str], finest: Mapping[str, list[str]], group: str) -> list[str]:
-    """Return what may be meant by a group: its first image, those below but labels, or arrays."""
-    if group in finest:
-        return finest[group][:1]
-    prefix = f"{group}/" if group else ""
-    below = [name for name in finest if name.startswith(prefix)]
-    kept = [name for name in below if "labels" not in name[len(prefix) :].split("/")] or below
-    images = [finest[name][0] for name in kept]
-    return images or [name for name in arrays if name.startswith(prefix) or not name]
-
-
-def _source(path: Path, array: FileArray, level: Level | None) -> Source:
+def _array(path: Path, opened: Any, level: Any) -> FileArray:
     """Return an array with what its image, or its own attributes, say."""
-    opened = array.load()
     with library_errors(path):
         if "pickle" in json.dumps(opened.metadata.to_dict(), default=str).lower():
             raise UserError(f"{path}: is stored as pickled objects, which are never loaded")
-        axes, place, notes = _places(level, opened.ndim)
+        axes, place, note = _places(level, opened.ndim) if level else (None, Place.aligned({}), "")
         dimensions = getattr(opened.metadata, "dimension_names", None)
         axes = axes or told_axes(dict(opened.attrs), [dimensions], opened.ndim)
-    chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
+        chunk = max(1, math.prod(opened.chunks) * opened.dtype.itemsize)
     at_once = max(1, min(MOST_AT_ONCE, BYTES_AT_ONCE // chunk))
-    return Source(
-        replace(array, load=lambda: _FewAtOnce(opened, at_once)),
-        axes,
-        place,
-        notes=notes,
-        warning=lambda: _warn_of_absent(path, opened),
-        at_once=at_once,
-        chunks=opened.chunks,
-    )
+
+    def few_at_once(where: Any) -> np.ndarray:
+        with zarr.config.set({"async.concurrency": at_once}):
+            return opened[where]
+
+    told = {"axes": axes, "place": place, "at_once": at_once}
+    told |= {"chunks": opened.chunks, "warning": lambda: _warn_of_absent(path, opened)}
+    return FileArray(path, opened.shape, opened.dtype, few_at_once, **told).noted(note)
 
 
-@dataclass(frozen=True)
-class _FewAtOnce:
-    """An array of which no more chunks are unpacked at a time than memory is counted for."""
+def _places(found: Any, count: int) -> tuple[str | None, Place, str]:
+    """Return axes, place and a note by OME-NGFF's metadata on an array's image and level.
 
-    array: Any
-    count: int
-
-    def __getitem__(self, where: Any) -> Any:
-        import zarr
-
-        with zarr.config.set({"async.concurrency": self.count}):
-            return self.array[where]
-
-
-def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[str, ...]]:
-    """Return axes, place and notes of an array by OME-NGFF's metadata, if there are any.
-
-    The image's own transformations come after those of the level (0.4, multiscales metadata). Axes
-    are T, C, Z, Y, X in 0.1 and 0.2, names in 0.3, and have types and units since 0.4.
+    The image's own transformations come after those of the level (0.4). Axes are T, C, Z, Y, X in
+    0.1 and 0.2, names in 0.3, and have types and units since 0.4.
     """
     unknown = Place.aligned({})
-    if found is None:
-        return None, unknown, ()
     image, level = found
     named_axes = image.get("axes") or list("tczyx"[-count:])
     entries = [a if isinstance(a, dict) else {"name": a} for a in named_axes]
@@ -167,36 +122,31 @@ def _places(found: Level | None, count: int) -> tuple[str | None, Place, tuple[s
         elif step["type"] == "translation" in step:
             first = first + np.array(step["translation"], float)
         elif step["type"] != "identity":
-            return axes, unknown, ("its voxel size and place are kept in another way than read",)
+            return axes, unknown, "its voxel size and place are kept in another way than read"
     if axes is None or not any(step["type"] == "scale" for step in steps):
-        return axes, unknown, ()
+        return axes, unknown, ""
     sizes = {a: n for a, n in zip(axes, scale.tolist(), strict=True) if a in "XYZ"}
     units = {a: str(e.get("unit", "")) for a, e in zip(axes, entries, strict=True)}
     place = Place.measured(sizes, units)
     place = replace(place, steps=place.steps * [math.copysign(1, sizes.get(a, 1)) for a in "XYZ"])
     with np.errstate(divide="ignore", invalid="ignore"):
         ways = dict(zip(axes, first / scale, strict=True))
-    return axes, place.moved([ways.get(a, 0.0) for a in "XYZ"]), ()
+    return axes, place.moved([ways.get(a, 0.0) for a in "XYZ"]), ""
 
 
 def _warn_of_absent(path: Path, array: Any) -> str | None:
-    """Say how many chunks are absent, which Zarr reads as the fill value without a word.
-
-    One listing of each folder; zarr's own ``nchunks_initialized`` takes the square of their number.
-    """
-    edges = array.shards or array.chunks
-    counts = [math.ceil(n / edge) for n, edge in zip(array.shape, edges, strict=True)]
-    folder = path / array.path
-    present = {
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    }
+    """Say how many chunks are absent; zarr's own count takes the square of their number."""
+    edges = zip(array.shape, array.shards or array.chunks, strict=True)
+    counts = [math.ceil(n / edge) for n, edge in edges]
+    folder, total = path / array.path, math.prod(counts)
+    walk = os.walk(folder, followlinks=True)
+    files = (os.path.join(at, name) for at, _, names in walk for name in names)
+    present = {os.path.relpath(file, folder) for file in files}
     keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
-    total, absent = math.prod(counts), sum(key not in present for key in keys)
+    absent = sum(key not in present for key in keys)
+    of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
     if not absent:
         return None
-    of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
     return (
         f"{path}: {absent} of {of} {'is' if absent == 1 else 'are'} absent and read as the fill "
         f"value, {array.fill_value}: right if nothing was to be stored there, wrong if the copy is "
@@ -205,33 +155,18 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
-    """Write OME-Zarr 0.4 (https://ngff.openmicroscopy.org/0.4) of one level.
-
-    A box says where it was cut out by a translation.
-    """
-    import zarr
-
-    axes = "YX" if len(layout.shape) == 2 else "ZYX"
-    place = layout.placed.in_units(1.0)
+    """Write OME-Zarr 0.4 (https://ngff.openmicroscopy.org/0.4) of one level."""
+    axes = "ZYX"[-len(layout.shape) :]
+    place = layout.placed.in_units()
     steps = [{"type": "scale", "scale": place.sizes[::-1]}]
     if any(place.way):
         steps.append({"type": "translation", "translation": place.way[::-1]})
-    unit = {"unit": "micrometer"} if math.isfinite(place.unit) else {}
-    multiscale = {
-        "version": "0.4",
-        "name": "data",
-        "axes": [{"name": a.lower(), "type": "space", **unit} for a in axes],
-        "datasets": [{"path": "0", "coordinateTransformations": steps}],
-    }
+    unit = {"unit": "micrometer"} if place.has_unit else {}
+    image = {"version": "0.4", "name": "data"}
+    image["axes"] = [{"name": a.lower(), "type": "space", **unit} for a in axes]
+    image["datasets"] = [{"path": "0", "coordinateTransformations": steps}]
     group = zarr.open_group(str(path), mode="w", zarr_format=2)
-    group.attrs["multiscales"] = [multiscale]
-    shape = layout.shape[::-1]
-    array = group.create_array(
-        "0",
-        shape=shape,
-        dtype=layout.dtype,
-        chunks=chunks_of(shape, axes),
-        chunk_key_encoding={"name": "v2", "separator": "/"},
-        config={"write_empty_chunks": True},  # so that one that is absent was lost
-    )
-    fill_chunks(array, axes, slabs)
+    group.attrs["multiscales"] = [image]
+    kind = {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    kind["config"] = {"write_empty_chunks": True}  # so that one that is absent was lost
+    fill(group.create_array("0", **layout.stored(axes), **kind), axes, slabs)
