@@ -4,6 +4,7 @@ r"""Score predictions of whole volumes against the truth, beside a mask of the w
     python evaluate.py --checkpoint logs/my_experiment/checkpoints/last.pth \
         --data vol_data/vol_val_set.h5 --volumes 8 --output scores_of_last
     python evaluate.py --predictions masks/ --data vol_data/vol_val_set.h5
+    python evaluate.py --checkpoint columns3d --data my_labels --ignore_label 255 --columns
     python evaluate.py --compare logs/first logs/second --data vol_data/vol_val_set.h5
 
 The baseline is a mask of the whole sheet in which the columns stand, computed from the stored axes:
@@ -14,7 +15,11 @@ over the volumes), predictions.png (five volumes from the best to the worst), co
 by column type, left-out ones apart) and conditions.png (the score against noise, spacing, curvature
 and labelled share). --compare writes the paired differences B - A besides.
 
-A prediction file belongs to the volume whose index, from 0, is the last number in its name.
+Labelled stacks are scored in the same way, as far as labels tell: a folder with images/ and
+labels/, nnU-Net's layout, or IMAGE=LABELS or IMAGE=LABELS=MASK.
+
+A prediction file belongs to the volume whose index, from 0, is the last number in its name, or to
+the labelled stack whose name it begins with.
 """
 
 from __future__ import annotations
@@ -27,19 +32,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, voxel_size
+from utils.flags import FlagParser, is_labelled, scale, voxel_size
 from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from utils.evaluation.comparison import EarlierScores
+    from utils.evaluation.labelled import LabelledSet
     from utils.evaluation.scoring import ToScore
     from utils.prediction.trained_network import NetworkPredictions
+    from utils.storage import VolumeFile
 
 OVERLAP = 0.25  # of a window's edge
 BATCH_SIZE = 4  # windows
 SURFACE_TOLERANCE = 1.0  # voxels up to which two surfaces agree
+SCALE = "auto"  # of labelled stacks, as in predict.py
 SEED = 0  # of the bootstrap
 COMPARISON = "comparison"  # folder for the results of --compare
 
@@ -60,7 +68,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "earlier evaluations: paired differences B - A")
     add = parser.add_argument
     add("--data", metavar="FILE",
-        help="HDF5 file of generate_3d_data.py; --compare of two metrics.csv needs none")
+        help="HDF5 file of generate_3d_data.py, or labelled stacks: a folder with images/ and "
+        "labels/, nnU-Net's, or IMAGE=LABELS or IMAGE=LABELS=MASK; --compare of two metrics.csv "
+        "needs none")
     add("--volumes", type=int, metavar="INT",
         help="volumes to score, from the first on (default: all)")
     add("--output", metavar="FOLDER",
@@ -72,8 +82,16 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "micrometres in longest edges of a voxel")
     add("--voxel_size", type=voxel_size, metavar="Z,Y,X",
         help="edge of a voxel in micrometres, for distances in micrometres as well (default: what "
-        "the prediction files say; simulated volumes have none)")
+        "the prediction files or labelled stacks say; simulated volumes have none)")
     add("--no_surface", action="store_true", help="leave out HD95 and surface Dice")
+    add = parser.add_argument_group("labelled stacks").add_argument
+    add("--ignore_label", type=int, metavar="INT",
+        help="value of the labels where nobody has annotated: it counts nowhere; if that is 0, 1 "
+        "is background")
+    add("--channel", type=int, metavar="INT", help="channel of the images, from 0")
+    add("--axes", metavar="STR", help="axes of the images, slowest first, as for predict.py")
+    add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
+        help="enlarge them so much for the network, as predict.py does")
     add = parser.add_argument_group("columns").add_argument
     add("--columns", action="store_true",
         help="find single columns and their lattice as find_columns.py does, and score them too")
@@ -173,10 +191,12 @@ def check_flags(flags: argparse.Namespace) -> None:
     tolerance = flags.surface_tolerance
     if not 0 <= tolerance < math.inf:
         raise UserError(f"--surface_tolerance {tolerance}: must be at least 0 and finite")
+    if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
+        raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
     if flags.voxel_size is not None:
-        from utils.prediction.resampling import check_spacing
+        from utils.resampling import check_spacing
 
-        if len(flags.voxel_size) != 3:
+        if len(flags.voxel_size) not in (2, 3):
             raise UserError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
         check_spacing(flags.voxel_size[::-1])
 
@@ -184,26 +204,52 @@ def check_flags(flags: argparse.Namespace) -> None:
 def prepare(
     flags: argparse.Namespace, checkpoint: str | None, predictions: Sequence[str] | None
 ) -> ToScore:
-    """Open the data file and a checkpoint, or prediction files; writes nothing."""
+    """Open the data and a checkpoint, or prediction files; writes nothing."""
+    from utils.evaluation.labelled import LabelledSet
     from utils.evaluation.prediction_files import find_predictions
     from utils.evaluation.scoring import ToScore
-    from utils.storage import VolumeFile, version_note
 
-    if flags.data is None:
-        raise UserError("--data: a file of generate_3d_data.py is needed to score against")
-    file = VolumeFile(flags.data)
-    if note := version_note(file.path, file.program_version):
-        print(note, file=sys.stderr)
+    file = open_data(flags)
     volumes = range(len(file) if flags.volumes is None else flags.volumes)
     if len(volumes) > len(file):
         raise UserError(f"--volumes {len(volumes)}: {flags.data} holds {len(file)}")
     if checkpoint is not None:
-        return ToScore(open_network(checkpoint, file.seed, flags), file, tuple(volumes))
-    source = find_predictions(predictions or (), len(file), file.shape)
+        return ToScore(open_network(checkpoint, file, flags), file, tuple(volumes))
+    if isinstance(file, LabelledSet):
+        source = find_predictions(predictions or (), file.shapes, file.names)
+    else:
+        source = find_predictions(predictions or (), [file.shape] * len(file))
     missing = sorted(set(volumes) - set(source.paths))
     if flags.volumes is not None and missing:
         raise UserError(f"--volumes {flags.volumes}: no prediction for volume {missing[0]}")
     return ToScore(source, file, tuple(index for index in source.paths if index in volumes))
+
+
+def open_data(flags: argparse.Namespace) -> VolumeFile | LabelledSet:
+    """Return what --data names, and print what a user should know of it."""
+    from utils.evaluation.labelled import LabelledSet
+    from utils.storage import VolumeFile, version_note
+
+    if flags.data is None:
+        raise UserError("--data: a file of generate_3d_data.py or labelled stacks are needed")
+    reading = {name: getattr(flags, name) for name in ("channel", "axes", "ignore_label")}
+    if is_labelled(flags.data):
+        stacks = LabelledSet(flags.data, voxel_size=flags.voxel_size, **reading)
+        if flags.columns and min(map(len, stacks.shapes)) < 3:
+            raise UserError(f"--columns: {flags.data} holds images of two axes, not stacks")
+        print("\n".join(stacks.lines))
+        return stacks
+    if flags.scale != SCALE:
+        reading["scale"] = flags.scale
+    for name, value in reading.items():
+        if value is not None:
+            raise UserError(f"--{name} {value}: is for labelled stacks, not for {flags.data}")
+    if flags.voxel_size is not None and len(flags.voxel_size) != 3:
+        raise UserError("--voxel_size: has 2 numbers; give z,y,x")
+    file = VolumeFile(flags.data)
+    if note := version_note(file.path, file.program_version):
+        print(note, file=sys.stderr)
+    return file
 
 
 def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScores:
@@ -218,29 +264,39 @@ def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScor
     if flags.data is None:
         raise UserError(
             f"--compare {given}: no {METRICS} of an earlier evaluation is there; to score a "
-            "checkpoint or predictions now, name a file of generate_3d_data.py with --data"
+            "checkpoint or predictions now, name the data with --data"
         )
     stacks = stacks_at(Path(given))
     return prepare(flags, None, [given]) if stacks else prepare(flags, given, None)
 
 
-def open_network(checkpoint: str, seed: int, flags: argparse.Namespace) -> NetworkPredictions:
+def open_network(
+    checkpoint: str, file: VolumeFile | LabelledSet, flags: argparse.Namespace
+) -> NetworkPredictions:
     """Return a checkpoint's network on the device asked for; UserError if it cannot serve."""
     from models import ModelConfig, build_model, count_parameters
     from utils.checkpoints.loading import log_directory
     from utils.devices import choose_compute
     from utils.prediction.trained_network import NetworkPredictions, read_network, training_file
+    from utils.storage import VolumeFile
 
     network = read_network(checkpoint)
     compute = choose_compute(flags.device, "32")
     config = network.parse_config(ModelConfig.from_dict)
-    if (config.spatial_dims, config.in_channels, config.out_channels) != (3, 1, 1):
+    if simulated := isinstance(file, VolumeFile):
+        same = {"seed": file.seed}
+    else:
+        same = {"files": [pair.image for pair in file.pairs]}
+    fits = (
+        config.spatial_dims == 3 if simulated else config.spatial_dims <= min(map(len, file.shapes))
+    )
+    if not fits or (config.in_channels, config.out_channels) != (1, 1):
         raise UserError(
             f"--checkpoint {checkpoint}: a {config.spatial_dims}D network with "
             f"{config.in_channels} input and {config.out_channels} output channels cannot segment "
-            f"the volumes of {flags.data}; a 3D network with one of each is needed"
+            f"what is in {flags.data}; one input and output and as many axes are needed"
         )
-    model = network.restore(build_model(config), compute.device, 3)
+    model = network.restore(build_model(config), compute.device, config.spatial_dims)
     return NetworkPredictions(
         checkpoint=Path(checkpoint),
         network=network,
@@ -249,7 +305,8 @@ def open_network(checkpoint: str, seed: int, flags: argparse.Namespace) -> Netwo
         window=flags.window or network.patch_size,
         overlap=flags.overlap,
         batch_size=flags.batch_size,
-        trained_on=training_file(log_directory(checkpoint), seed),
+        trained_on=training_file(log_directory(checkpoint), **same),
+        scale=flags.scale,
     )
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, voxel_ranges, voxel_size
+from utils.flags import FlagParser, scale, voxel_ranges, voxel_size
 from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -136,15 +136,6 @@ def percentiles(text: str) -> tuple[float, float]:
     return low, high
 
 
-def scale(text: str) -> float | str:
-    """Return the factor, or ``auto``; ArgumentTypeError for anything else."""
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        message = f"{text!r}: give a factor such as 2.5, or auto"
-        raise argparse.ArgumentTypeError(message) from None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
@@ -166,10 +157,11 @@ def predict(flags: argparse.Namespace) -> None:
     if flags.skip_existing and skipped(outputs):
         return
     check_outputs(flags, outputs, preview)
+    from utils.data.normalize import measure_limits
     from utils.devices import memory_advice
     from utils.figures.previews import save_preview
     from utils.prediction.trained_network import read_network
-    from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
+    from utils.prediction.whole_stack import StackPrediction, write_prediction
     from utils.stacks import crop_stack, open_stack
     from utils.stacks.endings import not_kept
 

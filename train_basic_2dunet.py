@@ -3,6 +3,7 @@
     python train_basic_2dunet.py --epochs 20 --experiment_title demo2d
     python train_basic_2dunet.py --objective keypoints --experiment_title centres
     python train_basic_2dunet.py --L_train 1024 --train_file "" --experiment_title more_images
+    python train_basic_2dunet.py --train_file lab --experiment_title ours  # lab/images, lab/labels
 
 The three sets are simulated at the first run and kept in the files named; an empty name keeps one
 in memory, and --overwrite makes files anew that hold other images or too few. Records, checkpoints
@@ -22,9 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
+from utils.flags import is_labelled
 from utils.training.flag_table import make_parser
 from utils.training.options import (
     TrainingOptions,
+    check_label_flags,
     check_patch_size,
     experiment_directory,
     let_waiting_threads_sleep,
@@ -57,10 +60,17 @@ FLAGS = {
         "test_file": "./test_dataset.h5",
         "overwrite": False,
         "augment": "none",
+        "channel": None,
+        "axes": None,
+        "voxel_size": None,
+        "ignore_label": None,
+        "scale": "auto",
+        "val_share": None,  # 0.2 of labelled stacks where no others are named
         "num_workers": 0,
     },
     "network": {
         "init": None,
+        "freeze": None,
         "arch": "unet",
         "depth": 4,
         "start_channels": 4,
@@ -125,7 +135,7 @@ def run(flags: argparse.Namespace) -> int:
     settings = network_settings(flags, spatial_dims=2)
     a_step = min(flags.batch_size, flags.L_train)
     check_patch_size(IMAGE_EDGE, flags.depth, a_step, flags.stem_stride, "images with an edge of")
-    check_files(flags)
+    labelled = check_files(flags)
     directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
 
     # Torch comes with these, so they wait until the flags are known to be right.
@@ -141,18 +151,30 @@ def run(flags: argparse.Namespace) -> int:
         config.to_dict(),
         lambda: build_model(config),
         IMAGE_EDGE,
-        lambda: load_data(flags),
+        lambda: (load_images if labelled else load_data)(flags, directory),
     )
 
 
-def check_files(flags: argparse.Namespace) -> None:
-    """Raise UserError that names a data file that could not be made, or is named twice."""
+def check_files(flags: argparse.Namespace) -> bool:
+    """Return whether the images are labelled ones instead of simulated.
+
+    Raises UserError that names a data file that could not be made, or is named twice, and for flags
+    that do not go together.
+    """
+    sets = ("train_file", "validation_file", "test_file")
+    names = {flag: getattr(flags, flag) for flag in sets if getattr(flags, flag)}
+    labelled = [flag for flag, name in names.items() if is_labelled(name)]
+    check_label_flags(flags, "train_file" in labelled, bool(labelled))
+    if labelled:
+        if len(labelled) < len(names) or flags.objective != "segmentation":
+            raise UserError(
+                f"--{labelled[0]} {names[labelled[0]]}: labelled images go with labelled images in "
+                "all sets, and with --objective segmentation"
+            )
+        return True
     taken: dict[Path, str] = {}
-    for flag in ("train_file", "validation_file", "test_file"):
-        name = getattr(flags, flag)
+    for flag, name in names.items():
         path = Path(name).absolute()
-        if not name:
-            continue
         if path.is_dir() or not path.parent.is_dir():
             problem = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
             raise UserError(f"--{flag} {name}: {problem}; give a file in a folder that exists")
@@ -161,9 +183,35 @@ def check_files(flags: argparse.Namespace) -> None:
                 f"--{flag} {name}: is the file of --{taken[path]} too; each set has one"
             )
         taken[path] = flag
+    return False
 
 
-def load_data(flags: argparse.Namespace) -> TrainingData:
+def load_images(flags: argparse.Namespace, directory: Path) -> TrainingData:
+    """Open labelled images; ``directory`` is the log directory of a run that may be resumed."""
+    from utils.training.ancestor import known_network
+    from utils.training.labelled_stacks import load_labelled
+    from utils.training.run import TrainingData
+
+    ancestor = known_network(flags, directory)
+    size = {"patch_size": IMAGE_EDGE, "spatial_dims": 2, "ancestor": ancestor}
+    valid = [flags.validation_file] if flags.validation_file else []
+    numbers = flags.L_train, flags.L_validate
+    labelled = load_labelled(flags, [flags.train_file], valid, patches=numbers, **size)
+    test = None
+    if flags.test_file:
+        unsplit = argparse.Namespace(**{**vars(flags), "val_share": None})
+        numbers = None, flags.L_test
+        test = load_labelled(unsplit, [], [flags.test_file], patches=numbers, **size).validation
+    return TrainingData(
+        labelled.train,
+        labelled.validation,
+        spacing_voxels=[labelled.spacing] * 2,
+        about=labelled.about,
+        test=test,
+    )
+
+
+def load_data(flags: argparse.Namespace, directory: Path) -> TrainingData:
     """Load or simulate the training, validation and test set."""
     from utils.training.run import TrainingData
 

@@ -6,6 +6,8 @@
     python train_basic_3dunet.py --on_the_fly --augment flips --experiment_title endless
     python train_basic_3dunet.py --on_the_fly --presets wide=0.75,reference=0.25 \
         --init columns3d_reference
+    python train_basic_3dunet.py --init columns3d --recipe fast --max_minutes 20 --mix 0.5 \
+        --train_files crop.tif=crop_labels.tif --ignore_label 99 --experiment_title ours
 
 Records, checkpoints and pictures go to <log_path>/<experiment_title>/. All flags and their defaults
 stand in FLAGS, right below; --help says what each means and which values it takes. Exit status: 0
@@ -24,17 +26,19 @@ from typing import TYPE_CHECKING
 from utils.errors import exit_status
 from utils.training.flag_table import make_parser
 from utils.training.options import (
+    Sources,
     TrainingOptions,
     check_patch_size,
     experiment_directory,
+    find_sources,
     let_waiting_threads_sleep,
     live_shares,
     network_settings,
-    resolve_files,
 )
 from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:
+    from utils.simulation.presets import Config, Mixture
     from utils.training.run import TrainingData
 
 FLAGS = {
@@ -52,8 +56,15 @@ FLAGS = {
         "val_files": ["vol_val_set.h5"],
         "patch_size": 64,
         "background_threshold": 0.95,
-        "patches_per_epoch": None,  # one a sample; 2048 with --on_the_fly
+        "patches_per_epoch": None,  # one a sample; 2048 with --on_the_fly, 256 with labelled stacks
         "augment": "none",
+        "channel": None,
+        "axes": None,
+        "voxel_size": None,
+        "ignore_label": None,
+        "scale": "auto",
+        "val_share": None,  # 0.2 of labelled stacks where no others are named
+        "mix": None,
         "on_the_fly": False,
         "preset": None,
         "presets": None,
@@ -63,6 +74,7 @@ FLAGS = {
     },
     "network": {
         "init": None,
+        "freeze": None,
         "arch": "unet",
         "depth": 4,
         "start_channels": 4,
@@ -124,10 +136,7 @@ def run(flags: argparse.Namespace) -> int:
     check_patch_size(flags.patch_size, flags.depth, flags.batch_size, flags.stem_stride)
     directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
     shares = live_shares(flags)
-    train_files = []
-    if not flags.on_the_fly:
-        train_files = resolve_files(flags.train_files, flags.data_dir, "--train_files")
-    valid_files = resolve_files(flags.val_files, flags.data_dir, "--val_files")
+    train, valid = find_sources(flags)
 
     # Torch comes with these, so they wait until the flags are known to be right.
     from models import ModelConfig, build_model
@@ -142,60 +151,117 @@ def run(flags: argparse.Namespace) -> int:
         config.to_dict(),
         lambda: build_model(config),
         flags.patch_size,
-        lambda: load_data(flags, train_files, valid_files, shares),
+        lambda: load_data(flags, train, valid, shares, directory),
     )
 
 
 def load_data(
     flags: argparse.Namespace,
-    train_files: Sequence[Path],
-    valid_files: Sequence[Path],
+    train: Sources,
+    valid: Sources,
     shares: Mapping[str, float],
+    directory: Path,
 ) -> TrainingData:
-    """Open the data files; training takes its patches from them or from volumes on the fly."""
+    """Open the data; training takes patches of labelled stacks, of simulated volumes, or of both.
+
+    ``directory`` is the log directory, where a run that is resumed finds the spacing of columns
+    that its labelled stacks were scaled to.
+    """
     from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
-    from utils.storage import VolumeFile
-    from utils.storage.config_files import read_mixture
+    from utils.data.mixed import MixedDataset, split_batch
+    from utils.training import ranks
+    from utils.training.ancestor import known_network
     from utils.training.run import TrainingData
 
     patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
-    # Always the same validation patches, so that runs of different seeds can be compared.
-    validation = SegmentationFake3DDataset(valid_files, seed=0, **patches)
-    validated = f"{validation.num_samples:,} validation samples in"
-    if flags.on_the_fly:
-        with VolumeFile(valid_files[0]) as file:
-            live = file.config
-        if shares or flags.config:
-            live = read_mixture(shares, flags.config, live.shape)
-        train = OnTheFly3DDataset(
-            live,
-            patches_per_epoch=flags.patches_per_epoch or 2048,
+    of_volumes = of_labelled = flags.patches_per_epoch
+    if flags.mix is not None:
+        parts = split_batch(flags.batch_size, flags.mix, ranks.world_size())
+        batches = -(-flags.patches_per_epoch // flags.batch_size)
+        of_volumes, of_labelled = (batches * part for part in parts)
+    simulated = validation = spacing = None
+    about: dict[str, str] = {}
+    if valid.files:
+        # Always the same validation patches, so that runs of different seeds can be compared.
+        validation = SegmentationFake3DDataset(valid.files, seed=0, **patches)
+        validated = f"{validation.num_samples:,} validation samples in"
+        about["data"] = f"{validated} {len(valid.files)} files"
+        spacing = validation.column_spacing()
+    if train.files:
+        simulated = SegmentationFake3DDataset(
+            train.files, patches_per_epoch=of_volumes, seed=flags.seed, **patches
+        )
+        about["data"] = f"{simulated.num_samples:,} training samples in {len(train.files)} files"
+        if valid.files:
+            about["data"] = f"{simulated.num_samples:,} training and {validated} "
+            about["data"] += f"{len(train.files)} and {len(valid.files)} files"
+        spacing = simulated.column_spacing()
+    elif flags.on_the_fly or flags.mix is not None:
+        simulated = OnTheFly3DDataset(
+            live_volumes(flags, shares, valid.files),
+            patches_per_epoch=of_volumes or 2048,
             patches_per_volume=flags.patches_per_volume,
             augment=flags.augment,
             seed=flags.seed,
             **patches,
         )
         idle = ", --no_shuffle has no effect" * flags.no_shuffle
-        samples = (
-            f"training volumes simulated on the fly, {flags.patches_per_volume} patches of each "
-            f"(--train_files are not read{idle}); {validated} {len(valid_files)} files"
+        about["data"] = "; ".join(
+            [
+                f"training volumes simulated on the fly, {flags.patches_per_volume} patches of "
+                f"each (--train_files are not read{idle})",
+                *about.values(),
+            ]
         )
-    else:
-        train = SegmentationFake3DDataset(
-            train_files, patches_per_epoch=flags.patches_per_epoch, seed=flags.seed, **patches
+    trained_on = simulated
+    if train.labelled or valid.labelled:
+        from utils.training.labelled_stacks import load_labelled
+
+        labelled = load_labelled(
+            flags,
+            train.labelled,
+            valid.labelled,
+            patch_size=flags.patch_size,
+            spatial_dims=3,
+            patches=(of_labelled, None),
+            background_threshold=flags.background_threshold,
+            ancestor=known_network(flags, directory) if train.labelled else None,
+            spacing=spacing and sum(spacing) / len(spacing),
         )
-        samples = f"{train.num_samples:,} training and {validated} "
-        samples += f"{len(train_files)} and {len(valid_files)} files"
-    return TrainingData(
-        train,
-        validation,
-        spacing_voxels=(validation if flags.on_the_fly else train).column_spacing(),
-        about={
-            "data": samples,
-            "patches": f"{len(train):,} of {flags.patch_size}^3 voxels in a training epoch, "
-            f"augmentation {flags.augment}",
-        },
+        about |= labelled.about
+        validation = labelled.validation or validation
+        if train.labelled or not spacing:
+            trained_on, spacing = labelled.train or simulated, [labelled.spacing] * 3
+    if flags.mix is not None:
+        trained_on = MixedDataset(simulated, labelled.train, parts, flags.augment, flags.seed)
+        about["mix"] = f"{parts[0]} simulated and {parts[1]} labelled patches in every batch"
+    about["patches"] = (
+        f"{len(trained_on):,} of {flags.patch_size}^3 voxels in a training epoch, "
+        f"augmentation {flags.augment}"
     )
+    return TrainingData(trained_on, validation, spacing_voxels=spacing, about=about)
+
+
+def live_volumes(
+    flags: argparse.Namespace, shares: Mapping[str, float], valid_files: Sequence[Path]
+) -> Config | Mixture:
+    """Return what volumes on the fly are: as the flags say, else those of a file to validate on.
+
+    Where there is none either, a mixture of both presets, as the pretrained network has seen.
+    """
+    from utils.simulation.volume import VolumeConfig
+    from utils.storage import VolumeFile
+    from utils.storage.config_files import read_mixture
+
+    shape = VolumeConfig().shape
+    if valid_files:
+        with VolumeFile(valid_files[0]) as file:
+            if not shares and not flags.config:
+                return file.config
+            shape = file.shape
+    elif not flags.config:
+        shares = shares or {"wide": 0.75, "reference": 0.25}
+    return read_mixture(shares, flags.config, shape)
 
 
 if __name__ == "__main__":

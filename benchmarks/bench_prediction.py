@@ -127,10 +127,11 @@ def measure(flags: argparse.Namespace) -> dict[str, float]:
 
 
 def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict[str, float]:
+    from utils.data.normalize import measure_limits
     from utils.prediction.adapting import fused
     from utils.prediction.memory import Memory, fit_batch
     from utils.prediction.sliding_window import Windows, window_within
-    from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
+    from utils.prediction.whole_stack import StackPrediction, write_prediction
 
     model, outputs = fused(model), {"mask": target}
     edges = window_within(stack.shape, flags.window)
@@ -154,8 +155,8 @@ def run_monai(stack, target, model, config, normalizer, precision, flags) -> dic
     import torch
     from monai.inferers import sliding_window_inference
 
+    from utils.data.normalize import measure_limits
     from utils.prediction.sliding_window import window_within
-    from utils.prediction.whole_stack import measure_limits
     from utils.stacks import StackLayout, write_stack
 
     limits = measure_limits(stack, normalizer)

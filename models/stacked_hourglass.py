@@ -101,6 +101,12 @@ class StackedUNet(nn.Module):
             ReEntry(spatial_dims, start_channels, scores) for _ in range(num_stacks - 1)
         )
 
+    @property
+    def encoder(self) -> nn.ModuleList:
+        """The stem, and of each stack the levels on the way down, the lowest one included."""
+        bodies = (module for module in self.stacks.modules() if isinstance(module, UNetBody))
+        return nn.ModuleList([self.stem, *(body.encoder for body in bodies)])
+
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map (batch, in_channels, *space) to one map of logits a stack."""
         size = x.shape[2:]

@@ -112,6 +112,11 @@ class UNet(nn.Module):
             spatial_dims, start_channels, out_channels * block, kernel, bias=True
         )
 
+    @property
+    def encoder(self) -> nn.ModuleList:
+        """The levels on the way down, the lowest one included."""
+        return self.body.encoder
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, *space) to logits (batch, out_channels, *space)."""
         padded = layers.pad_to_multiple(x, self.size_multiple)

@@ -18,7 +18,7 @@ from utils.simulation import VolumeConfig
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-SCRIPTS = ("bench_training", "bench_learning", "bench_gpu")
+SCRIPTS = ("bench_training", "bench_learning", "bench_gpu", "bench_finetune")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,10 @@ def test_help_comes_at_once(name: str) -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_mistake_is_one_line_and_status_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     script = __import__(name)
-    wrong = {"bench_learning": ["--variant", "nameless"]}.get(name, ["--sizes", "4,0,1"])
+    wrong = {
+        "bench_learning": ["--variant", "nameless"],
+        "bench_finetune": ["--stacks", "0"],
+    }.get(name, ["--sizes", "4,0,1"])
     with pytest.raises(SystemExit) as ended:
         script.main(wrong)
     assert ended.value.code == 2
@@ -190,3 +193,57 @@ def test_the_table_has_eight_rows_that_train_differently() -> None:
     flags = [train_basic_3dunet.parse_flags(list(variant.flags)) for variant in variants]
     assert len({(f.arch, f.loss_type, f.on_the_fly) for f in flags}) == 8
     assert all(f.stem_stride == 2 for f in flags), "the fast recipe's network"
+
+
+def test_a_few_planes_are_trained_on_in_every_way(
+    tmp_path: Path,
+    tiny_config: VolumeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import bench_finetune
+
+    import train_basic_3dunet
+    from models import ModelConfig, build_model
+    from utils.simulation import sample_rng, simulate_volume
+    from utils.training.experiment import Experiment
+
+    def run_here(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        title = command[command.index("--experiment_title") + 1]
+        told.append(train_basic_3dunet.parse_flags(command[2:]))
+        trained = ModelConfig(depth=1, start_channels=1)
+        state = {
+            "model_config": trained.to_dict(),
+            "model_state": build_model(trained).state_dict(),
+            "normalizer": {"low_percent": 1.0, "high_percent": 99.0, "rule": "robust"},
+            **{"spacing_voxels": [7.0] * 3, "patch_size": 16, "epoch": 1},
+        }
+        Experiment.create(tmp_path / title, {}, __file__).save_checkpoint("last.pth", state)
+        return subprocess.CompletedProcess(command, 0)
+
+    told: list[object] = []
+    here = SimpleNamespace(**{**vars(subprocess), "run": run_here})
+    monkeypatch.setattr(bench_finetune, "subprocess", here)
+    volumes = [simulate_volume(tiny_config, sample_rng(1, k)) for k in range(2)]
+    monkeypatch.setattr(bench_finetune, "lab_volumes", lambda number, edge: volumes)
+    command = ["--stacks", "2", "--planes", "1", "3", "--edge", "32", "--default_volumes", "1"]
+    assert bench_finetune.main([*command, "--directory", str(tmp_path), "--minutes", "1"]) == 0
+    table = rows(capsys.readouterr().out)
+    trainings = ("from it, {}", "from it, {}, --mix 0.5", "from nothing, {}")
+    names = [name.format(n) for n in ("1 plane", "3 planes") for name in trainings]
+    assert [row[0] for row in table[1:]] == ["as shipped", *names]
+    assert all(0 <= float(cell.split()[0]) <= 1 for row in table[1:] for cell in row[1:])
+    assert [flags.mix for flags in told] == [None, 0.5, None] * 4
+    assert [bool(flags.init) for flags in told] == [True, True, False] * 4
+    assert all(flags.ignore_label == 99 and flags.max_minutes == 1 for flags in told)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert {len(found) for found in scores.values()} == {2}
+
+
+def test_a_labs_stacks_share_a_stain_that_no_volume_of_the_preset_has() -> None:
+    import bench_finetune
+
+    first, second = bench_finetune.lab_volumes(0, 64)
+    assert first.image.shape == second.image.shape == (64, 64, 64)
+    assert first.mask.any() and second.mask.any() and (first.mask != second.mask).any()
+    assert (bench_finetune.lab_volumes(0, 64)[0].image == first.image).all()

@@ -15,6 +15,7 @@ from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.figures import canvas
+from utils.figures.predictions import save_predictions
 from utils.stacks import StackLayout, write_stack
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 from utils.training.experiment import Experiment
@@ -497,3 +498,150 @@ def test_help_is_quick_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--checkpoint" in done.stdout and "None" not in done.stdout
+
+
+# Labelled stacks ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lab(data, tmp_path_factory):
+    """Two of the simulated volumes as a lab would have them: images and labels."""
+    folder = tmp_path_factory.mktemp("lab")
+    for index, volume in enumerate(truths(data)[:2]):
+        write_labelled(folder, f"fly{index}", volume.image, volume.instances)
+    return folder
+
+
+def write_labelled(folder, name, image, labels):
+    for part, array in {"images": image, "labels": labels}.items():
+        (folder / part).mkdir(exist_ok=True, parents=True)
+        layout = StackLayout(array.shape, array.dtype, axes="ZYX"[-array.ndim :])
+        write_stack(folder / part / f"{name}.tif", [array], layout)
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_labelled_stacks_score_as_the_volumes_that_they_are(data, lab, log, tmp_path, capsys):
+    given = ["--checkpoint", str(log), "--columns"]
+    outputs = [tmp_path / name for name in ("simulated", "labelled")]
+    flags = [*given, "--data", str(data), "--volumes", "2", "--output", str(outputs[0])]
+    assert evaluate.main(flags) == 0
+    capsys.readouterr()
+    flags = [*given, "--data", str(lab), "--scale", "1", "--output", str(outputs[1])]
+    assert evaluate.main(flags) == 0
+    simulated, labelled = (read_csv(output / "metrics.csv") for output in outputs)
+    known = ("iou", "dice", "precision", "recall", "total_error", "hd95", "surface_dice")
+    for expected, row in zip(simulated, labelled, strict=True):
+        assert {n: row[n] for n in known} == {n: expected[n] for n in known}
+        assert 0 <= float(row["instance_f1_iou30"]) <= 1 and int(row["columns_labelled"]) > 3
+        assert not [name for name in row if "sheet" in name or "left_out" in name]
+    assert [row["stack"] for row in labelled] == ["fly0", "fly1"]
+    assert sorted(p.name for p in outputs[1].iterdir()) == RESULTS
+    summary = json.loads((outputs[1] / "summary.json").read_text())
+    assert [s["name"] for s in summary["data"]["stacks"]] == ["fly0", "fly1"]
+    assert summary["data"]["stacks"][0]["annotated"] == 32**3
+    shown = capsys.readouterr().out
+    assert "fly0.tif: 32 x 32 x 32 voxels, 32,768 annotated (100 %)" in shown
+    assert "note: labels do not tell of the sheet" in shown and "note: fly1.tif: " in shown
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_predictions_of_labelled_stacks_go_by_name(data, lab, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for index, volume in enumerate(truths(data)[:2]):
+        layout = StackLayout(volume.mask.shape, volume.mask.dtype)
+        write_stack(masks / f"fly{index}_mask.tif", [volume.mask], layout)
+    flags = ["--data", str(lab)]
+    assert evaluate.main(["--predictions", str(masks), *flags]) == 0
+    assert {row["iou"] for row in read_csv(masks / "evaluation" / "metrics.csv")} == {"1.0"}
+    compared = ["--compare", str(masks / "evaluation"), str(masks), "--output", str(tmp_path / "c")]
+    assert evaluate.main([*compared, *flags]) == 0
+    summary = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert summary["differences"]["iou"]["a"] == 1 and summary["volumes"] == [0, 1]
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_images_of_two_axes_and_a_plane_network(lab, tmp_path):
+    flat = make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=1, start_channels=1))
+    rng = np.random.default_rng(0)
+    labels = np.zeros((20, 16), np.uint8)
+    labels[4:9, 3:12] = 1
+    write_labelled(tmp_path / "2d", "a", rng.integers(0, 255, labels.shape, np.uint8), labels)
+    for folder in (tmp_path / "2d", lab):
+        flags = ["--checkpoint", str(flat), "--data", str(folder), "--output", str(tmp_path / "o")]
+        assert evaluate.main(flags) == 0
+        rows = read_csv(tmp_path / "o" / "metrics.csv")
+        assert [row["stack"] for row in rows] == (["a"] if folder != lab else ["fly0", "fly1"])
+        assert ("columns_labelled" in rows[0]) == (folder == lab)
+
+
+def test_pictures_of_stacks_that_are_annotated_in_part(data, log, tmp_path, monkeypatch):
+    volume = truths(data)[0]
+    labels = volume.instances.astype(np.uint16)
+    labels[:10] = 9999
+    write_labelled(tmp_path / "lab", "a", volume.image, labels)
+    drawn = []
+
+    def keep(*given, **options):
+        drawn.append(given)
+        return save_predictions(*given, **options)
+
+    monkeypatch.setattr("utils.figures.evaluation.save_predictions", keep)
+    flags = ["--checkpoint", str(log), "--data", str(tmp_path / "lab"), "--ignore_label", "9999"]
+    assert evaluate.main([*flags, "--no_surface", "--output", str(tmp_path / "o")]) == 0
+    assert all((tmp_path / "o" / name).stat().st_size > 1000 for name in RESULTS[:2])
+    ((images, masks, (probabilities,), _),) = drawn
+    assert np.isnan(probabilities[:10]).all() and not np.isnan(probabilities[10:]).any()
+    assert not masks[0][:10].any() and images[0].shape == (32, 32)
+
+
+BAD_LABELS = [
+    ({"--data": "{tmp}/empty"}, "empty: no labelled stacks"),
+    ({"--data": "{tmp}/blank"}, "a.tif: no voxel is labelled"),
+    ({"--data": "{tmp}/other"}, "a.tif: has shape (16, 16, 8) (x, y, z), and"),
+    ({"--data": "{tmp}/floats"}, "a.tif: holds fractions"),
+    ({"--data": "{tmp}/good", "--ignore_label": "1"}, "a.tif: no voxel is labelled"),
+    ({"--data": "{tmp}/good", "--ignore_label": "0"}, "all that is annotated is 1, background"),
+    ({"--data": "{tmp}/good", "--channel": "1"}, "--channel 1"),
+    ({"--data": "{tmp}/good", "--scale": "0"}, "--scale 0.0: must be auto or lie in"),
+    ({"--data": "{tmp}/good", "--voxel_size": "1,1"}, "--voxel_size has 2"),
+    ({"--data": "{tmp}/flat", "--columns": ""}, "--columns: "),
+    ({"--data": "{tmp}/flat"}, "a 3D network"),
+    ({"--ignore_label": "1"}, "--ignore_label 1: is for labelled stacks, not for"),
+    ({"--scale": "2"}, "--scale 2.0: is for labelled stacks"),
+    ({"--checkpoint": None, "--predictions": "{tmp}/good/labels", "--data": "{tmp}/two"},
+     "a.tif: its name must begin with that of its stack, as b_mask.tif does"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bad_labels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad_labels")
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 16), np.uint8)
+    good = (image > 200).astype(np.uint8)
+    (folder / "empty").mkdir()
+    for name, labels in {
+        "good": good,
+        "blank": 0 * good,
+        "other": good[..., :8],
+        "floats": good * np.float32(0.5),
+    }.items():
+        write_labelled(folder / name, "a", image, labels)
+    write_labelled(folder / "flat", "a", image[0], good[0])
+    write_labelled(folder / "two", "b", image, good)
+    return folder
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_LABELS)
+def test_bad_labels_end_in_one_line_and_status_2(
+    data, log, bad_labels, tmp_path, capsys, changes, message
+):
+    flags = {"--checkpoint": str(log), "--data": str(data)} | changes
+    given = [
+        (name, text.format(tmp=bad_labels)) for name, text in flags.items() if text is not None
+    ]
+    output = ["--output", str(tmp_path / "out")]
+    assert evaluate.main([*(part for pair in given for part in pair if part), *output]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -48,6 +49,20 @@ def voxel_size(text: str) -> tuple[float, ...]:
             f"{text!r}: give micrometres along z,y,x, such as 1,0.5,0.5"
         )
     return sizes
+
+
+def scale(text: str) -> float | str:
+    """Return the factor, or ``auto``; ArgumentTypeError for anything else."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        message = f"{text!r}: give a factor such as 2.5, or auto"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def is_labelled(name: str | Path) -> bool:
+    """Return whether ``name`` means labelled stacks: a folder, or ``IMAGE=LABELS``, but no file."""
+    return Path(name).is_dir() or ("=" in str(name) and not Path(name).exists())
 
 
 def voxel_ranges(text: str) -> tuple[tuple[int | None, int | None], ...]:

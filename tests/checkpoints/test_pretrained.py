@@ -28,6 +28,7 @@ def log(tmp_path: Path) -> Path:
     config = {
         "flags": flags,
         "parameters": count_parameters(model),
+        "ancestor": {"checkpoint": "/lab/first", "epoch": 7, "sha256": "abc"},
         "data": {"train": [{"file": "/lab/a.h5", "seed": 512, "samples": 7, "version": "2.0.0"}]},
         "compute": {"device": "cpu", "precision": "bf16-mixed"},
     }
@@ -116,6 +117,7 @@ def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None
         "train: file a.h5, seed 512, samples 7, version 2.0.0",
         "epoch 2 of 3 trained; 1.0 of 1.5 hours; the run ended: completed 3 epochs",
         "a toaster; cpu, bf16-mixed",
+        "began with first, epoch 7, weights of SHA-256 abc",
         "--train_files a.h5 b.h5",
         "--resblocks",
         "Of this file, on 2 whole volumes of 8 x 9 x 10 voxels (`val.h5`, seed 9999)",

@@ -41,6 +41,16 @@ def test_counts_equal_the_plain_twin_for_numpy_and_torch(case: tuple) -> None:
     assert confusion(probabilities, mask.astype(np.uint8)) == Confusion(*expected)
 
 
+def test_voxels_of_a_negative_mask_are_not_counted(case: tuple) -> None:
+    probabilities, mask = case
+    sparse = mask.copy()
+    sparse[:, :, 1:4] = -1
+    expected = plain_counts(probabilities, sparse)
+    assert sum(expected) == (sparse >= 0).sum() < sparse.size
+    assert tuple(count_voxels(probabilities, sparse).tolist()) == expected
+    assert confusion(probabilities, np.full_like(mask, -1)) == Confusion()
+
+
 def test_counts_equal_monai(case: tuple) -> None:
     probabilities, mask = case
     found = torch.from_numpy(probabilities >= 0.5).float()

@@ -31,7 +31,7 @@ def test_the_last_number_in_a_name_is_the_volume(tmp_path, mask):
         write(tmp_path / name, mask)
     for name in ("notes.txt", ".0.tif"):
         (tmp_path / name).touch()
-    found = find_predictions([tmp_path], 64, SHAPE)
+    found = find_predictions([tmp_path], [SHAPE] * 64)
     assert names(found) == {
         3: "3.nii.gz",
         5: "v5.zarr",
@@ -45,9 +45,9 @@ def test_probabilities_go_before_the_mask_beside_them(tmp_path, mask):
     paths = [tmp_path / name for name in ("v0.tif", "v0_probabilities.tif", "v1.tif")]
     for path in paths:
         write(path, mask)
-    assert names(find_predictions(paths[:2], 2, SHAPE)) == {0: "v0_probabilities.tif"}
+    assert names(find_predictions(paths[:2], [SHAPE] * 2)) == {0: "v0_probabilities.tif"}
     both = {0: "v0_probabilities.tif", 1: "v1.tif"}
-    assert names(find_predictions([tmp_path], 2, SHAPE)) == both
+    assert names(find_predictions([tmp_path], [SHAPE] * 2)) == both
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,14 @@ def test_names_that_do_not_say_the_volume_are_refused(tmp_path, mask, names, mes
     for name in names:
         write(tmp_path / name, mask) if name != "notes.txt" else (tmp_path / name).touch()
     with pytest.raises(UserError, match=message):
-        find_predictions([tmp_path], 4, SHAPE)
+        find_predictions([tmp_path], [SHAPE] * 4)
 
 
 def test_paths_that_are_no_predictions(tmp_path):
     (tmp_path / "notes1.txt").touch()
     for path in (tmp_path / "nothing", tmp_path / "notes1.txt"):
         with pytest.raises(UserError, match="neither a stack nor a folder"):
-            find_predictions([path], 4, SHAPE)
+            find_predictions([path], [SHAPE] * 4)
         assert stacks_at(path) == []
     assert stacks_at(tmp_path) == []
     (tmp_path / "1.tif").touch()
@@ -105,7 +105,7 @@ def test_fractions_outside_0_to_1_are_refused(tmp_path, mask, value):
 def test_other_shapes_and_damaged_files_are_refused(tmp_path, mask):
     path = write(tmp_path / "p0.tif", mask)
     with pytest.raises(UserError, match="p0.tif: has shape"):
-        find_predictions([path], 1, SHAPE[::-1])
+        find_predictions([path], [SHAPE[::-1]])
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UserError, match="p0.tif: damaged, cut"):
         read_prediction(path)

@@ -1,7 +1,10 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from utils.evaluation.surfaces import SurfaceScores, score_surfaces
@@ -38,6 +41,42 @@ def test_scores_are_those_of_all_pairs_of_surface_voxels(size):
     close = (there <= max(size)).sum() + (back <= max(size)).sum()
     assert scores.hd95_um == pytest.approx(worst, rel=1e-5)
     assert scores.surface_dice_um == pytest.approx(close / (len(a) + len(b)), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1.0, 1.0, 1.0), (0.5, 0.25, 2.0)])
+def test_scores_are_those_of_monai(size):
+    noise = np.random.default_rng(1).normal(size=(2, 14, 12, 10))
+    found, mask = (ndimage.gaussian_filter(n, 1.5) > 0.05 for n in noise)
+    pair = [torch.from_numpy(m)[None, None] for m in (found, mask)]
+    options = {"include_background": True, "spacing": size}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI passes on its own old argument
+        hd95 = compute_hausdorff_distance(*pair, percentile=95, **options)
+        dice = compute_surface_dice(*pair, class_thresholds=[max(size) * (1 + 1e-6)], **options)
+    scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=size)
+    assert scores.hd95_um == pytest.approx(float(hd95), rel=1e-5)
+    assert scores.surface_dice_um == pytest.approx(float(dice), rel=1e-5)
+
+
+def test_an_annotated_box_is_scored_as_if_it_were_the_volume():
+    noise = np.random.default_rng(2).normal(size=(2, 14, 12, 10))
+    found, mask = (ndimage.gaussian_filter(n, 1.5) > 0.05 for n in noise)
+    known = box((3, 2, 1), (12, 9, 8), (14, 12, 10))
+    whole = score_surfaces(found & known, mask & known, tolerance=1.0, known=known)
+    part = (slice(3, 12), slice(2, 9), slice(1, 8))
+    assert whole.hd95 == score_surfaces(found[part], mask[part], tolerance=1.0).hd95
+    assert whole.surface_dice == score_surfaces(found[part], mask[part], tolerance=1.0).surface_dice
+
+
+def test_a_lone_annotated_plane_is_scored_as_an_image():
+    noise = np.random.default_rng(3).normal(size=(2, 14, 12, 10))
+    found, mask = (ndimage.gaussian_filter(n, 1.5) > 0.05 for n in noise)
+    known = np.zeros(mask.shape, bool)
+    known[..., 4] = True
+    plane = score_surfaces(found & known, mask & known, tolerance=1.0, known=known)
+    image = score_surfaces(found[..., 4], mask[..., 4], tolerance=1.0)
+    assert (plane.hd95, plane.surface_dice) == (image.hd95, image.surface_dice)
+    assert 0 < image.surface_dice < 1
 
 
 def test_a_box_shifted_by_one_voxel_is_within_the_tolerance():

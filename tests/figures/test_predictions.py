@@ -45,6 +45,12 @@ def test_a_heat_map_is_compared_where_it_is_at_least_half() -> None:
     np.testing.assert_array_equal(overlay.any(axis=2), target >= 0.5)
 
 
+def test_nothing_is_wrong_where_the_truth_is_not_known() -> None:
+    image, mask = np.zeros((1, 2), np.float32), np.array([[-1, 0]])
+    (unknown, extra), *_ = predictions._compare(image, mask, np.array([[0.9, 0.9]]))
+    assert not unknown.any() and extra.argmax() == 0
+
+
 def test_overlay_colours_name_hits_and_errors() -> None:
     image = np.zeros((2, 2), dtype=np.float32)
     mask = np.array([[1, 0], [1, 0]])

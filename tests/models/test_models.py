@@ -360,3 +360,15 @@ def test_graph_can_be_captured_whole(training: bool):
         x = rand(2, 1, 9, 8).contiguous(memory_format=torch.channels_last)
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_the_encoder_is_all_that_comes_before_the_way_up(arch: str, stem_stride: int) -> None:
+    model = build_model(ModelConfig(arch=arch, depth=2, num_stacks=2, stem_stride=stem_stride))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    encoder = {names[id(parameter)] for parameter in model.encoder.parameters()}
+    others = set(names.values()) - encoder
+    assert all(name.startswith("stem.") or ".encoder." in name for name in encoder)
+    assert not any(name.startswith("stem.") or ".encoder." in name for name in others)
+    assert encoder and others and not any(name.startswith("encoder") for name in model.state_dict())

@@ -105,7 +105,8 @@ from utils.stacks import open_stack
 from utils.prediction.memory import Memory, fit_batch
 from utils.prediction.sliding_window import Windows
 from utils.prediction.staging import open_staging
-from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
+from utils.data.normalize import measure_limits
+from utils.prediction.whole_stack import StackPrediction, write_prediction
 
 torch.set_num_threads(1)
 model = build_model(ModelConfig(depth=1, start_channels=1, conv_kernel_size=1)).eval()

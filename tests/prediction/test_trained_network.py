@@ -1,16 +1,19 @@
 """Checkpoints that predict, and those that cannot: one line each that names the file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from utils.checkpoints.loading import CheckpointError
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.prediction.trained_network import NetworkPredictions, read_network, training_file
+from utils.stacks import open_stack
 from utils.training.experiment import Experiment
 
 MODEL = nn.Conv3d(1, 1, 1)
@@ -124,3 +127,29 @@ def test_a_checkpoint_that_names_no_rule_of_grey_values(checkpoint, dims, rule):
     assert read_network(older).normalizer == PercentileNormalizer(rule=rule)
     read_again = read_network(older).normalizer.to_dict()
     assert read_again == {**plain, "rule": rule}
+
+
+def test_a_labelled_stack_that_was_trained_on_is_known_wherever_one_stands(tmp_path, monkeypatch):
+    entries = [{"seed": 3}, {"file": "lab/a.tif", "box": [[0, 9]]}]
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"train": entries}}))
+    monkeypatch.chdir(tmp_path)
+    assert training_file(tmp_path, files=[tmp_path / "lab" / "a.tif"]) == "lab/a.tif"
+    assert training_file(tmp_path, files=[tmp_path / "lab" / "b.tif"]) is None
+    assert training_file(tmp_path) is None and training_file(tmp_path, 3) is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_network_predicts_a_stack_in_its_own_voxels(checkpoint, tmp_path, small_volume, scale):
+    network = read_network(checkpoint())
+    model = network.restore(nn.Conv3d(1, 1, 1), "cpu", 3)
+    given = (tmp_path / "log", network, model, 2, 16, 0.25, 2, None)
+    source = NetworkPredictions(*given, scale=scale)
+    smooth = replace(small_volume, image=gaussian_filter(small_volume.image, 2))
+    np.save(tmp_path / "a.npy", smooth.image.T)
+    with open_stack(tmp_path / "a.npy", voxel_size=(1.0, 0.5, 0.5)) as stack:
+        found, spacing = source.predict_stack(stack)
+    assert spacing == (0.5, 0.5, 1.0) and found.shape == small_volume.image.shape
+    expected, _ = source.predict(0, smooth)
+    error = np.abs(found - expected).mean()  # resampled there and back, but not moved
+    moved = [np.abs(np.roll(found, 1, axis) - expected).mean() for axis in range(3)]
+    assert error < 0.2 * min(moved)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import ModelConfig, build_model
-from utils.data.normalize import PercentileNormalizer
+from utils.data.normalize import PercentileNormalizer, measure_limits
 from utils.prediction.sliding_window import Windows, predict_volume
-from utils.prediction.whole_stack import StackPrediction, measure_limits, write_prediction
+from utils.prediction.whole_stack import StackPrediction, write_prediction
 from utils.stacks import open_stack
 
 NORMALIZER = PercentileNormalizer()

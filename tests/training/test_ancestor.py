@@ -105,3 +105,23 @@ def test_what_differs_is_refused_with_both_values(
     assert train_basic_2dunet.main(more) == 2
     assert "is a 3D network, and this script trains 2D ones" in capsys.readouterr().err
     assert not (folder / "flat").exists()
+
+
+@pytest.mark.parametrize("ema", ["0", "0.9"])
+def test_a_frozen_encoder_stays_to_the_bit(folder: Path, ema: str) -> None:
+    """Its batch norm statistics too, also in the average and after going on; the rest moves."""
+    title = f"frozen{ema[-1]}"
+    more = ["--init", str(folder / "first"), "--freeze", "encoder", "--ema", ema, "--epochs"]
+    assert train_basic_3dunet.main([*flags(folder, title), *more, "1"]) == 0
+    again = ["--resume", "--log_path", str(folder), "--experiment_title", title, "--epochs", "2"]
+    assert train_basic_3dunet.main(again) == 0
+    first, second = load_checkpoint(folder / "first"), load_checkpoint(folder / title)
+    for name, tensor in first["model_state"].items():
+        same = torch.equal(tensor, second["model_state"][name])
+        assert same == (".encoder." in name), name
+
+
+def test_only_an_ancestor_is_frozen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_basic_3dunet.main([*flags(folder, "none"), "--freeze", "encoder"]) == 2
+    message = "--freeze encoder: keeps weights of a trained network; give --init too"
+    assert message in capsys.readouterr().err and not (folder / "none").exists()

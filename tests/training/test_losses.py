@@ -143,3 +143,51 @@ def test_foreground_is_measured_on_the_first_crops() -> None:
     items = [(torch.zeros(1, 10), (torch.arange(10)[None] < 10 * s).float()) for s in shares]
     assert measure_foreground(items, crops=2) == pytest.approx(0.2)
     assert measure_foreground(items) == pytest.approx(1.3 / 3)
+
+
+LEFT_OUT = -1.0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss_type", CHOICES["loss_type"])
+def test_voxels_that_nobody_annotated_count_nowhere(loss_type: str, shape: tuple[int, ...]) -> None:
+    """A slab is left out of every sample: the loss is that of the rest alone."""
+    logits, target = random_case(shape)
+    options = {"loss_type": loss_type, "boundary_weight": 2.0}
+    sparse = target.copy()
+    sparse[:, :, -3:] = LEFT_OUT
+    rest = logits[:, :, :-3], target[:, :, :-3]
+    expected = loss_of(*rest, 0.2, **options).item()
+    found = loss_of(logits, sparse, 0.2, **options).item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found != pytest.approx(loss_of(logits, target, 0.2, **options).item(), rel=1e-3)
+    other = np.where(sparse < 0, -logits, logits)
+    assert loss_of(other, sparse, 0.2, **options).item() == found
+
+
+@pytest.mark.parametrize("loss_type", CHOICES["loss_type"])
+def test_a_sample_without_annotations_is_as_if_it_were_not_there(loss_type: str) -> None:
+    logits, target = random_case((3, 1, 6, 7, 5))
+    sparse = target.copy()
+    sparse[1] = LEFT_OUT
+    expected = loss_of(logits[[0, 2]], target[[0, 2]], 0.2, loss_type=loss_type).item()
+    assert loss_of(logits, sparse, 0.2, loss_type=loss_type).item() == pytest.approx(
+        expected, rel=1e-5
+    )
+    nothing = np.full_like(target, LEFT_OUT)
+    assert loss_of(logits, nothing, 0.2, loss_type=loss_type).item() == 0.0
+
+
+@pytest.mark.parametrize("loss_type", CHOICES["loss_type"])
+def test_only_annotated_voxels_pass_a_gradient(loss_type: str) -> None:
+    logits, target = map(torch.from_numpy, random_case((2, 1, 6, 7, 5)))
+    target[:, :, :2] = LEFT_OUT
+    logits.requires_grad_()
+    build_loss(TrainingOptions(loss_type=loss_type), 0.2)(logits, target).backward()
+    assert logits.grad.isfinite().all()
+    assert not logits.grad[:, :, :2].any() and logits.grad[:, :, 2:].all()
+
+
+def test_foreground_is_a_share_of_what_is_annotated() -> None:
+    mask = torch.tensor([[1.0, 0.0, 0.0, 0.0, LEFT_OUT, LEFT_OUT]])
+    assert measure_foreground([(mask, mask), (mask, mask)]) == 0.25

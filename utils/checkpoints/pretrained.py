@@ -186,7 +186,8 @@ def _portable(value: Any) -> str:
     """Return a flag's value as words, paths from the root without their folders."""
     if isinstance(value, list):
         return " ".join(map(_portable, value))
-    return Path(value).name if str(value).startswith("/") else str(value)
+    parts = str(value).split("=")  # of a pair IMAGE=LABELS
+    return "=".join(Path(part).name if part.startswith("/") else part for part in parts)
 
 
 def _describe_network(state: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -246,6 +247,7 @@ def _describe_training(
     lines = [
         f"- epoch {state['epoch']} of {len(epochs)} trained; {until:.1f} of {hours:.1f} hours; the "
         f"run ended: {log['exit']['reason']}",
+        *_describe_ancestor(config.get("ancestor")),
         f"- hardware: {where}; {compute['device']}, {compute['precision']}",
         f"- versions: {versions}; program {config['git_revision']}",
         "",
@@ -254,6 +256,14 @@ def _describe_training(
         "```",
     ]
     return "\n".join(lines)
+
+
+def _describe_ancestor(ancestor: Mapping[str, Any] | None) -> list[str]:
+    """Return a line on the network that the training began with, if there was one."""
+    if not ancestor:
+        return []
+    path, epoch = _portable(ancestor["checkpoint"]), ancestor["epoch"]
+    return [f"- began with {path}, epoch {epoch}, weights of SHA-256 {ancestor['sha256']}"]
 
 
 def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 _MODULES = {
     "AugmentedDataset": "utils.data.augmentation",
     "KeypointDetectionFake2DDataset": "utils.data.images",
+    "LabelledDataset": "utils.data.labelled",
     "OnTheFly3DDataset": "utils.data.simulated",
     "PercentileNormalizer": "utils.data.normalize",
     "RegressionFake2DDataset": "utils.data.images",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.data.normalize import PercentileNormalizer
+from utils.simulation.streams import Purpose, make_rng
 
 
 class EpochDataset(Dataset[tuple[Tensor, ...]]):
@@ -50,3 +51,12 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
         stands the version of the simulation, which is not compared: older records lack it.
         """
         return {}
+
+
+def in_turn(seed: int, place: int, samples: int) -> int:
+    """Return the sample at a place of an endless order in which all come equally often.
+
+    One seeded random order of 0..samples - 1 after the other.
+    """
+    order, within = divmod(place, samples)
+    return int(make_rng(Purpose.SAMPLE_ORDER, seed, order).permutation(samples)[within])

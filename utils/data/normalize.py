@@ -7,14 +7,19 @@ one. Works for arrays of any dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.grey_values import RULES, GreyCounts, Limits, find_limits
+from utils.resampling import planes_at_once
+
+if TYPE_CHECKING:
+    from utils.stacks import Stack
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,17 @@ class PercentileNormalizer:
     def from_dict(cls, values: Mapping[str, Any]) -> PercentileNormalizer:
         """Build a normaliser from :meth:`to_dict`'s result."""
         return cls(**values)
+
+
+def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:
+    """Return the normaliser's limits of the whole stack, read by slabs.
+
+    Raises UserError for a stack that cannot be read.
+    """
+    planes = planes_at_once(4 * math.prod(stack.shape[:-1]))
+
+    def slabs() -> Iterator[np.ndarray]:
+        for start in range(0, stack.shape[-1], planes):
+            yield stack.read(start, min(start + planes, stack.shape[-1]))
+
+    return normalizer.limits(slabs, stack.dtype)

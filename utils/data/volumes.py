@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.epochs import EpochDataset
+from utils.data.epochs import EpochDataset, in_turn
 from utils.data.indexing import item_index
 from utils.data.patches import check_patches, choose_patch
 from utils.errors import UserError
@@ -107,9 +107,7 @@ class SegmentationFake3DDataset(EpochDataset):
         """Return the sample that an item shows: itself, or its place in an endless even order."""
         if len(self) == self.num_samples:
             return item
-        order, place = divmod(epoch * len(self) + item, self.num_samples)
-        rng = make_rng(Purpose.SAMPLE_ORDER, self.seed, order)
-        return int(rng.permutation(self.num_samples)[place])
+        return in_turn(self.seed, epoch * len(self) + item, self.num_samples)
 
 
 def _list_rows(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from utils.evaluation.confusion import ratio
+from utils.evaluation.labelled import LabelledVolume
 from utils.simulation import SimulatedVolume, WideVolume
 from utils.simulation.labels import cone_volume
 
@@ -20,8 +21,10 @@ HALF = 0.5
 inside the volume for it to be asked for at all."""
 
 
-def score_columns(found: np.ndarray, volume: SimulatedVolume) -> dict[str, float]:
+def score_columns(found: np.ndarray, volume: SimulatedVolume | LabelledVolume) -> dict[str, float]:
     """Return how much of each group of :data:`KINDS` was found.
+
+    Columns of labels are all of the group ``labelled``, or of none if they are not told apart.
 
     Args:
         found: (X, Y, Z) bool, the prediction.
@@ -30,18 +33,24 @@ def score_columns(found: np.ndarray, volume: SimulatedVolume) -> dict[str, float
     Returns:
         For each kind ``recall_KIND``, the share of the group's voxels that was found (NaN if the
         volume shows none); ``columns_KIND``, the number of columns with at least half of their cone
-        inside the volume; and ``covered_KIND``, the share of these of which at least half the
-        voxels were found (NaN if there are none).
+        inside the volume, how little of a labelled one there may be; and ``covered_KIND``, the
+        share of these of which at least half the voxels were found (NaN if there are none).
     """
-    count = len(volume.column_type)
+    labelled = isinstance(volume, LabelledVolume)
+    count = int(volume.instances.max()) if labelled else len(volume.column_type)
     seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
     hit = np.bincount(volume.instances[found], minlength=count + 1)[1:]
-    asked = (seen > 0) & (seen >= HALF * cone_voxels(volume))
+    asked = seen > 0
+    if isinstance(volume, LabelledVolume):
+        groups = {"labelled": asked} if volume.told_apart else {}
+    else:
+        asked &= seen >= HALF * cone_voxels(volume)
+        unnamed = "ABC" if isinstance(volume, WideVolume) else ""
+        types = {kind: () if kind in unnamed else values for kind, values in KINDS.items()}
+        groups = {kind: np.isin(volume.column_type, values) for kind, values in types.items()}
     covered = hit >= HALF * seen
     scores: dict[str, float] = {}
-    for kind, types in KINDS.items():
-        unnamed = isinstance(volume, WideVolume) and kind in "ABC"
-        group = np.isin(volume.column_type, () if unnamed else types)
+    for kind, group in groups.items():
         counted = group & asked
         scores[f"recall_{kind}"] = ratio(int(hit[group].sum()), int(seen[group].sum()))
         scores[f"columns_{kind}"] = int(counted.sum())

@@ -42,7 +42,8 @@ def read_earlier(path: Path, volumes: int | None = None) -> EarlierScores:
     summary = path.with_name(SUMMARY)
     with disk_errors(path):
         try:
-            table = pd.read_csv(path, dtype={"volume": np.int64}).set_index("volume").astype(float)
+            table = pd.read_csv(path, dtype={"volume": np.int64}).set_index("volume")
+            table = table.drop(columns="stack", errors="ignore").astype(float)
             if volumes is not None:
                 table = table[table.index < volumes]
             if table.empty or not table.index.is_unique or table["iou"].isna().any():
@@ -63,13 +64,14 @@ def check_same_volumes(
     Args:
         names: of A and B.
         volumes: indices of the volumes of A and of B.
-        data: seed, shape and config of the volumes of A and of B, as far as they are known.
+        data: seed, shape and config of the volumes of A and of B, or what labelled stacks they are,
+            as far as that is known.
     """
     unlike = f"--compare {names[0]} {names[1]}: not the same volumes"
     only = sorted(set(volumes[0]) ^ set(volumes[1]))
     if only:
         holder = "A" if only[0] in volumes[0] else "B"
         raise UserError(f"{unlike}: only {holder} has volume {only[0]}; score both on the same")
-    for name in ("seed", "shape", "config"):
+    for name in ("seed", "shape", "config", "stacks"):
         if all(data) and data[0].get(name) != data[1].get(name):
             raise UserError(f"{unlike}: {name} of the data differs; score both on the same file")

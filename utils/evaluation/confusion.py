@@ -77,18 +77,21 @@ def count_voxels(
     """Return (tp, fp, fn, tn) as an int64 tensor of shape (4,), on the device of a tensor given.
 
     ``probabilities`` are 0..1 (a 0/1 mask does as well) and ``mask`` is 0/1, of one shape, both
-    numpy or both torch. Raises ValueError for unequal shapes.
+    numpy or both torch; where the mask is negative nothing is counted. Raises UserError for unequal
+    shapes.
     """
     found = torch.as_tensor(probabilities) >= THRESHOLD
-    labelled = torch.as_tensor(mask) > 0.5
+    mask = torch.as_tensor(mask)
+    labelled = mask > 0.5
     if found.shape != labelled.shape:
         raise UserError(
             f"probabilities have shape {tuple(found.shape)}, the mask {tuple(labelled.shape)}"
         )
+    known = mask >= 0
     tp = (found & labelled).sum()
-    fp = found.sum() - tp
+    fp = (found & known).sum() - tp
     fn = labelled.sum() - tp
-    return torch.stack([tp, fp, fn, found.numel() - tp - fp - fn])
+    return torch.stack([tp, fp, fn, known.sum() - tp - fp - fn])
 
 
 def confusion(

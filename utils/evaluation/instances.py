@@ -17,8 +17,10 @@ from scipy.spatial import cKDTree
 
 from utils.columns.finding import FoundColumns
 from utils.columns.instances import on_faces
+from utils.columns.table import measure_columns
 from utils.evaluation.columns import HALF, cone_voxels
 from utils.evaluation.confusion import ratio
+from utils.evaluation.labelled import LabelledVolume
 from utils.evaluation.lattice import score_lattice
 from utils.simulation import SimulatedVolume
 
@@ -33,10 +35,13 @@ FEWEST_NEIGHBOURS = 5
 
 @dataclass(frozen=True)
 class Truth:
-    """The N true columns of a volume as instances are compared with them; lengths are voxels."""
+    """The N true columns of a volume as instances are compared with them.
+
+    Lengths are voxels, of labelled stacks those of the finest axis.
+    """
 
     labels: np.ndarray
-    """(X, Y, Z) uint16, k + 1 inside column k."""
+    """(X, Y, Z) integer, k + 1 inside column k."""
     ends: np.ndarray
     """(2, N, 3) float64: the axes' ends, moved to where they leave the volume."""
     axes: np.ndarray
@@ -45,6 +50,21 @@ class Truth:
     """(N,) float64, way from mid-point to nearest mid-point."""
     groups: dict[str, np.ndarray]
     """(N,) bool each: which columns are asked for, of those with at least half inside."""
+    paths: np.ndarray | None = None
+    """(N, steps, 3) points along the centre lines, where they are not straight."""
+
+    @classmethod
+    def of_labels(cls, volume: LabelledVolume) -> Truth:
+        """Return the truth of labels, measured as found columns are; all are asked for."""
+        measured = measure_columns(volume.instances, volume.edges)
+        return cls(
+            volume.instances,
+            measured.paths[:, [0, -1]].transpose(1, 0, 2),
+            measured.axis,
+            cKDTree(measured.centre).query(measured.centre, k=2)[0][:, 1],
+            {"": np.ones(len(measured.axis), bool)},
+            measured.paths,
+        )
 
     @classmethod
     def of(cls, volume: SimulatedVolume) -> Truth:
@@ -86,6 +106,20 @@ def score_found(found: FoundColumns, volume: SimulatedVolume, truth: Truth) -> d
     scores = score_instances(found.labels, measured.paths, measured.axis, truth)
     lattice = _score_lattice(found, truth, volume)
     return scores | {f"instance_{name}": value for name, value in lattice.items()}
+
+
+def score_labelled(found: FoundColumns, volume: LabelledVolume) -> dict[str, float]:
+    """Return the scores of :func:`score_instances` against labels that tell columns apart.
+
+    Of labels nobody knows the lattice. Where parts are not annotated, columns are compared by the
+    voxels in the others alone.
+    """
+    labels = np.where(volume.known, found.labels, 0)
+    measured, truth = found.measured, Truth.of_labels(volume)
+    scores = score_instances(labels, measured.paths, measured.axis, truth)
+    if volume.known.all():
+        return scores
+    return {n: value for n, value in scores.items() if "_line" not in n and "_axis" not in n}
 
 
 def _score_lattice(found: FoundColumns, truth: Truth, volume: SimulatedVolume) -> dict[str, float]:
@@ -169,10 +203,12 @@ def match_lines(truth: Truth, paths: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _line_distances(truth: Truth, paths: np.ndarray) -> np.ndarray:
     """Return the mean distance (N, M) of the centre lines, there and back, in voxels."""
-    steps = np.linspace(0, 1, paths.shape[1])[:, None, None]
-    lines = (1 - steps) * truth.ends[0] + steps * truth.ends[1]
+    lines = truth.paths
+    if lines is None:
+        steps = np.linspace(0, 1, paths.shape[1])[:, None, None]
+        lines = ((1 - steps) * truth.ends[0] + steps * truth.ends[1]).transpose(1, 0, 2)
     distances = np.full((len(truth.axes), len(paths)), np.inf)
-    for k, line in enumerate(lines.transpose(1, 0, 2)):
+    for k, line in enumerate(lines):
         close = np.linalg.norm(paths.mean(axis=1) - line.mean(axis=0), axis=1)
         close = np.flatnonzero(close <= 4 * truth.spacing[k])
         apart = np.linalg.norm(line[:, None] - paths[close][:, None], axis=-1)

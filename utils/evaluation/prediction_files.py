@@ -1,7 +1,8 @@
 """Masks and probability maps in files, one a volume: which belongs to which, and what they hold.
 
 The last whole number in a file's name is the index of its volume, from 0 (``volume_007_mask.tif``
-is that of volume 7), as in ``predict.py --index``.
+is that of volume 7), as in ``predict.py --index``. Of labelled stacks, which have names, it begins
+with the stack's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class PredictionFiles:
 
     paths: Mapping[int, Path]
     trained_on: None = None
+    said: tuple[str, ...] = ()
 
     def predict(
         self, index: int, volume: SimulatedVolume
@@ -41,19 +43,19 @@ class PredictionFiles:
 
 
 def find_predictions(
-    paths: Sequence[str | Path], volumes: int, shape: tuple[int, ...]
+    paths: Sequence[str | Path], shapes: Sequence[tuple[int, ...]], names: Sequence[str] = ()
 ) -> PredictionFiles:
     """Return the file of each volume, by rising index.
 
     Args:
         paths: stacks in any format of ``utils.stacks``, and folders that hold such files. Where
             ``NAME`` and ``NAME_probabilities`` stand side by side, the probabilities are taken.
-        volumes: how many volumes there are.
-        shape: (X, Y, Z) of every volume.
+        shapes: (X, Y, Z) of each volume.
+        names: of the volumes, if they have any.
 
     Raises:
-        UserError: a path holds no stack, a name has no number, a number names no volume or two
-            files have the same, or a file cannot be opened or has another shape.
+        UserError: a path holds no stack, a name says of no volume or two of the same, or a file
+            cannot be opened or has another shape.
     """
     files = []
     for path in map(Path, paths):
@@ -62,24 +64,41 @@ def find_predictions(
             known = ", ".join(ENDINGS)
             raise UserError(f"{path}: neither a stack nor a folder with one; they end in {known}")
         files += stacks
-    names = {(file.parent, split_ending(file)[0]) for file in files}
-    files = [f for f in files if (f.parent, split_ending(f)[0] + PROBABILITIES) not in names]
+    given = {(file.parent, split_ending(file)[0]) for file in files}
+    files = [f for f in files if (f.parent, split_ending(f)[0] + PROBABILITIES) not in given]
     found: dict[int, Path] = {}
     for file in files:
-        numbers = re.findall(r"\d+", split_ending(file)[0])
-        if not numbers or int(numbers[-1]) >= volumes:
-            raise UserError(
-                f"{file}: the last number in its name must say which volume it is of, from 0 to "
-                f"{volumes - 1}, such as volume_0_mask.tif"
-            )
-        index = int(numbers[-1])
+        index = _named(file, names) if names else _numbered(file, len(shapes))
         if index in found:
             raise UserError(f"{found[index]} and {file} are both named for volume {index}")
         found[index] = file
         with open_stack(file) as stack:
-            if stack.shape != shape:
-                raise UserError(f"{file}: has shape {stack.shape} (x, y, z), the volume {shape}")
+            if stack.shape != shapes[index]:
+                raise UserError(
+                    f"{file}: has shape {stack.shape} (x, y, z), the volume {shapes[index]}"
+                )
     return PredictionFiles(dict(sorted(found.items())))
+
+
+def _numbered(file: Path, volumes: int) -> int:
+    """Return the last number in a file's name; UserError unless it is that of a volume."""
+    numbers = re.findall(r"\d+", split_ending(file)[0])
+    if not numbers or int(numbers[-1]) >= volumes:
+        raise UserError(
+            f"{file}: the last number in its name must say which volume it is of, from 0 to "
+            f"{volumes - 1}, such as volume_0_mask.tif"
+        )
+    return int(numbers[-1])
+
+
+def _named(file: Path, names: Sequence[str]) -> int:
+    """Return which of ``names`` a file's name begins with; UserError if it does with none."""
+    fitting = [name for name in names if f"{split_ending(file)[0]}_".startswith(f"{name}_")]
+    if not fitting:
+        raise UserError(
+            f"{file}: its name must begin with that of its stack, as {names[0]}_mask.tif does"
+        )
+    return names.index(max(fitting, key=len))
 
 
 def stacks_at(path: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from utils.checkpoints.pretrained import SCORE_NAMES
 SCORES = {
     **SCORE_NAMES,
     "hd95_um": "HD95 (micrometres)",
+    "covered_labelled": "labelled columns at least half covered",
     "sheet_false_positive_rate": "share of the gaps called column",
     "instance_f1_iou30": "columns: F1, IoU 0.3",
     "instance_f1_iou30_rendered": "columns: F1 (rendered), IoU 0.3",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 from tqdm import tqdm
 
 from utils.columns.finding import columns_of
 from utils.evaluation.columns import score_columns
 from utils.evaluation.conditions import describe_conditions
 from utils.evaluation.confusion import THRESHOLD
-from utils.evaluation.instances import Truth, score_found
+from utils.evaluation.instances import Truth, score_found, score_labelled
+from utils.evaluation.labelled import LabelledSet, LabelledVolume
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.surfaces import score_surfaces
 from utils.evaluation.voxels import score_voxels
@@ -28,13 +31,16 @@ class ToScore:
     """Predictions, ready to be made or read, and the truth to score them against."""
 
     source: NetworkPredictions | PredictionFiles
-    file: VolumeFile
+    file: VolumeFile | LabelledSet
     volumes: tuple[int, ...]
     """Indices of those that are scored."""
 
     @property
     def data(self) -> dict[str, Any]:
         """What the volumes are, as plain JSON."""
+        if isinstance(self.file, LabelledSet):
+            stacks = [self.file.about[index] for index in self.volumes]
+            return {"file": self.file.path, "volumes": list(self.volumes), "stacks": stacks}
         return {
             "file": str(self.file.path),
             "seed": self.file.seed,
@@ -47,10 +53,14 @@ class ToScore:
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know."""
-        notes = []
+        labelled = isinstance(self.file, LabelledSet)
+        notes = [*(self.file.notes if labelled else ()), *self.source.said]
         if self.source.trained_on is not None:
-            name = self.source.trained_on
-            notes.append(f"{name}, which the network was trained on, has the seed of this file")
+            name, what = (
+                self.source.trained_on,
+                "is among these" if labelled else "has the seed of this file",
+            )
+            notes.append(f"{name}, which the network was trained on, {what}")
         if len(self.volumes) < len(self.file):
             notes.append(f"{len(self.volumes)} of the {len(self.file)} volumes were scored")
         return notes
@@ -61,10 +71,11 @@ class ScoredVolume:
     """One scored volume."""
 
     row: dict[str, float]
-    """``volume`` (its index), scores by name (NaN where one has no meaning), the conditions under
-    which it was taken, and the ``seconds`` of its prediction."""
+    """``volume`` (its index), of a labelled stack its name as ``stack``, scores by name (NaN where
+    one has no meaning), the conditions under which it was taken if they are known, and the
+    ``seconds`` of its prediction."""
     slices: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Image, mask and probability (X, Y) at ``z``."""
+    """Image, mask and probability (X, Y) at ``z``; NaN for what nobody annotated."""
     z: int
     """The slice with most labelled voxels."""
 
@@ -87,26 +98,39 @@ def score_volumes(
         what: words beside the bar that shows the progress.
     """
     results = []
-    with work.file:
+    with work.file if isinstance(work.file, VolumeFile) else contextlib.nullcontext():
         for index in tqdm(work.volumes, what, unit="volume"):
             volume = work.file.read_volume(index)
             start = time.perf_counter()
-            probabilities, known = work.source.predict(index, volume)
+            probabilities, known = _predict(work, index, volume)
             seconds = time.perf_counter() - start
             size = known if spacing is None else spacing
             result = score_volume(
                 index, volume, probabilities, seconds=seconds, tolerance=tolerance, spacing=size
             )
-            if columns:
+            if columns and not isinstance(volume, LabelledVolume):
                 found = columns_of(probabilities, (1.0, 1.0, 1.0), threshold=THRESHOLD)
                 result.row.update(score_found(found, volume, Truth.of(volume)))
+            elif columns and volume.told_apart:
+                found = columns_of(probabilities, volume.edges, threshold=THRESHOLD)
+                result.row.update(score_labelled(found, volume))
+            if isinstance(work.file, LabelledSet):
+                result.row["stack"] = work.file.names[index]
             results.append(result)
     return results
 
 
+def _predict(work: ToScore, index: int, volume: Any) -> tuple[np.ndarray, tuple[float, ...] | None]:
+    """Return probabilities and the voxel size, if it is known."""
+    if isinstance(work.file, VolumeFile) or isinstance(work.source, PredictionFiles):
+        return work.source.predict(index, volume)
+    with work.file.opened(index) as pair:
+        return work.source.predict_stack(pair.image)
+
+
 def score_volume(
     index: int,
-    volume: SimulatedVolume,
+    volume: SimulatedVolume | LabelledVolume,
     probabilities: np.ndarray,
     *,
     seconds: float,
@@ -117,25 +141,37 @@ def score_volume(
 
     Args:
         index: of the volume.
-        volume: the truth.
-        probabilities: (X, Y, Z) 0..1.
+        volume: the truth, of labels as far as they tell it.
+        probabilities: (X, Y, Z) or (X, Y) 0..1; where nobody annotated they count nowhere.
         seconds: what the prediction took.
         tolerance: of surface Dice, in voxels; None leaves the surfaces out.
         spacing: micrometres along x, y, z, if known.
     """
-    mask, found = volume.mask, probabilities >= THRESHOLD
-    scores = dataclasses.asdict(score_voxels(probabilities, mask, volume.sheet))
-    scores["iou_gain"] = scores["iou"] - scores["baseline_iou"]
-    scores["sheet_iou_gain"] = scores["sheet_iou"] - scores["sheet_baseline_iou"]
+    labelled = isinstance(volume, LabelledVolume)
+    mask = volume.mask
+    known = volume.known if labelled else np.ones(mask.shape, bool)
+    found = (probabilities >= THRESHOLD) & known
+    sheet = None if labelled else volume.sheet[known]
+    scores = dataclasses.asdict(score_voxels(probabilities[known], mask[known], sheet))
+    if labelled:
+        scores = {n: value for n, value in scores.items() if "sheet" not in n and "base" not in n}
+    else:
+        scores["iou_gain"] = scores["iou"] - scores["baseline_iou"]
+        scores["sheet_iou_gain"] = scores["sheet_iou"] - scores["sheet_baseline_iou"]
     if tolerance is not None:
-        surfaces = score_surfaces(found, mask > 0, tolerance=tolerance, voxel_size=spacing)
+        box = ndimage.find_objects(known.view(np.int8))[0]
+        masks = found[box], mask[box] > 0
+        surfaces = score_surfaces(*masks, tolerance=tolerance, voxel_size=spacing, known=known[box])
         scores |= dataclasses.asdict(surfaces)
     scores |= score_columns(found, volume)
-    conditions = dataclasses.asdict(describe_conditions(volume))
-    z = int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
-    planes = (array[..., z].copy() for array in (volume.image, mask, probabilities))
+    conditions = {} if labelled else dataclasses.asdict(describe_conditions(volume))
+    shown = np.where(known, probabilities, np.nan)
+    z, planes = 0, (volume.image, mask, shown)
+    if mask.ndim == 3:
+        z = int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
+        planes = tuple(array[..., z].copy() for array in planes)
     return ScoredVolume(
         row={"volume": index, **scores, **conditions, "seconds": round(seconds, 3)},
-        slices=tuple(planes),
+        slices=planes,
         z=z,
     )

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 
 from utils.errors import disk_errors
-from utils.evaluation.columns import KINDS
 from utils.evaluation.conditions import Conditions
 from utils.evaluation.scoring import ScoredVolume
 from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
@@ -37,13 +36,18 @@ def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:
 
 def only_scores(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table without conditions and seconds."""
-    return table.drop(columns=[*CONDITIONS, "seconds"], errors="ignore")
+    return table.drop(columns=[*CONDITIONS, "seconds", "stack"], errors="ignore")
 
 
 def common_scores(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
     """Return the scores that both tables hold and that are worth comparing."""
     names = only_scores(a).columns.intersection(b.columns, sort=False)
     return [name for name in names if name not in NOT_COMPARED and not name.startswith("columns_")]
+
+
+def kinds_of(table: pd.DataFrame) -> list[str]:
+    """Return the kinds of columns whose numbers a table holds."""
+    return [name.removeprefix("columns_") for name in table if name.startswith("columns_")]
 
 
 def make_folder(folder: Path) -> Path:
@@ -65,7 +69,8 @@ def write_results(
         means: of the scores over the volumes.
         about: what was scored, how and by which program, plain JSON.
     """
-    correlations = rank_correlations(table, "iou", [*CONDITIONS, "foreground"])
+    conditions = table.columns.intersection([*CONDITIONS, "foreground"], sort=False).tolist()
+    correlations = rank_correlations(table, "iou", conditions)
     summary = {
         "scores": _plain_rows(means),
         "interval": {"level": LEVEL, "method": "percentile bootstrap over volumes"},
@@ -73,7 +78,7 @@ def write_results(
             "truths": int((table["foreground"] == 0).sum()),
             "predictions": int((table["found"] == 0).sum()),
         },
-        "columns": {kind: int(table[f"columns_{kind}"].sum()) for kind in KINDS},
+        "columns": {kind: int(table[f"columns_{kind}"].sum()) for kind in kinds_of(table)},
         "rank_correlation_of_iou": _plain_rows(correlations.to_frame().T)["iou"],
         **about,
         "prediction_seconds": round(float(table["seconds"].sum()), 3),

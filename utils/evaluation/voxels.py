@@ -48,14 +48,19 @@ class VoxelScores:
     """Share of the sheet's unlabelled voxels, the gaps between columns, that was called column."""
 
 
-def score_voxels(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray) -> VoxelScores:
+def score_voxels(
+    probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray | None
+) -> VoxelScores:
     """Compare a prediction with the truth, and with what the whole sheet would score.
 
     Args:
         probabilities: float, 0..1, any shape.
         mask: the truth of that shape, 0/1.
-        sheet: the whole-sheet mask of that shape, 0/1.
+        sheet: the whole-sheet mask of that shape, 0/1; None where it is not known: what is told
+            by it is NaN.
     """
+    lacking = sheet is None
+    sheet = np.zeros_like(mask) if sheet is None else sheet
     within = sheet > 0
     whole = confusion(probabilities, mask)
     inside = confusion(probabilities[within], mask[within])
@@ -65,7 +70,7 @@ def score_voxels(probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray)
         foreground=(whole.tp + whole.fn) / mask.size,
         found=(whole.tp + whole.fp) / mask.size,
         iou=whole.iou,
-        baseline_iou=confusion(sheet, mask).iou,
+        baseline_iou=math.nan if lacking else confusion(sheet, mask).iou,
         dice=whole.dice,
         precision=ratio(whole.tp, whole.tp + whole.fp),
         recall=ratio(whole.tp, whole.tp + whole.fn),

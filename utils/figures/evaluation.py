@@ -37,20 +37,25 @@ def save_evaluation(
 ) -> list[Path]:
     """Draw the best and worst volumes, recall by column type and the score by conditions.
 
-    Returns the paths of the pictures in ``folder``.
+    Returns the paths of the pictures in ``folder``; that of columns is left out for masks that do
+    not tell them apart.
     """
+    from utils.evaluation.tables import kinds_of
+
     shown = pick_shown(results)
     images, masks, probabilities = zip(*(result.slices for result in shown.values()), strict=True)
     titles = [
-        f"rank {rank} of {len(results)}: volume {result.row['volume']}, "
+        f"rank {rank} of {len(results)}: "
+        f"{result.row.get('stack') or 'volume ' + str(result.row['volume'])}, "
         f"IoU {result.row['iou']:.2f}, z\u00a0=\u00a0{result.z}"
         for rank, result in shown.items()
     ]
-    return [
-        save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles),
-        save_column_recall(scores, means, folder / "columns.png"),
-        save_scores_by_condition(scores, folder / "conditions.png"),
+    paths = [
+        save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles)
     ]
+    if kinds_of(scores):
+        paths.append(save_column_recall(scores, means, folder / "columns.png"))
+    return [*paths, save_scores_by_condition(scores, folder / "conditions.png")]
 
 
 def pick_shown(results: Sequence[ScoredVolume]) -> dict[int, ScoredVolume]:
@@ -70,23 +75,24 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
         means: of the scores.
         path: picture to write (format by its suffix).
     """
-    from utils.evaluation.columns import KINDS
+    from utils.evaluation.tables import kinds_of
 
-    words = dict(zip(("left_out", "A", "B", "C"), TYPE_NAMES, strict=True))
+    kinds, words = kinds_of(scores), dict(zip(("left_out", "A", "B", "C"), TYPE_NAMES, strict=True))
     figure = canvas.new_figure(6.6, 3.8)
     axes = figure.subplots()
     for shift, name, label, colour in (
         (-0.1, "recall", "share of the voxels found (recall)", TRAIN),
         (0.1, "covered", "share of the columns at least half covered", VALID),
     ):
-        shares = means.loc[[f"{name}_{kind}" for kind in KINDS]]
+        shares = means.loc[[f"{name}_{kind}" for kind in kinds]]
         middle = shares["mean"].to_numpy()
         ends = np.abs(shares[["low", "high"]].to_numpy().T - middle)
         look = {"fmt": "o", "color": colour, "markersize": 4, "capsize": 3, "linewidth": 1.2}
         axes.errorbar(np.arange(len(shares)) + shift, middle, ends, label=label, **look)
-    axes.axhline(means.loc["sheet_false_positive_rate", "mean"], **canvas.REFERENCE_LINE,
-                 label="share of the gaps between columns called column")  # fmt: skip
-    ticks = [f"{words.get(k, k)}\n{scores[f'columns_{k}'].sum():.0f} columns" for k in KINDS]
+    if "sheet_false_positive_rate" in means.index:
+        axes.axhline(means.loc["sheet_false_positive_rate", "mean"], **canvas.REFERENCE_LINE,
+                     label="share of the gaps between columns called column")  # fmt: skip
+    ticks = [f"{words.get(k, k)}\n{scores[f'columns_{k}'].sum():.0f} columns" for k in kinds]
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.5, len(ticks) - 0.5)
     axes.set_ylim(0.0, 1.02)
@@ -102,25 +108,28 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     Three panels a row; titles give Spearman's rank correlation.
 
     Args:
-        scores: a row a volume, with the keys of :data:`CONDITION_WORDS`.
+        scores: a row a volume, with those keys of :data:`CONDITION_WORDS` that are known.
         path: picture to write (format by its suffix).
     """
     from utils.evaluation.statistics import rank_correlations
 
-    correlations = rank_correlations(scores, "iou", list(CONDITION_WORDS))
-    figure = canvas.new_figure(11.0, 6.6)
-    panels = figure.subplots(2, 3, sharey=True)
-    for axes, (condition, words) in zip(panels.flat, CONDITION_WORDS.items(), strict=True):
+    known = [condition for condition in CONDITION_WORDS if condition in scores]
+    correlations = rank_correlations(scores, "iou", known)
+    columns, rows = min(3, len(known)), -(-len(known) // 3)
+    figure = canvas.new_figure(1.4 + 3.2 * columns, 3.3 * rows)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, condition in zip(panels.flat, known, strict=True):
         for name, label, colour in (
             ("baseline_iou", "whole sheet", "#9a9a9a"),
             ("iou", "prediction", TRAIN),
         ):
-            dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
-            axes.plot(scores[condition], scores[name], "o", **dots)
-        axes.set_xlabel(words, fontsize=9)
+            if name in scores:
+                dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
+                axes.plot(scores[condition], scores[name], "o", **dots)
+        axes.set_xlabel(CONDITION_WORDS[condition], fontsize=9)
         correlation = correlations[condition]
-        known = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
-        axes.set_title(known, fontsize=9)
+        words = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
+        axes.set_title(words, fontsize=9)
         axes.set_ylim(0.0, 1.0)
         canvas.style(axes)
     for axes in panels[:, 0]:

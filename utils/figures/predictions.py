@@ -37,7 +37,7 @@ def save_predictions(
 
     Args:
         images: (X, Y) or (X, Y, Z) arrays, scaled between their own 1st and 99th percentile.
-        masks: truth of the same shapes, 0/1.
+        masks: truth of the same shapes, 0/1, and negative where it is not known.
         probabilities: of the same shapes, 0..1; the overlay cuts them at 0.5.
         path: picture to write (format by its suffix).
         titles: a name for each row; of volumes the slice with most labelled voxels is shown, and
@@ -96,10 +96,10 @@ def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], titl
     picture, truth, chance, overlay = row
     show_fluorescence(picture, image)
     show_fluorescence(truth, image)
-    draw_outline(truth, mask, TRUTH)
+    draw_outline(truth, np.maximum(mask, 0), TRUTH)
     shown = show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
     show_slice(overlay, _compare(image, mask, probability))
-    predicted, true = probability >= 0.5, mask >= 0.5
+    predicted, true = (probability >= 0.5) & (mask >= 0), mask >= 0.5
     union = np.count_nonzero(predicted | true)
     iou = np.count_nonzero(predicted & true) / union if union else 1.0
     words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
@@ -116,7 +116,7 @@ def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np
     """Return (X, Y, 3): the grey image with true and false positives and false negatives on it."""
     from matplotlib.colors import to_rgb
 
-    predicted, true = probability >= 0.5, mask >= 0.5
+    predicted, true = (probability >= 0.5) & (mask >= 0), mask >= 0.5
     colours = np.repeat(image[..., None] * 0.75, 3, axis=2)
     for where, colour in (
         (predicted & true, TRUE_POSITIVE),

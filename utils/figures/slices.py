@@ -25,7 +25,7 @@ def scale_to_display(image: np.ndarray, low: float = 1.0, high: float = 99.0) ->
 
 def densest_slice(mask: np.ndarray) -> int:
     """Return the z of ``mask`` (X, Y, Z) with most labelled voxels (the first of several)."""
-    return int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
+    return int(np.argmax(np.count_nonzero(mask > 0, axis=(0, 1))))
 
 
 def show_slice(axes: Axes, image: np.ndarray, **options: Any) -> Any:

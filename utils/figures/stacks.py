@@ -66,7 +66,7 @@ def _draw_overlay(
     places: Sequence[Axes], overlay: Overlay, spacing: tuple[float, float] | None, step: float
 ) -> None:
     """Draw the image, and the image in grey with the mask in red."""
-    from utils.prediction.resampling import Resampling, scaled_shape
+    from utils.resampling import Resampling, scaled_shape
 
     image = overlay.image.astype(np.float32)
     shape = scaled_shape(image.shape, (1 / step, 1 / step))

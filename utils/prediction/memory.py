@@ -20,6 +20,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.prediction.sliding_window import Windows, predict_slabs
+from utils.resampling import SLAB_BYTES
 from utils.stacks import Stack, format_of
 from utils.stacks.stack import CHUNK_PLANES
 
@@ -36,8 +37,6 @@ UNEVEN = 1.3
 1.31, in either precision, for what the allocator leaves free between tensors."""
 WRITTEN_WHOLE = {"nrrd": 2.6, "nifti": 1.25}
 """Formats that are written as a whole, and how often their voxels are then in memory."""
-SLAB_BYTES = 16 << 20
-"""Size of the slabs in which a stack is read for its percentiles, and an output is written."""
 DTYPES = {"mask": np.dtype(np.uint8), "probabilities": np.dtype(np.float32)}
 """The outputs that there can be."""
 

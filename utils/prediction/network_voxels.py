@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from utils.prediction.column_spacing import estimate_spacing
-from utils.prediction.resampling import cube_factors, scaled_shape
+from utils.resampling import cube_factors, scaled_shape
 from utils.stacks import Stack
 
 SAME_VOXEL = 0.02

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError, disk_errors
-from utils.prediction.memory import SLAB_BYTES
 from utils.replacing import replacing
+from utils.resampling import planes_at_once
 
 RECORD = "made_from.json"
 
@@ -62,11 +62,6 @@ class Staging:
             for start in range(0, self.shape[-1], planes):
                 lengths = (min(planes, self.shape[-1] - start), *self.shape[-2::-1])
                 yield np.fromfile(file, self.dtype, math.prod(lengths)).reshape(lengths).T
-
-
-def planes_at_once(plane_bytes: int) -> int:
-    """Return how many planes make a slab of :data:`SLAB_BYTES`, at least one."""
-    return max(1, SLAB_BYTES // plane_bytes)
 
 
 def earlier_record(output: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +17,15 @@ import torch
 from torch import nn
 
 from utils.checkpoints.loading import load_checkpoint
-from utils.data.normalize import PercentileNormalizer
+from utils.data.normalize import PercentileNormalizer, measure_limits
 from utils.devices import memory_format
 from utils.errors import UserError
-from utils.prediction.sliding_window import predict_volume
+from utils.prediction.adapting import PlaneByPlane
+from utils.prediction.network_voxels import network_shape
+from utils.prediction.sliding_window import Windows, predict_volume, window_within
+from utils.prediction.whole_stack import StackPrediction
 from utils.simulation import SimulatedVolume
+from utils.stacks import Stack
 
 Config = TypeVar("Config")
 
@@ -132,7 +136,11 @@ class NetworkPredictions:
     overlap: float
     batch_size: int
     trained_on: str | None
-    """A training file with the seed of the data, if the experiment's record names one."""
+    """A training file that is one of the data, or has their seed, if the record names one."""
+    scale: float | str = "auto"
+    """What stacks are enlarged by, as predict.py does; simulated volumes are not."""
+    said: list[str] = field(default_factory=list)
+    """Lines on what the network saw of stacks, to which :meth:`predict_stack` adds."""
 
     def predict(self, index: int, volume: SimulatedVolume) -> tuple[np.ndarray, None]:
         """Return probabilities (X, Y, Z); simulated volumes have no voxel size."""
@@ -145,6 +153,25 @@ class NetworkPredictions:
             batch_size=self.batch_size,
         )
         return probabilities, None
+
+    def predict_stack(self, stack: Stack) -> tuple[np.ndarray, tuple[float, ...] | None]:
+        """Return probabilities (X, Y, Z) or (X, Y) of a stack, as predict.py, and its voxel size.
+
+        In the stack's own voxels; those of the network are cubes, scaled to its column spacing.
+        """
+        by_planes = self.network.config["spatial_dims"] < len(stack.shape)
+        shape, reasons = network_shape(stack, self.scale, self.network.spacing, by_planes=by_planes)
+        self.said.extend(f"{stack.path.name}: {reason}" for reason in reasons)
+        edges = window_within(shape, self.window)
+        model = PlaneByPlane(self.model) if by_planes else self.model
+        windows = Windows((*edges[:-1], 1) if by_planes else edges, self.overlap, self.batch_size)
+        normalizer = self.network.normalizer
+        limits = measure_limits(stack, normalizer)
+        prediction = StackPrediction(model, stack, normalizer, limits, shape, windows)
+        result = np.empty(stack.shape, np.float32)
+        for start, slab in prediction.slabs():
+            result[..., start : start + slab.shape[-1]] = slab
+        return result, stack.spacing
 
     def describe(self) -> dict[str, Any]:
         """Return what predicted, as plain JSON."""
@@ -159,12 +186,18 @@ class NetworkPredictions:
         }
 
 
-def training_file(directory: Path, seed: int) -> str | None:
-    """Return a training file with this seed, if the record of the experiment there names one."""
+def training_file(
+    directory: Path, seed: int | None = None, files: Iterable[Path] = ()
+) -> str | None:
+    """Return a training file with this seed, or one of ``files``, that the record there names."""
     record = directory / "config.json"
     if not record.is_file():
         return None
-    files = json.loads(record.read_text()).get("data", {}).get("train", [])
-    if isinstance(files, dict):  # volumes on the fly, which no file holds
+    train = json.loads(record.read_text()).get("data", {}).get("train", [])
+    if isinstance(train, dict):  # volumes on the fly, which no file holds
         return None
-    return next((entry["file"] for entry in files if entry.get("seed") == seed), None)
+    paths = {path.resolve() for path in files}
+    for entry in train:
+        if entry.get("seed", -1) == seed or Path(entry.get("file", "")).resolve() in paths:
+            return entry.get("file")  # volumes that were mixed in have none
+    return None

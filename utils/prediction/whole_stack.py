@@ -18,25 +18,11 @@ from tqdm import tqdm
 from utils.data.normalize import PercentileNormalizer
 from utils.grey_values import Limits
 from utils.prediction.memory import DTYPES
-from utils.prediction.resampling import Resampling
 from utils.prediction.sections import Sections, cut, middle_of
 from utils.prediction.sliding_window import Windows, predict_slabs
-from utils.prediction.staging import open_staging, planes_at_once
+from utils.prediction.staging import open_staging
+from utils.resampling import Resampling, planes_at_once
 from utils.stacks import Stack, StackLayout, write_stack
-
-
-def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:
-    """Return the normaliser's limits of the whole stack, read by slabs.
-
-    Raises UserError for a stack that cannot be read.
-    """
-    planes = planes_at_once(4 * math.prod(stack.shape[:-1]))
-
-    def slabs() -> Iterator[np.ndarray]:
-        for start in range(0, stack.shape[-1], planes):
-            yield stack.read(start, min(start + planes, stack.shape[-1]))
-
-    return normalizer.limits(slabs, stack.dtype)
 
 
 @dataclass(frozen=True)
@@ -47,7 +33,7 @@ class StackPrediction:
     stack: Stack
     normalizer: PercentileNormalizer
     limits: Limits
-    """The stack's, from :func:`measure_limits`."""
+    """The stack's, from :func:`utils.data.normalize.measure_limits`."""
     shape: tuple[int, ...]
     """Of what the network sees: the stack's own, or that after resampling."""
     windows: Windows

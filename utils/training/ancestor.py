@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from utils.errors import UserError
 from utils.prediction.trained_network import TrainedNetwork, read_network
+from utils.training.experiment import LAST
 
 FLAGS = {
     "arch": "arch",
@@ -51,6 +53,17 @@ def check_network_flags(flags: argparse.Namespace, defaults: Mapping[str, Any]) 
         )
 
 
+def known_network(flags: argparse.Namespace, directory: Path) -> TrainedNetwork | None:
+    """Return the network that a training with --init begins with, or is resumed with.
+
+    The ancestor may be gone when a run in ``directory`` goes on.
+    """
+    last = directory / "checkpoints" / LAST
+    if not flags.init:
+        return None
+    return read_network(last if flags.resume and last.exists() else flags.init)
+
+
 def read_ancestor(init: str, model_config: Mapping[str, Any]) -> TrainedNetwork:
     """Return the network to start from; UserError unless it is of this configuration."""
     network = read_network(init)
@@ -63,6 +76,12 @@ def read_ancestor(init: str, model_config: Mapping[str, Any]) -> TrainedNetwork:
 def inherit(model: nn.Module, ancestor: TrainedNetwork) -> nn.Module:
     """Return ``model`` with the ancestor's weights, ready to be trained."""
     return ancestor.restore(model, "cpu", ancestor.config["spatial_dims"]).train()
+
+
+def freeze_encoder(model: nn.Module) -> nn.Module:
+    """Return ``model``, whose encoder no training changes any more, batch norm included."""
+    model.encoder.requires_grad_(False)
+    return model
 
 
 def describe_ancestor(ancestor: TrainedNetwork) -> dict[str, Any]:

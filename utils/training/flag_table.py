@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils.flags import FlagParser, whole_number
+from utils.flags import FlagParser, scale, voxel_size, whole_number
 from utils.training import options
 from utils.training.recipes import RECIPES
 
@@ -28,30 +28,45 @@ HELP = {
     "seed": "of the weights, the patches and their order; to the same bits with --deterministic",
     # data of three dimensions
     "data_dir": "folder in which bare file names are looked for",
-    "train_files": "files to train on",
-    "val_files": "files to validate on",
+    "train_files": "what to train on: files of simulated volumes, or labelled stacks: folders with "
+    "images/ and labels/ or nnU-Net's imagesTr/ and labelsTr/, and pairs IMAGE=LABELS or "
+    "IMAGE=LABELS=MASK, where MASK is 0 where nobody has annotated",
+    "val_files": "likewise to validate on; default with labelled stacks: --val_share of them",
+    "val_share": "share of the annotated voxels of each labelled stack that is held out, on one "
+    "side of a plane, to validate on; default: 0.2 where no others are named",
+    "mix": "share of simulated patches beside labelled ones in every batch: of the files among "
+    "--train_files, else simulated meanwhile",
+    "channel": "channel of labelled stacks, from 0; needed if there are several",
+    "axes": "what the axes of labelled images are, as for predict.py, such as ZCYX",
+    "voxel_size": "edge of a voxel of labelled stacks in micrometres, where files do not tell",
+    "ignore_label": "value of labels where nobody has annotated: neither loss nor scores there",
+    "scale": "enlarge labelled stacks so much; auto: so that columns stand as far apart as in "
+    "--init, as predict.py does",
     "patch_size": "edge of the training patches, in voxels",
     "background_threshold": "largest share of background in a patch, 0..1",
-    "patches_per_epoch": "training patches an epoch; else one a sample, and 2048 with --on_the_fly",
+    "patches_per_epoch": "training patches an epoch; else one a sample, 2048 with --on_the_fly, "
+    "and 256 with labelled stacks",
     "on_the_fly": "train on volumes simulated meanwhile, each anew, with the parameters of the "
-    "first of --val_files; --train_files are not read",
+    "first of --val_files; files of volumes in --train_files are not read",
     "preset": "of which preset volumes on the fly are, of the shape of those of --val_files, "
-    "instead of having their parameters",
+    "instead of having their parameters; beside labelled stacks wide=0.75,reference=0.25",
     "presets": "a mixture of both by its shares, as wide=0.7,reference=0.3",
     "config": "TOML file with parameters of the preset that it names, as generate_3d_data.py "
     "--show_config prints them",
-    "patches_per_volume": "patches cut from each volume with --on_the_fly",
+    "patches_per_volume": "patches cut from each volume on the fly",
     # data of two dimensions
-    "L_train": "images to train on",
-    "L_validate": "images to validate on",
-    "L_test": "images to test the best checkpoint on, at the end",
-    "train_file": 'file of the training set, made if it is not there; "" keeps the set in memory',
+    "L_train": "images to train on; patches an epoch of labelled images",
+    "L_validate": "images to validate on; patches of labelled images",
+    "L_test": "images to test the best checkpoint on, at the end; patches of labelled images",
+    "train_file": 'file of the training set, made if it is not there; "" keeps the set in memory; '
+    "or labelled images: a folder with images/ and labels/, or IMAGE=LABELS",
     "validation_file": "likewise of the validation set",
     "test_file": "likewise of the test set",
     "overwrite": "make files anew that hold another seed, other parameters or too few images",
     # data of both
     "augment": "change training patches at random: flips, exchange of the axes and turns by 90 "
-    "degrees; full adds deformation, blur, noise and grey values",
+    "degrees; full adds deformation, blur, noise and grey values, and is the default with labelled "
+    "stacks",
     "num_workers": "processes that load or simulate, at most one a core; 0: only the training's",
     # network
     "arch": "one U-Net, or several in a row with intermediate supervision",
@@ -62,6 +77,7 @@ HELP = {
     "conv_kernel_size": "edge of the convolution kernels, in voxels; odd",
     "init": "start from the weights of a network: a log directory, a .pth file or a pretrained "
     "network's name; the network's flags are then its own, the rate lower and the plan shorter",
+    "freeze": "leave the encoder of --init as it is, with its batch norm statistics",
     "resblocks": "residual blocks instead of plain ones",
     "MAX_PARAMS": "training does not start with more parameters; 30e6 can be written too",
     "MIN_PARAMS": "training does not start with fewer parameters",
@@ -111,6 +127,13 @@ def devices_number(text: str) -> int | None:
 
 TYPES: Mapping[str, Callable[[str], Any]] = {
     "init": str,
+    "axes": str,
+    "channel": int,
+    "ignore_label": int,
+    "mix": float,
+    "val_share": float,
+    "scale": scale,
+    "voxel_size": voxel_size,
     "presets": str,
     "config": str,
     "patches_per_epoch": int,
@@ -121,7 +144,10 @@ TYPES: Mapping[str, Callable[[str], Any]] = {
 }
 """Of the flags whose default does not tell it."""
 
-METAVARS = {float: "FLOAT", str: "STR", list: "FILE"}
+METAVARS = {
+    **{float: "FLOAT", str: "STR", list: "FILE"},
+    **{scale: "FACTOR|auto", voxel_size: "Z,Y,X"},
+}
 
 
 def make_parser(description: str, flags: Defaults) -> FlagParser:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
@@ -148,7 +149,7 @@ def train_one_epoch(
     ``where`` names this pass in the progress bar and in errors. ``clock`` sets each step's learning
     rate and ends the epoch when the time is up; ``average`` follows the weights.
     """
-    model.train()
+    to_training_mode(model)
     tally = Tally(where)
     bar = progress_bar(loader, where)
     for batch, (images, masks) in enumerate(bar, 1):
@@ -215,6 +216,14 @@ def score(
     model = fabric.setup_module(model.to(memory_format=memory_format(data[0][0].ndim + 1)))
     result, _ = evaluate(model, loss_function.to(fabric.device), loader, where)
     return {"loss": result.loss, **result.confusion.metrics()}
+
+
+def to_training_mode(model: nn.Module) -> None:
+    """Have ``model`` train; a batch norm whose weights are frozen keeps its statistics too."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
+            module.eval()
 
 
 def as_stacks(output: Tensor | list[Tensor]) -> list[Tensor]:

@@ -1,15 +1,15 @@
 """Losses between logits and binary masks, for images and volumes alike.
 
-Logits and targets are (batch, 1, *space); targets are 0 or 1. Every loss is a float32 scalar, the
-mean over the batch, whatever the precision of the logits.
+Logits and targets are (batch, 1, *space); targets are 0 or 1, and negative where nobody annotated.
+Every loss is a float32 scalar, the mean over the batch, whatever the precision of the logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from monai.losses import DiceCELoss, DiceLoss
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,19 +18,49 @@ from utils.training.options import TrainingOptions
 
 SMOOTH = 1e-5
 """Added to both parts of a Dice ratio, as in MONAI: an empty patch predicted empty has loss 0."""
+NEVER = -1e4
+"""A logit whose probability, and cross entropy with a target of 0, are exactly 0 in float32."""
 
 
-class Float32Loss(nn.Module):
-    """Evaluates ``loss`` on float32 logits and targets, outside any autocast."""
+class AnnotatedLoss(nn.Module):
+    """The sum of losses over annotated voxels, as if there were no others.
 
-    def __init__(self, loss: nn.Module) -> None:
+    Evaluated on float32, outside any autocast. Voxels with a negative target get the logit
+    :data:`NEVER` and the target 0: they add nothing to any sum and pass no gradient.
+
+    Args:
+        parts: losses, each with the factor that makes its mean one over what is annotated
+            (:func:`of_voxels`, :func:`of_samples` or :func:`of_batch`).
+    """
+
+    def __init__(self, *parts: tuple[nn.Module, Callable[[Tensor], Tensor]]) -> None:
         super().__init__()
-        self.loss = loss
+        self.losses = nn.ModuleList(loss for loss, _ in parts)
+        self.factors = [factor for _, factor in parts]
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the loss, a float32 scalar."""
+        """Return the loss, a float32 scalar; 0 where nothing is annotated."""
         with torch.autocast(logits.device.type, enabled=False):
-            return self.loss(logits.float(), target.float())
+            known = target >= 0
+            logits = logits.float().masked_fill(~known, NEVER)
+            target = target.float().clamp(min=0)
+            parts = zip(self.losses, self.factors, strict=True)
+            return torch.stack([loss(logits, target) * mean(known) for loss, mean in parts]).sum()
+
+
+def of_voxels(known: Tensor) -> Tensor:
+    """Return all voxels by the annotated ones."""
+    return known.numel() / known.sum().clamp(min=1)
+
+
+def of_samples(known: Tensor) -> Tensor:
+    """Return all samples by those with an annotated voxel."""
+    return len(known) / known.flatten(1).any(1).sum().clamp(min=1)
+
+
+def of_batch(known: Tensor) -> Tensor:
+    """Return 1: a ratio of sums over the whole batch is no mean."""
+    return known.new_ones((), dtype=torch.float32)
 
 
 class BoundaryWeightedDiceLoss(nn.Module):
@@ -81,9 +111,10 @@ def foreground_weight(fraction: float) -> float:
 
 
 def measure_foreground(data: Sequence[tuple[Tensor, Tensor]], crops: int = 64) -> float:
-    """Return the labelled share of the first ``crops`` training items (image, mask)."""
-    count = min(crops, len(data))
-    return sum(float(data[i][1].float().mean()) for i in range(count)) / count
+    """Return the labelled share of what is annotated in the first ``crops`` items (image, mask)."""
+    masks = [data[i][1] for i in range(min(crops, len(data)))]
+    known = sum(int((mask >= 0).sum()) for mask in masks)
+    return sum(int((mask > 0).sum()) for mask in masks) / max(known, 1)
 
 
 def build_loss(options: TrainingOptions, foreground: float | None = None) -> nn.Module:
@@ -93,14 +124,16 @@ def build_loss(options: TrainingOptions, foreground: float | None = None) -> nn.
     UserError where it cannot be balanced.
     """
     if options.loss_type == "dice":
-        loss: nn.Module = DiceLoss(sigmoid=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
-    elif options.loss_type == "bce_dice":
+        dice = DiceLoss(sigmoid=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
+        return AnnotatedLoss((dice, of_samples))
+    if options.loss_type == "bce_dice":
         # Dice of the whole batch: a patch with few labels does not make it jump.
-        loss = DiceCELoss(sigmoid=True, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
-    elif options.loss_type == "boundary_weighted_dice":
+        dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
+        return AnnotatedLoss((dice, of_batch), (nn.BCEWithLogitsLoss(), of_voxels))
+    if options.loss_type == "boundary_weighted_dice":
         loss = BoundaryWeightedDiceLoss(options.boundary_weight, options.boundary_thickness)
-    elif options.loss_type == "bce":
-        loss = nn.BCEWithLogitsLoss()
-    else:
-        loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(foreground_weight(foreground)))
-    return Float32Loss(loss)
+        return AnnotatedLoss((loss, of_samples))
+    weight = None
+    if options.loss_type == "weighted_bce":
+        weight = torch.tensor(foreground_weight(foreground))
+    return AnnotatedLoss((nn.BCEWithLogitsLoss(pos_weight=weight), of_voxels))

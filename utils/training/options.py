@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.flags import is_labelled
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32", "bf16")
@@ -25,6 +26,7 @@ CHOICES = {
     "augment": ("none", "flips", "full"),
     "preset": ("reference", "wide"),
     "arch": ("unet", "stacked_unet"),
+    "freeze": ("encoder",),
     "optimizer": ("adam", "adamw", "rmsprop"),
     "loss_type": ("dice", "bce", "weighted_bce", "bce_dice", "boundary_weighted_dice"),
     "lr_schedule": ("plateau", "cosine", "onecycle"),
@@ -49,6 +51,12 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "lr_scheduler_factor": (
         lambda value: 0 < value < 1,
         "lie between 0 and 1 (both excluded), such as 0.2",
+    ),
+    "mix": (lambda value: 0 < value < 1, "lie between 0 and 1 (both excluded), such as 0.5"),
+    "val_share": (lambda value: 0 < value < 1, "lie between 0 and 1 (both excluded), such as 0.2"),
+    "scale": (
+        lambda value: value == "auto" or 0.05 <= value <= 20,
+        "be auto or lie in 0.05..20",
     ),
     "background_threshold": (lambda value: 0 <= value <= 1, "lie in 0..1, such as 0.95"),
     "depth": (lambda value: 1 <= value <= 16, "lie in 1..16, such as 4"),
@@ -117,6 +125,10 @@ class TrainingOptions:
         """Take the fields from the flags of the same names; an absent flag keeps its default."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(flags, name) for name in names if hasattr(flags, name)})
+
+
+LABEL_FLAGS = ("channel", "axes", "voxel_size", "ignore_label", "scale")
+"""How labelled stacks are read."""
 
 
 def let_waiting_threads_sleep() -> None:
@@ -236,9 +248,67 @@ def resolve_files(names: Iterable[str], data_dir: str | Path, flag: str) -> list
         if not path.is_file():
             raise UserError(
                 f"the data file {path} does not exist; run ./gen_data.sh to make the data sets, or "
-                f"name others with {flag} (or their folder with --data_dir)"
+                f"name others, or labelled stacks, with {flag} (or their folder with --data_dir)"
             )
     return paths
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a flag for data files names."""
+
+    files: list[Path]
+    """Of simulated volumes."""
+    labelled: list[str]
+    """Folders and pairs, see :func:`utils.data.labelled.find_pairs`."""
+
+
+def find_sources(flags: argparse.Namespace) -> tuple[Sources, Sources]:
+    """Return what --train_files and --val_files name; files of volumes are looked for.
+
+    Raises UserError for a file that is not there, and for flags that do not go together.
+    """
+    train, valid = (
+        (
+            [name for name in names or () if not is_labelled(name)],
+            [name for name in names or () if is_labelled(name)],
+        )
+        for names in (flags.train_files, flags.val_files)
+    )
+    check_label_flags(flags, bool(train[1]), bool(train[1] or valid[1]))
+    if train[1] and flags.mix is None and (train[0] or flags.on_the_fly):
+        raise UserError(
+            "--train_files: labelled stacks beside simulated volumes: say with --mix, such as 0.5, "
+            "which share of each batch is simulated"
+        )
+    if flags.mix is not None and not train[1]:
+        raise UserError("--mix: is a share beside labelled stacks; --train_files names none")
+    if valid[0] and valid[1]:
+        raise UserError("--val_files: give labelled stacks or files of simulated volumes, not both")
+    found = [] if flags.on_the_fly else resolve_files(train[0], flags.data_dir, "--train_files")
+    return (
+        Sources(found, train[1]),
+        Sources(resolve_files(valid[0], flags.data_dir, "--val_files"), valid[1]),
+    )
+
+
+def check_label_flags(flags: argparse.Namespace, trained: bool, labelled: bool) -> None:
+    """Raise UserError for a flag about labelled stacks where there are none.
+
+    ``trained`` says whether some are trained on, ``labelled`` whether there are any.
+    """
+    given = [name for name in LABEL_FLAGS if getattr(flags, name) not in (None, "auto")]
+    if given and not labelled:
+        raise UserError(
+            f"--{given[0]}: is for labelled stacks, and none are named; give a folder with images/ "
+            "and labels/, or IMAGE=LABELS"
+        )
+    names = getattr(flags, "val_files", None) or getattr(flags, "validation_file", None)
+    if flags.val_share is not None and (names or not trained):
+        raise UserError(
+            "--val_share: holds a part of labelled training stacks out, where no other stacks are "
+            "named to validate on; leave it out"
+        )
 
 
 def live_shares(flags: argparse.Namespace) -> dict[str, float]:
@@ -247,8 +317,11 @@ def live_shares(flags: argparse.Namespace) -> dict[str, float]:
     Raises UserError for flags that do not go together, and shares that cannot be read.
     """
     given = [name for name in ("preset", "presets", "config") if getattr(flags, name) is not None]
-    if given and not flags.on_the_fly:
-        raise UserError(f"--{given[0]}: is for volumes simulated meanwhile; give --on_the_fly too")
+    if given and not flags.on_the_fly and flags.mix is None:
+        raise UserError(
+            f"--{given[0]}: is for volumes simulated meanwhile; give --on_the_fly too, or --mix "
+            "beside labelled stacks"
+        )
     if given[:2] == ["preset", "presets"]:
         raise UserError("--preset and --presets: give one of them")
     if flags.presets is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.flags import is_labelled
 from utils.training.resuming import check_unchanged, recorded_flags
 
 REFERENCE: Mapping[str, Any] = {
@@ -51,7 +52,7 @@ NEVER_TAKEN_OVER = {"resume", "experiment_title", "log_path", "overwrite"}
 def parse_training_flags(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, script: str
 ) -> argparse.Namespace:
-    """Parse with the defaults of --recipe and --init, or of the run that --resume goes on with.
+    """Parse with the defaults of --recipe, --init and labelled stacks, or of the run to --resume.
 
     A schedule whose end is planned (any but plateau) sets the default of --early_stopping_patience
     to --epochs: it is not cut before its rate has come down, unless the flag is given. ``script``
@@ -59,7 +60,7 @@ def parse_training_flags(
     """
     first = parser.parse_args(arguments)
     plain = {name: parser.get_default(name) for name in vars(first)}
-    defaults = dict(RECIPES.get(first.recipe, {}))
+    defaults = {**labelled_defaults(first, plain), **RECIPES.get(first.recipe, {})}
     recorded = None
     try:
         if first.resume:
@@ -85,6 +86,24 @@ def parse_training_flags(
     except UserError as error:
         parser.error(str(error))
     return flags
+
+
+def labelled_defaults(first: argparse.Namespace, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults where labelled stacks are trained on: there is little of them.
+
+    ``plain`` are the script's own defaults: a set to validate or test on that is one of these is
+    not meant.
+    """
+    names = getattr(first, "train_files", None) or [first.train_file]
+    if not any(map(is_labelled, names)):
+        return {}
+    defaults = {"augment": "full", "patches_per_epoch": 256}
+    if getattr(first, "test_file", None) is plain.get("test_file"):
+        defaults["test_file"] = None
+    for flag in ("val_files", "validation_file"):
+        if flag in plain and getattr(first, flag) is plain[flag]:
+            defaults |= {flag: None, "val_share": 0.2}
+    return defaults
 
 
 def recipe_values(flags: argparse.Namespace) -> dict[str, Any]:

@@ -90,6 +90,10 @@ def run_training(
         patch_size: edge of the items to train on, in voxels.
         load_data: opens or makes the data, in each of several processes, the first one first.
     """
+    if flags.freeze and not flags.init:
+        raise UserError(
+            f"--freeze {flags.freeze}: keeps weights of a trained network; give --init too"
+        )
     if options.deterministic:
         be_deterministic(recorded_threads(directory))
     device = choose_compute(options.device, "32").device
@@ -118,6 +122,8 @@ def run_training(
     if flags.init and not (resumption and resumption.state):
         parent = ancestor.read_ancestor(flags.init, model_config)
         model = ancestor.inherit(model, parent)
+    if flags.freeze:
+        model = ancestor.freeze_encoder(model)
 
     config = {
         "flags": vars(flags),
@@ -137,6 +143,7 @@ def run_training(
             {
                 "network": describe_network(flags, parameters),
                 **({"init": f"weights of {parent.path}, epoch {parent.epoch}"} if parent else {}),
+                **({"freeze": "the encoder stays as it is"} if flags.freeze else {}),
                 **data.about,
                 **({"resume": resumption.note} if resumption else {}),
                 "recipe": describe_recipe(flags),

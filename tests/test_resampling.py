@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.prediction.resampling import LARGEST_FACTOR, Resampling, cube_factors, scaled_shape
+from utils.resampling import LARGEST_FACTOR, Resampling, cube_factors, scaled_shape
 
 LENGTHS = st.integers(1, 24)
 SHAPES = st.tuples(LENGTHS, LENGTHS, LENGTHS)

@@ -14,6 +14,8 @@ from scipy import sparse
 
 from utils.errors import UserError
 
+SLAB_BYTES = 16 << 20
+"""Size of the slabs in which a stack is read for its percentiles, and an output is written."""
 PLAUSIBLE = (1e-4, 1e5)
 """Micrometres that the edge of a voxel may have: a tenth of a nanometre to ten centimetres."""
 LARGEST_FACTOR = 200.0
@@ -78,6 +80,11 @@ class Resampling:
         matrix = self.matrices[-1]
         ends = np.maximum.reduceat(matrix.indices, matrix.indptr[:-1]) + 1
         return int(np.searchsorted(ends, planes, side="right"))
+
+
+def planes_at_once(plane_bytes: int) -> int:
+    """Return how many planes make a slab of :data:`SLAB_BYTES`, at least one."""
+    return max(1, SLAB_BYTES // plane_bytes)
 
 
 def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float, ...]:

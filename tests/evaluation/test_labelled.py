@@ -1,0 +1,169 @@
+"""Labelled stacks as truth: what is read of them, and scores beside a slow plain twin."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tests.stacks.stacks import save
+from utils.errors import UserError
+from utils.columns.finding import columns_of
+from utils.evaluation.instances import Truth, score_labelled
+from utils.evaluation.labelled import LabelledSet, LabelledVolume
+from utils.evaluation.prediction_files import PredictionFiles
+from utils.evaluation.scoring import ToScore, score_volume
+
+GIVEN = {"seconds": 1.0, "tolerance": 1.0, "spacing": (0.5, 0.5, 2.0)}
+
+
+def rods(shape=(40, 40, 30), apart=8):
+    """Upright columns of 5 x 5 voxels, each with its own number."""
+    labels = np.zeros(shape, np.int32)
+    corners = [(x, y) for x in range(2, 36, apart) for y in range(2, 36, apart)]
+    for k, (x, y) in enumerate(corners):
+        labels[x : x + 5, y : y + 5, 3:27] = k + 1
+    return labels
+
+
+@pytest.fixture
+def volume():
+    labels = rods()
+    return LabelledVolume(labels * 2, labels, np.ones(labels.shape, bool), (1.0, 1.0, 1.0))
+
+
+def in_part(volume, known):
+    return LabelledVolume(volume.image, np.where(known, volume.instances, 0), known, volume.edges)
+
+
+def plain_twin(probabilities, mask, known):
+    """Voxel by voxel, of those that somebody annotated."""
+    tp = fp = fn = tn = 0
+    for voxel in np.argwhere(known):
+        found, true = probabilities[tuple(voxel)] >= 0.5, mask[tuple(voxel)] > 0
+        tp, fp = tp + (found and true), fp + (found and not true)
+        fn, tn = fn + (true and not found), tn + (not true and not found)
+    count = tp + fp + fn + tn
+    return {
+        "foreground": (tp + fn) / count,
+        "found": (tp + fp) / count,
+        "iou": tp / (tp + fp + fn),
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "precision": tp / (tp + fp),
+        "recall": tp / (tp + fn),
+        "total_error": (fp + fn) / count,
+    }
+
+
+@pytest.mark.parametrize("share", [0.05, 0.6, 1.0])
+def test_scores_are_those_of_the_annotated_voxels(volume, share):
+    rng = np.random.default_rng(0)
+    known = rng.random(volume.image.shape) < share
+    chances = rng.random(known.shape).astype(np.float32)
+    row = score_volume(0, in_part(volume, known), chances, **GIVEN).row
+    expected = plain_twin(chances, volume.mask, known)
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    lacking = ("sheet", "baseline", "left_out", "gain", "curvature", "spacing_voxels")
+    assert not [name for name in row if any(word in name for word in lacking)]
+
+
+def test_what_nobody_annotated_counts_nowhere(volume):
+    rng = np.random.default_rng(0)
+    known = np.zeros(volume.image.shape, bool)
+    known[..., [5, 6, 15]] = True
+    part, chances = in_part(volume, known), rng.random(known.shape).astype(np.float32)
+    row = score_volume(0, part, chances, **GIVEN).row
+    for other in (np.zeros_like(chances), np.ones_like(chances)):
+        changed = score_volume(0, part, np.where(known, chances, other), **GIVEN)
+        assert changed.row == row
+        assert np.isnan(changed.slices[2]).sum() == (~known[..., changed.z]).sum()
+
+
+def test_an_annotated_box_is_scored_as_that_part_alone(volume):
+    known = np.zeros(volume.image.shape, bool)
+    box = (slice(0, 33), slice(9, 40), slice(2, 28))
+    known[box] = True
+    shown = ndimage.shift(volume.mask.astype(np.float32), (1, 0, 0), order=0)
+    part = LabelledVolume(volume.image[box], volume.instances[box], known[box], volume.edges)
+    whole = score_volume(0, in_part(volume, known), shown, **GIVEN).row
+    assert whole == score_volume(0, part, shown[box], **GIVEN).row
+    nothing = np.zeros_like(shown)
+    assert score_volume(0, in_part(volume, known), nothing, **GIVEN).row["hd95"] == pytest.approx(
+        math.hypot(33, 31, 26)
+    )
+
+
+def test_columns_with_numbers_are_counted(volume):
+    shown = np.isin(volume.instances, [1, 2, 3]).astype(np.float32)
+    row = score_volume(0, volume, shown, **GIVEN).row
+    assert (row["columns_labelled"], row["covered_labelled"]) == (25, pytest.approx(3 / 25))
+    assert row["recall_labelled"] == row["recall"] == pytest.approx(3 / 25)
+
+
+def scores_of(shown, stack):
+    return score_labelled(columns_of(shown, stack.edges, threshold=0.5), stack)
+
+
+@pytest.mark.parametrize("edges", [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (1.0, 1.0, 3.0)])
+def test_the_truth_gives_all_columns(volume, edges):
+    stack = LabelledVolume(volume.image, volume.instances, volume.known, edges)
+    scores = scores_of(volume.mask.astype(np.float32), stack)
+    ones = [f"instance_{name}" for name in ("f1_iou30", "f1_iou50", "f1_line", "pq")]
+    assert [scores[name] for name in ones] == [1.0] * 4
+    assert scores["instance_axis_error"] == pytest.approx(0, abs=1e-3)
+    assert scores["instance_false_splits"] == scores["instance_false_merges"] == 0
+    assert not [name for name in scores if "pairs" in name or "rendered" in name]
+    truth = Truth.of_labels(stack)
+    assert truth.spacing == pytest.approx(8 * edges[0])
+    assert np.abs(truth.axes[:, 2]) == pytest.approx(1)
+
+
+def test_columns_are_compared_where_they_are_annotated(volume):
+    known = np.zeros(volume.image.shape, bool)
+    known[:20, :, [8, 20]] = True
+    shown = volume.mask.astype(np.float32)
+    shown[20:] = 0  # nothing is found there, and nobody asks
+    scores = scores_of(shown, in_part(volume, known))
+    assert scores["instance_recall_iou50"] == scores["instance_precision_iou50"] == 1
+    assert not [name for name in scores if "line" in name or "axis" in name]
+    shown[:10] = 0
+    assert scores_of(shown, in_part(volume, known))["instance_recall_iou50"] < 1
+
+
+def test_columns_of_a_mask_are_not_told_apart(volume):
+    mask = LabelledVolume(volume.image, volume.mask.astype(np.int32), volume.known, volume.edges)
+    assert not mask.told_apart
+    row = score_volume(0, mask, volume.mask.astype(np.float32), **GIVEN).row
+    assert row["iou"] == 1 and not [name for name in row if "labelled" in name]
+
+
+def test_stacks_are_read_as_they_were_drawn(tmp_path):
+    labels = rods((12, 12, 10)).astype(np.int16)
+    drawn = np.where(labels == 6, 700, labels)
+    drawn[5, 5] = -1
+    for name, array in {"images/b.tif": labels, "labels/b.npy": drawn.astype(np.int16)}.items():
+        (tmp_path / name).parent.mkdir()
+        save(tmp_path / name, array, spacing=(0.5, 0.5, 2.0))
+    stacks = LabelledSet(str(tmp_path), ignore_label=-1)
+    assert (len(stacks), stacks.names, stacks.shapes) == (1, ["b"], [(12, 12, 10)])
+    volume = stacks.read_volume(0)
+    np.testing.assert_array_equal(volume.known, drawn != -1)
+    order = np.searchsorted([0, 1, 2, 7, 700], np.maximum(drawn, 0))
+    np.testing.assert_array_equal(volume.instances, order)
+    assert volume.edges == pytest.approx((0.5, 0.5, 2.0)) and volume.told_apart
+    with stacks.opened(0) as pair:
+        np.testing.assert_array_equal(pair.image.read(), labels)
+    count = np.count_nonzero(volume.instances)
+    assert f"1,430 annotated (99.3 %), {count:,} of these in 4 columns" in stacks.lines[0]
+    assert (
+        len(ToScore(PredictionFiles({}), stacks, (0,)).notes) == 2
+    )  # what labels do not tell, and
+    with pytest.raises(UserError, match=r"b.npy: holds the label -1"):
+        LabelledSet(str(tmp_path))
+
+
+def test_all_labelled_and_nothing_else(tmp_path):
+    for name, value in {"i": np.arange(60), "l": np.ones(60)}.items():
+        np.save(tmp_path / f"{name}.npy", value.reshape(3, 4, 5).astype(np.uint8))
+    volume = LabelledSet(f"{tmp_path}/i.npy={tmp_path}/l.npy").read_volume(0)
+    assert (volume.instances == 1).all() and not volume.told_apart

@@ -1,0 +1,560 @@
+"""Labelled stacks as training data: what somebody has drawn beside a microscope's stacks.
+
+Given is a folder with ``images/`` and ``labels/`` (equal names), one in nnU-Net's layout, or a pair
+``IMAGE=LABELS`` or ``IMAGE=LABELS=MASK``, in any format of ``utils.stacks``. Labels are whole
+numbers, 0 for background; where they have a value that the user names, or where MASK is 0, nobody
+has annotated anything. If that value is 0, as programs for painting have it, 1 is background.
+Arrays are (X, Y, Z) or (X, Y).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from utils.data.epochs import EpochDataset, in_turn
+from utils.data.indexing import item_index
+from utils.data.normalize import PercentileNormalizer, measure_limits
+from utils.data.patches import Slices, patch_slices
+from utils.errors import UserError, disk_errors
+from utils.resampling import Resampling, planes_at_once
+from utils.simulation.streams import Purpose, check_seed, make_rng
+from utils.stacks import ENDINGS, Stack, open_stack, split_ending
+
+FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
+"""Folders of images, and those beside them with their labels."""
+HEADERS = (".nhdr", ".hdr", ".hdr.gz", ".xml")
+"""Endings that are read where another file of the same name holds their voxels."""
+UNKNOWN = -1
+"""Label of voxels that nobody annotated."""
+IGNORED = 255
+"""The same in :attr:`LabelledStack.target`; items of the data set have -1 there."""
+TRIES = 20
+"""Patches that are looked at before one is taken that has any labelled voxel."""
+MOST_COUNTED = 1 << 26
+"""Voxels up to which the connected parts of a mask are counted."""
+
+ShapeFor = Callable[[Stack], tuple[tuple[int, ...], list[str]]]
+"""Returns the shape in which a network sees a stack, and lines that say why."""
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """A stack and its labels, not opened yet."""
+
+    image: Path
+    labels: Path
+    annotated: Path | None = None
+    """Not 0 where somebody has annotated."""
+    channel: int | None = None
+    """Of the image's file."""
+    name: str = ""
+    """Without ending, of a folder's pairs that of both."""
+
+
+def find_pairs(
+    given: str | Path, *, channel: int | None = None, parts: Sequence[str] = ("Tr",)
+) -> list[LabelledPair]:
+    """Return the pairs that ``given`` names, by their names; no file is opened.
+
+    Args:
+        given: a folder with ``images/`` and ``labels/``, nnU-Net's with ``imagesTr/`` and
+            ``labelsTr/``, one of these folders of images itself, or ``IMAGE=LABELS`` or
+            ``IMAGE=LABELS=MASK``.
+        channel: which channel of the images; in nnU-Net's layout each has a file ``NAME_0000``.
+        parts: ``Tr`` and ``Ts``, which of nnU-Net's parts to take: the first that has labels.
+
+    Raises:
+        UserError: nothing is there, or an image or labels stand alone.
+    """
+    folder = Path(given)
+    if not folder.is_dir():
+        files = str(given).split("=")
+        if len(files) not in (2, 3) or not all(files):
+            raise UserError(f"{given}: give a folder, IMAGE=LABELS or IMAGE=LABELS=MASK")
+        image, labels, *masks = map(Path, files)
+        name = split_ending(_file_around(image) or image)[0]
+        return [LabelledPair(image, labels, masks[0] if masks else None, channel, name)]
+    names = [folder.name] if folder.name in FOLDERS else ["images", *(f"images{p}" for p in parts)]
+    root = folder.parent if folder.name in FOLDERS else folder
+    there = [name for name in names if (root / name).is_dir() and (root / FOLDERS[name]).is_dir()]
+    if not there:
+        raise UserError(
+            f"{given}: no labelled stacks: it must hold images/ and labels/, or imagesTr/ and "
+            "labelsTr/ as for nnU-Net"
+        )
+    images, labels = root / there[0], root / FOLDERS[there[0]]
+    drawn = _stacks_in(labels)
+    seen = {
+        name: LabelledPair(path, path, None, channel) for name, path in _stacks_in(images).items()
+    }
+    if there[0] != "images":
+        seen = _one_channel(seen, channel)
+    if not drawn or not seen:
+        known = ", ".join(ENDINGS)
+        raise UserError(f"{labels if seen else images}: holds no stack; they end in {known}")
+    for name in sorted({*drawn} ^ {*seen}):
+        lonely, other = (drawn[name], images) if name in drawn else (seen[name].image, labels)
+        raise UserError(f"{lonely}: stands alone: {other} holds nothing of the name {name}")
+    return [replace(seen[name], labels=drawn[name], name=name) for name in sorted(seen)]
+
+
+def _stacks_in(folder: Path) -> dict[str, Path]:
+    """Return the stacks in a folder by their names without ending; UserError for equal ones."""
+    found: dict[str, Path] = {}
+    with disk_errors(folder):
+        paths = sorted(folder.iterdir())
+    for path in paths:
+        ends = path.name.lower().endswith(tuple(ENDINGS))
+        if path.name.startswith(".") or not (ends or path.is_dir()):
+            continue
+        name = split_ending(path)[0]
+        other = found.get(name)
+        if other is None or path.name.lower().endswith(HEADERS):
+            found[name] = path
+        elif not other.name.lower().endswith(HEADERS):
+            raise UserError(f"{path}: {other.name} has the same name; keep one of them there")
+    return found
+
+
+def _one_channel(images: dict[str, LabelledPair], channel: int | None) -> dict[str, LabelledPair]:
+    """Return the images of one channel by the names that nnU-Net's labels have."""
+    channels: dict[str, dict[int, LabelledPair]] = {}
+    for stem, image in images.items():
+        name, number = re.fullmatch(r"(.+?)(?:_(\d{4}))?", stem).groups()
+        channels.setdefault(name, {})[int(number or 0)] = image
+    chosen = {}
+    for name, files in channels.items():
+        if len(files) > 1:
+            if channel not in files:
+                numbers = ", ".join(map(str, sorted(files)))
+                first = next(iter(files.values())).image
+                raise UserError(f"{first}: there are channels {numbers}; name one with --channel")
+            chosen[name] = replace(files[channel], channel=None)
+        else:
+            chosen[name] = next(iter(files.values()))
+    return chosen
+
+
+@dataclass(frozen=True)
+class OpenPair:
+    """A pair whose files are open; made by :func:`reading_pair`."""
+
+    pair: LabelledPair
+    image: Stack
+    labels: Stack
+    mask: Stack | None
+    ignore_label: int | None
+
+    def read_labels(self, start: int, stop: int) -> np.ndarray:
+        """Return ``start <= z < stop`` as (X, Y, n) int64, :data:`UNKNOWN` where nobody annotated.
+
+        Raises UserError for numbers that are no labels.
+        """
+        values = self.labels.read(start, stop)
+        if values.dtype.kind == "f" and not (np.isfinite(values) & (values % 1 == 0)).all():
+            raise UserError(f"{self.labels.path}: holds fractions or NaN; labels are whole numbers")
+        ids = values.astype(np.int64)
+        ignored = self.ignore_label
+        unknown = np.zeros(ids.shape, bool) if ignored is None else ids == ignored
+        if (ids[~unknown] < 0).any():
+            raise UserError(
+                f"{self.labels.path}: holds the label {ids[~unknown].min()}; name the value of "
+                "voxels that nobody annotated with --ignore_label"
+            )
+        if ignored == 0:
+            ids -= 1
+        if self.mask is not None:
+            unknown |= self.mask.read(start, stop) == 0
+        ids[unknown] = UNKNOWN
+        return ids
+
+    def count(self) -> tuple[int, int, int]:
+        """Return the number of annotated and of labelled voxels, and of ids, read by slabs.
+
+        Raises UserError where nothing is annotated, or nothing that is annotated is labelled.
+        """
+        annotated = labelled = 0
+        known: set[int] = set()
+        planes = planes_at_once(8 * math.prod(self.image.shape[:-1]))
+        for start in range(0, self.image.shape[-1], planes):
+            ids = self.read_labels(start, min(start + planes, self.image.shape[-1]))
+            annotated += int(np.count_nonzero(ids != UNKNOWN))
+            labelled += int(np.count_nonzero(ids > 0))
+            known.update(np.unique(ids).tolist())
+        name = self.labels.path
+        if not annotated:
+            what = f" but for what {self.pair.annotated} leaves out" if self.mask else ""
+            raise UserError(f"{name}: no voxel is annotated{what}; nothing is to be learned of it")
+        if not labelled:
+            background = 1 if self.ignore_label == 0 else 0
+            raise UserError(
+                f"{name}: no voxel is labelled: all that is annotated is {background}, background"
+            )
+        return annotated, labelled, len(known - {0, UNKNOWN})
+
+
+@contextmanager
+def reading_pair(
+    pair: LabelledPair,
+    *,
+    axes: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+    ignore_label: int | None = None,
+) -> Iterator[OpenPair]:
+    """Open the files of a pair for the block.
+
+    Args:
+        pair: from :func:`find_pairs`; ``FILE.h5/KEY`` is an array in an HDF5 file.
+        axes: of the images' files as for ``open_stack``; labels have those in space alone.
+        voxel_size: micrometres along z, y, x, where the images do not tell.
+        ignore_label: value of voxels that nobody annotated; if it is 0, background is 1.
+
+    Raises:
+        UserError: a file cannot be read, or labels have another size than their image.
+    """
+    with ExitStack() as files:
+        given = {"axes": axes, "voxel_size": voxel_size, "channel": pair.channel}
+        image = files.enter_context(_open(pair.image, **given))
+        spatial = axes and "".join(letter for letter in axes.upper() if letter in "XYZ")
+        drawn = []
+        for path in filter(None, (pair.labels, pair.annotated)):
+            stack = files.enter_context(_open(path, axes=spatial))
+            if stack.shape != image.shape:
+                raise UserError(
+                    f"{path}: has shape {stack.shape} (x, y, z), and {pair.image} {image.shape}"
+                )
+            dtype = stack.part((slice(0, 1),) * len(stack.shape)).dtype
+            drawn.append(replace(stack, dtype=dtype))  # ids above 2^24 are lost in float32
+        yield OpenPair(pair, image, drawn[0], drawn[1] if len(drawn) > 1 else None, ignore_label)
+
+
+def _file_around(path: Path) -> Path | None:
+    """Return the file that ``FILE.h5/KEY`` is an array of; None for a file itself."""
+    return next((folder for folder in path.parents if folder.is_file()), None)
+
+
+def _open(path: Path, **given: Any) -> Stack:
+    """Open a file, or an array in one."""
+    around = _file_around(path)
+    if around is None:
+        return open_stack(path, **given)
+    return open_stack(around, key=path.relative_to(around).as_posix(), **given)
+
+
+class _Scratch:
+    """A temporary folder that goes with the last of those who hold this, in this process."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="labelled_"))
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(path: Path, process: int) -> None:
+    if os.getpid() == process:  # forked workers have copies of those who hold it
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledStack:
+    """A labelled stack as a network sees it, on the disk; made by :func:`open_pair`.
+
+    The copies lie in a temporary folder, from where the system keeps in memory what fits.
+    """
+
+    pair: LabelledPair
+    scratch: _Scratch = field(repr=False)
+    box: Slices
+    """The part of the copies that this is; all of them, but for :meth:`split`."""
+    normalizer: PercentileNormalizer
+    numbered: bool
+    """Whether labels tell columns apart."""
+    columns: int | None
+    """Labels of the whole stack, or of a mask its connected parts; None where there are too many
+    voxels to count them."""
+    reasons: tuple[str, ...]
+    """Lines that say why it has this shape."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """Float32, 0..1, by the grey values of the whole stack."""
+        return np.load(self.scratch.path / "image.npy", mmap_mode="r")[self.box]
+
+    @property
+    def target(self) -> np.ndarray:
+        """Uint8 of that shape: 0, 1, or :data:`IGNORED`."""
+        return np.load(self.scratch.path / "target.npy", mmap_mode="r")[self.box]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along x, y, z (or x, y), as the network sees them."""
+        return tuple(part.stop - part.start for part in self.box)
+
+    @cached_property
+    def annotated(self) -> np.ndarray:
+        """Annotated voxels of each plane of the last axis."""
+        return _count_planes(self.target, lambda plane: plane != IGNORED)
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """Labelled voxels of each plane of the last axis."""
+        return _count_planes(self.target, lambda plane: plane == 1)
+
+    def split(self, share: float) -> tuple[LabelledStack, LabelledStack]:
+        """Return a part to train on and one to validate on, on two sides of a plane.
+
+        The second holds about ``share`` of the annotated voxels. The cut is across the longest axis
+        that leaves both parts labelled voxels. Raises UserError where none does.
+        """
+        target = self.target
+        for axis in sorted(range(target.ndim), key=lambda axis: -target.shape[axis]):
+            planes = np.moveaxis(target, axis, -1)
+            annotated = np.cumsum(_count_planes(planes, lambda plane: plane != IGNORED))
+            labelled = _count_planes(planes, lambda plane: plane == 1)
+            cut = int(np.searchsorted(annotated, (1 - share) * annotated[-1])) + 1
+            if labelled[:cut].any() and labelled[cut:].any():
+                start, stop = self.box[axis].start, self.box[axis].stop
+                sides = slice(start, start + cut), slice(start + cut, stop)
+                boxes = ((*self.box[:axis], side, *self.box[axis + 1 :]) for side in sides)
+                first, second = (replace(self, box=box) for box in boxes)
+                return first, second
+        raise UserError(
+            f"{self.pair.labels}: too little is labelled to hold a share of {share:g} out for "
+            "validation"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what it is as plain JSON, as data sets do."""
+        return {
+            "file": str(self.pair.image),
+            "box": [[part.start, part.stop] for part in self.box],
+            "annotated": int(self.annotated.sum()),
+            "labelled": int(self.labelled.sum()),
+        }
+
+    def line(self) -> str:
+        """Return a line on how much of it is annotated."""
+        counts = int(self.annotated.sum()), int(self.labelled.sum())
+        told = f"{self.columns} {'columns' if self.numbered else 'connected parts of a mask'}"
+        told = "a mask" if self.columns is None else told
+        return annotation_line(self.pair, self.shape, *counts, told)
+
+
+def annotation_line(
+    pair: LabelledPair, shape: tuple[int, ...], annotated: int, labelled: int, told: str
+) -> str:
+    """Return a line on what is annotated and labelled; ``told``: what the labelled ones are in."""
+    edges, share = " x ".join(map(str, shape)), annotated / math.prod(shape)
+    return (
+        f"{pair.image}: {edges} voxels, {annotated:,} annotated ({100 * share:.3g} %), "
+        f"{labelled:,} of these in {told}"
+    )
+
+
+def _count_planes(target: np.ndarray, which: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return how many voxels of each plane of the last axis ``which`` says yes to, int64."""
+    counts = [np.count_nonzero(which(target[..., z])) for z in range(target.shape[-1])]
+    return np.array(counts, np.int64)
+
+
+def open_pair(
+    pair: LabelledPair,
+    *,
+    axes: str | None = None,
+    voxel_size: Sequence[float] | None = None,
+    ignore_label: int | None = None,
+    shape_for: ShapeFor = lambda stack: (stack.shape, []),
+    normalizer: PercentileNormalizer | None = None,
+) -> LabelledStack:
+    """Read a pair, and keep it as a network sees it: its grey values from 0 to 1, its own voxels.
+
+    Args:
+        pair: from :func:`find_pairs`.
+        axes: as for :func:`reading_pair`, like the next two.
+        voxel_size: see there.
+        ignore_label: see there.
+        shape_for: the shape that the network sees, and why; the stack's own by default.
+        normalizer: the rule for grey values; by default that of volumes.
+
+    Raises:
+        UserError: as :func:`reading_pair` and :meth:`OpenPair.count`; for an image of one grey
+            value alone, and where the temporary folder has no room.
+    """
+    normalizer = normalizer or PercentileNormalizer()
+    given = {"axes": axes, "voxel_size": voxel_size, "ignore_label": ignore_label}
+    with reading_pair(pair, **given) as opened:
+        ids = opened.count()[2]
+        limits = measure_limits(opened.image, normalizer)
+        if not limits.high > limits.low:
+            raise UserError(f"{pair.image}: nothing to see: nearly all voxels are {limits.low:g}")
+        shape, reasons = shape_for(opened.image)
+        scratch = _Scratch()
+        needed, free = 5 * math.prod(shape), shutil.disk_usage(scratch.path).free
+        if needed > free:
+            raise UserError(
+                f"{pair.image}: needs {needed / 1e9:.1f} GB in {scratch.path.parent}, and "
+                f"{free / 1e9:.1f} GB are free; TMPDIR names another folder"
+            )
+
+        def grey(start: int, stop: int) -> np.ndarray:
+            planes = opened.image.read(start, stop)
+            scaled = normalizer.apply(planes, limits.low, limits.high)
+            scaled[~np.isfinite(planes)] = 0  # as in prediction
+            return scaled
+
+        _write(scratch, opened, shape, grey)
+    box = tuple(slice(0, length) for length in shape)
+    stack = LabelledStack(pair, scratch, box, normalizer, ids > 1, ids, tuple(reasons))
+    if ids > 1:
+        return stack
+    counted = math.prod(shape) <= MOST_COUNTED
+    parts = int(ndimage.label(stack.target == 1)[1]) if counted else None
+    return replace(stack, columns=parts)
+
+
+def _write(
+    scratch: _Scratch,
+    opened: OpenPair,
+    shape: tuple[int, ...],
+    grey: Callable[[int, int], np.ndarray],
+) -> None:
+    """Write image and target in the network's voxels, slab by slab."""
+    source = opened.image.shape
+    resampling = Resampling.between(source, shape)
+    nearest = [_candidates(old, new) for old, new in zip(source, shape, strict=True)]
+    made = {"mode": "w+", "shape": shape, "fortran_order": True}
+    with disk_errors(scratch.path, "written"):
+        image = np.lib.format.open_memmap(scratch.path / "image.npy", dtype=np.float32, **made)
+        target = np.lib.format.open_memmap(scratch.path / "target.npy", dtype=np.uint8, **made)
+    planes = planes_at_once(8 * math.prod(map(max, source[:-1], shape[:-1])))
+    for start in range(0, shape[-1], planes):
+        stop = min(start + planes, shape[-1])
+        begin, end = resampling.needed(start, stop)
+        image[..., start:stop] = resampling.apply(grey(begin, end), begin, start, stop)
+        wanted = nearest[-1][:, start:stop]
+        first = int(wanted.min())
+        ids = opened.read_labels(first, int(wanted.max()) + 1)
+        for axis, places in enumerate((*nearest[:-1], wanted - first)):
+            ids = _nearest_known(ids, axis, places)
+        target[..., start:stop] = np.where(ids == UNKNOWN, IGNORED, ids > 0)
+    if not (target == 1).any():
+        raise UserError(f"{opened.labels.path}: its labels are lost at the network's voxel size")
+
+
+def _candidates(old: int, new: int) -> np.ndarray:
+    """Return for each of ``new`` voxels the old ones within it, (n, new) int, the nearest first."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    reach = max(0, math.ceil((old / new - 1) / 2))
+    steps = sorted(range(-reach, reach + 1), key=abs)
+    return np.clip(np.rint(centres).astype(int) + np.array(steps)[:, None], 0, old - 1)
+
+
+def _nearest_known(ids: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray:
+    """Return ``ids`` at ``places`` along an axis: the first of them that somebody annotated.
+
+    So that no annotated plane gets lost between larger voxels.
+    """
+    found = ids.take(places[0], axis)
+    for other in places[1:]:
+        found = np.where(found == UNKNOWN, ids.take(other, axis), found)
+    return found
+
+
+class LabelledDataset(EpochDataset):
+    """Patches of labelled stacks of any sizes: (image, target), each (1, p, p, p) or (1, p, p).
+
+    Both are float32: the image lies in 0..1, the target is 0, 1, or -1 where nobody annotated. A
+    patch lies about an annotated voxel that is drawn at random, and where it can be has at most
+    ``background_threshold`` background among what is annotated. Stacks come in seeded random
+    orders, one after the other across epochs, so that all are used evenly; one that is smaller than
+    a patch is mirrored at its borders, without labels there. An epoch has ``patches_per_epoch``
+    items; by default as many as it takes to lay patches over all stacks once.
+
+    Raises UserError for a stack of other axes than ``spatial_dims``, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[LabelledStack],
+        *,
+        patch_size: int = 64,
+        spatial_dims: int = 3,
+        background_threshold: float = 0.95,
+        seed: int = 0,
+        patches_per_epoch: int | None = None,
+    ) -> None:
+        super().__init__()
+        for stack in stacks:
+            if len(stack.shape) != spatial_dims:
+                raise UserError(
+                    f"{stack.pair.image}: has {len(stack.shape)} axes, and {spatial_dims} are "
+                    f"needed; train_basic_{len(stack.shape)}dunet.py takes it"
+                )
+        if patch_size < 1 or not 0 <= background_threshold <= 1 or patches_per_epoch == 0:
+            raise UserError(
+                f"patches of {patch_size} voxels an edge, {patches_per_epoch} an epoch, at most "
+                f"{background_threshold} background: none can be cut"
+            )
+        self.stacks = list(stacks)
+        self.normalizer = stacks[0].normalizer
+        self.patch_shape = (patch_size,) * spatial_dims
+        self.background_threshold = background_threshold
+        self.seed = check_seed(seed)
+        self.patches_per_epoch = patches_per_epoch or sum(
+            math.prod(-(-length // patch_size) for length in stack.shape) for stack in stacks
+        )
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return self.patches_per_epoch
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        """Return image and target of one patch."""
+        item = item_index(item, len(self))
+        place = in_turn(self.seed, self.epoch * len(self) + item, len(self.stacks))
+        stack = self.stacks[place]
+        image, target = stack.image, stack.target
+        rng = make_rng(Purpose.PATCH, self.seed, self.epoch, item)
+        slices = self._choose(stack, target, rng)
+        missing = [p - (s.stop - s.start) for p, s in zip(self.patch_shape, slices, strict=True)]
+        pads = [(n // 2, n - n // 2) for n in missing]
+        seen = np.pad(image[slices], pads, mode="reflect")
+        drawn = np.pad(target[slices], pads, constant_values=IGNORED).astype(np.float32)
+        drawn[drawn == IGNORED] = -1.0
+        return torch.from_numpy(seen)[None], torch.from_numpy(drawn)[None]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return of each stack its file, its part, and how much is annotated and labelled."""
+        return [stack.describe() for stack in self.stacks]
+
+    def _choose(self, stack: LabelledStack, target: np.ndarray, rng: np.random.Generator) -> Slices:
+        """Return a patch, no longer than the stack, about an annotated voxel of it."""
+        shape = np.array(stack.shape)
+        patch = np.minimum(self.patch_shape, shape)
+        for attempt in range(TRIES + 1):
+            counts = stack.annotated if attempt < TRIES else stack.labelled
+            z = int(rng.choice(len(counts), p=counts / counts.sum()))
+            plane = target[..., z] != IGNORED if attempt < TRIES else target[..., z] == 1
+            voxel = np.array([*np.unravel_index(rng.choice(np.flatnonzero(plane)), plane.shape), z])
+            corner = np.clip(voxel - rng.integers(patch), 0, shape - patch)
+            slices = patch_slices(corner, tuple(patch))
+            drawn = target[slices]
+            known = np.count_nonzero(drawn != IGNORED)
+            if np.count_nonzero(drawn == 1) >= (1 - self.background_threshold) * known:
+                break
+        return slices

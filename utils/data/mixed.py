@@ -1,0 +1,158 @@
+"""Simulated patches beside real ones in every batch, so that what was known is not forgotten.
+
+Items, and with them batches, depend on (seed, epoch, index) alone, whatever the worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from utils.data.augmentation import AugmentedDataset
+from utils.data.epochs import EpochDataset
+from utils.data.indexing import item_index
+from utils.errors import UserError
+
+
+def split_batch(batch_size: int, share: float, ranks: int = 1) -> tuple[int, int]:
+    """Return how many patches of a batch are simulated, ``round(share * batch_size)``, and real.
+
+    Raises UserError where one of both is none, or ``ranks`` processes cannot share it evenly.
+    """
+    simulated = round(share * batch_size)
+    real = batch_size - simulated
+    if not simulated or not real:
+        raise UserError(
+            f"--mix {share:g}: of a batch of {batch_size} patches that is {simulated}; every batch "
+            "needs real and simulated ones: raise --batch_size or choose another share"
+        )
+    if simulated % ranks or real % ranks:
+        raise UserError(
+            f"--mix {share:g}: {ranks} devices cannot share {simulated} simulated and {real} real "
+            "patches evenly; choose another --batch_size"
+        )
+    return simulated, real
+
+
+class MixedDataset(EpochDataset):
+    """Items of two data sets in batches that hold the same number of each, simulated ones first.
+
+    Args:
+        simulated: its items, or the batches that it makes, changed at random already.
+        real: likewise.
+        parts: how many of each a batch has, see :func:`split_batch`. Both sets must have as many
+            items an epoch as whole batches take.
+        augment: level at which items that come in no batches are changed at random.
+        seed: of these changes.
+    """
+
+    makes_batches = True
+
+    def __init__(
+        self,
+        simulated: EpochDataset,
+        real: EpochDataset,
+        parts: tuple[int, int],
+        augment: str = "none",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.plain = (simulated, real)
+        self.sets = [
+            one if one.makes_batches else AugmentedDataset(one, augment, seed) for one in self.plain
+        ]
+        self.parts = parts
+        self.normalizer = real.normalizer
+        batches = {len(one) / part for one, part in zip(self.sets, parts, strict=True)}
+        if len(batches) != 1 or not min(batches).is_integer():
+            raise ValueError(f"{len(simulated)} and {len(real)} items in batches of {parts}")
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+        return len(self.sets[0]) + len(self.sets[1])
+
+    def __getitem__(self, item: int) -> tuple[Tensor, ...]:
+        """Return an item, by its place in the batches one after the other."""
+        batch, place = divmod(item_index(item, len(self)), sum(self.parts))
+        which = int(place >= self.parts[0])
+        place -= which * self.parts[0]
+        return self.sets[which][batch * self.parts[which] + place]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, here and in both sets, in all worker processes."""
+        super().set_epoch(epoch)
+        for one in self.sets:
+            one.set_epoch(epoch)
+
+    def make_loader(
+        self,
+        batch_size: int,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> DataLoader:
+        """Return a loader of batches (images, masks), both (batch, 1, *space) float32.
+
+        Args are those of :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`; the batch
+        size is the sum of the parts. The workers are for the simulated items, one more for the
+        real ones.
+        """
+        if batch_size != sum(self.parts):
+            raise ValueError(f"batches of {batch_size} of the parts {self.parts}")
+        loaders = []
+        for one, part in zip(self.sets, self.parts, strict=True):
+            if one.makes_batches:
+                loaders.append(
+                    one.make_loader(part, num_workers=num_workers, rank=rank, world_size=world_size)
+                )
+                continue
+            workers = min(num_workers, 1) if one is self.sets[1] else num_workers
+            starts = range(0, len(one), part)
+            loaders.append(
+                DataLoader(
+                    one,
+                    batch_sampler=[range(a, a + part)[rank::world_size] for a in starts],
+                    num_workers=workers,
+                    persistent_workers=workers > 0,
+                    generator=torch.Generator(),
+                )
+            )
+        joined = JoinedBatches(loaders)
+        return DataLoader(
+            joined, batch_size=None, pin_memory=pin_memory, generator=torch.Generator()
+        )
+
+    def epoch_record(self) -> dict[str, float]:
+        """Return what the simulated set has measured."""
+        return self.plain[0].epoch_record()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what both sets say, with the number of their items in a batch."""
+        said = []
+        for one, part in zip(self.plain, self.parts, strict=True):
+            about = one.describe()
+            entries = about if isinstance(about, list) else [about]
+            said += [{**entry, "in_a_batch": part} for entry in entries]
+        return said
+
+
+class JoinedBatches(IterableDataset[tuple[Tensor, ...]]):
+    """The batches of several loaders of equal length, each joined to one."""
+
+    def __init__(self, loaders: list[DataLoader]) -> None:
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the batches of the epoch."""
+        for batches in zip(*self.loaders, strict=True):
+            yield tuple(torch.cat(parts) for parts in zip(*batches, strict=True))

@@ -1,0 +1,116 @@
+"""Labelled stacks to score against: what somebody has drawn, where simulated volumes know it all.
+
+Labels tell which voxels are columns and, if each has its own number, which column they are of. No
+sheet, no left-out columns and no (p, q) are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from utils.data.labelled import UNKNOWN, OpenPair, annotation_line, find_pairs, reading_pair
+
+PARTLY = (
+    "parts of the stacks are not annotated: columns are compared by the voxels in the others, not "
+    "by centre lines and axes"
+)
+NOT_TOLD = (
+    "labels do not tell of the sheet, left-out columns, column types and (p, q): scores of these "
+    "are left out"
+)
+
+
+@dataclass(frozen=True)
+class LabelledVolume:
+    """What is known of a labelled stack, as :class:`SimulatedVolume` is of a simulated one."""
+
+    image: np.ndarray
+    """(X, Y, Z) or (X, Y) grey values."""
+    instances: np.ndarray
+    """Int32 of that shape, k + 1 inside column k, in the order of the labels; of a mask all 1."""
+    known: np.ndarray
+    """Bool of that shape, where somebody has annotated."""
+    edges: tuple[float, ...]
+    """Of a voxel along x, y, z, as ``Stack.edges``."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """0 and 1, 0 where nobody annotated."""
+        return (self.instances > 0).astype(np.uint8)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether columns have numbers of their own."""
+        return bool(self.instances.max() > 1)
+
+
+class LabelledSet:
+    """Labelled stacks, as :class:`VolumeFile` are simulated volumes.
+
+    All files are opened and their labels counted at once; UserError as
+    :func:`utils.data.labelled.find_pairs`, ``reading_pair`` and ``OpenPair.count`` raise it. Of
+    nnU-Net's layout the test set is taken where it has labels.
+    """
+
+    def __init__(
+        self,
+        given: str,
+        *,
+        channel: int | None = None,
+        axes: str | None = None,
+        voxel_size: Sequence[float] | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
+        self.path = given
+        self.pairs = find_pairs(given, channel=channel, parts=("Ts", "Tr"))
+        self._options = {"axes": axes, "voxel_size": voxel_size, "ignore_label": ignore_label}
+        self.lines: list[str] = []
+        """How much of each stack is annotated."""
+        self.about: list[dict[str, Any]] = []
+        """The same as plain JSON."""
+        self.shapes: list[tuple[int, ...]] = []
+        for index, pair in enumerate(self.pairs):
+            with self.opened(index) as opened:
+                annotated, labelled, ids = opened.count()
+                shape = opened.image.shape
+            columns = ids if ids > 1 else None
+            self.shapes.append(shape)
+            told = f"{columns} columns" if columns else "a mask, which does not tell columns apart"
+            self.lines.append(annotation_line(pair, shape, annotated, labelled, told))
+            counts = {"annotated": annotated, "labelled": labelled, "columns": columns}
+            self.about.append({"name": pair.name, "shape": list(shape), **counts})
+
+    def __len__(self) -> int:
+        """Return the number of stacks."""
+        return len(self.pairs)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know."""
+        partly = any(one["annotated"] < math.prod(one["shape"]) for one in self.about)
+        return [NOT_TOLD, PARTLY] if partly else [NOT_TOLD]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the stacks."""
+        return [pair.name for pair in self.pairs]
+
+    def opened(self, index: int) -> AbstractContextManager[OpenPair]:
+        """Open a stack and its labels for a block."""
+        return reading_pair(self.pairs[index], **self._options)
+
+    def read_volume(self, index: int) -> LabelledVolume:
+        """Return a stack and its labels."""
+        with self.opened(index) as opened:
+            image, ids = opened.image.read(), opened.read_labels(0, opened.image.shape[-1])
+            edges = opened.image.edges
+        known = ids != UNKNOWN
+        values, numbers = np.unique(np.maximum(ids, 0), return_inverse=True)
+        numbers = numbers.reshape(ids.shape).astype(np.int32) + (values[0] > 0)
+        return LabelledVolume(image, numbers, known, edges)

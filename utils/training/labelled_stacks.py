@@ -1,0 +1,143 @@
+"""Labelled stacks as the data of a training, read as its flags say, scaled as in prediction."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.data.labelled import LabelledDataset, LabelledStack, find_pairs, open_pair
+from utils.prediction.column_spacing import estimate_spacing
+from utils.prediction.network_voxels import network_shape
+from utils.prediction.trained_network import TrainedNetwork
+from utils.stacks import Stack
+
+VALIDATION_PATCHES = 16
+"""At least, where a held-out part is smaller: each lies about another annotated voxel."""
+
+
+@dataclass(frozen=True)
+class LabelledSets:
+    """Labelled stacks to train and to validate on; None where there are none."""
+
+    train: LabelledDataset | None
+    validation: LabelledDataset | None
+    spacing: float
+    """Distance of neighbouring columns, in voxels as the network sees them."""
+    about: dict[str, str]
+    """Lines for the announcement, by topic."""
+
+
+def load_labelled(
+    flags: argparse.Namespace,
+    train: Sequence[str],
+    valid: Sequence[str],
+    *,
+    patch_size: int,
+    spatial_dims: int,
+    patches: tuple[int | None, int | None],
+    background_threshold: float = 0.95,
+    ancestor: TrainedNetwork | None = None,
+    spacing: float | None = None,
+) -> LabelledSets:
+    """Open labelled stacks; hold a part of those to train on out where there are no others.
+
+    Args:
+        flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share`` and
+            ``seed``.
+        train: folders and pairs to train on, see :func:`utils.data.labelled.find_pairs`.
+        valid: likewise to validate on.
+        patch_size: edge of the patches in the network's voxels.
+        spatial_dims: of the network.
+        patches: in an epoch, to train and to validate on; None: to cover the stacks once, to
+            validate at least :data:`VALIDATION_PATCHES`.
+        background_threshold: largest share of background in what is annotated of a patch.
+        ancestor: its rule for grey values and its spacing are kept to.
+        spacing: of the columns of other training data, in voxels, where there is no ancestor; None
+            leaves the stacks' own, and measures it.
+
+    Raises:
+        UserError: a pair cannot be read, or gives nothing to train or validate on.
+    """
+    known = ancestor.spacing if ancestor else spacing
+    measured: list[float] = []
+
+    def shape_for(stack: Stack) -> tuple[tuple[int, ...], list[str]]:
+        scale = 1.0 if known is None and flags.scale == "auto" else flags.scale
+        found = estimate_spacing(stack) if known is None and len(stack.shape) == 3 else None
+        if found:
+            measured.append(found.spacing * float(scale))
+        return network_shape(stack, scale, known or 0.0, by_planes=False)
+
+    def read(names: Sequence[str]) -> list[LabelledStack]:
+        return [
+            open_pair(
+                pair,
+                axes=flags.axes,
+                voxel_size=flags.voxel_size,
+                ignore_label=flags.ignore_label,
+                shape_for=shape_for,
+                normalizer=ancestor.normalizer if ancestor else None,
+            )
+            for name in names
+            for pair in find_pairs(name, channel=flags.channel)
+        ]
+
+    stacks, others = read(train), read(valid)
+    about = {"labels": _describe([*stacks, *others])}
+    about |= {f"stack {k}": text for k, text in enumerate(_reasons([*stacks, *others]), 1)}
+    if known is None:
+        known = float(np.median(measured)) if measured else _crowding([*stacks, *others])
+    if flags.val_share is not None:
+        halves = [stack.split(flags.val_share) for stack in stacks]
+        stacks, others = [first for first, _ in halves], [second for _, second in halves]
+        annotated = sum(int(stack.annotated.sum()) for stack in others)
+        about["held out"] = f"{annotated:,} annotated voxels beyond a plane, to validate on"
+
+    def cut(stacks: list[LabelledStack], number: int | None, seed: int) -> LabelledDataset:
+        return LabelledDataset(
+            stacks,
+            patch_size=patch_size,
+            spatial_dims=spatial_dims,
+            background_threshold=background_threshold,
+            seed=seed,
+            patches_per_epoch=number,
+        )
+
+    validation = None
+    if others:  # always the same patches, so that runs of different seeds can be compared
+        number = patches[1] or max(VALIDATION_PATCHES, len(cut(others, None, 0)))
+        validation = cut(others, number, 0)
+    return LabelledSets(
+        cut(stacks, patches[0], flags.seed) if stacks else None, validation, known, about
+    )
+
+
+def _describe(stacks: Sequence[LabelledStack]) -> str:
+    """Return a line on how much is annotated."""
+    if len(stacks) == 1:
+        return stacks[0].line()
+    voxels = sum(int(np.prod(stack.shape)) for stack in stacks)
+    annotated = sum(int(stack.annotated.sum()) for stack in stacks)
+    labelled = sum(int(stack.labelled.sum()) for stack in stacks)
+    columns = sum(stack.columns or 0 for stack in stacks)
+    return (
+        f"{len(stacks)} stacks, {annotated:,} annotated voxels ({100 * annotated / voxels:.3g} %), "
+        f"{labelled:,} of these in {columns} columns or connected parts"
+    )
+
+
+def _reasons(stacks: Sequence[LabelledStack]) -> list[str]:
+    """Return a line a stack on the voxels that the network sees of it, where there is one."""
+    return [
+        f"{stack.pair.image.name}: {'; '.join(stack.reasons)}" for stack in stacks if stack.reasons
+    ]
+
+
+def _crowding(stacks: Sequence[LabelledStack]) -> float:
+    """Return the edge of the square or cube that each column has of what is annotated."""
+    annotated = sum(int(stack.annotated.sum()) for stack in stacks)
+    columns = sum(stack.columns or 0 for stack in stacks)
+    return float((annotated / max(columns, 1)) ** (1 / len(stacks[0].shape)))
