@@ -75,7 +75,7 @@ def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
                 lost.append(f"{prefix}{name} (to {getattr(link, 'path', 'nothing')}{there})")
                 continue
             yield f"{prefix}{name}", item
-            if isinstance(link, h5py.HardLink):
+            if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
                 entered.add(item)
             elif isinstance(item, h5py.Group):
                 groups.append((f"{prefix}{name}/", item))
