@@ -21,6 +21,7 @@ from utils.data.normalize import PercentileNormalizer
 from utils.devices import memory_format
 from utils.errors import UserError
 from utils.prediction.sliding_window import predict_volume
+from utils.prediction.trust import Calibration
 from utils.simulation import SimulatedVolume
 
 Config = TypeVar("Config")
@@ -45,6 +46,8 @@ class TrainedNetwork:
     """Distance of neighbouring columns that it was trained for, in voxels (mean of the axes)."""
     objective: str | None
     """What a 2D network was trained for; None where the checkpoint does not say."""
+    trust: Calibration | None = None
+    """What IoU to expect of its masks; None where nobody has measured it."""
 
     def parse_config(self, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
         """Return ``from_dict(config)``; UserError for a configuration that it refuses."""
@@ -98,6 +101,7 @@ def read_network(path: str | Path) -> TrainedNetwork:
             patch_size=int(state["patch_size"]),
             spacing=sum(lengths) / len(lengths),
             objective=dict(state.get("flags", {})).get("objective"),
+            trust=Calibration.from_dict(state.get("trust")),
         )
     except KeyError as error:
         raise UserError(f"{path}: no whole checkpoint: it lacks {error}") from error
