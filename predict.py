@@ -104,8 +104,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="probability from which a voxel belongs to the mask")
     add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
         help="enlarge the stack so much for the network (and the result back), so that columns "
-        "stand as far apart as in training; auto measures how far they do, and says so; where that "
-        "is not certain it takes the scale at which masks agree best with those of mirrored windows")
+        "stand as far apart as in training; auto measures how far they do and says so; where that "
+        "is not certain, it takes the scale at which masks agree best with those of mirror images")
     add("--tta", nargs="?", type=views, const=TTA[:1], default=(), metavar="KINDS",
         help="average over views of each window, a list such as flips,inverted,scales: mirrored "
         "(8 times slower, 4 in 2D; the default of --tta alone), inverted (1 pass more), 0.8 and "
