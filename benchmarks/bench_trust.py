@@ -116,7 +116,8 @@ def judge(calibration: Calibration, agreements: np.ndarray, ious: np.ndarray) ->
     rng = np.random.default_rng(0)
     drawn = [rng.integers(len(ious), size=len(ious)) for _ in range(2000)]
     rank = stats.spearmanr(agreements, ious).statistic
-    ranks = [stats.spearmanr(agreements[rows], ious[rows]).statistic for rows in drawn]
+    several = [rows for rows in drawn if len(set(agreements[rows])) > 1 < len(set(ious[rows]))]
+    ranks = [stats.spearmanr(agreements[rows], ious[rows]).statistic for rows in several]
     low, high = np.nanquantile(ranks, [0.025, 0.975])
     inside = (ious >= expected[:, 1]) & (ious <= expected[:, 2])
     off = np.abs(ious - expected[:, 0])

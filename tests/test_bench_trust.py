@@ -10,9 +10,9 @@ import torch
 
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
+from utils.prediction.sliding_window import predict_volume
 from utils.prediction.trained_network import read_network
-from utils.simulation import VolumeConfig
-from utils.storage import VolumeSet, write_simulated_file
+from utils.simulation import sample_rng, simulate_volume
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -35,15 +35,8 @@ def test_a_line_between_logits_is_found(bench_trust):
     assert float(cells[3]) < 0.1 and abs(float(cells[4])) < 0.05
 
 
-def test_a_calibration_is_measured_told_drawn_and_stored(
-    bench_trust, tmp_path, monkeypatch, capsys, tiny_config: VolumeConfig
-):
-    write_simulated_file(tmp_path / "tiny.h5", VolumeSet(tiny_config, 3, 4))
-    monkeypatch.setattr(
-        bench_trust,
-        "wide_volumes",
-        lambda seed, count, edge: bench_trust.stored_volumes(tmp_path / "tiny.h5", count),
-    )
+@pytest.fixture
+def checkpoint(tmp_path):
     torch.manual_seed(0)
     config = ModelConfig(depth=2, start_channels=2)
     state = {
@@ -53,15 +46,39 @@ def test_a_calibration_is_measured_told_drawn_and_stored(
         "normalizer": PercentileNormalizer().to_dict(),
     }
     torch.save(state, tmp_path / "a.pth")
-    flags = ["--checkpoint", str(tmp_path / "a.pth"), "--volumes", "4", "3", "--write"]
-    flags += ["--data", f"other={tmp_path / 'tiny.h5'}", "--plot", str(tmp_path / "plot.png")]
-    assert bench_trust.main(flags) == 0
+    return tmp_path / "a.pth"
+
+
+def test_a_volume_is_scored_as_it_is_predicted(bench_trust, checkpoint, tiny_config):
+    volume = simulate_volume(tiny_config, sample_rng(3, 0))
+    network = read_network(checkpoint)
+    config = network.parse_config(ModelConfig.from_dict)
+    model = network.restore(build_model(config), "cpu", 3)
+    agreement, iou = bench_trust.score(network, model, volume, "32")
+    found = predict_volume(model, volume.image, network.normalizer, window=16) >= 0.5
+    both, either = (found & volume.mask.astype(bool)).sum(), (found | (volume.mask > 0)).sum()
+    assert iou == pytest.approx(both / either, abs=1e-3)
+    assert np.isnan(agreement) or 0 <= agreement <= 1
+
+
+def test_a_calibration_is_told_drawn_and_stored(
+    bench_trust, checkpoint, tmp_path, monkeypatch, capsys
+):
+    groups = {"wide": [0.4, 0.5, 0.6, 0.8], "other": [0.45, 0.7, 0.75]}
+    monkeypatch.setattr(bench_trust, "wide_volumes", lambda *_: groups["wide"])
+    monkeypatch.setattr(bench_trust, "stored_volumes", lambda *_: groups["other"])
+    monkeypatch.setattr(bench_trust, "score", lambda network, model, x, precision: (x, 0.9 * x))
+    before = read_network(checkpoint)
+    flags = ["--checkpoint", str(checkpoint), "--data", "other=a.h5", "--write"]
+    assert bench_trust.main([*flags, "--plot", str(tmp_path / "plot.png")]) == 0
     said = capsys.readouterr().out
-    assert [line.split(" |")[0] for line in said.splitlines() if line.startswith("| ")] == [
+    rows = [line.split(" |")[0] for line in said.splitlines() if line.startswith("| ")]
+    assert rows == [
         *("| group", "| ---", "| wide, calibrated on", "| wide, left out", "| other"),
         "| all but the first",
     ]
-    network = read_network(tmp_path / "a.pth")
-    assert network.trust is not None and str(network.trust) in said
-    assert network.fingerprint() == bench_trust.read_network(tmp_path / "a.pth").fingerprint()
+    after = read_network(checkpoint)
+    assert before.trust is None and after.trust is not None and str(after.trust) in said
+    assert after.trust.expected(0.6)[0] == pytest.approx(0.54, abs=0.03)
+    assert after.fingerprint() == before.fingerprint()
     assert (tmp_path / "plot.png").stat().st_size > 5000
