@@ -349,17 +349,11 @@ def make_plan(
         ready = StackPrediction(model, stack, normalizer, limits(), shape, windows)
         rng = np.random.default_rng(0)
         value = measure_agreement(ready, SEARCH_PASSES, rng, MIRRORED).value
-        calibration = network.trust
-        trusted = calibration and calibration.expected(value)[0] >= LEAST_IOU
+        trusted = network.trust and network.trust.expected(value)[0] >= LEAST_IOU
         return value if trusted else math.nan
 
-    shape, reasons = network_shape(
-        stack,
-        flags.scale,
-        network.spacing,
-        by_planes=by_planes,
-        agreement=agreement if network.trust else None,
-    )
+    options = {"by_planes": by_planes, "agreement": agreement if network.trust else None}
+    shape, reasons = network_shape(stack, flags.scale, network.spacing, **options)
     windows, peak, seconds = fit(shape)
     if flags.precision == "auto" and not kept and seconds > WORTH_TIMING:
         compute = time_precisions(model, compute.device, windows)

@@ -127,12 +127,9 @@ def test_calibration_in_closed_form():
     assert one.expected(0.8)[0] == pytest.approx(0.8)
     values = [one.expected(value)[0] for value in (0.0, 0.3, 0.7, 1.0)]
     assert values == sorted(values) and 0 < values[0] and values[-1] < 1
-    assert Calibration.from_dict(None) is None
 
 
-@pytest.mark.parametrize(
-    "bad", [{"offset": 0}, {"offset": 0, "slope": math.nan, "low": 0, "high": 0}, {"other": 1}, 7]
-)
+@pytest.mark.parametrize("bad", [{"offset": 0}, {"other": 1}, 7, "none"])
 def test_a_calibration_that_is_none_is_refused(bad):
     with pytest.raises((TypeError, ValueError)):
         Calibration.from_dict(bad)

@@ -51,7 +51,7 @@ def network_shape(
     if not stack.place.tells_ratio and len(stack.shape) == 3:
         unknown = "note: the voxel size is unknown, so voxels are taken for cubes; see --voxel_size"
         reasons.append(unknown)
-    return _shape(stack, float(scale), by_planes), reasons
+    return scaled_shape(stack.shape, _factors(stack, float(scale), by_planes)), reasons
 
 
 def check_enlargement(stack: Stack, scale: float | str, *, by_planes: bool) -> None:
@@ -67,10 +67,6 @@ def _factors(stack: Stack, scale: float, by_planes: bool) -> tuple[float, ...]:
     return (*factors, 1.0) if by_planes else factors
 
 
-def _shape(stack: Stack, scale: float, by_planes: bool = False) -> tuple[int, ...]:
-    return scaled_shape(stack.shape, _factors(stack, scale, by_planes))
-
-
 def _measure_scale(
     stack: Stack, trained: float, agreement: Callable[[tuple[int, ...]], float] | None
 ) -> tuple[float, str]:
@@ -80,7 +76,8 @@ def _measure_scale(
         guess = "" if found is None else f" (best guess: {found.describe()})"
         chosen, what = 1.0, "voxels as they are"
         if agreement is not None:
-            values = {scale: agreement(_shape(stack, scale)) for scale in SCALES}
+            factors = {scale: _factors(stack, scale, by_planes=False) for scale in SCALES}
+            values = {s: agreement(scaled_shape(stack.shape, f)) for s, f in factors.items()}
             chosen = max(SCALES, key=lambda s: (np.nan_to_num(values[s], nan=-1.0), s == 1))
             if chosen != 1:
                 what = (

@@ -101,7 +101,7 @@ def read_network(path: str | Path) -> TrainedNetwork:
             patch_size=int(state["patch_size"]),
             spacing=sum(lengths) / len(lengths),
             objective=dict(state.get("flags", {})).get("objective"),
-            trust=Calibration.from_dict(state.get("trust")),
+            trust=Calibration.from_dict(state["trust"]) if "trust" in state else None,
         )
     except KeyError as error:
         raise UserError(f"{path}: no whole checkpoint: it lacks {error}") from error

@@ -38,8 +38,7 @@ SHARE, SECONDS = 0.25, 10.0
 MOST_WINDOWS = 16
 """Windows that are compared at most; more tell no more."""
 A_LAYER = 4
-"""Windows of one layer that are looked at, which must be read for them; more where layers are few.
-"""
+"""Windows of a layer, which is read for them, that are looked at; more where layers are few."""
 SEARCH_PASSES = 16
 """Passes for each scale that is compared: 8 windows and their mirror images."""
 LEAST_IOU = 0.3
@@ -72,17 +71,9 @@ class Calibration:
     """And for the upper bound, a ninth tenth."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """Return the calibration of a checkpoint's plain field ``trust``; None without one.
-
-        Raises TypeError or ValueError for numbers that are missing or none.
-        """
-        if values is None:
-            return None
-        found = cls(**{str(name): float(value) for name, value in dict(values).items()})
-        if not all(map(math.isfinite, (found.offset, found.slope, found.low, found.high))):
-            raise ValueError(f"trust is {dict(values)}")
-        return found
+    def from_dict(cls, values: Mapping[str, float]) -> Calibration:
+        """Build it from a checkpoint's ``trust``; TypeError or ValueError for what is none."""
+        return cls(**{name: float(value) for name, value in dict(values).items()})
 
     def expected(self, agreement: float) -> tuple[float, float, float]:
         """Return the expected IoU of an agreement in 0..1, and its lower and upper bounds."""
@@ -120,10 +111,8 @@ def describe_trust(agreement: Agreement, calibration: Calibration | None) -> lis
     expected, low, high = calibration.expected(agreement.value)
     told = [f"{found}: IoU expected about {expected:.2f} ({low:.2f} to {high:.2f})"]
     if expected < LEAST_IOU:
-        told.append(
-            "warning: not to be trusted: small changes change the mask, which is then hardly "
-            "better than one of all tissue with columns in it"
-        )
+        worth = "hardly better than one of all tissue with columns in it"
+        told.append(f"warning: not to be trusted: small changes change the mask, which is {worth}")
     return told
 
 
@@ -189,3 +178,4 @@ def _drawn(prediction: StackPrediction, rng: np.random.Generator) -> Iterator[to
                 for k in batch
             ]
             yield torch.stack([slab[box] for box in boxes])[:, None].to(device)
+        del slab  # else it would still be held while the next one is read
