@@ -14,10 +14,11 @@ command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
     from utils.grey_values import Limits
     from utils.prediction.sliding_window import Windows
     from utils.prediction.trained_network import TrainedNetwork
+    from utils.prediction.whole_stack import StackPrediction
     from utils.stacks import FileArray, Stack
 
 THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
+TTA = ("flips", "inverted", "scales")  # views to average over; --tta alone means the first
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
 CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes")  # what open_stack reads
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
@@ -102,9 +105,14 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="probability from which a voxel belongs to the mask")
     add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
         help="enlarge the stack so much for the network (and the result back), so that columns "
-        "stand as far apart as in training; auto measures how far they do, leaves voxels as they "
-        "are where that is not certain, and says so")
-    add("--tta", action="store_true", help="average over mirrored windows: 8 times slower, 4 in 2D")
+        "stand as far apart as in training; auto measures how far they do and says so; where that "
+        "is not certain, it takes the scale at which masks agree best with those of mirror images")
+    add("--tta", nargs="?", type=views, const=TTA[:1], default=(), metavar="KINDS",
+        help="average over views of each window, a list such as flips,inverted,scales: mirrored "
+        "(8 times slower, 4 in 2D; the default of --tta alone), inverted (1 pass more), 0.8 and "
+        "1.25 times as large (2 more)")
+    add("--no-trust", action="store_true",
+        help="do not measure how much the mask changes under small changes of a stack")
     add("--window", type=int, metavar="INT",
         help="edge of the sliding window in voxels; default: the patch size of the training")
     add("--overlap", type=float, default=OVERLAP, metavar="FLOAT",
@@ -134,6 +142,15 @@ def percentiles(text: str) -> tuple[float, float]:
         message = f"{text!r}: give two percentiles in order, such as 1,99.8"
         raise argparse.ArgumentTypeError(message)
     return low, high
+
+
+def views(text: str) -> tuple[str, ...]:
+    """Return kinds of views; ArgumentTypeError for others than those of :data:`TTA`."""
+    kinds = tuple(text.split(","))
+    if not set(kinds) <= set(TTA) or len(set(kinds)) < len(kinds):
+        message = f"{text!r}: give one or more of {', '.join(TTA)}, separated by commas"
+        raise argparse.ArgumentTypeError(message)
+    return kinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,12 +190,13 @@ def predict(flags: argparse.Namespace) -> None:
         stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
         network = read_network(flags.checkpoint)
         normalizer = choose_normalizer(network, flags)
-        plan = make_plan(flags, stack, network, outputs)
+        measured = functools.cache(lambda: measure_limits(stack, normalizer))
+        plan = make_plan(flags, stack, network, outputs, normalizer, measured)
         warning = stack.warning()
         tell_plan(stack, network, plan, warning)
         for lost in filter(None, (not_kept(path, stack.place) for path in outputs.values())):
             print(f"note: {lost}")
-        limits = measure_limits(stack, normalizer)
+        limits = measured()
         tell_grey_values(stack, limits, flags)
         made_from = {
             "input": [*identify(stack.path), warning, limits.low, limits.high],
@@ -199,11 +217,25 @@ def predict(flags: argparse.Namespace) -> None:
         ready = StackPrediction(plan.model, stack, normalizer, limits, plan.shape, plan.windows)
         kept = {"made_from": made_from, "progress": True, "preview": preview is not None}
         sections = write_prediction(ready, outputs, flags.threshold, **kept)
+        trust = [] if flags.no_trust else tell_trust(ready, network, plan)
         if flags.columns:
             outputs |= write_columns_of(flags, stack, outputs)
     if preview and sections:
         outputs["preview"] = save_preview(sections, preview, stack.path.name)
-    print("\n".join(f"wrote {path}" for path in outputs.values()))
+    print("\n".join([*(f"wrote {path}" for path in outputs.values()), *trust]))
+
+
+def tell_trust(ready: StackPrediction, network: TrainedNetwork, plan: Plan) -> list[str]:
+    """Return what to tell of how far a 3D prediction is to be trusted; nothing of others."""
+    import numpy as np
+
+    from utils.prediction.trust import allowed_passes, describe_trust, measure_agreement
+
+    three = network.config["spatial_dims"] == 3
+    if not three or not ready.limits.high > ready.limits.low:
+        return []
+    most = allowed_passes(ready.windows.passes(ready.shape), plan.seconds)
+    return describe_trust(measure_agreement(ready, most, np.random.default_rng(0)), network.trust)
 
 
 def skipped(outputs: Mapping[str, Path]) -> bool:
@@ -263,16 +295,27 @@ class Plan:
     """Lines that say why it is this shape."""
     peak: int
     """Bytes of memory, estimated."""
+    seconds: float
+    """In the network, estimated."""
 
 
 def make_plan(
-    flags: argparse.Namespace, stack: Stack, network: TrainedNetwork, outputs: Mapping[str, Path]
+    flags: argparse.Namespace,
+    stack: Stack,
+    network: TrainedNetwork,
+    outputs: Mapping[str, Path],
+    normalizer: PercentileNormalizer,
+    limits: Callable[[], Limits],
 ) -> Plan:
     """Return what fits the stack, the network and the machine; UserError if nothing does."""
+    import numpy as np
+
     from utils.devices import Compute, choose_compute
     from utils.prediction.memory import Memory, check_loading, fit_batch
     from utils.prediction.network_voxels import check_enlargement, network_shape
     from utils.prediction.staging import earlier_record
+    from utils.prediction.trust import LEAST_IOU, MIRRORED, SEARCH_PASSES, measure_agreement
+    from utils.prediction.whole_stack import StackPrediction
 
     compute = choose_compute(flags.device, flags.precision)
     before = earlier_record(outputs["mask"]) if flags.precision == "auto" else {}
@@ -284,17 +327,35 @@ def make_plan(
     model = load_model(network, compute.device, by_planes)
     memory = Memory.allowed(flags.memory)
     check_loading(stack, memory)
-    shape, reasons = network_shape(stack, flags.scale, network.spacing, by_planes=by_planes)
-    windows = largest_windows(shape, network.patch_size, compute, by_planes, flags)
     fixed = flags.batch_size is not None
-    work = (model, stack, shape)
-    windows, peak, seconds = fit_batch(*work, windows, outputs, memory, fixed_batch=fixed)
+
+    def fit(shape: tuple[int, ...]) -> tuple[Windows, int, float]:
+        windows = largest_windows(shape, network.patch_size, compute, by_planes, flags)
+        return fit_batch(model, stack, shape, windows, outputs, memory, fixed_batch=fixed)
+
+    def agreement(shape: tuple[int, ...]) -> float:
+        """Return that of masks with their mirror images, NaN where it is not to be trusted."""
+        try:
+            windows = fit(shape)[0]
+        except UserError:  # too large for the memory: not a scale to choose
+            return math.nan
+        ready = StackPrediction(model, stack, normalizer, limits(), shape, windows)
+        rng = np.random.default_rng(0)
+        value = measure_agreement(ready, SEARCH_PASSES, rng, MIRRORED).value
+        trusted = network.trust and network.trust.expected(value)[0] >= LEAST_IOU
+        return value if trusted else math.nan
+
+    options = {"by_planes": by_planes, "agreement": agreement if network.trust else None}
+    shape, reasons = network_shape(stack, flags.scale, network.spacing, **options)
+    windows, peak, seconds = fit(shape)
     if flags.precision == "auto" and not kept and seconds > WORTH_TIMING:
         compute = time_precisions(model, compute.device, windows)
         if compute.precision == "bf16-mixed" and windows.precision == "32":
             windows = replace(windows, precision="bf16")
-            windows, peak, _ = fit_batch(*work, windows, outputs, memory, fixed_batch=fixed)
-    return Plan(model, compute, shape, windows, reasons, peak)
+            windows, peak, _ = fit_batch(
+                model, stack, shape, windows, outputs, memory, fixed_batch=fixed
+            )
+    return Plan(model, compute, shape, windows, reasons, peak, seconds)
 
 
 def choose_normalizer(network: TrainedNetwork, flags: argparse.Namespace) -> PercentileNormalizer:
@@ -529,9 +590,9 @@ def describe_plan(stack: Stack, shape: tuple[int, ...], windows: Windows, peak: 
     seen = " x ".join(str(n) for n in shape)
     resampled = "" if shape == stack.shape else f", resampled to {seen} and back"
     edges = " x ".join(str(n) for n in windows.edges)
-    flips = ", mirrored" if windows.flips else ""
+    views = f", averaged over {', '.join(windows.tta)}" if windows.tta else ""
     return (
-        f"plan: {windows.count(shape)} windows of {edges}, {windows.batch_size} at once{flips}"
+        f"plan: {windows.count(shape)} windows of {edges}, {windows.batch_size} at once{views}"
         f"{resampled}; estimated peak memory {peak / 1e9:.2f} GB"
     )
 

@@ -20,6 +20,7 @@ from utils.prediction.adapting import PlaneByPlane
 from utils.prediction.column_spacing import SpacingEstimate
 from utils.prediction.sliding_window import predict_volume
 from utils.prediction.staging import Staging
+from utils.prediction.trust import Agreement
 from utils.stacks import StackLayout, open_stack, write_stack
 from utils.training.experiment import Experiment
 
@@ -106,9 +107,84 @@ def test_a_stack_becomes_a_mask_and_a_map(log, brain, tmp_path, ending, capsys):
 def test_flips_and_windows(log, brain, tmp_path):
     flags = ["--probabilities", str(tmp_path / "map.npy"), "--tta", "--window", "12"]
     assert run(log, brain, tmp_path / "a.tif", *flags, "--overlap", "0.5") == 0
-    options = {"window": 12, "overlap": 0.5, "flips": True}
+    options = {"window": 12, "overlap": 0.5, "tta": ("flips",)}
     expected = expected_map(log, make_image((20, 18, 24)), **options)
     np.testing.assert_allclose(read(tmp_path / "map.npy")[0], expected, atol=2e-5)
+
+
+def test_views_are_averaged_as_told(log, brain, tmp_path, capsys):
+    for kinds in ("inverted", "flips,inverted,scales"):
+        flags = ["--probabilities", str(tmp_path / "map.npy"), "--tta", kinds, "--overwrite"]
+        assert run(log, brain, tmp_path / "a.tif", *flags) == 0
+        expected = expected_map(log, make_image((20, 18, 24)), tta=tuple(kinds.split(",")))
+        np.testing.assert_allclose(read(tmp_path / "map.npy")[0], expected, atol=2e-5)
+        assert f"averaged over {kinds.replace(',', ', ')}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kinds", ["turns", "", "flips,", "scales,scales"])
+def test_views_that_are_none_are_refused(log, brain, tmp_path, kinds, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(log, brain, tmp_path / "a.tif", "--tta", kinds)
+    assert ended.value.code == 2 and "flips, inverted, scales" in capsys.readouterr().err
+
+
+CALIBRATION = {"offset": 0.0, "slope": 1.0, "low": -0.5, "high": 0.5}
+
+
+def make_bright_log(directory, **changes):
+    """Write a network that calls what is bright column, and so agrees with its mirror image."""
+    config = ModelConfig(depth=1, start_channels=1)
+    weights = build_model(config).state_dict()
+    for name, value in weights.items():
+        value.zero_()
+        if name.endswith("weight") and value.ndim == 5:
+            value[(0, 0, *(n // 2 for n in value.shape[2:]))] = 1.0
+        elif name.endswith(("running_var", "weight")):
+            value += 1.0
+    weights["head.bias"] -= 0.5
+    return make_log(directory, config, model_state=weights, **changes)
+
+
+def test_a_prediction_ends_with_how_far_it_is_to_be_trusted(tmp_path, brain, capsys):
+    log = make_bright_log(tmp_path / "bright", trust=CALIBRATION)
+    assert run(log, brain, tmp_path / "a.tif", "--scale", "1") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    pattern = r"trust: (0\.\d\d) .*: IoU expected about (0\.\d\d) \(0\.\d\d to 0\.\d\d\)"
+    found = re.fullmatch(pattern, last)
+    assert found and found[1] == found[2]
+    assert run(log, brain, tmp_path / "b.tif", "--scale", "1", "--no-trust") == 0
+    assert "trust" not in capsys.readouterr().out
+    np.testing.assert_array_equal(read(tmp_path / "a.tif")[0], read(tmp_path / "b.tif")[0])
+
+
+def test_trust_is_told_as_unknown_or_low(tmp_path, brain, capsys):
+    log = make_bright_log(tmp_path / "bright")
+    assert run(log, brain, tmp_path / "a.tif") == 0
+    assert "this network is not calibrated" in capsys.readouterr().out.splitlines()[-1]
+    log = make_bright_log(tmp_path / "low", trust={**CALIBRATION, "offset": -9.0})
+    assert run(log, brain, tmp_path / "b.tif", "--scale", "1") == 0
+    assert "warning: not to be trusted" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("offset", "enlarged"), [(0.0, True), (-9.0, False)])
+def test_auto_scale_takes_the_most_consistent_one_if_it_is_to_be_trusted(
+    tmp_path, brain, offset, enlarged, monkeypatch, capsys
+):
+    log = make_bright_log(tmp_path / "bright", trust={**CALIBRATION, "offset": offset})
+    tried = []
+
+    def measure(ready, *_):
+        tried.append(ready.shape)
+        value = 0.9 if ready.shape == (25, 22, 30) else 0.6
+        return Agreement(value, 1, 1)
+
+    monkeypatch.setattr("utils.prediction.trust.measure_agreement", measure)
+    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: None)
+    assert run(log, brain, tmp_path / "m.tif", "--no-trust") == 0
+    said = capsys.readouterr().out
+    assert len(set(tried)) == len(network_voxels.SCALES)
+    assert ("enlarged 1.25 times, where masks agree best" in said) == enlarged
+    assert ("voxels as they are: no certain" in said) != enlarged
 
 
 def test_one_channel_of_several(log, tmp_path):
@@ -204,7 +280,7 @@ def test_a_2d_network_takes_a_stack_plane_by_plane(tmp_path, capsys):
     state = torch.load(log / "checkpoints" / "best.pth", weights_only=True)
     model = build_model(ModelConfig.from_dict(state["model_config"]))
     model.load_state_dict(state["model_state"])
-    options = {"window": (16, 16, 1), "flips": True}
+    options = {"window": (16, 16, 1), "tta": ("flips",)}
     expected = predict_volume(PlaneByPlane(model), image, PercentileNormalizer(), **options)
     np.testing.assert_allclose(probabilities, expected, atol=2e-5)
     assert spacing == pytest.approx((0.5, 0.5, 1.0))

@@ -45,6 +45,7 @@ def log(tmp_path: Path) -> Path:
         "flags": flags,
         "epoch": 2,
         "metrics": {"valid_iou": 0.5},
+        "trust": {"offset": -2.0, "slope": 1.5, "low": -0.6, "high": 0.4},
         "optimizer_state": {"large": torch.zeros(1000)},
     }
     experiment.save_checkpoint("best.pth", state)
@@ -83,7 +84,15 @@ def test_the_file_is_small_plain_and_predicts_nearly_the_same(log: Path, tmp_pat
     vectors = [t for t in stored.values() if t.ndim == 1]
     assert vectors and {tensor.dtype for tensor in vectors} == {torch.float32}
     before, after = load_checkpoint(log), load_checkpoint(file)
-    same = ("model_config", "normalizer", "spacing_voxels", "patch_size", "epoch", "metrics")
+    same = (
+        "model_config",
+        "normalizer",
+        "spacing_voxels",
+        "patch_size",
+        "epoch",
+        "metrics",
+        "trust",
+    )
     assert all(before[name] == after[name] for name in same) and "optimizer_state" not in after
     answers = []
     image = torch.rand(1, 1, 16, 16, 16)

@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 
 from tests.stacks.stacks import save
-from utils.errors import UserError
 from utils.columns.finding import columns_of
+from utils.errors import UserError
 from utils.evaluation.instances import Truth, score_labelled
 from utils.evaluation.labelled import LabelledSet, LabelledVolume
 from utils.evaluation.prediction_files import PredictionFiles

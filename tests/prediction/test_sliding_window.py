@@ -244,7 +244,7 @@ def test_flips_average_over_all_mirror_images(dims):
     torch.manual_seed(0)
     model = build_model(ModelConfig(spatial_dims=dims, depth=2, start_channels=2))
     image = volume(*(8,) * dims)
-    got = predict_volume(model, image, NORMALIZER, window=8, flips=True)
+    got = predict_volume(model, image, NORMALIZER, window=8, tta=("flips",))
     answers = []
     for choice in np.ndindex(*(2,) * dims):
         axes = tuple(axis for axis, flipped in enumerate(choice) if flipped)

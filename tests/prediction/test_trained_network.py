@@ -63,6 +63,8 @@ def test_a_checkpoint_says_what_prediction_needs(checkpoint):
         ({"normalizer": {"low_percent": 99.0, "high_percent": 1.0}}, "no sound checkpoint"),
         ({"model_config": "x"}, "no sound checkpoint"),
         ({"flags": 7}, "no sound checkpoint"),
+        ({"trust": 7}, "no sound checkpoint"),
+        ({"trust": {"offset": 0.0, "slope": 1.0}}, "no sound checkpoint"),
         ({"model_state": {"weight": torch.full((3,), torch.nan)}}, "not finite .weight.*diverged"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_identity_network_returns_its_input(tmp_path_factory, data):
     options = {
         "overlap": data.draw(st.floats(0, 0.9)),
         "batch_size": data.draw(st.integers(1, 5)),
-        "flips": data.draw(st.booleans()),
+        "tta": data.draw(st.sampled_from([(), ("flips",)])),
     }
     with open_stack(folder / "a.npy") as stack:
         if stack.shape != shape:  # one plane only is an image

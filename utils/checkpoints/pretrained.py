@@ -26,7 +26,10 @@ FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"
 """Where names are looked up."""
 MOST_BYTES = 3_000_000
 """A file must be smaller: it is part of every clone."""
-KEPT = ("format", "model_config", "normalizer", "spacing_voxels", "patch_size", "epoch", "metrics")
+KEPT = (
+    *("format", "model_config", "normalizer", "spacing_voxels", "patch_size", "epoch", "metrics"),
+    "trust",
+)
 """Entries of a checkpoint that go into the file as they are, beside its weights and objective."""
 PLACES = ("log_path", "data_dir", "resume", "experiment_title")
 """Flags that say where something lies on one machine, not what was trained."""

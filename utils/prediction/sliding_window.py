@@ -18,6 +18,7 @@ from torch import nn
 
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
+from utils.prediction.views import averaged_views
 
 BLEND_SIGMA = 0.125
 """Standard deviation of the blending weights in edges of a window, as in MONAI and nnU-Net."""
@@ -26,7 +27,7 @@ LEAST_WEIGHT = 1e-3
 BATCH_SIZE = 4
 """Windows at once; more gain nothing on a processor."""
 SMALL_AREA = 64 * 64
-"""Voxels along x and y up to which a lone window is slow, see :func:`_answers`."""
+"""Voxels along x and y up to which a lone window is slow, see :func:`probabilities_of`."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Windows:
     """Share of an edge that a window has in common with the next one, 0 <= overlap < 1."""
     batch_size: int = BATCH_SIZE
     """Windows that pass the network at once, at most."""
-    flips: bool = False
-    """Average over all mirror images of each window (4 in 2D, 8 in 3D)."""
+    tta: tuple[str, ...] = ()
+    """Average over views of each window: kinds of ``averaged_views``."""
     precision: str = "32"
     """``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe."""
 
@@ -55,6 +56,10 @@ class Windows:
         """Return the number of windows in a volume."""
         return int(np.prod([len(starts) for starts in self.starts(shape)]))
 
+    def passes(self, shape: tuple[int, ...]) -> int:
+        """Return how often a window passes the network: once for each view that is averaged."""
+        return self.count(shape) * len(averaged_views(self.tta, len(shape)))
+
 
 def predict_volume(
     model: nn.Module,
@@ -64,7 +69,7 @@ def predict_volume(
     window: int | Sequence[int],
     overlap: float = 0.25,
     batch_size: int = BATCH_SIZE,
-    flips: bool = False,
+    tta: tuple[str, ...] = (),
     precision: str = "32",
 ) -> np.ndarray:
     """Return the foreground probability of every voxel of ``image``.
@@ -82,7 +87,7 @@ def predict_volume(
         window: edge of the windows in voxels, one for all axes or one for each.
         overlap: share of a window's edge that it has in common with the next one, 0 <= overlap < 1.
         batch_size: windows that pass the network at once, at most.
-        flips: average over all mirror images of each window.
+        tta: kinds of views of each window over which is averaged.
         precision: ``32`` or ``bf16``.
 
     Returns:
@@ -93,7 +98,7 @@ def predict_volume(
             a network with several output channels.
     """
     edges = window_within(image.shape, window)
-    windows = Windows(edges, overlap, batch_size, flips, precision)
+    windows = Windows(edges, overlap, batch_size, tta, precision)
     if not np.isfinite(image).all():
         raise UserError("the image holds values that are not finite (NaN or infinite)")
     low, high = normalizer.fit(image)
@@ -238,31 +243,12 @@ def _batches(boxes: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _answers(model: nn.Module, inputs: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """Return what :func:`_mirrored` does; a lone small window gets a copy for company.
-
-    torch (ConvParams::use_mkldnn) takes a single float32 sample of few values from oneDNN's kernels
-    to slow ones, which also unfold it in memory. Seconds on one core of an Intel Xeon, U-Nets of
-    depth 4 on 64^3, alone and with a copy: 4 channels 0.32 and 0.10, 8 channels 0.36 and 0.20, 16
-    channels on blocks of 2^3 voxels 0.24 and 0.07 (but 16 at full resolution 0.38 and 0.68).
-    Windows of 128^3, images and bfloat16 gain nothing by it.
-    """
-    slow = inputs.device.type == "cpu" and windows.precision == "32" and inputs.ndim == 5
-    if slow and len(inputs) == 1 and inputs.shape[-1] > 1 and inputs[..., 0].numel() <= SMALL_AREA:
-        return _mirrored(model, inputs.expand(2, *inputs.shape[1:]), windows)[:1]
-    return _mirrored(model, inputs, windows)
-
-
-def _mirrored(model: nn.Module, inputs: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """Return the probabilities of (batch, 1, *space) windows, averaged over flips if asked."""
-    with torch.autocast(inputs.device.type, torch.bfloat16, windows.precision == "bf16"):
-        if not windows.flips:
-            return _probabilities(model, inputs)
-        axes = range(2, inputs.ndim)
-        choices = [c for n in range(inputs.ndim - 1) for c in itertools.combinations(axes, n)]
-        total = torch.zeros_like(inputs)
-        for flipped in choices:
-            total += _probabilities(model, inputs.flip(flipped)).flip(flipped)
-        return total / len(choices)
+    """Return the probabilities of (batch, 1, *space) windows, averaged over views if asked."""
+    views = averaged_views(windows.tta, inputs.ndim - 2)
+    total = torch.zeros_like(inputs)
+    for view in views:
+        total += view.answer(lambda x: probabilities_of(model, x, windows.precision), inputs)
+    return total / len(views)
 
 
 def _move_up(layer: torch.Tensor, planes: int) -> None:
@@ -273,14 +259,27 @@ def _move_up(layer: torch.Tensor, planes: int) -> None:
     layer[..., depth - planes :] = 0
 
 
-def _probabilities(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    """Return the sigmoid of the prediction for (batch, 1, *space) windows, float32, same shape."""
-    logits = model(windows)
+def probabilities_of(model: nn.Module, inputs: torch.Tensor, precision: str) -> torch.Tensor:
+    """Return the foreground probabilities of (batch, 1, *space) windows, float32, same shape.
+
+    A lone small window gets a copy for company, since torch (ConvParams::use_mkldnn) takes a single
+    float32 sample of few values from oneDNN's kernels to slow ones, which also unfold it in memory.
+    Seconds on one core of an Intel Xeon, U-Nets of depth 4 on 64^3, alone and with a copy: 4
+    channels 0.32 and 0.10, 8 channels 0.36 and 0.20, 16 channels on blocks of 2^3 voxels 0.24 and
+    0.07 (but 16 at full resolution 0.38 and 0.68). Windows of 128^3, images and bfloat16 gain
+    nothing by it.
+    """
+    count, kind = len(inputs), inputs.device.type
+    slow = kind == "cpu" and precision == "32" and inputs.ndim == 5 and inputs.shape[-1] > 1
+    if slow and count == 1 and inputs[..., 0].numel() <= SMALL_AREA:
+        inputs = inputs.expand(2, *inputs.shape[1:])
+    with torch.autocast(kind, torch.bfloat16, precision == "bf16"):
+        logits = model(inputs)
     if isinstance(logits, (list, tuple)):
         logits = logits[-1]
-    if logits.shape != windows.shape:
+    if logits.shape != inputs.shape:
         raise UserError(
-            f"the network must answer windows of shape {tuple(windows.shape)} with one channel of "
+            f"the network must answer windows of shape {tuple(inputs.shape)} with one channel of "
             f"logits, not with shape {tuple(logits.shape)}"
         )
-    return torch.sigmoid(logits.float())
+    return torch.sigmoid(logits.float())[:count]

@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.prediction.adapting import PlaneByPlane
 from utils.prediction.network_voxels import network_shape
 from utils.prediction.sliding_window import Windows, predict_volume, window_within
+from utils.prediction.trust import Calibration
 from utils.prediction.whole_stack import StackPrediction
 from utils.simulation import SimulatedVolume
 from utils.stacks import Stack
@@ -49,6 +50,8 @@ class TrainedNetwork:
     """Distance of neighbouring columns that it was trained for, in voxels (mean of the axes)."""
     objective: str | None
     """What a 2D network was trained for; None where the checkpoint does not say."""
+    trust: Calibration | None = None
+    """What IoU to expect of its masks; None where nobody has measured it."""
 
     def parse_config(self, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
         """Return ``from_dict(config)``; UserError for a configuration that it refuses."""
@@ -102,6 +105,7 @@ def read_network(path: str | Path) -> TrainedNetwork:
             patch_size=int(state["patch_size"]),
             spacing=sum(lengths) / len(lengths),
             objective=dict(state.get("flags", {})).get("objective"),
+            trust=Calibration.from_dict(state["trust"]) if "trust" in state else None,
         )
     except KeyError as error:
         raise UserError(f"{path}: no whole checkpoint: it lacks {error}") from error

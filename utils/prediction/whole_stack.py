@@ -46,6 +46,18 @@ class StackPrediction:
             scaled[~np.isfinite(planes)] = 0
         return scaled
 
+    def seen(self) -> Callable[[int, int], np.ndarray]:
+        """Return what reads planes ``start <= z < stop`` of the network's own voxels."""
+        if self.shape == self.stack.shape:
+            return self.read
+        there = Resampling.between(self.stack.shape, self.shape)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            begin, end = there.needed(start, stop)
+            return there.apply(self.read(begin, end), begin, start, stop)
+
+        return read
+
     def slabs(
         self, first: int = 0, passed: Callable[[int], object] = lambda count: None
     ) -> Iterator[tuple[int, np.ndarray]]:
@@ -73,19 +85,13 @@ class StackPrediction:
             return
         if self.shape == self.stack.shape:
             yield from predict_slabs(
-                self.model, self.read, self.shape, self.windows, first=first, passed=passed
+                self.model, self.seen(), self.shape, self.windows, first=first, passed=passed
             )
             return
-        there = Resampling.between(self.stack.shape, self.shape)
         back = Resampling.between(self.shape, self.stack.shape)
-
-        def read(start: int, stop: int) -> np.ndarray:
-            begin, end = there.needed(start, stop)
-            return there.apply(self.read(begin, end), begin, start, stop)
-
         begin = back.needed(first, self.stack.shape[-1])[0]
         slabs = predict_slabs(
-            self.model, read, self.shape, self.windows, first=begin, passed=passed
+            self.model, self.seen(), self.shape, self.windows, first=begin, passed=passed
         )
         yield from back.stream(slabs, first)
 
