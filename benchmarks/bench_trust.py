@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from models import ModelConfig, build_model
 from utils.checkpoints.pretrained import find_pretrained
+from utils.data.normalize import measure_limits
 from utils.errors import exit_status
 from utils.evaluation.confusion import confusion
 from utils.flags import FlagParser
@@ -43,7 +44,7 @@ from utils.prediction.trust import (
     measure_agreement,
     passes_of,
 )
-from utils.prediction.whole_stack import StackPrediction, measure_limits
+from utils.prediction.whole_stack import StackPrediction
 from utils.replacing import replacing
 from utils.simulation import SimulatedVolume, sample_rng, simulate_volume
 from utils.simulation.presets import preset

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.data.normalize import PercentileNormalizer
+from utils.data.normalize import PercentileNormalizer, measure_limits
 from utils.prediction import trust
 from utils.prediction.sliding_window import Windows
 from utils.prediction.trust import (
@@ -20,7 +20,7 @@ from utils.prediction.trust import (
     passes_of,
 )
 from utils.prediction.views import View
-from utils.prediction.whole_stack import StackPrediction, measure_limits
+from utils.prediction.whole_stack import StackPrediction
 from utils.stacks import open_stack
 
 NORMALIZER = PercentileNormalizer(rule="percentiles")
