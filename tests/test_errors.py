@@ -23,7 +23,7 @@ WORK = [
     # (script, what of its work is broken, its arguments)
     ("predict", "utils.stacks.open_stack", f"{SMALL} --input a.npy"),
     ("predict", "utils.stacks.stack.Stack.read", f"{SMALL} --input a.npy"),
-    ("find_columns", "utils.columns.finding.find_instances", "--input a.npy"),
+    ("find_columns", "utils.columns.finding.find_in_blocks", "--input a.npy"),
     (
         "evaluate",
         "utils.storage.VolumeFile.read_volume",

@@ -14,6 +14,7 @@ from PIL import Image
 
 import predict
 from models import ModelConfig, build_model
+from utils.checkpoints.loading import load_checkpoint
 from utils.data.normalize import PercentileNormalizer
 from utils.prediction import network_voxels
 from utils.prediction.adapting import PlaneByPlane
@@ -389,7 +390,7 @@ def test_without_an_output_the_mask_stands_beside_the_input(log, brain, tmp_path
 def test_an_input_alone_is_enough(brain, tmp_path, capsys):
     assert predict.main(["--input", str(brain)]) == 0
     said = capsys.readouterr().out
-    assert "network: unet, 3D, epoch 40" in said
+    assert f"network: unet, 3D, epoch {load_checkpoint('columns3d')['epoch']}" in said
     assert "scale: voxels as they are: no certain column spacing is seen" in said
     names = {"brain.tif", "brain_mask.tif", "brain_mask_preview.png"}
     assert {entry.name for entry in tmp_path.iterdir()} == names
