@@ -168,8 +168,9 @@ def check_files(flags: argparse.Namespace) -> bool:
     if labelled:
         if len(labelled) < len(names) or flags.objective != "segmentation":
             raise UserError(
-                f"--{labelled[0]} {names[labelled[0]]}: labelled images go with labelled images in "
-                "all sets, and with --objective segmentation"
+                f"--{labelled[0]} {names[labelled[0]]}: is a folder or pair of labelled images; "
+                "labelled images go with labelled images in all sets, and with --objective "
+                "segmentation"
             )
         return True
     taken: dict[Path, str] = {}

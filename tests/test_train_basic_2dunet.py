@@ -21,7 +21,7 @@ SCRIPT = Path(train_basic_2dunet.__file__)
 OF_3D_ONLY = (
     *("data_dir", "train_files", "val_files", "patch_size"),
     *("patches_per_epoch", "background_threshold", "on_the_fly", "patches_per_volume"),
-    *("preset", "presets", "config"),
+    *("preset", "presets", "config", "mix"),
 )
 DEFAULTS_2D = {
     "L_train": 128,

@@ -9,6 +9,7 @@ from tests.columns.test_instances import STEPS
 from utils.columns.finding import columns_of
 from utils.evaluation.instances import Truth, score_found, score_instances
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+from utils.simulation.presets import preset
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,21 @@ def test_the_true_mask_gives_columns_and_their_lattice(volume, truth):
     nothing = columns_of(np.zeros(volume.image.shape, np.float32), STEPS, threshold=0.5)
     empty = score_found(nothing, volume, truth)
     assert empty["instance_recall_line"] == 0 and math.isnan(empty["instance_pairs_right"])
+
+
+def test_the_centre_lines_of_bent_columns_are_bent_and_end_where_the_volume_does():
+    config = preset("wide", shape=(64, 64, 64))
+    bent = simulate_volume(config, sample_rng(3, 0))
+    truth = Truth.of(bent)
+    asked = truth.groups[""]
+    assert asked.any()
+    nodes = bent.paths[:, :, None] - 0.5  # a chord of nodes holds the points between them
+    steps = np.linspace(0, 1, 50)[:, None]
+    fine = (1 - steps) * nodes[:, :-1] + steps * nodes[:, 1:]
+    fine = fine.reshape(len(nodes), -1, 3)
+    for line, path in zip(truth.paths[asked], fine[asked], strict=True):
+        away = np.linalg.norm(line[:, None] - path, axis=2).min(axis=1)
+        assert away.max() < 0.2
+        assert np.all((line >= -0.5) & (line <= 63.5))
+    found = columns_of(bent.mask.astype(np.float32), STEPS, threshold=0.5)
+    assert score_found(found, bent, truth)["instance_f1_line"] > 0.8

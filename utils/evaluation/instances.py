@@ -23,12 +23,15 @@ from utils.evaluation.confusion import ratio
 from utils.evaluation.labelled import LabelledVolume
 from utils.evaluation.lattice import score_lattice
 from utils.simulation import SimulatedVolume
+from utils.simulation.volume import WideVolume
 
 IOUS = (0.3, 0.5)
 NEAR = 0.35
 """Mean distance of centre lines up to which they are one, in spacings of the true column."""
 SHARE = 0.25
 """Share of a column that an instance must hold to count in a false split or merge."""
+FINE, NODES = 65, 9
+"""Points of a bent path before the parts outside of the volume are cut off, and after."""
 FEWEST_NEIGHBOURS = 5
 """Of a column inside the lattice: five at its defects, six elsewhere."""
 
@@ -84,6 +87,7 @@ class Truth:
         cut = np.isin(np.arange(count) + 1, on_faces(volume.instances))
         inner = (degree >= FEWEST_NEIGHBOURS) & ~cut
         rendered = volume.column_type > 0
+        bent = _within(volume.paths, shape) if isinstance(volume, WideVolume) else None
         groups = {"": asked, "_rendered": asked & rendered, "_left_out": asked & ~rendered}
         groups |= {"_interior": asked & inner, "_border": asked & ~inner}
         return cls(
@@ -92,7 +96,21 @@ class Truth:
             way / np.linalg.norm(way, axis=1, keepdims=True),
             near,
             groups,
+            bent,
         )
+
+
+def _within(paths: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Return (N, NODES, 3) points, from the centre of voxel 0, along the parts of paths within."""
+    fine = np.linspace(0, paths.shape[1] - 1, FINE)
+    low, share = fine.astype(int), (fine % 1)[:, None]
+    high = np.minimum(low + 1, paths.shape[1] - 1)
+    points = (1 - share) * paths[:, low] + share * paths[:, high]
+    inside = np.all((points >= 0) & (points < shape), axis=2)
+    inside |= ~inside.any(axis=1, keepdims=True)
+    first, last = inside.argmax(axis=1), FINE - 1 - inside[:, ::-1].argmax(axis=1)
+    chosen = np.linspace(first, last, NODES, axis=1).round().astype(int)
+    return np.take_along_axis(points, chosen[..., None], axis=1) - 0.5
 
 
 def score_found(found: FoundColumns, volume: SimulatedVolume, truth: Truth) -> dict[str, float]:
@@ -211,9 +229,17 @@ def _line_distances(truth: Truth, paths: np.ndarray) -> np.ndarray:
     for k, line in enumerate(lines):
         close = np.linalg.norm(paths.mean(axis=1) - line.mean(axis=0), axis=1)
         close = np.flatnonzero(close <= 4 * truth.spacing[k])
-        apart = np.linalg.norm(line[:, None] - paths[close][:, None], axis=-1)
-        distances[k, close] = (apart.min(axis=1).mean(axis=1) + apart.min(axis=2).mean(axis=1)) / 2
+        there = np.linalg.norm(line[:, None] - _finer(paths[close])[:, None], axis=-1).min(axis=2)
+        back = np.linalg.norm(paths[close][:, :, None] - _finer(line[None]), axis=-1).min(axis=2)
+        distances[k, close] = (there.mean(axis=1) + back.mean(axis=1)) / 2
     return distances
+
+
+def _finer(paths: np.ndarray) -> np.ndarray:
+    """Return paths (M, steps, 3) with three points more between all neighbouring ones."""
+    between = [paths[:, :-1] + share * np.diff(paths, axis=1) for share in (0.0, 0.25, 0.5, 0.75)]
+    points = np.stack(between, axis=2).reshape(len(paths), 4 * (paths.shape[1] - 1), 3)
+    return np.concatenate([points, paths[:, -1:]], axis=1)
 
 
 def _match(likeness: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
