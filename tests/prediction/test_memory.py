@@ -54,7 +54,7 @@ def test_batches_are_halved_until_they_fit(stack, tmp_path, monkeypatch):
         UserError, match=r"a.npy: needs about 0.\d GB, and 0.1 GB are allowed; raise"
     ):
         fit(1e8)
-    with pytest.raises(UserError, match="needs about 1.1 GB"):
+    with pytest.raises(UserError, match="needs about 1.0 GB"):
         fit(peak - 1, fixed_batch=True)
     assert fit(1e12, replace(windows, batch_size=1))[0].batch_size == 1
 

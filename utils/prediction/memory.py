@@ -26,7 +26,7 @@ from utils.stacks.stack import CHUNK_PLANES
 
 SHARE = 0.8
 """Of what is free, unless the user says otherwise."""
-OVERHEAD = 120 << 20
+OVERHEAD = 90 << 20
 """Bytes for libraries that are loaded on the way, and for what the allocators keep."""
 LOADING = 3
 """Copies of a stack that is loaded as a whole while it is: packed, unpacked, in its own order."""
@@ -197,7 +197,7 @@ def _stack_memory(
     """
     source_depth = min(math.ceil(depth * stack.shape[-1] / shape[-1]) + 2, stack.shape[-1])
     source = math.prod(stack.shape[:-1]) * source_depth
-    layer = 4 * math.prod(shape[:-1]) * depth
+    layer = int(4.3 * math.prod(shape[:-1]) * depth)  # float32, with gaps between, as measured
     kept, filled = 0, source * stack.voxel_bytes + stack.unpacked
     if stack.layer > 1:  # copied into the slab, and kept for the next one
         planes = min(stack.layer, stack.shape[-1])
@@ -207,8 +207,9 @@ def _stack_memory(
     finishing = 2 * source
     if shape != stack.shape:  # two copies of a slab and what is made of them, at either size
         longest = [max(pair) for pair in zip(stack.shape[:-1], shape[:-1], strict=True)]
-        planes = 2 * source_depth + depth if source_depth > depth else 4 * depth  # as measured
-        resampling = 4 * math.prod(longest) * planes
+        shrunk = source_depth > depth
+        planes = 2 * source_depth + 1.5 * depth if shrunk else 5 * depth  # as measured
+        resampling = int(4 * math.prod(longest) * planes)
         reading, finishing = max(reading, resampling), finishing + layer + resampling
     predicting = layer + max(reading, layer + batch, finishing)
     writing = batch + max(written)
