@@ -193,11 +193,15 @@ def blending_weights(edges):
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_windows_and_blending_are_those_of_monai(data):
-    """MONAI's sliding window, given the same weights, is the oracle."""
+    """MONAI's sliding window is the oracle, where the overlap asked for fits the length.
+
+    Elsewhere MONAI moves the last window alone; here all of them spread.
+    """
     dims = data.draw(st.integers(2, 3))
-    shape = tuple(data.draw(st.lists(st.integers(1, 20), min_size=dims, max_size=dims)))
-    edges = tuple(data.draw(st.integers(1, length)) for length in shape)
     overlap = data.draw(st.floats(0, 0.8))
+    edges = tuple(data.draw(st.lists(st.integers(1, 9), min_size=dims, max_size=dims)))
+    steps = [max(1, int(edge * (1 - overlap))) for edge in edges]
+    shape = tuple(e + s * data.draw(st.integers(0, 3)) for e, s in zip(edges, steps, strict=True))
     torch.manual_seed(0)
     model = build_model(ModelConfig(spatial_dims=dims, depth=1, start_channels=2)).eval()
     image = volume(*shape)
@@ -261,3 +265,14 @@ def test_bf16_is_close():
     rough = predict_volume(model, image, NORMALIZER, window=8, precision="bf16")
     assert 0 < np.abs(exact - rough).max() < 0.05
     assert rough.dtype == np.float32
+
+
+@given(length=st.integers(1, 300), edge=st.integers(1, 64), overlap=st.floats(0, 0.9))
+def test_windows_are_as_few_as_the_overlap_asks_for_and_evenly_spread(length, edge, overlap):
+    edge = min(edge, length)
+    (starts,) = Windows((edge,), overlap).starts((length,))
+    step = max(1, int(edge * (1 - overlap)))
+    gaps = np.diff(starts)
+    assert starts[0] == 0 and starts[-1] == length - edge
+    assert len(starts) == -(-(length - edge) // step) + 1
+    assert all(gaps <= step) and all(gaps > 0) and (len(gaps) == 0 or np.ptp(gaps) <= 1)

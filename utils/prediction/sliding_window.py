@@ -8,6 +8,7 @@ the last axis, so that no more than one layer of the map is ever held.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ class Windows:
     """``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe."""
 
     def starts(self, shape: tuple[int, ...]) -> list[list[int]]:
-        """Return where windows begin along each axis of a volume; the last one ends with it."""
+        """Return where windows begin along each axis, evenly spread from end to end."""
         return [
             _starts(length, edge, self.overlap)
             for length, edge in zip(shape, self.edges, strict=True)
@@ -196,8 +197,9 @@ def _outer(factors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _starts(length: int, edge: int, overlap: float) -> list[int]:
-    step = max(1, int(edge * (1 - overlap)))
-    return [*range(0, length - edge, step), length - edge]
+    """Return as few starts as the overlap asks for, evenly spread: no window is almost another."""
+    count = math.ceil((length - edge) / max(1, int(edge * (1 - overlap)))) + 1
+    return np.linspace(0, length - edge, count).round().astype(int).tolist()
 
 
 def _covered(length: int, starts: list[int], bell: np.ndarray) -> np.ndarray:
