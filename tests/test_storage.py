@@ -33,12 +33,10 @@ from utils.storage import (
     VolumeSet,
     disk_space,
     encode_row,
-    largest_row,
     new_volume_file,
     write_simulated_file,
 )
 from utils.storage.layout import LAYOUT
-from utils.storage.volume_set import column_bytes
 from utils.storage.writing import VolumeWriter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,10 +169,6 @@ def test_wide_volumes_come_back_with_their_paths_and_what_was_drawn(
             stored = file.read_volume(index)
             assert_same_volume(stored, simulated)
             np.testing.assert_array_equal(stored.sheet, simulated.sheet)
-            row = encode_row(simulated)
-            ragged = sum(np.asarray(value).nbytes for value in row.values.values())
-            assert ragged < column_bytes(tiny_wide)
-            assert len(pickle.dumps(row)) < largest_row(tiny_wide)
     assert path.stat().st_size < disk_space(volume_set)
     with h5py.File(path) as f:
         found: list[str] = []
@@ -199,29 +193,6 @@ def test_sets_of_other_presets_and_parts_differ(tiny_wide: WideConfig) -> None:
     other = dataclasses.replace(wide, config=dataclasses.replace(tiny_wide, sheet=narrower))
     assert wide.differences(other) == [("sheet.bend", list(tiny_wide.sheet.bend), [0.0, 0.1])]
     assert wide.differences(wide) == []
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4), (64, 32, 32)])
-def test_no_row_is_larger_than_the_bound(shape: tuple[int, int, int]) -> None:
-    """Not even one whose labels are noise, with a column on every point of the whole sphere."""
-    config = VolumeConfig(shape=shape)
-    rng = np.random.default_rng(0)
-    columns = 10 * 16**2 + 2
-    volume = fake_volume(rng, shape, 1)
-    many = {
-        name: np.zeros((columns, *getattr(volume, name).shape[1:]), getattr(volume, name).dtype)
-        for name in ("entry_points", "e_r", "e_theta", "e_phi", "column_type")
-    }
-    volume = dataclasses.replace(
-        volume,
-        instances=rng.integers(0, 2**16, shape).astype(np.uint16),
-        control_points=np.zeros((4, columns, 3), np.float32),
-        lattice_coordinates=np.zeros((columns, 3), np.int32),
-        lattice_neighbours=np.zeros((3 * columns, 2), np.int32),
-        **many,
-    )
-    size = len(pickle.dumps(encode_row(volume)))
-    assert size < largest_row(config) < 2 * size
 
 
 # --- What plain h5py sees -------------------------------------------------------------------------

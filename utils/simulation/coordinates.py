@@ -9,13 +9,10 @@ import numpy as np
 
 
 def spherical_frames(directions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the orthonormal local frames (e_r, e_theta, e_phi) of directions from the origin.
+    """Return the orthonormal local frames (e_r, e_theta, e_phi), each (N, 3), of directions.
 
-    Args:
-        directions: (N, 3) float64, none of them zero.
-
-    Returns:
-        Three arrays (N, 3) with e_r x e_theta = e_phi. On the z axis phi is taken as 0.
+    ``directions`` (N, 3) float64 are from the origin, none of them zero. e_r x e_theta = e_phi; on
+    the z axis phi is taken as 0.
     """
     e_r = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     phi = np.arctan2(e_r[:, 1], e_r[:, 0])

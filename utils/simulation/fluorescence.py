@@ -22,18 +22,15 @@ from utils.simulation.random_bits import (
 
 EMPTY, DENSE, CLUMPED, RING = 0, 1, 2, 3
 """Column types: left out of the rendering, A (dense), B (clumped) and C (ring)."""
-TYPE_SHARES = (2, 3, 3, 3)
-"""Shares of the types in the order above."""
+TYPE_SHARES = (2, 3, 3, 3)  # shares of the types in the order above
 POINTS_PER_CLOUD = 250
 ACROSS, ACROSS_RING, ALONG = 0.12, 0.06, 0.20
 """Cloud widths in spacings, to be divided by the simplify factor."""
 RING_RADIUS, RING_SD, RING_CLOUDS = 0.3, 0.1, 75
 DENSE_BRANCHES, CLUMPED_BRANCHES = (10, 10), (3, 4, 5)
-DENSE_SPREAD = 1.2
-"""Type A's intensities spread by this factor more."""
+DENSE_SPREAD = 1.2  # Type A's intensities spread by this factor more
 NEURITE_STEPS, NEURITE_POINTS = 128, 4
-NEURITE_JITTER = 0.025
-"""Standard deviation of a neurite's points about its curve, in spacings."""
+NEURITE_JITTER = 0.025  # standard deviation of a neurite's points about its curve, in spacings
 NEURITE_EMPTY, NEURITE_BRIGHTNESS = 0.3, 2.0
 
 
@@ -41,16 +38,11 @@ NEURITE_EMPTY, NEURITE_BRIGHTNESS = 0.3, 2.0
 class Clouds:
     """M last-level clouds in the order of painting; offsets are in their columns' frames."""
 
-    column: np.ndarray
-    """(M,) int64 index of the column."""
-    offsets: np.ndarray
-    """(M, 3) float32 along e_theta, e_phi, e_r from the column's mid-point."""
-    across: np.ndarray
-    """(M,) float32 standard deviation along e_theta and e_phi."""
-    along: np.ndarray
-    """(M,) float32 standard deviation along e_r."""
-    intensity: np.ndarray
-    """(M,) float32 mean intensity of the points."""
+    column: np.ndarray  # (M,) int64 index of the column
+    offsets: np.ndarray  # (M, 3) float32 along e_theta, e_phi, e_r from the column's mid-point
+    across: np.ndarray  # (M,) float32 standard deviation along e_theta and e_phi
+    along: np.ndarray  # (M,) float32 standard deviation along e_r
+    intensity: np.ndarray  # (M,) float32 mean intensity of the points
 
 
 def draw_column_types(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -71,17 +63,13 @@ def draw_clouds(
 ) -> Clouds:
     """Draw the last-level clouds of all columns, type A first, then B, then C.
 
-    Args:
-        rng: source of all draws.
-        column_type: (N,) uint8.
-        spacing: lattice spacing in cube units.
-        simplify_factor: divides all cloud widths.
-        baseline_intensity: clouds have this x lognormal(1, std_intensity), in intensity units.
-        std_intensity: sigma of the lognormal; type A's is 1.2 times as large.
+    ``column_type`` is (N,) uint8, ``spacing`` the lattice's in cube units; ``simplify_factor``
+    divides all widths. Clouds have ``baseline_intensity`` x lognormal(1, ``std_intensity``), whose
+    sigma is 1.2 times as large for type A.
     """
-    along = ALONG * spacing / simplify_factor
-    across = ACROSS * spacing / simplify_factor
-    across_ring = ACROSS_RING * spacing / simplify_factor
+    along, across, across_ring = (
+        width * spacing / simplify_factor for width in (ALONG, ACROSS, ACROSS_RING)
+    )
     parts = []
     for kind, branches, width, spread in (
         (DENSE, DENSE_BRANCHES, across, DENSE_SPREAD),
@@ -136,15 +124,10 @@ def paint_clouds(
     v_std: float,
     key: np.uint64,
 ) -> None:
-    """Paint 250 points of each cloud into ``canvas``; the last one in a voxel stays.
+    """Paint 250 points of each cloud into ``canvas`` (X, Y, Z) float32; a voxel's last one stays.
 
-    Args:
-        canvas: (X, Y, Z) float32, changed in place.
-        clouds: M clouds.
-        mid_points: (N, 3) float32.
-        frames: e_r, e_theta, e_phi, each (N, 3) float32.
-        v_std: standard deviation of a point's intensity.
-        key: of the points' random numbers.
+    ``mid_points`` and ``frames`` (e_r, e_theta, e_phi) are (N, 3) float32, ``v_std`` is the
+    standard deviation of a point's intensity, ``key`` that of the points' random numbers.
     """
     e_r, e_theta, e_phi = frames
     scale = np.array(canvas.shape, dtype=np.float32)
@@ -236,17 +219,12 @@ def paint_neurites(
 ) -> None:
     """Add neurites to ``canvas`` (X, Y, Z) float32: one point, the last, counts in each voxel.
 
-    Args:
-        canvas: changed in place.
-        control_points: (4, N, 3).
-        intensity: (N,) float32; neurites of 0 are left out.
-        jitter: standard deviation of the points about the curve, in cube units.
-        key: of the points' random numbers.
+    ``control_points`` are (4, N, 3), ``intensity`` (N,) float32, 0 where a neurite is left out;
+    ``jitter`` is the standard deviation of the points about the curve, in cube units.
     """
     drawn = np.flatnonzero(intensity > 0)
-    curves = evaluate_curves(
-        control_points[:, drawn].astype(np.float64), np.linspace(0.0, 1.0, NEURITE_STEPS)
-    )
+    t = np.linspace(0.0, 1.0, NEURITE_STEPS)
+    curves = evaluate_curves(control_points[:, drawn].astype(np.float64), t)
     scale = np.array(canvas.shape, dtype=np.float32)
     curves = (curves * scale).astype(np.float32)
     _paint_neurites(canvas, curves, intensity[drawn], drawn, jitter * scale, key, NORMALS)

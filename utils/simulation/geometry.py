@@ -16,10 +16,8 @@ from utils.errors import UserError
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z, spherical_frames
 from utils.simulation.lattice import neighbours_among, spherical_lattice
 
-KEPT_MARGIN = 0.2
-"""Entry points up to this far outside the unit cube are kept."""
-MAX_SHIFT = 0.5
-"""The anchor is shifted by up to this much per axis from the cube's centre."""
+KEPT_MARGIN = 0.2  # entry points up to this far outside the unit cube are kept
+MAX_SHIFT = 0.5  # the anchor is shifted by up to this much per axis from the cube's centre
 
 
 class GeometryError(UserError):
@@ -34,39 +32,28 @@ class LobeParameters:
     """n as drawn; an icosahedron edge has n + 1 intervals, as in the reference."""
     axis_scales: tuple[float, float, float]
     shift: tuple[float, float, float]
-    angles: tuple[float, float, float]
-    """Turns about z, y, x in radians, in this order."""
-    centre: tuple[float, float, float]
-    """Centre of the ellipsoid, where the neurites run to."""
+    angles: tuple[float, float, float]  # turns about z, y, x in radians, in this order
+    centre: tuple[float, float, float]  # centre of the ellipsoid, where the neurites run to
     cutoff_point: tuple[float, float, float]
     cutoff_normal: tuple[float, float, float]
-    tries: int
-    """Geometries drawn until this one was accepted."""
-    spacing: float
-    """Mean nearest-neighbour distance of the entry points."""
+    tries: int  # geometries drawn until this one was accepted
+    spacing: float  # mean nearest-neighbour distance of the entry points
 
 
 @dataclass(frozen=True)
 class OpticLobe(LobeParameters):
     """A placed ellipsoid cut-out with N columns; arrays are float32 unless they say otherwise."""
 
-    entry_points: np.ndarray
-    """(N, 3) on the ellipsoid."""
-    e_r: np.ndarray
-    """(N, 3) column axis, outward, of norm 0.7..1.5 by default."""
-    e_theta: np.ndarray
-    """(N, 3)."""
-    e_phi: np.ndarray
-    """(N, 3)."""
-    lattice_coordinates: np.ndarray
-    """(N, 3) int32: face, i, j."""
-    lattice_neighbours: np.ndarray
-    """(E, 2) int32 pairs of adjacent columns."""
+    entry_points: np.ndarray  # (N, 3) on the ellipsoid
+    e_r: np.ndarray  # (N, 3) column axis, outward, of norm 0.7..1.5 by default
+    e_theta: np.ndarray  # (N, 3)
+    e_phi: np.ndarray  # (N, 3)
+    lattice_coordinates: np.ndarray  # (N, 3) int32: face, i, j
+    lattice_neighbours: np.ndarray  # (E, 2) int32 pairs of adjacent columns
 
 
 def draw_optic_lobe(
     rng: np.random.Generator,
-    *,
     lattice_intervals: tuple[int, int],
     axis_scales: tuple[float, float],
     min_columns: int,
@@ -76,16 +63,8 @@ def draw_optic_lobe(
 
     An ellipsoid is drawn, a random site of it brought to the cube's centre, shifted, and all of it
     turned; then a plane through a random column, its normal tangential, keeps its positive side.
-
-    Args:
-        rng: source of all draws.
-        lattice_intervals: (low, high) of n, inclusive; an icosahedron edge has n + 1 intervals.
-        axis_scales: (low, high) of the scale of each ellipsoid axis.
-        min_columns: least number of entry points inside the cube, and at least 2.
-        max_tries: geometries drawn before giving up.
-
-    Raises:
-        GeometryError: none of ``max_tries`` geometries had enough columns.
+    An icosahedron edge has n + 1 intervals, n drawn from ``lattice_intervals`` (low, high),
+    inclusive. Raises GeometryError if none of ``max_tries`` geometries had enough columns.
     """
     least, most = max(min_columns, 2), 0
     for tries in range(1, max_tries + 1):

@@ -34,30 +34,23 @@ class ImageConfig(PlainConfig):
     Defaults are those of the reference generator.
     """
 
-    shape: tuple[int, int] = limited((128, 128), 8, is_range=False)
-    """Pixels along x and y."""
+    shape: tuple[int, int] = limited((128, 128), 8, is_range=False)  # pixels along x and y
     scale_range: tuple[float, float] = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)
     """Pixels per unit of length, one draw per image."""
     lattice_angle_range: tuple[float, float] = limited((50.0, 90.0), 10.0, 170.0)
     """Angle between the lattice's basis vectors in degrees; 60 is hexagonal."""
-    column_distance: float = limited(10.0, 1e-3)
-    """Length of both basis vectors."""
-    label_radius: float = limited(3.5, 1e-3)
-    """Radius of a column's disk in the mask."""
+    column_distance: float = limited(10.0, 1e-3)  # length of both basis vectors
+    label_radius: float = limited(3.5, 1e-3)  # radius of a column's disk in the mask
     baseline_intensity: float = limited(50.0, 1e-3)
     """A column has this x lognormal(1, std_intensity)."""
-    std_intensity: float = limited(0.5, 0.0)
-    """Sigma of that lognormal."""
-    v_std: float = limited(5.0, 0.0)
-    """Standard deviation of a point's intensity about its column's."""
+    std_intensity: float = limited(0.5, 0.0)  # sigma of that lognormal
+    v_std: float = limited(5.0, 0.0)  # standard deviation of a point's intensity about its column's
     points_per_column: float = limited(10.0, 0.0)
     """Points of a column beside its centre, to be multiplied by the scale and truncated."""
-    cloud_sd: float = limited(2.0, 0.0)
-    """Standard deviation of a Gaussian column's points per axis."""
+    cloud_sd: float = limited(2.0, 0.0)  # standard deviation of a Gaussian column's points per axis
     ring_radius: float = limited(3.5, 0.0)
     """Mean distance of a ring column's points from the centre."""
-    ring_sd: float = limited(0.1, 0.0)
-    """Standard deviation of that distance."""
+    ring_sd: float = limited(0.1, 0.0)  # standard deviation of that distance
     ring_share_range: tuple[float, float] = limited((0.0, 1.0), 0.0, 1.0)
     """Share of ring columns, one draw per image; the others are Gaussian."""
     box_size: float = limited(2.0, 0.0)
@@ -66,8 +59,7 @@ class ImageConfig(PlainConfig):
     """Odd Gaussian kernel sizes in pixels, one of which is drawn per image."""
     background_size: int = limited(21, 3)
     """Odd kernel size in pixels of the wider blur that is added as background."""
-    gain: float = limited(1.0, 1e-3)
-    """Photons per unit of intensity."""
+    gain: float = limited(1.0, 1e-3)  # photons per unit of intensity
     read_noise_share: float = limited(0.1, 0.0)
     """Standard deviation of the read noise as a share of that of the photon counts."""
     min_labelled: float = limited(0.30, 0.0, 1.0)
@@ -75,8 +67,7 @@ class ImageConfig(PlainConfig):
     max_centres: int = limited(128, 2)
     """An image has fewer columns than this with their centre inside; lists of centres are padded
     to this length."""
-    max_tries: int = limited(2000, 1)
-    """Placements drawn before giving up."""
+    max_tries: int = limited(2000, 1)  # placements drawn before giving up
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,12 +86,9 @@ class ImageConfig(PlainConfig):
 class ImageParameters:
     """The parameters drawn for one image; lengths in pixels, angles in radians."""
 
-    scale: float
-    """Pixels per unit of length."""
-    lattice_angle: float
-    """Angle between the basis vectors."""
-    turn: float
-    """Angle of the first basis vector to the x axis."""
+    scale: float  # pixels per unit of length
+    lattice_angle: float  # angle between the basis vectors
+    turn: float  # angle of the first basis vector to the x axis
     cutoff_point: tuple[float, float]
     cutoff_normal: tuple[float, float]
     """The columns on this side of the line through that point are kept."""
@@ -117,14 +105,11 @@ class SimulatedImage:
     N is the number of columns; row k of every per-column array belongs to instance id k + 1.
     """
 
-    image: np.ndarray
-    """(X, Y) float32, photon counts with read noise, >= 0."""
-    instances: np.ndarray
-    """(X, Y) uint16: 0 background, k + 1 inside the disk of column k."""
+    image: np.ndarray  # (X, Y) float32, photon counts with read noise, >= 0
+    instances: np.ndarray  # (X, Y) uint16: 0 background, k + 1 inside the disk of column k
     all_centres: np.ndarray
     """(N, 2) float32, pixels; columns beyond the border, whose light reaches in, included."""
-    is_ring: np.ndarray
-    """(N,) bool: a ring of points, or else a Gaussian cloud."""
+    is_ring: np.ndarray  # (N,) bool: a ring of points, or else a Gaussian cloud
     parameters: ImageParameters
 
     @property
@@ -146,32 +131,22 @@ def image_rng(seed: int, index: int) -> np.random.Generator:
 def simulate_image(config: ImageConfig, rng: np.random.Generator) -> SimulatedImage:
     """Simulate one image: place the columns, render the labels, the fluorescence, the image.
 
-    Args:
-        config: what to draw from.
-        rng: source of all chance, best made by :func:`image_rng`; equal generators give equal
-            images to the bit.
-
-    Raises:
-        GeometryError: no placement within ``config.max_tries`` is labelled enough.
-        UserError: more than a thousandth of the pixels would be too bright.
+    Equal generators, best made by :func:`image_rng`, give equal images to the bit. Raises
+    GeometryError if no placement within ``config.max_tries`` is labelled enough, and UserError if
+    more than a thousandth of the pixels would be too bright.
     """
     parameters, centres, instances = _place_columns(config, rng)
     is_ring = rng.random(len(centres)) < parameters.ring_share
     canvas = _render_fluorescence(config, parameters, centres, is_ring, rng)
-    return SimulatedImage(
-        image=_take_image(config, parameters, canvas, rng),
-        instances=instances,
-        all_centres=centres,
-        is_ring=is_ring,
-        parameters=parameters,
-    )
+    image = _take_image(config, parameters, canvas, rng)
+    return SimulatedImage(image, instances, centres, is_ring, parameters)
 
 
 def _place_columns(
     config: ImageConfig, rng: np.random.Generator
 ) -> tuple[ImageParameters, np.ndarray, np.ndarray]:
     """Draw placements until one is accepted; return it, its centres and its instances."""
-    most_labelled, fewest_centres = 0.0, config.shape[0] * config.shape[1]
+    most_labelled, fewest_centres = 0.0, np.inf
     for _ in range(config.max_tries):
         parameters, centres = _draw_placement(config, rng)
         count = int(np.count_nonzero(inside(centres, config.shape)))
@@ -210,7 +185,9 @@ def _draw_placement(
     shift = rotate(turned, cell_place)[0]
 
     half = np.array(config.shape) / 2.0
-    reach = _margin(config) + scale * _column_reach(config)
+    # how far from its centre a column has points or labels, in units of length
+    reach = max(config.ring_radius + CLOUD_REACH * config.ring_sd, CLOUD_REACH * config.cloud_sd)
+    reach = _margin(config) + scale * max(reach, config.label_radius)
     extent = np.hypot(*(half + reach)) + 2.0 * distance
     sites = rotate(turned, planar_lattice(distance, angle, extent)) + shift + half
     sites = sites[np.all((sites > -reach) & (sites < 2.0 * half + reach), axis=1)]
@@ -234,12 +211,6 @@ def _draw_placement(
     return parameters, kept
 
 
-def _column_reach(config: ImageConfig) -> float:
-    """Return how far from its centre a column has points or labels, in units of length."""
-    ring = config.ring_radius + CLOUD_REACH * config.ring_sd
-    return max(ring, CLOUD_REACH * config.cloud_sd, config.label_radius)
-
-
 def _margin(config: ImageConfig) -> int:
     """Return the pixels beyond the image's border from which the filters carry light in."""
     box = int(config.box_size * config.scale_range[1])
@@ -255,20 +226,19 @@ def _render_fluorescence(
 ) -> np.ndarray:
     """Return the canvas float32, the image and a margin about it, before the microscope.
 
-    A column's points follow on its centre, the columns on each other; the last one in a pixel
-    stays.
+    The last point in a pixel stays.
     """
     n, scale = len(centres), parameters.scale
     points = int(config.points_per_column * scale)
     intensity = config.baseline_intensity * rng.lognormal(1.0, config.std_intensity, size=(n, 1))
     values = rng.normal(intensity, config.v_std, size=(n, points + 1))
     values[:, :1] = intensity
+    distance = rng.normal(config.ring_radius, config.ring_sd, size=(n, points))
+    angle = rng.uniform(0.0, 2.0 * np.pi, size=(n, points))
+    ring = np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=-1)
+    cloud = rng.normal(0.0, config.cloud_sd, size=(n, points, 2))
     offsets = np.zeros((n, points + 1, 2))
-    offsets[:, 1:] = np.where(
-        is_ring[:, None, None],
-        _ring_offsets(rng, (n, points), config.ring_radius, config.ring_sd),
-        rng.normal(0.0, config.cloud_sd, size=(n, points, 2)),
-    )
+    offsets[:, 1:] = np.where(is_ring[:, None, None], ring, cloud)
     margin = _margin(config)
     canvas = np.zeros([edge + 2 * margin for edge in config.shape], dtype=np.float32)
     placed = (centres[:, None] + margin + scale * offsets).reshape(-1, 2)
@@ -276,15 +246,6 @@ def _render_fluorescence(
     shown = inside(pixels, canvas.shape)
     canvas[tuple(pixels[shown].T)] = values.reshape(-1)[shown]
     return canvas
-
-
-def _ring_offsets(
-    rng: np.random.Generator, size: tuple[int, int], radius: float, sd: float
-) -> np.ndarray:
-    """Return (*size, 2) points at a normal distance and a uniform angle."""
-    distance = rng.normal(radius, sd, size=size)
-    angle = rng.uniform(0.0, 2.0 * np.pi, size=size)
-    return np.stack([distance * np.cos(angle), distance * np.sin(angle)], axis=-1)
 
 
 def _take_image(

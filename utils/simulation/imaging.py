@@ -15,23 +15,15 @@ import numpy as np
 from utils.errors import UserError
 from utils.simulation.random_bits import NORMALS, normals_of, random_word, random_words
 
-PERCENTILE = 99.0
-"""Percentile of the box image that composition divides by."""
-OFFSET = 0.1
-"""Constant light added in composition, in units of that percentile."""
-KERNEL_REACH = 6.0
-"""Background kernel is cut at this many sigmas."""
-READ_NOISE_SHARE = 0.1
-"""Read noise sd as a share of the sd of log(counts + LOG_COUNT_OFFSET)."""
+PERCENTILE = 99.0  # percentile of the box image that composition divides by
+OFFSET = 0.1  # constant light added in composition, in units of that percentile
+KERNEL_REACH = 6.0  # background kernel is cut at this many sigmas
+READ_NOISE_SHARE = 0.1  # read noise sd as a share of the sd of log(counts + LOG_COUNT_OFFSET)
 LOG_COUNT_OFFSET, LOG_OFFSET = 1e-5, 1e-7
-MOST_PHOTONS = 60_000
-"""Means of photon counts are cut off here: counts are 16-bit."""
-MOST_STORED = 65_504
-"""Files hold no brighter voxel: float16."""
-CUT_OFF = 0.001
-"""Largest share of an image that may lie above either."""
-BRIGHT = 4
-"""At most that share of a default volume is brighter, before the gain (4.0 in one of 40)."""
+MOST_PHOTONS = 60_000  # means of photon counts are cut off here: counts are 16-bit
+MOST_STORED = 65_504  # files hold no brighter voxel: float16
+CUT_OFF = 0.001  # largest share of an image that may lie above either
+BRIGHT = 4  # at most that share of a default volume is brighter, before the gain (4.0 in one of 40)
 
 
 @numba.njit(cache=True)
@@ -75,10 +67,7 @@ def blur_factors(n: int, sigma: float, times: int) -> tuple[np.ndarray, np.ndarr
     Those of a wide kernel vanish quickly: R keeps all above 1e-7, so that the product of the
     factors is the blur to float32 precision at a fraction of the dense matrix's cost.
 
-    Args:
-        n: voxels along the axis.
-        sigma: of the Gaussian, in voxels; the kernel is cut at 6 sigma; 0 blurs nothing.
-        times: how often the blur is applied.
+    ``sigma`` of the Gaussian is in voxels, 0 blurs nothing; the blur is applied ``times`` over.
     """
     if n == 1 or sigma == 0:
         return np.eye(n, dtype=np.float32), np.eye(n, dtype=np.float32)
@@ -93,10 +82,7 @@ def blur_factors(n: int, sigma: float, times: int) -> tuple[np.ndarray, np.ndarr
     cosines = np.cos(np.outer(frequency[kept], k))
     analysis = cosines * ends * (2.0 / (n - 1))
     synthesis = (cosines * (ends[kept] * eigenvalue[kept])[:, None]).T
-    return (
-        np.ascontiguousarray(analysis, dtype=np.float32),
-        np.ascontiguousarray(synthesis, dtype=np.float32),
-    )
+    return np.ascontiguousarray(analysis, "f4"), np.ascontiguousarray(synthesis, "f4")
 
 
 def background(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -104,14 +90,11 @@ def background(image: np.ndarray, sigma: float) -> np.ndarray:
 
     Twice along y is the reference's quirk and part of its volumes' look.
     """
-    down, up = zip(
-        *(blur_factors(n, float(sigma), t) for n, t in zip(image.shape, (1, 2, 1), strict=True)),
-        strict=True,
-    )
+    factors = [blur_factors(n, sigma, t) for n, t in zip(image.shape, (1, 2, 1), strict=True)]
     for axis in (1, 0, 2):  # y first, with the fewest factors, where the volume is whole
-        image = _along(down[axis], image, axis)
+        image = _along(factors[axis][0], image, axis)
     for axis in (2, 0, 1):
-        image = _along(up[axis], image, axis)
+        image = _along(factors[axis][1], image, axis)
     return image
 
 
@@ -131,42 +114,26 @@ def _along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
 
 @numba.njit(cache=True)
 def _matrix_product(left, right, out):  # type: ignore[no-untyped-def]
-    """Plain float32 product in a fixed order: 4 x 4 steps, column blocks that stay in the cache.
+    """Plain float32 product in a fixed order: sums by fours, column blocks that stay in the cache.
 
-    Padded with zeros to whole steps; that changes no sum.
+    ``left`` is padded with zeros to whole steps; that changes no sum.
     """
     rows, inner = left.shape
-    columns = right.shape[1]
-    padded = np.zeros(((rows + 3) // 4 * 4, (inner + 3) // 4 * 4), dtype=np.float32)
-    padded[:rows, :inner] = left
-    block = 256
-    sums = np.empty((4, block), dtype=np.float32)
-    for start in range(0, columns, block):
-        width = min(block, columns - start)
-        for i in range(0, padded.shape[0], 4):
-            sums[:] = np.float32(0.0)
-            s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
+    padded = np.zeros((rows, (inner + 3) // 4 * 4), dtype=np.float32)
+    padded[:, :inner] = left
+    last, block = inner - 1, 256
+    for start in range(0, right.shape[1], block):
+        for i in range(rows):
+            row = out[i, start : start + block]
+            row[:] = np.float32(0.0)
             for j in range(0, padded.shape[1], 4):
-                last = inner - 1
-                r0 = right[j, start : start + width]
-                r1 = right[min(j + 1, last), start : start + width]
-                r2 = right[min(j + 2, last), start : start + width]
-                r3 = right[min(j + 3, last), start : start + width]
-                a0, a1, a2, a3 = padded[i, j], padded[i, j + 1], padded[i, j + 2], padded[i, j + 3]
-                b = padded[i + 1]
-                b0, b1, b2, b3 = b[j], b[j + 1], b[j + 2], b[j + 3]
-                c = padded[i + 2]
-                c0, c1, c2, c3 = c[j], c[j + 1], c[j + 2], c[j + 3]
-                d = padded[i + 3]
-                d0, d1, d2, d3 = d[j], d[j + 1], d[j + 2], d[j + 3]
-                for k in range(width):
-                    v0, v1, v2, v3 = r0[k], r1[k], r2[k], r3[k]
-                    s0[k] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-                    s1[k] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
-                    s2[k] += (c0 * v0 + c1 * v1) + (c2 * v2 + c3 * v3)
-                    s3[k] += (d0 * v0 + d1 * v1) + (d2 * v2 + d3 * v3)
-            for row in range(i, min(i + 4, rows)):
-                out[row, start : start + width] = sums[row - i, :width]
+                a, b, c, d = padded[i, j], padded[i, j + 1], padded[i, j + 2], padded[i, j + 3]
+                r0 = right[j, start : start + block]
+                r1 = right[min(j + 1, last), start : start + block]
+                r2 = right[min(j + 2, last), start : start + block]
+                r3 = right[min(j + 3, last), start : start + block]
+                for k in range(row.size):
+                    row[k] += (a * r0[k] + b * r1[k]) + (c * r2[k] + d * r3[k])
 
 
 def compose(box_image: np.ndarray, background_image: np.ndarray, weight: float) -> np.ndarray:
@@ -218,14 +185,11 @@ def check_cut_off(image: np.ndarray, limit: float, remedy: str) -> None:
         raise UserError(f"{share:.1%} of an image would be too bright and cut off: lower {remedy}")
 
 
-GRID = 16
-"""Tabulated Poisson means per unit."""
+GRID = 16  # tabulated Poisson means per unit
 TABLE_MEAN = 32
 """Means from here on are drawn as a sum of Poisson variables of this mean and one below it."""
-COLUMN_BITS = 7
-"""A table's row has 2^7 columns: counts from 0 to 127."""
-REMAINDERS = 5
-"""Largest count drawn for a mean below 1/16; more come less than once in 10^10."""
+COLUMN_BITS = 7  # A table's row has 2^7 columns: counts from 0 to 127
+REMAINDERS = 5  # largest count drawn for a mean below 1/16; more come less than once in 10^10
 BLOCK = 1024
 """Voxels whose random numbers are drawn at once; a block's arrays stay in the nearest cache."""
 
@@ -365,13 +329,8 @@ def read_noise_and_contrast(
 ) -> np.ndarray:
     """Add Gaussian read noise, clip at 0, and scale the contrast of the logarithm; n-D float32.
 
-    With y = log(x + 1e-7) the result is exp(mean(y) + contrast (y - mean(y))).
-
-    Args:
-        counts: n-D uint16 photon counts.
-        sd: standard deviation of the read noise, in counts.
-        contrast: factor on the deviation from the mean, > 0; 1 changes nothing.
-        key: of the noise's random numbers.
+    With y = log(x + 1e-7) the result is exp(mean(y) + contrast (y - mean(y))). ``counts`` are n-D
+    uint16, ``sd`` is the read noise's, in counts, and ``contrast`` > 0.
     """
     out = np.empty(counts.shape, dtype=np.float32)
     logs = out.reshape(-1)

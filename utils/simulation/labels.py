@@ -49,17 +49,9 @@ def paint_cones(
 
     A voxel belongs to a cone that holds its centre; of several, to the one whose axis is nearer,
     measured as sqrt(a^2 + b^2) in the columns' frames (rule for duplicates; ties: the first).
-
-    Args:
-        shape: voxels per axis.
-        entry_points: (N, 3) float32, N < 65536.
-        frames: e_r, e_theta, e_phi, each (N, 3) float32.
-        length: along e_r, in units of its norm.
-        radius: at the entry point, in units of the norms of e_theta and e_phi.
-        taper: outer radius / radius at the entry point.
-
-    Raises:
-        UserError: more than 65535 cones.
+    ``entry_points`` and each of ``frames`` (e_r, e_theta, e_phi) are (N, 3) float32; ``length``
+    and ``radius``, at the entry point, are in norms of these; ``taper`` is outer radius / radius.
+    Raises UserError for more than 65535 cones.
     """
     check_count(len(entry_points), "cones")
     e_r, e_theta, e_phi = frames
@@ -136,15 +128,8 @@ def paint_disks(shape: tuple[int, int], centres: np.ndarray, radius: float) -> n
     """Return the instance ids (X, Y) uint16 of N disks: k + 1 inside disk k, 0 outside.
 
     A pixel belongs to a disk that holds its centre, (i + 0.5, j + 0.5); of several, to the one
-    whose centre is nearer (rule for duplicates; ties: the first).
-
-    Args:
-        shape: pixels per axis.
-        centres: (N, 2) in pixels, N < 65536; they may lie outside.
-        radius: in pixels.
-
-    Raises:
-        UserError: more than 65535 disks.
+    whose centre is nearer (rule for duplicates; ties: the first). ``centres`` (N, 2), which may lie
+    outside, and ``radius`` are in pixels. Raises UserError for more than 65535 disks.
     """
     check_count(len(centres), "disks")
     instances = np.zeros(shape, dtype=np.uint16)

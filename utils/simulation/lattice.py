@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-MERGE_TOLERANCE = 1e-6
-"""Sites of two faces closer than this, in radii, are one site."""
+MERGE_TOLERANCE = 1e-6  # sites of two faces closer than this, in radii, are one site
 
 
 @dataclass(frozen=True)
 class SphericalLattice:
     """Geodesic lattice of 10 m^2 + 2 sites on the unit sphere, m intervals an icosahedron edge."""
 
-    sites: np.ndarray
-    """(M, 3) float64, unit vectors."""
+    sites: np.ndarray  # (M, 3) float64, unit vectors
     coordinates: np.ndarray
     """(M, 3) int32: the first face (0..19) that holds the site, and its grid coordinates (i, j)."""
     neighbours: np.ndarray
@@ -103,12 +102,9 @@ def spherical_lattice(intervals: int) -> SphericalLattice:
 def _first_of_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Merge rows of integer ``keys`` that differ by at most one unit per axis.
 
-    Returns:
-        (M,) index of each distinct row's first appearance, in order, and (N,) the distinct row
-        that each row belongs to.
+    Return (M,) the index of each distinct row's first appearance, in order, and (N,) the distinct
+    row that each row belongs to.
     """
-    from scipy.spatial import cKDTree
-
     pairs = cKDTree(keys).query_pairs(2.0, output_type="ndarray")
     owner = np.arange(len(keys))
     if len(pairs):
@@ -120,12 +116,7 @@ def _first_of_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def neighbours_among(kept: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return the lattice ``pairs`` (E, 2) between kept sites, renumbered.
-
-    Args:
-        kept: (K,) ascending indices of the sites that are kept.
-        pairs: (E, 2) int32 pairs of site indices.
-    """
+    """Return the ``pairs`` (E, 2) int32 between sites that are ``kept`` (K,), renumbered."""
     number = np.full(max(int(pairs.max(initial=-1)), int(kept.max(initial=-1))) + 1, -1, np.int32)
     number[kept] = np.arange(len(kept), dtype=np.int32)
     renumbered = number[pairs]
@@ -133,12 +124,10 @@ def neighbours_among(kept: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def planar_lattice(distance: float, angle: float, extent: float) -> np.ndarray:
-    """Return the sites (N, 2) of a planar lattice within ``extent`` of the origin, one at it.
+    """Return the sites (N, 2) of a planar lattice with max(|x|, |y|) <= ``extent``, one at 0.
 
-    Args:
-        distance: length of both basis vectors; > 0, in the units of the result.
-        angle: angle between the basis vectors in radians; pi / 3 is hexagonal.
-        extent: sites with max(|x|, |y|) <= extent are returned.
+    Both basis vectors are ``distance`` > 0 long, with ``angle`` radians between them; pi / 3 is
+    hexagonal.
     """
     basis = distance * np.array([[1.0, 0.0], [np.cos(angle), np.sin(angle)]])
     reach = int(np.ceil(extent * np.sqrt(2.0) / (distance * abs(np.sin(angle))))) + 1

@@ -15,17 +15,12 @@ from utils.simulation.configuration import PlainConfig, limited
 from utils.simulation.imaging import add_read_noise, percentile_of_nonnegative, shot_noise
 from utils.simulation.random_bits import NORMALS, draw_key
 
-REACH = 3.0
-"""Point spreads are cut at this many sigmas."""
-SMALLEST = 0.1
-"""Narrower ones count as this wide, voxels."""
-SAMPLES = 4
-"""Planes in a spacing at least: two in a column and two in a gap."""
-BRIGHT = 99.0
-"""Percentile that has the photons of the brightest 1 %."""
+REACH = 3.0  # point spreads are cut at this many sigmas
+SMALLEST = 0.1  # narrower ones count as this wide, voxels
+SAMPLES = 4  # planes in a spacing at least: two in a column and two in a gap
+BRIGHT = 99.0  # percentile that has the photons of the brightest 1 %
 GREY_STEPS = 4096
-WHITE_STRIDE = 13
-"""Every so many-th voxel tells where white lies."""
+WHITE_STRIDE = 13  # every so many-th voxel tells where white lies
 BLOCK = 1024
 
 
@@ -68,21 +63,17 @@ class MicroscopeConfig(PlainConfig):
 class Microscope(PlainConfig):
     """A microscope's drawn numbers, in the units of :class:`MicroscopeConfig`."""
 
-    axis: int
-    """The optical axis: 0, 1 or 2."""
-    from_far: bool
-    """The last plane is the nearest."""
+    axis: int  # the optical axis: 0, 1 or 2
+    from_far: bool  # the last plane is the nearest
     bias: float
     attenuation: float
     blur_growth: float
     lateral_sigma: float
     axial_sigma: float
-    coarse: float
-    """1: every voxel is a plane of its own."""
+    coarse: float  # 1: every voxel is a plane of its own
     photons: float
     read_noise: float
-    artefact: float
-    """0: none."""
+    artefact: float  # 0: none
     offset: float
     gamma: float
     saturated: float
@@ -131,14 +122,8 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
         seen = along(blur * light[other], seen, other)
     bright = percentile_of_nonnegative(seen, BRIGHT) or 1.0
     counts = shot_noise(seen, microscope.photons / bright, draw_key(rng))
-    add_read_noise(
-        counts.reshape(-1),
-        np.float32(1.0 / microscope.photons),
-        np.float32(microscope.read_noise),
-        draw_key(rng),
-        NORMALS,
-        seen.reshape(-1),
-    )
+    scale, sd = np.float32(1.0 / microscope.photons), np.float32(microscope.read_noise)
+    add_read_noise(counts.reshape(-1), scale, sd, draw_key(rng), NORMALS, seen.reshape(-1))
     _add_artefacts(microscope, seen, rng)
     sample = seen.reshape(-1)[::WHITE_STRIDE]
     rank = min(int((1.0 - microscope.saturated) * len(sample)), len(sample) - 1)
@@ -208,11 +193,10 @@ def along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
     out = np.empty(shape, dtype=np.float32)
     if axis == 2:
         _along_last(matrix, first, last, image, out)
-    elif axis == 1:
-        _along_middle(matrix, first, last, image, out)
-    else:
-        flat = image.reshape(1, len(image), -1)
-        _along_middle(matrix, first, last, flat, out.reshape(1, len(out), -1))
+    else:  # along the first axis all is one plane
+        planes = len(image) if axis else 1
+        source, target = (a.reshape(planes, a.shape[axis], -1) for a in (image, out))
+        _along_middle(matrix, first, last, source, target)
     return out
 
 

@@ -10,14 +10,10 @@ import numpy as np
 from utils.simulation.coordinates import spherical_frames
 from utils.simulation.geometry import OpticLobe
 
-BEND_INWARD = 0.2
-"""p1 lies up to this far inward of the entry point, in norms of e_r."""
-BEND_SIDEWAYS = 0.1
-"""p1 lies up to this far aside, in norms of e_phi and of e_theta."""
-SPLAY = 0.25
-"""Share of the signed distance to the sorting plane kept at the centre."""
-END_SD = 0.05
-"""Standard deviation of the ends about the centre, per axis."""
+BEND_INWARD = 0.2  # p1 lies up to this far inward of the entry point, in norms of e_r
+BEND_SIDEWAYS = 0.1  # p1 lies up to this far aside, in norms of e_phi and of e_theta
+SPLAY = 0.25  # share of the signed distance to the sorting plane kept at the centre
+END_SD = 0.05  # standard deviation of the ends about the centre, per axis
 
 
 def draw_control_points(rng: np.random.Generator, lobe: OpticLobe) -> np.ndarray:

@@ -26,16 +26,11 @@ class ColumnTable:
     """N >= 2 measured columns; positions in micrometres, float64."""
 
     name: str
-    hash: str
-    """SHA-256 of the files that it was read from."""
-    p: np.ndarray
-    """(N,) int."""
-    q: np.ndarray
-    """(N,) int."""
-    proximal: np.ndarray
-    """(N, 3)."""
-    distal: np.ndarray
-    """(N, 3)."""
+    hash: str  # SHA-256 of the files that it was read from
+    p: np.ndarray  # (N,) int
+    q: np.ndarray  # (N,) int
+    proximal: np.ndarray  # (N, 3)
+    distal: np.ndarray  # (N, 3)
     paths: np.ndarray | None = None
     """(N, D, 3) from proximal to distal; None: straight from end to end."""
 
@@ -76,16 +71,11 @@ class ColumnTable:
 class Placement:
     """Where a table lies in a volume: x becomes turn (mirror (x - place)) / voxel_size + centre."""
 
-    voxel_size: float
-    """Edge of a voxel in micrometres."""
-    place: tuple[float, float, float]
-    """The table's point at the volume's centre, in micrometres."""
-    axis: tuple[float, float, float]
-    """Unit vector to which +z is turned."""
-    turn: float
-    """Turn about z before, in radians."""
-    mirrored: bool
-    """Whether x is inverted first: a right lobe becomes a left one."""
+    voxel_size: float  # edge of a voxel in micrometres
+    place: tuple[float, float, float]  # the table's point at the volume's centre, in micrometres
+    axis: tuple[float, float, float]  # unit vector to which +z is turned
+    turn: float  # turn about z before, in radians
+    mirrored: bool  # whether x is inverted first: a right lobe becomes a left one
 
 
 def draw_placement(
@@ -112,15 +102,9 @@ def place_columns(
 ) -> Columns:
     """Return the table's columns in a volume; those outside of it are cropped away.
 
-    Args:
-        table: the columns.
-        config: ``spacing``, ``shift``, ``left_out``, ``min_columns`` and ``max_tries`` are used.
-        shape: voxels per axis.
-        rng: source of all draws.
-        placement: None: drawn, until enough columns are inside.
-
-    Raises:
-        GeometryError: fewer than ``config.min_columns`` inside, in each of the tries.
+    Without a ``placement`` it is drawn until enough columns are inside. Of ``config``, ``spacing``,
+    ``shift``, ``left_out``, ``min_columns`` and ``max_tries`` are used. Raises GeometryError for
+    fewer than ``min_columns`` inside, in each of the tries.
     """
 
     def place() -> Columns:

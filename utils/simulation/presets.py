@@ -22,8 +22,7 @@ _TINY: Mapping[type[Config], Config] = {
     VolumeConfig: VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5),
     WideConfig: WideConfig(shape=(32, 32, 32), sheet=SheetConfig(min_columns=2), min_visibility=0),
 }
-_TINY_VOLUMES = {VolumeConfig: 1, WideConfig: 12}
-"""So many that each kernel is called."""
+_TINY_VOLUMES = {VolumeConfig: 1, WideConfig: 12}  # so many that each kernel is called
 
 
 def preset(name: str, **fields: Any) -> Config:

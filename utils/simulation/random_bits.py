@@ -54,10 +54,7 @@ def random_words(key: np.uint64, first: np.uint64, words: np.ndarray) -> None:
 def normals_of(words: np.ndarray, table: np.ndarray, normals: np.ndarray) -> None:
     """Fill ``normals`` (4 n,) float32 from (n,) words, four each, lowest bits first.
 
-    Args:
-        words: random bits.
-        table: ``NORMALS``, an argument because kernels would store a copy of a global table.
-        normals: to be filled.
+    ``table`` is ``NORMALS``, an argument because kernels would store a copy of a global table.
     """
     quarters = words.view(np.uint16)
     for i in range(normals.size):

@@ -17,16 +17,12 @@ from utils.simulation.configuration import PlainConfig, limited
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z
 from utils.simulation.geometry import GeometryError
 
-DEPTHS = 9
-"""Nodes of a drawn path."""
+DEPTHS = 9  # nodes of a drawn path
 STEPS = ((1, 0), (0, 1), (1, 1))
 """Steps (dp, dq) to three of a column's six neighbours; the others are their opposites."""
-MOST_TURN = 1.4
-"""A sheet ends where its normal is turned by this much, in radians."""
-CLEARANCE = 0.75
-"""Columns of a second sheet keep this share of both spacings' sum from the first."""
-BENT_OVER = 4.0
-"""Columns shorter than this many spacings are bent in proportion to their length."""
+MOST_TURN = 1.4  # A sheet ends where its normal is turned by this much, in radians
+CLEARANCE = 0.75  # columns of a second sheet keep this share of both spacings' sum from the first
+BENT_OVER = 4.0  # columns shorter than this many spacings are bent in proportion to their length
 MARGIN = 1.5
 """Columns that stay further outside of the volume than this, in spacings, are left away."""
 
@@ -90,16 +86,13 @@ class SheetConfig(PlainConfig):
 class Columns:
     """N columns as paths of D nodes, from their proximal to their distal ends."""
 
-    paths: np.ndarray
-    """(N, D, 3) float32, voxels; D is at least 9 where it was drawn."""
+    paths: np.ndarray  # (N, D, 3) float32, voxels; D is at least 9 where it was drawn
     spacing: np.ndarray
     """(N, D) float32: distance to the sheet's nearest other column at that depth, in voxels."""
-    lattice: np.ndarray
-    """(N, 3) int32: chart (0, 1 in a second sheet), p, q."""
+    lattice: np.ndarray  # (N, 3) int32: chart (0, 1 in a second sheet), p, q
     neighbours: np.ndarray
     """(E, 2) int32: pairs k < l of columns that are one of the six lattice steps apart."""
-    left_out: np.ndarray
-    """(N,) bool: columns that stand there and have no stain."""
+    left_out: np.ndarray  # (N,) bool: columns that stand there and have no stain
     parameters: dict[str, float]
     """What was drawn, by name; those of a second sheet begin with second_."""
     neuropil: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 3), np.float32))
@@ -110,26 +103,16 @@ class Columns:
 class _Sheet:
     """A drawn sheet: lattice sites become places (u, v), and these become paths."""
 
-    origin: np.ndarray
-    """(3,) the middle surface's centre, in voxels."""
-    turn: np.ndarray
-    """(3, 3): from the sheet's frame (u, v, normal) to voxel axes."""
-    cell: np.ndarray
-    """(2, 2): columns are the steps p and q at the centre, in voxels."""
-    growth: complex
-    """Relative change of spacing per voxel, and in which direction it grows."""
-    curvature: np.ndarray
-    """(2,) along u and v, per voxel."""
-    length: float
-    """In voxels."""
-    slope: np.ndarray
-    """(2,) drift along u and v per voxel along the normal."""
-    bend: np.ndarray
-    """(2,) largest deviation along u and v, in voxels."""
-    bend_phase: float
-    """0: one arc, pi / 2: an S."""
-    spacing: float
-    """In voxels."""
+    origin: np.ndarray  # (3,) the middle surface's centre, in voxels
+    turn: np.ndarray  # (3, 3): from the sheet's frame (u, v, normal) to voxel axes
+    cell: np.ndarray  # (2, 2): columns are the steps p and q at the centre, in voxels
+    growth: complex  # relative change of spacing per voxel, and in which direction it grows
+    curvature: np.ndarray  # (2,) along u and v, per voxel
+    length: float  # in voxels
+    slope: np.ndarray  # (2,) drift along u and v per voxel along the normal
+    bend: np.ndarray  # (2,) largest deviation along u and v, in voxels
+    bend_phase: float  # 0: one arc, pi / 2: an S
+    spacing: float  # in voxels
 
 
 def draw_columns(
@@ -161,7 +144,7 @@ def draw_until_enough(
 
 
 def _middle_inside(paths: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return (N,) bool: the paths (N, D, 3) whose middle node lies in the volume."""
+    """Return (N,) bool: the paths whose middle node lies in the volume."""
     middle = paths[:, paths.shape[1] // 2]
     return np.all((middle >= 0) & (middle < shape), axis=1)
 
@@ -179,16 +162,14 @@ def _draw_once(
     if rng.random() < config.second_sheet:
         beside, drawn = _draw_second(config, sheet, shape, rng)
         parameters |= {f"second_{name}": value for name, value in drawn.items()}
-        second = _stand(config, beside, shape, rng)
+        paths_2, spacing_2, lattice_2 = _stand(config, beside, shape, rng)
         clear = CLEARANCE * (sheet.spacing + beside.spacing)
-        near, _ = cKDTree(paths.reshape(-1, 3)).query(
-            second[0].reshape(-1, 3), distance_upper_bound=clear
-        )
-        free = np.isinf(near.reshape(second[1].shape)).all(axis=1)
-        paths, spacing = (
-            np.concatenate([a, b[free]]) for a, b in zip((paths, spacing), second[:2], strict=True)
-        )
-        lattice = np.concatenate([lattice, second[2][free] + np.array([1, 0, 0])])
+        first = cKDTree(paths.reshape(-1, 3))
+        near, _ = first.query(paths_2.reshape(-1, 3), distance_upper_bound=clear)
+        free = np.isinf(near.reshape(spacing_2.shape)).all(axis=1)
+        paths = np.concatenate([paths, paths_2[free]])
+        spacing = np.concatenate([spacing, spacing_2[free]])
+        lattice = np.concatenate([lattice, lattice_2[free] + np.array([1, 0, 0])])
     neuropil = np.zeros((0, 4, 3))
     if rng.random() < config.neuropil:
         neuropil = _draw_neuropil(config, sheet, rng)
@@ -339,9 +320,7 @@ def _sites(sheet: _Sheet, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
     extent = 1.5 * (bound + np.sqrt(np.sum((sheet.origin - size / 2) ** 2)))
     ((a, b), (c, d)), area = sheet.cell, abs(np.linalg.det(sheet.cell))
     most_p, most_q = (int(extent * np.hypot(*row) / area) for row in ((d, b), (c, a)))
-    p, q = np.meshgrid(
-        np.arange(-most_p, most_p + 1), np.arange(-most_q, most_q + 1), indexing="ij"
-    )
+    p, q = np.mgrid[-most_p : most_p + 1, -most_q : most_q + 1]
     steps = np.stack([p.ravel(), q.ravel()], axis=1)
     sites = np.einsum("ij,nj->ni", sheet.cell, steps)
     near = np.sum(sites**2, axis=1) < extent**2
@@ -360,11 +339,7 @@ def _without_border_and_holes(
     inside: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return (N,) bool: the sites (N, 2) that no border and no hole takes.
-
-    Both are laid through sites that are ``inside`` (N,) bool the volume; without any there are
-    none.
-    """
+    """Return (N,) bool: the sites that no border and no hole through one ``inside`` takes."""
     keep, inside = np.ones(len(sites), dtype=bool), sites[inside]
     if not len(inside):
         return keep
@@ -432,9 +407,7 @@ def near_volume(
     )
 
 
-def _within(
-    paths: np.ndarray, shape: tuple[int, int, int], margin: np.ndarray | float
-) -> np.ndarray:
+def _within(paths: np.ndarray, shape: tuple[int, ...], margin: np.ndarray | float) -> np.ndarray:
     """Return (N,) bool: paths (N, D, 3) with a node less than ``margin`` outside of the volume."""
     return np.all((paths > -margin) & (paths < shape + np.asarray(margin)), axis=2).any(axis=1)
 
@@ -455,19 +428,11 @@ def nearest_distances(paths: np.ndarray, rows: slice | np.ndarray = slice(None))
 
 def lattice_neighbours(lattice: np.ndarray) -> np.ndarray:
     """Return the (E, 2) int32 pairs k < l of sites (N, 3) that are one of six steps apart."""
-    low = lattice.min(axis=0, initial=0) - 1
-    _, rows, columns = (lattice.max(axis=0, initial=0) - low + 2).tolist()
-
-    def code(sites: np.ndarray) -> np.ndarray:
-        chart, p, q = (sites - low).astype(np.int64).T
-        return np.asarray((chart * rows + p) * columns + q)
-
-    own = code(lattice)
-    order = np.argsort(own)
-    pairs = []
-    for dp, dq in STEPS:
-        wanted = code(lattice + np.array([0, dp, dq]))
-        at = np.searchsorted(own[order], wanted).clip(max=max(len(own) - 1, 0))
-        found = np.flatnonzero(own[order][at] == wanted)
-        pairs.append(np.stack([found, order[at[found]]], axis=1))
-    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0).astype(np.int32)
+    number = {tuple(site): k for k, site in enumerate(lattice.tolist())}
+    pairs = [
+        sorted((k, number[chart, p + dp, q + dq]))
+        for (chart, p, q), k in number.items()
+        for dp, dq in STEPS
+        if (chart, p + dp, q + dq) in number
+    ]
+    return np.unique(np.array(pairs, np.int32).reshape(-1, 2), axis=0)

@@ -17,8 +17,7 @@ REACH = 0.65
 """A column at a border owns voxels up to here, in mean distances to its lattice neighbours."""
 INNER_REACH = 0.8
 """The same of a column with all its six neighbours, so that no gap between columns stays open."""
-NOWHERE = 2.0
-"""Distance of voxels without an owner."""
+NOWHERE = 2.0  # distance of voxels without an owner
 NOBODY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -45,10 +44,8 @@ def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
 
     A voxel belongs to the path whose nearest segment is nearest in voxels (ties: the first), of
     the segments within whose reach it lies; it must not lie beyond the path's ends, which are cut
-    square. Without an owner the distance is 2 and the depth 0.
-
-    Raises:
-        UserError: more than 65535 columns.
+    square. Without an owner the distance is 2 and the depth 0. Raises UserError for more than 65535
+    columns.
     """
     n, depths = columns.spacing.shape
     check_count(n, "columns")
@@ -74,9 +71,8 @@ def _reaches(columns: Columns) -> np.ndarray:
     """
     first, second = columns.neighbours.T
     n, depths = columns.spacing.shape
-    steps = np.sqrt(
-        np.sum((columns.paths[first] - columns.paths[second]).astype(np.float64) ** 2, axis=2)
-    )
+    between = (columns.paths[first] - columns.paths[second]).astype(np.float64)
+    steps = np.sqrt(np.sum(between**2, axis=2))
     degree = np.bincount(columns.neighbours.ravel(), minlength=n)
     total = np.zeros((n, depths))
     for end in (first, second):

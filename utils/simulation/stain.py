@@ -8,6 +8,7 @@ Image Analysis 2023) and AnyStar (Dey et al., WACV 2024), parts what fly neuropi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -16,25 +17,15 @@ from scipy.ndimage import gaussian_filter
 from utils.errors import UserError
 from utils.simulation.configuration import PlainConfig, limited
 from utils.simulation.sheet_fields import ColumnFields
-from utils.simulation.textures import (
-    add_grid,
-    grid_of,
-    noise_grid,
-    paint_balls,
-    plane_of,
-    row_of,
-)
+from utils.simulation.textures import add_grid, grid_of, noise_grid, paint_balls, plane_of, row_of
 
 CORE, RIM, GAP, SHEET, OUTSIDE, NEIGHBOUR = range(6)
 """Places in a stain's levels: the column, its rim, tissue between columns, of the sheet without
 columns or out of its bands, outside of the sheet, and of a neighbouring neuropil."""
-BRIGHTEST = 4.0
-"""Columns are at most this much brighter than the median one."""
-FAR, FURTHER = 0.8, 1.1
-"""From the first to the second distance the gap turns into plain sheet."""
+BRIGHTEST = 4.0  # columns are at most this much brighter than the median one
+FAR, FURTHER = 0.8, 1.1  # from the first to the second distance the gap turns into plain sheet
 BAND_STEPS = 256
-COARSE = 8
-"""Voxels between the nodes of the haze."""
+COARSE = 8  # voxels between the nodes of the haze
 NEAR_GAP = (0.45, 0.7)
 LABEL_RADIUS = 0.35
 
@@ -128,12 +119,9 @@ class StainConfig(PlainConfig):
 class Stain(PlainConfig):
     """A stain's drawn numbers; 0 or () where a part is not there."""
 
-    kind: str
-    """"filled", "rims" or "rods"."""
-    levels: tuple[float, ...]
-    """Brightness of CORE, RIM, GAP, SHEET, OUTSIDE and NEIGHBOUR."""
-    level_sds: tuple[float, ...]
-    """Of the texture on each of them."""
+    kind: str  # "filled", "rims" or "rods"
+    levels: tuple[float, ...]  # brightness of CORE, RIM, GAP, SHEET, OUTSIDE and NEIGHBOUR
+    level_sds: tuple[float, ...]  # of the texture on each of them
     core_radius: float
     rim_width: float
     rod_offsets: tuple[float, ...]
@@ -145,8 +133,7 @@ class Stain(PlainConfig):
     band_centres: tuple[float, ...]
     band_widths: tuple[float, ...]
     band_contrast: float
-    brightness: tuple[float, ...]
-    """Of each column, 1 at the median; 0: left out."""
+    brightness: tuple[float, ...]  # of each column, 1 at the median; 0: left out
     grain: float
     grain_period: float
     texture_period: float
@@ -191,6 +178,9 @@ def draw_stain(
     def part(probability: float) -> bool:
         return chance(probability) and background
 
+    def radii(limits: tuple[float, float], number: tuple[int, int], probability: float) -> Any:
+        return uniform(limits, several(number, part(probability)))
+
     return Stain(
         kind=kind,
         levels=_draw_levels(config, inverted, dark and not inverted, kind, rng),
@@ -210,15 +200,9 @@ def draw_stain(
         grain_period=rng.uniform(*config.grain_period),
         texture_period=float(np.exp(rng.uniform(*np.log(config.texture_period)))),
         cell_diameter=rng.uniform(*config.cell_diameter) * part(config.cells_probability),
-        tract_radii=uniform(
-            config.tract_radius, several(config.tubes, part(config.tracts_probability))
-        ),
-        trachea_radii=uniform(
-            config.trachea_radius, several(config.tubes, part(config.tracheae_probability))
-        ),
-        debris_radii=uniform(
-            config.debris_radius, several(config.debris, part(config.debris_probability))
-        ),
+        tract_radii=radii(config.tract_radius, config.tubes, config.tracts_probability),
+        trachea_radii=radii(config.trachea_radius, config.tubes, config.tracheae_probability),
+        debris_radii=radii(config.debris_radius, config.debris, config.debris_probability),
         haze=rng.uniform(*config.haze) * part(config.haze_probability),
     )
 
@@ -243,24 +227,28 @@ def paint_stain(
 ) -> np.ndarray:
     """Paint (X, Y, Z) float32 >= 0, about 0 to 1: what glows, before the microscope.
 
-    Args:
-        stain: what was drawn.
-        fields: where the voxels stand; their owners number at most ``len(stain.brightness)``.
-        voxel_spacing: mean spacing of the columns, in voxels.
-        rng: source of textures and of where the background's parts lie.
+    ``voxel_spacing`` is the mean spacing of the columns, in voxels; ``rng`` draws textures and
+    where the background's parts lie.
     """
     shape = fields.owner.shape
     neighbour = fields.neighbour
     if neighbour is None:
         neighbour = np.zeros(shape, dtype=np.uint8)
     image = np.empty(shape, dtype=np.float32)
+    rim = np.clip(stain.rim_width, 1.0 / voxel_spacing, 3.0 / voxel_spacing)
+    radii = np.maximum(stain.rod_radii, 0.6 / voxel_spacing)
+    directions = np.reshape(stain.rod_directions, (-1, 3))
+    others = (stain.rod_offsets, radii, stain.rod_starts, stain.rod_ends)
+    rods = np.column_stack([directions, *others])
     _paint_columns(
         image,
         (fields.owner, fields.distance, fields.depth, neighbour),
         noise_grid(shape, stain.texture_period, rng),
         noise_grid(shape, stain.grain_period, rng),
-        _column_numbers(stain, voxel_spacing),
-        _rod_numbers(stain, voxel_spacing),
+        np.array(
+            [voxel_spacing, stain.core_radius, rim, stain.kind == "filled", stain.grain], "f4"
+        ),
+        rods.astype(np.float32),
         band_profile(stain),
         np.array([0.0, *stain.brightness], dtype=np.float32),
         np.array([stain.levels, stain.level_sds], dtype=np.float32),
@@ -286,21 +274,6 @@ def band_profile(stain: Stain) -> np.ndarray:
     return (1.0 - stain.band_contrast * (1.0 - bumps.max(axis=1))).astype(np.float32)
 
 
-def _column_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
-    """Return (5,) float32 numbers for the kernel, the rim's width limited to 1 to 3 voxels."""
-    rim = min(max(stain.rim_width, 1.0 / voxel_spacing), 3.0 / voxel_spacing)
-    filled = stain.kind == "filled"
-    return np.array([voxel_spacing, stain.core_radius, rim, filled, stain.grain], np.float32)
-
-
-def _rod_numbers(stain: Stain, voxel_spacing: float) -> np.ndarray:
-    """Return (R, 7) float32: direction x, y, z, offset, radius (0.6 voxels or more), start, end."""
-    radii = np.maximum(stain.rod_radii, 0.6 / voxel_spacing)
-    directions = np.reshape(stain.rod_directions, (-1, 3))
-    others = (stain.rod_offsets, radii, stain.rod_starts, stain.rod_ends)
-    return np.column_stack([directions, *others]).astype(np.float32)
-
-
 @numba.njit(cache=True)
 def _paint_columns(image, fields, texture, grain, numbers, rods, profile, brightness, levels):  # type: ignore[no-untyped-def]
     """Fill ``image`` row by row: mean level of the mixed structures, and their texture.
@@ -313,6 +286,7 @@ def _paint_columns(image, fields, texture, grain, numbers, rods, profile, bright
     core_sd, rim_sd, gap_sd, sheet_sd, outside_sd, near_sd = levels[1]
     zero, one, half = np.float32(0.0), np.float32(1.0), np.float32(0.5)
     steps, fade = np.float32(profile.size - 1), np.float32(1.0 / (FURTHER - FAR))
+    # rods: direction x, y, z, offset, radius, start, end
     reach = np.float32((rods[:, 3] + rods[:, 4]).max() + half / voxels) if len(rods) else zero
     planes = np.empty_like(texture[0][0]), np.empty_like(grain[0][0])
     size = image.shape[2]
@@ -409,6 +383,12 @@ def _add_bodies(
     rng: np.random.Generator,
 ) -> None:
     """Paint cell bodies on one side of the volume, and tracts, tracheae and debris."""
+
+    def paint(centres: np.ndarray, radii: Any, values: Any, hollow: Any, outside: bool) -> None:
+        radii, values = (np.broadcast_to(a, len(centres)).astype("f4") for a in (radii, values))
+        args = (centres.astype("f4"), radii, values, np.float32(hollow), outside)
+        paint_balls(image, owner, *args)
+
     shape = np.array(image.shape)
     if stain.cell_diameter:
         width = max(stain.cell_diameter * voxel_spacing, 3.0)
@@ -419,30 +399,15 @@ def _add_bodies(
         there &= np.sum((centres - shape / 2) * rng.normal(size=3), axis=1) < 0
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
         values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
-        _paint(image, owner, centres[there], radii[there], values[there], rng.random(), True)
+        paint(centres[there], radii[there], values[there], rng.random(), True)
     for tubes, most, outside in ((stain.tract_radii, 1.0, True), (stain.trachea_radii, 0.1, False)):
         for radius in np.array(tubes) * voxel_spacing:
             centres = _tube(shape, radius, rng)
-            _paint(image, owner, centres, radius, rng.uniform(0.0, most), 0.0, outside)
+            paint(centres, radius, rng.uniform(0.0, most), 0.0, outside)
     if stain.debris_radii:
         radii = np.array(stain.debris_radii) * voxel_spacing
         centres = rng.uniform(0.0, shape, size=(len(radii), 3))
-        _paint(image, owner, centres, radii, rng.uniform(0.8, 2.0, size=len(radii)), 0.0, False)
-
-
-def _paint(
-    image: np.ndarray,
-    owner: np.ndarray,
-    centres: np.ndarray,
-    radii: np.ndarray | float,
-    values: np.ndarray | float,
-    hollow: float,
-    outside_only: bool,
-) -> None:
-    """Call :func:`paint_balls` with arrays of its types."""
-    radii, values = (np.broadcast_to(a, len(centres)).astype(np.float32) for a in (radii, values))
-    centres = centres.astype(np.float32)
-    paint_balls(image, owner, centres, radii, values, np.float32(hollow), outside_only)
+        paint(centres, radii, rng.uniform(0.8, 2.0, size=len(radii)), 0.0, False)
 
 
 def _tube(shape: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
@@ -463,12 +428,8 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     0.45 and 0.7, its near gap. The result is |median c| / sqrt(s^2 + v / 8): s is half the
     distance between the 16th and the 84th percentile of c over columns (a normal c's standard
     deviation), v the mean variance within cores, so that v / 8 is what noise leaves in 2^3 voxels.
-    Volumes below about 0.6 show little that could be learnt.
-
-    Args:
-        image: (X, Y, Z).
-        fields: of the same shape.
-        left_out: (N,) bool, columns that do not count, as they are left out.
+    Volumes below about 0.6 show little that could be learnt. Columns that are ``left_out``, (N,)
+    bool, do not count.
     """
     sums = np.zeros((2, 3, len(left_out) + 1))
     _sum_core_and_gap(image, fields.owner, fields.distance, sums)

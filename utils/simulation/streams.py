@@ -21,24 +21,16 @@ WORD = 1 << 32
 class Purpose(IntEnum):
     """What a stream is for, and in brackets the place that follows the seed."""
 
-    VOLUME = 1
-    """A simulated volume of a file [sample]."""
-    IMAGE = 2
-    """A simulated image [sample]."""
+    VOLUME = 1  # A simulated volume of a file [sample]
+    IMAGE = 2  # A simulated image [sample]
     LIVE_VOLUME = 3
     """A volume simulated while training, and where patches are cut from it [epoch, volume]."""
-    PATCH = 4
-    """Where a patch is cut from a stored volume [epoch, item]."""
-    AUGMENTATION = 5
-    """How an item is changed [epoch, item]."""
-    SAMPLE_ORDER = 6
-    """In which order a data set goes through its samples [round]."""
-    BATCH_ORDER = 7
-    """In which order the items of an epoch are put into batches [epoch]."""
-    MIXING = 8
-    """How patches of live volumes are mixed into batches [epoch, rank]."""
-    PRESET = 9
-    """Of which preset a volume simulated while training is [epoch, volume]."""
+    PATCH = 4  # where a patch is cut from a stored volume [epoch, item]
+    AUGMENTATION = 5  # how an item is changed [epoch, item]
+    SAMPLE_ORDER = 6  # in which order a data set goes through its samples [round]
+    BATCH_ORDER = 7  # in which order the items of an epoch are put into batches [epoch]
+    MIXING = 8  # how patches of live volumes are mixed into batches [epoch, rank]
+    PRESET = 9  # of which preset a volume simulated while training is [epoch, volume]
 
 
 def make_rng(purpose: Purpose, seed: int, *place: int) -> np.random.Generator:

@@ -73,14 +73,9 @@ def row_of(grid, plane, j, row):  # type: ignore[no-untyped-def]
 def paint_balls(image, owner, centres, radii, values, hollow, outside_only):  # type: ignore[no-untyped-def]
     """Paint balls into ``image``, the later over the earlier, with edges one voxel wide.
 
-    Args:
-        image: (X, Y, Z) float32, changed in place.
-        owner: (X, Y, Z) uint16, 0 outside of the sheets.
-        centres: (N, 3) float32, voxels; they may lie outside of the image.
-        radii: (N,) float32, voxels.
-        values: (N,) float32.
-        hollow: how much of the value is missing within 0.6 radii of the centre, 0 to 1.
-        outside_only: leave voxels with an owner as they are.
+    ``image`` (X, Y, Z), ``centres`` (N, 3) and ``radii`` (N,) in voxels, and ``values`` (N,) are
+    float32. ``hollow`` is how much of the value is missing within 0.6 radii of the centre, 0 to 1;
+    with ``outside_only`` voxels with an ``owner`` stay as they are.
     """
     nx, ny, nz = image.shape
     half, one = np.float32(0.5), np.float32(1.0)

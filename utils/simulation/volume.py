@@ -83,12 +83,10 @@ class VolumeConfig(PlainConfig):
 class VolumeParameters(LobeParameters):
     """The parameters drawn for one volume: scalars (int or float) and tuples of three floats."""
 
-    cone_length: float
-    """Length of a cone along e_r, to be multiplied by the norm of e_r."""
+    cone_length: float  # length of a cone along e_r, to be multiplied by the norm of e_r
     cone_radius: float
     """Radius of a cone at its entry point, to be multiplied by the norms of e_theta and e_phi."""
-    cone_taper: float
-    """Radius at the cone's outer end divided by the radius at the entry point."""
+    cone_taper: float  # radius at the cone's outer end divided by the radius at the entry point
     std_intensity: float
     background_weight: float
     gain: int
@@ -106,22 +104,16 @@ class SimulatedVolume:
     N is the number of columns; row k of every per-column array belongs to instance id k + 1.
     """
 
-    image: np.ndarray
-    """(X, Y, Z) float32, raw intensities >= 0."""
+    image: np.ndarray  # (X, Y, Z) float32, raw intensities >= 0
     instances: np.ndarray
     """(X, Y, Z) uint16: 0 background, k + 1 inside the cone of column k; left-out columns too."""
-    entry_points: np.ndarray
-    """(N, 3) float32, unit cube coordinates (may lie outside the cube)."""
+    entry_points: np.ndarray  # (N, 3) float32, unit cube coordinates (may lie outside the cube)
     e_r: np.ndarray
     """(N, 3) float32, column axis, outward; neither unit nor orthogonal to the others."""
-    e_theta: np.ndarray
-    """(N, 3) float32."""
-    e_phi: np.ndarray
-    """(N, 3) float32."""
-    column_type: np.ndarray
-    """(N,) uint8: 0 left out, 1 A (dense), 2 B (clumped), 3 C (ring)."""
-    control_points: np.ndarray
-    """(4, N, 3) float32: the neurites' Bezier control points."""
+    e_theta: np.ndarray  # (N, 3) float32
+    e_phi: np.ndarray  # (N, 3) float32
+    column_type: np.ndarray  # (N,) uint8: 0 left out, 1 A (dense), 2 B (clumped), 3 C (ring)
+    control_points: np.ndarray  # (4, N, 3) float32: the neurites' Bezier control points
     lattice_coordinates: np.ndarray
     """(N, 3) int32: icosahedron face 0..19, then grid coordinates (i, j) on it."""
     lattice_neighbours: np.ndarray
@@ -203,15 +195,10 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
 def simulate_volume(config: VolumeConfig | WideConfig, rng: np.random.Generator) -> SimulatedVolume:
     """Simulate one volume of either preset; a :class:`WideVolume` of a :class:`WideConfig`.
 
-    Args:
-        config: what to draw from.
-        rng: source of all chance, best made by :func:`sample_rng`; equal generators give equal
-            volumes to the bit on any number of cores.
-
-    Raises:
-        GeometryError: no geometry with ``min_columns`` columns within ``max_tries``, or no volume
-            of preset wide whose columns can be seen within ``max_redraws``.
-        UserError: more than a thousandth of the voxels would be too bright.
+    Equal generators, best made by :func:`sample_rng`, give equal volumes to the bit on any number
+    of cores. Raises GeometryError if no geometry has ``min_columns`` columns within ``max_tries``,
+    or no volume of preset wide shows its columns within ``max_redraws``, and UserError if more than
+    a thousandth of the voxels would be too bright.
     """
     if isinstance(config, WideConfig):
         return _simulate_wide(config, rng)
@@ -244,13 +231,8 @@ def _simulate_wide(config: WideConfig, rng: np.random.Generator) -> WideVolume:
 
 def _simulate_reference(config: VolumeConfig, rng: np.random.Generator) -> SimulatedVolume:
     """Draw the geometry, render the labels, the fluorescence, the image."""
-    lobe = draw_optic_lobe(
-        rng,
-        lattice_intervals=config.lattice_intervals,
-        axis_scales=config.axis_scales,
-        min_columns=config.min_columns,
-        max_tries=config.max_tries,
-    )
+    ranges = config.lattice_intervals, config.axis_scales
+    lobe = draw_optic_lobe(rng, *ranges, config.min_columns, config.max_tries)
     parameters = _draw_parameters(config, lobe, rng)
     control_points = draw_control_points(rng, lobe)
     column_type = fluorescence.draw_column_types(rng, len(lobe.entry_points))
@@ -311,29 +293,15 @@ def _render_fluorescence(
         "baseline_intensity": config.baseline_intensity,
         "std_intensity": parameters.std_intensity,
     }
-    clouds = fluorescence.draw_clouds(
-        rng,
-        column_type,
-        spacing=parameters.spacing,
-        simplify_factor=config.simplify_factor,
-        **intensities,
-    )
-    fluorescence.paint_clouds(
-        canvas,
-        clouds,
-        lobe.entry_points + np.float32(0.5 * parameters.cone_length) * lobe.e_r,
-        (lobe.e_r, lobe.e_theta, lobe.e_phi),
-        v_std=config.v_std,
-        key=draw_key(rng),
-    )
-    neurite_intensity = fluorescence.draw_neurite_intensities(rng, len(column_type), **intensities)
-    fluorescence.paint_neurites(
-        canvas,
-        control_points,
-        neurite_intensity,
-        jitter=fluorescence.NEURITE_JITTER * parameters.spacing,
-        key=draw_key(rng),
-    )
+    widths = {"spacing": parameters.spacing, "simplify_factor": config.simplify_factor}
+    clouds = fluorescence.draw_clouds(rng, column_type, **widths, **intensities)
+    middles = lobe.entry_points + np.float32(0.5 * parameters.cone_length) * lobe.e_r
+    frames = lobe.e_r, lobe.e_theta, lobe.e_phi
+    key = draw_key(rng)
+    fluorescence.paint_clouds(canvas, clouds, middles, frames, v_std=config.v_std, key=key)
+    neurites = fluorescence.draw_neurite_intensities(rng, len(column_type), **intensities)
+    jitter, key = fluorescence.NEURITE_JITTER * parameters.spacing, draw_key(rng)
+    fluorescence.paint_neurites(canvas, control_points, neurites, jitter=jitter, key=key)
     return canvas
 
 

@@ -16,11 +16,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.simulation.configuration import PlainConfig, check_shape, limited
 from utils.simulation.geometry import GeometryError, draw_optic_lobe
-from utils.simulation.microscope import (
-    MicroscopeConfig,
-    draw_microscope,
-    take_picture,
-)
+from utils.simulation.microscope import MicroscopeConfig, draw_microscope, take_picture
 from utils.simulation.placed_columns import ColumnTable, place_columns
 from utils.simulation.sheet import (
     DEPTHS,
@@ -33,8 +29,7 @@ from utils.simulation.sheet import (
 from utils.simulation.sheet_fields import paint_fields
 from utils.simulation.stain import StainConfig, draw_stain, paint_stain, visibility
 
-LOOKS = 4
-"""Stains and microscopes that are tried on a geometry before another one is drawn."""
+LOOKS = 4  # stains and microscopes that are tried on a geometry before another one is drawn
 
 
 @dataclass(frozen=True)
@@ -99,18 +94,13 @@ class WideParameters:
 
     spacing: float
     """Mean distance of nearest neighbours along the columns, in mean edges of the volume."""
-    cone_length: float
-    """1: e_r is the whole column."""
+    cone_length: float  # 1: e_r is the whole column
     cone_radius: float
     """Radius of a column, in its distance to the nearest neighbour at the same depth."""
-    cone_taper: float
-    """Mean of the columns' distal over proximal spacing."""
-    visibility: float
-    """Contrast of columns and gaps over its spread, by ``microscope.visibility``."""
-    redraws: int
-    """Volumes drawn until this one was accepted."""
-    drawn: str
-    """JSON: parameters of the geometry, the stain and the microscope."""
+    cone_taper: float  # mean of the columns' distal over proximal spacing
+    visibility: float  # contrast of columns and gaps over its spread, by ``microscope.visibility``
+    redraws: int  # volumes drawn until this one was accepted
+    drawn: str  # JSON: parameters of the geometry, the stain and the microscope
 
     def spacing_voxels(self, shape: tuple[int, int, int]) -> list[float]:
         """Return the spacing along x, y, z in voxels, which are cubes."""
@@ -120,12 +110,9 @@ class WideParameters:
 def draw_wide(
     config: WideConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, Columns, WideParameters]:
-    """Draw volumes until one's columns can be seen.
+    """Draw volumes until one's columns can be seen; GeometryError after ``config.max_redraws``.
 
-    Returns:
-        Image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns, and what was drawn.
-
-    Raises GeometryError if none of ``config.max_redraws`` volumes is visible enough.
+    Return image (X, Y, Z) float32, instances (X, Y, Z) uint16, the columns, and what was drawn.
     """
     best = 0.0
     for redraws in range(config.max_redraws):
@@ -145,11 +132,8 @@ def draw_wide(
             f"no volume of {config.max_redraws} shows its columns with min_visibility "
             f"{config.min_visibility} (most: {best:.2f}): ask for less, or for clearer stains"
         )
-    drawn = {
-        "geometry": columns.parameters,
-        "stain": stain.to_dict(),
-        "microscope": microscope.to_dict(),
-    }
+    drawn = {"geometry": columns.parameters, "stain": stain.to_dict()}
+    drawn["microscope"] = microscope.to_dict()
     parameters = WideParameters(
         spacing=spacing / float(np.mean(config.shape)),
         cone_length=1.0,
@@ -159,8 +143,7 @@ def draw_wide(
         redraws=redraws,
         drawn=json.dumps(drawn),
     )
-    instances = fields.instances(config.sheet.radius)
-    return image, instances, columns, parameters
+    return image, fields.instances(config.sheet.radius), columns, parameters
 
 
 def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
@@ -175,13 +158,8 @@ def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
 
 def _draw_lobe(config: WideConfig, rng: np.random.Generator) -> Columns:
     """Return the reference's columns as straight paths."""
-    lobe = draw_optic_lobe(
-        rng,
-        lattice_intervals=config.lobe.lattice_intervals,
-        axis_scales=config.lobe.axis_scales,
-        min_columns=config.sheet.min_columns,
-        max_tries=config.sheet.max_tries,
-    )
+    ranges = config.lobe.lattice_intervals, config.lobe.axis_scales
+    lobe = draw_optic_lobe(rng, *ranges, config.sheet.min_columns, config.sheet.max_tries)
     lengths = np.linspace(0.0, config.lobe.length * lobe.spacing, DEPTHS)[:, None]
     paths = (lobe.entry_points[:, None] + lengths * lobe.e_r[:, None]) * np.array(config.shape)
     columns = Columns(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from utils.storage.errors import OtherParametersError
 from utils.storage.layout import version_note
 from utils.storage.reading import VolumeFile
-from utils.storage.rows import EncodedRow, encode_row, largest_row, stored_image
+from utils.storage.rows import EncodedRow, encode_row, stored_image
 from utils.storage.volume_set import VolumeSet, disk_space
 from utils.storage.writing import in_words, new_volume_file, write_simulated_file
 
@@ -22,7 +22,6 @@ __all__ = [
     "disk_space",
     "encode_row",
     "in_words",
-    "largest_row",
     "new_volume_file",
     "stored_image",
     "version_note",

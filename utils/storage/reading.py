@@ -18,14 +18,7 @@ from utils.simulation.presets import Config, config_from_dict
 from utils.simulation.volume import SimulatedVolume, VolumeParameters
 from utils.simulation.wide import WideParameters
 from utils.storage.errors import hdf5_errors
-from utils.storage.layout import (
-    LAYOUT,
-    REFERENCE,
-    VOXELS,
-    WIDE,
-    Kind,
-    parameter_layout,
-)
+from utils.storage.layout import LAYOUT, REFERENCE, VOXELS, WIDE, Kind, parameter_layout
 from utils.storage.volume_set import VolumeSet
 
 

@@ -12,17 +12,8 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.grey_values import GreyCounts, find_limits
-from utils.simulation.presets import Config
 from utils.simulation.volume import SimulatedVolume, WideVolume
-from utils.storage.layout import (
-    GZIP_LEVEL,
-    REFERENCE,
-    WIDE,
-    parameter_layout,
-    row_bytes,
-    split_chunks,
-)
-from utils.storage.volume_set import column_bytes
+from utils.storage.layout import GZIP_LEVEL, REFERENCE, WIDE, parameter_layout, split_chunks
 
 _LARGEST_FLOAT16 = np.float32(np.finfo(np.float16).max)
 
@@ -60,13 +51,6 @@ def encode_row(volume: SimulatedVolume) -> EncodedRow:
         text = isinstance(value, str)
         values["parameters/" + name] = value if text else np.asarray(value, dtype).reshape(shape)
     return EncodedRow(image, chunks, values)
-
-
-def largest_row(config: Config) -> int:
-    """Return an upper bound of the bytes of a pickled row, however badly its labels compress."""
-    voxels = row_bytes(config.shape) // 2
-    # 2 bytes of the image, 1 and 2 of the labels, to which zlib adds less than a hundredth
-    return int(5.03 * voxels) + column_bytes(config) + (1 << 16)
 
 
 def stored_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

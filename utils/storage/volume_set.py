@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from utils.simulation.presets import Config, preset_of
 from utils.simulation.sheet import DEPTHS
 from utils.simulation.streams import check_seed
 from utils.simulation.wide import WideConfig
-from utils.storage.layout import REFERENCE, WIDE, row_bytes
+from utils.storage.layout import row_bytes
 
 
 @dataclass(frozen=True)
@@ -58,31 +55,17 @@ def differing(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, 
     return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
 
 
-def column_bytes(config: Config) -> int:
-    """Return an upper bound of what the columns of one volume take besides their voxels."""
-    if isinstance(config, WideConfig):
-        nodes = DEPTHS if config.table is None else config.table.nodes.shape[1]
-        # Two sheets, each as large as a face of the volume and as curved as half a sphere.
-        count = 8 * (max(config.shape) / config.sheet.spacing[0] + 1) ** 2
-        if config.lobe.share:
-            count = max(count, 10 * (config.lobe.lattice_intervals[1] + 1) ** 2 + 2)
-        kind, extra = WIDE, 16 + 16 * (nodes - 1)  # a brightness as text, and all nodes but one
-    else:
-        count, kind, extra = 10 * (config.lattice_intervals[1] + 1) ** 2 + 2, REFERENCE, 0
-    per_column = sum(
-        np.dtype(part.dtype).itemsize * abs(math.prod(part.shape)) for part in kind.ragged.values()
-    )
-    more_neighbours = 2 * 8  # a column has up to three pairs to itself, not one
-    return int(min(count, 1 << 16)) * (per_column + more_neighbours + extra)
-
-
 def disk_space(volume_set: VolumeSet) -> int:
     """Return an upper estimate of a file's bytes.
 
     Images are stored as they are; labels were measured at 2 to 4 % of them (128 voxels an edge),
-    twice that is allowed for. The frames of 400 columns take 64 KiB.
+    twice that is allowed for. The frames of 400 columns take 64 KiB. Wide volumes are allowed more
+    labels, and two sheets, each as large as a face of the volume and as curved as half a sphere.
     """
-    row = 1.08 * row_bytes(volume_set.config.shape) + (1 << 16)
-    if isinstance(volume_set.config, WideConfig):
-        row += 0.08 * row_bytes(volume_set.config.shape) + column_bytes(volume_set.config)
+    config = volume_set.config
+    row = 1.08 * row_bytes(config.shape) + (1 << 16)
+    if isinstance(config, WideConfig):
+        nodes = DEPTHS if config.table is None else config.table.nodes.shape[1]
+        columns = 8 * (max(config.shape) / config.sheet.spacing[0] + 1) ** 2
+        row += 0.08 * row_bytes(config.shape) + min(columns, 1 << 16) * (128 + 16 * nodes)
     return int(volume_set.num_samples * row) + (1 << 20)
