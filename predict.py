@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
 from utils.flags import FlagParser, scale, voxel_ranges, voxel_size
@@ -30,6 +30,7 @@ from utils.training.options import DEVICES, PRECISIONS
 if TYPE_CHECKING:
     from torch import nn
 
+    from models import ModelConfig
     from utils.data.normalize import PercentileNormalizer
     from utils.devices import Compute
     from utils.grey_values import Limits
@@ -42,7 +43,7 @@ THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
-TTA = ("flips", "inverted", "scales")  # views to average over; --tta alone means the first
+TTA = ("flips", "scales")  # views to average over; --tta alone means the first
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
 CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes")  # what open_stack reads
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
@@ -108,9 +109,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "stand as far apart as in training; auto measures how far they do and says so; where that "
         "is not certain, it takes the scale at which masks agree best with those of mirror images")
     add("--tta", nargs="?", type=views, const=TTA[:1], default=(), metavar="KINDS",
-        help="average over views of each window, a list such as flips,inverted,scales: mirrored "
-        "(8 times slower, 4 in 2D; the default of --tta alone), inverted (1 pass more), 0.8 and "
-        "1.25 times as large (2 more)")
+        help="average over views of each window, a list such as flips,scales: mirrored (8 times "
+        "slower, 4 in 2D; the default of --tta alone), 0.8 and 1.25 times as large (2 more)")
     add("--no-trust", action="store_true",
         help="do not measure how much the mask changes under small changes of a stack")
     add("--window", type=int, metavar="INT",
@@ -169,12 +169,11 @@ def predict(flags: argparse.Namespace) -> None:
         return
     check_flags(flags)
     check_input(flags.input)
-    outputs = name_outputs(flags)
-    preview = None if flags.no_preview else preview_name(outputs["mask"])
+    outputs, preview, columns = name_outputs(flags)
     if flags.skip_existing and skipped(outputs):
         return
-    check_outputs(flags, outputs, preview)
-    from utils.data.normalize import measure_limits
+    check_outputs(flags, outputs, [*columns.values(), *([preview] if preview else [])])
+    from utils.data.normalize import PercentileNormalizer, measure_limits
     from utils.devices import memory_advice
     from utils.figures.previews import save_preview
     from utils.prediction.trained_network import read_network
@@ -189,7 +188,9 @@ def predict(flags: argparse.Namespace) -> None:
     ):
         stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
         network = read_network(flags.checkpoint)
-        normalizer = choose_normalizer(network, flags)
+        normalizer = network.normalizer
+        if flags.percentiles:
+            normalizer = PercentileNormalizer(*flags.percentiles, rule="percentiles")
         measured = functools.cache(lambda: measure_limits(stack, normalizer))
         plan = make_plan(flags, stack, network, outputs, normalizer, measured)
         warning = stack.warning()
@@ -198,12 +199,11 @@ def predict(flags: argparse.Namespace) -> None:
             print(f"note: {lost}")
         limits = measured()
         tell_grey_values(stack, limits, flags)
+        found = stack.path.stat()
+        source = [str(stack.path.resolve()), found.st_size, found.st_mtime_ns]
         made_from = {
-            "input": [*identify(stack.path), warning, limits.low, limits.high],
-            "choice": [
-                *(getattr(flags, name) for name in CHOICES if name != "voxel_size"),
-                flags.crop,
-            ],
+            "input": [*source, warning, limits.low, limits.high],
+            "choice": [choice[name] for name in CHOICES if name != "voxel_size"] + [flags.crop],
             "network": network.fingerprint(),
             "normalizer": normalizer.to_dict(),
             "network_shape": plan.shape,
@@ -218,24 +218,51 @@ def predict(flags: argparse.Namespace) -> None:
         kept = {"made_from": made_from, "progress": True, "preview": preview is not None}
         sections = write_prediction(ready, outputs, flags.threshold, **kept)
         trust = [] if flags.no_trust else tell_trust(ready, network, plan)
-        if flags.columns:
-            outputs |= write_columns_of(flags, stack, outputs)
+        if columns:
+            write_columns_of(flags, stack, outputs, columns)
+    written = {**outputs, **columns}
     if preview and sections:
-        outputs["preview"] = save_preview(sections, preview, stack.path.name)
-    print("\n".join([*(f"wrote {path}" for path in outputs.values()), *trust]))
+        written["preview"] = save_preview(sections, preview, stack.path.name)
+    print("\n".join([*(f"wrote {path}" for path in written.values()), *trust]))
 
 
-def tell_trust(ready: StackPrediction, network: TrainedNetwork, plan: Plan) -> list[str]:
-    """Return what to tell of how far a 3D prediction is to be trusted; nothing of others."""
-    import numpy as np
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise UserError for a number outside its range."""
+    for name in ("window", "batch_size"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if not 0 <= flags.overlap < 1:
+        raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
+    if not 0 < flags.threshold <= 1:
+        raise UserError(f"--threshold {flags.threshold}: must lie above 0 and up to 1")
+    if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
+        raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
+    if flags.memory is not None and not 0 < flags.memory < math.inf:
+        raise UserError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
 
-    from utils.prediction.trust import allowed_passes, describe_trust, measure_agreement
 
-    three = network.config["spatial_dims"] == 3
-    if not three or not ready.limits.high > ready.limits.low:
-        return []
-    most = allowed_passes(ready.windows.passes(ready.shape), plan.seconds)
-    return describe_trust(measure_agreement(ready, most, np.random.default_rng(0)), network.trust)
+def name_outputs(flags: argparse.Namespace) -> tuple[dict[str, Path], Path | None, dict[str, Path]]:
+    """Return where mask and probabilities go, the preview if any, and the columns' files."""
+    from utils.stacks import split_ending, zarr_around
+
+    source = zarr_around(flags.input)
+    within = Path(flags.input).relative_to(source).parts  # never written into a Zarr folder
+    default = source.with_name("_".join([split_ending(source)[0], *within, "mask.tif"]))
+    mask = default if flags.output is None else Path(flags.output)
+    stem, ending = split_ending(mask)
+    outputs = {"mask": mask}
+    if flags.probabilities == BESIDE_OUTPUT:
+        outputs["probabilities"] = mask.with_name(f"{stem}_probabilities{ending}")
+    elif flags.probabilities is not None:
+        outputs["probabilities"] = Path(flags.probabilities)
+    columns = {}
+    if flags.columns:
+        from utils.columns.finding import column_files
+
+        labels = mask.with_name(f"{stem.removesuffix('_mask')}_labels{ending}")
+        columns = column_files(labels, pictures=not flags.no_preview)
+    return outputs, None if flags.no_preview else mask.with_name(f"{stem}_preview.png"), columns
 
 
 def skipped(outputs: Mapping[str, Path]) -> bool:
@@ -251,52 +278,42 @@ def skipped(outputs: Mapping[str, Path]) -> bool:
     return not absent
 
 
-def write_columns_of(
-    flags: argparse.Namespace, stack: Stack, outputs: Mapping[str, Path]
-) -> dict[str, Path]:
-    """Find the columns in what was written, print what a user should know; return their files."""
-    from utils.columns.finding import column_files, find_in_stack
-    from utils.stacks import open_stack
+def check_outputs(
+    flags: argparse.Namespace, outputs: Mapping[str, Path], beside: Sequence[Path]
+) -> None:
+    """Raise UserError if an output, or a file ``beside`` the mask, cannot be written.
 
-    files = column_files(labels_name(outputs["mask"]), pictures=not flags.no_preview)
-    source = outputs.get("probabilities", outputs["mask"])
-    with open_stack(source, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
-        placed = replace(found, place=stack.place, origin=stack.origin)
-        threshold = flags.threshold if "probabilities" in outputs else None
-        given = {"threshold": threshold, "memory": flags.memory, "script": __file__}
-        columns = find_in_stack(placed, files, **given)
-    print("\n".join(columns.notes))
-    if not flags.no_preview:
-        from utils.figures.columns import save_column_pictures
+    Also if two files are one, or one is in the (Zarr) folder that another one is.
+    """
+    from utils.stacks import check_output
+    from utils.stacks.writing import check_free
 
-        save_column_pictures(columns, stack, files, stack.path.name)
-    return files
-
-
-def labels_name(mask: Path) -> Path:
-    """Return where the labels of the columns beside a mask go."""
-    from utils.stacks import split_ending
-
-    stem, ending = split_ending(mask)
-    return mask.with_name(f"{stem.removesuffix('_mask')}_labels{ending}")
+    for path in outputs.values():
+        check_output(path, overwrite=flags.overwrite)
+    source = Path(flags.input)
+    for one, other in itertools.permutations([source, *outputs.values()], 2):
+        if one.resolve() == other.resolve():
+            what = "is the input itself" if source in (one, other) else "stands for two outputs"
+            raise UserError(
+                f"{other}: {what}: --input, --output and --probabilities must be different files"
+            )
+        if other.resolve() in one.resolve().parents:
+            raise UserError(f"{one}: lies within {other}, which is another of the files given")
+    for path in beside:  # made of the mask, so an earlier one is none to keep
+        check_free(path, overwrite=flags.overwrite or flags.skip_existing)
 
 
 @dataclass(frozen=True)
 class Plan:
     """How a stack will be worked off."""
 
-    model: nn.Module
-    """On its device."""
+    model: nn.Module  # on its device
     compute: Compute
-    shape: tuple[int, ...]
-    """Of what the network sees."""
+    shape: tuple[int, ...]  # of what the network sees
     windows: Windows
-    reasons: list[str]
-    """Lines that say why it is this shape."""
-    peak: int
-    """Bytes of memory, estimated."""
-    seconds: float
-    """In the network, estimated."""
+    reasons: list[str]  # lines that say why it is this shape
+    peak: int  # bytes of memory, estimated
+    seconds: float  # in the network, estimated
 
 
 def make_plan(
@@ -310,9 +327,12 @@ def make_plan(
     """Return what fits the stack, the network and the machine; UserError if nothing does."""
     import numpy as np
 
-    from utils.devices import Compute, choose_compute
+    from models import build_model
+    from utils.devices import Compute, choose_compute, time_step
+    from utils.prediction.adapting import PlaneByPlane, fused
     from utils.prediction.memory import Memory, check_loading, fit_batch
     from utils.prediction.network_voxels import check_enlargement, network_shape
+    from utils.prediction.sliding_window import BATCH_SIZE, Windows, window_within
     from utils.prediction.staging import earlier_record
     from utils.prediction.trust import LEAST_IOU, MIRRORED, SEARCH_PASSES, measure_agreement
     from utils.prediction.whole_stack import StackPrediction
@@ -322,15 +342,22 @@ def make_plan(
     kept = before.get("device") == compute.device
     if kept:
         compute = Compute(compute.device, before["precision"], "auto: as before")
-    by_planes = check_network(network, stack, flags) < len(stack.shape)
+    config = check_network(network, stack, flags)
+    by_planes = config.spatial_dims < len(stack.shape)
     check_enlargement(stack, flags.scale, by_planes=by_planes)
-    model = load_model(network, compute.device, by_planes)
+    model = fused(network.restore(build_model(config), compute.device, config.spatial_dims))
+    if by_planes:
+        model = PlaneByPlane(model)
     memory = Memory.allowed(flags.memory)
     check_loading(stack, memory)
-    fixed = flags.batch_size is not None
 
     def fit(shape: tuple[int, ...]) -> tuple[Windows, int, float]:
-        windows = largest_windows(shape, network.patch_size, compute, by_planes, flags)
+        edges = window_within(shape, flags.window or network.patch_size)
+        edges = (*edges[:-1], 1) if by_planes else edges
+        precision = "bf16" if compute.precision.startswith("bf16") else "32"
+        size = flags.batch_size or BATCH_SIZE
+        windows = Windows(edges, flags.overlap, size, flags.tta, precision)
+        fixed = flags.batch_size is not None
         return fit_batch(model, stack, shape, windows, outputs, memory, fixed_batch=fixed)
 
     def agreement(shape: tuple[int, ...]) -> float:
@@ -349,31 +376,61 @@ def make_plan(
     shape, reasons = network_shape(stack, flags.scale, network.spacing, **options)
     windows, peak, seconds = fit(shape)
     if flags.precision == "auto" and not kept and seconds > WORTH_TIMING:
-        compute = time_precisions(model, compute.device, windows)
+        batch = (max(2, windows.batch_size), 1, *windows.edges)
+        compute = choose_compute(compute.device, "auto", lambda p: time_step(model, batch, p))
         if compute.precision == "bf16-mixed" and windows.precision == "32":
-            windows = replace(windows, precision="bf16")
-            windows, peak, _ = fit_batch(
-                model, stack, shape, windows, outputs, memory, fixed_batch=fixed
-            )
+            windows, peak, _ = fit(shape)
     return Plan(model, compute, shape, windows, reasons, peak, seconds)
 
 
-def choose_normalizer(network: TrainedNetwork, flags: argparse.Namespace) -> PercentileNormalizer:
-    """Return the training's, or that of --percentiles."""
-    from utils.data.normalize import PercentileNormalizer
+def check_network(network: TrainedNetwork, stack: Stack, flags: argparse.Namespace) -> ModelConfig:
+    """Return the network's configuration; raise UserError if it can make no mask of the stack."""
+    from models import ModelConfig
 
-    if flags.percentiles:
-        return PercentileNormalizer(*flags.percentiles, rule="percentiles")
-    return network.normalizer
+    given = f"--checkpoint {flags.checkpoint}"
+    config = network.parse_config(ModelConfig.from_dict)
+    if network.objective == "keypoints":
+        raise UserError(
+            f"{given}: was trained with --objective keypoints to find centres, so its map is no "
+            "mask; name a network that was trained to segment"
+        )
+    if (config.in_channels, config.out_channels) != (1, 1):
+        raise UserError(
+            f"{given}: a network with {config.in_channels} input and {config.out_channels} output "
+            "channels; one of each is needed"
+        )
+    dims = len(stack.shape)
+    if config.spatial_dims > dims:
+        raise UserError(
+            f"{given}: a {config.spatial_dims}D network, but {stack.path} is an image of {dims} "
+            f"axes; name a network of train_basic_{dims}dunet.py"
+        )
+    return config
 
 
 def tell_plan(stack: Stack, network: TrainedNetwork, plan: Plan, warning: str | None) -> None:
     """Print what will be done, now that nothing speaks against it."""
-    print("\n".join([describe_stack(stack), *plan.reasons]))
-    if warning:
-        print(f"warning: {warning}")
-    print(describe_network(network, plan.compute, plan.windows))
-    print(describe_plan(stack, plan.shape, plan.windows, plan.peak))
+    import torch
+
+    shapes = stack.shape, plan.shape, plan.windows.edges
+    edges, seen, window = (" x ".join(map(str, shape)) for shape in shapes)
+    sizes = stack.spacing and " x ".join(f"{size:.4g}" for size in stack.spacing)
+    channel = "" if stack.channel is None else f", channel {stack.channel}"
+    windows, compute = plan.windows, plan.compute
+    resampled = "" if plan.shape == stack.shape else f", resampled to {seen} and back"
+    views = f", averaged over {', '.join(windows.tta)}" if windows.tta else ""
+    lines = [
+        f"input: {stack.path}: {edges} ({' x '.join('xyz'[: len(stack.shape)])}), {stack.dtype}"
+        f"{channel}, voxels of {f'{sizes} um' if sizes else 'unknown size'}",
+        *plan.reasons,
+        *([f"warning: {warning}"] if warning else []),
+        f"network: {network.config['arch']}, {network.config['spatial_dims']}D, epoch "
+        f"{network.epoch}, on {compute.device} in {windows.precision} ({compute.reason}), "
+        f"{torch.get_num_threads()} threads",
+        f"plan: {windows.count(plan.shape)} windows of {window}, {windows.batch_size} at once"
+        f"{views}{resampled}; estimated peak memory {plan.peak / 1e9:.2f} GB",
+    ]
+    print("\n".join(lines))
 
 
 def tell_grey_values(stack: Stack, limits: Limits, flags: argparse.Namespace) -> None:
@@ -396,134 +453,39 @@ def tell_grey_values(stack: Stack, limits: Limits, flags: argparse.Namespace) ->
         print(f"warning: {warning}")
 
 
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for a number outside its range."""
-    for name in ("window", "batch_size"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    if not 0 <= flags.overlap < 1:
-        raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    if not 0 < flags.threshold <= 1:
-        raise UserError(f"--threshold {flags.threshold}: must lie above 0 and up to 1")
-    if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
-        raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
-    if flags.memory is not None and not 0 < flags.memory < math.inf:
-        raise UserError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
+def tell_trust(ready: StackPrediction, network: TrainedNetwork, plan: Plan) -> list[str]:
+    """Return what to tell of how far a 3D prediction is to be trusted; nothing of others."""
+    import numpy as np
+
+    from utils.prediction.trust import allowed_passes, describe_trust, measure_agreement
+
+    if network.config["spatial_dims"] != 3 or not ready.limits.high > ready.limits.low:
+        return []
+    most = allowed_passes(ready.windows.passes(ready.shape), plan.seconds)
+    return describe_trust(measure_agreement(ready, most, np.random.default_rng(0)), network.trust)
 
 
-def name_outputs(flags: argparse.Namespace) -> dict[str, Path]:
-    """Return where mask and probabilities go."""
-    from utils.stacks import split_ending, zarr_around
-
-    source = zarr_around(flags.input)
-    within = Path(flags.input).relative_to(source).parts  # never written into a Zarr folder
-    default = source.with_name("_".join([split_ending(source)[0], *within, "mask.tif"]))
-    outputs = {"mask": default if flags.output is None else Path(flags.output)}
-    if flags.probabilities == BESIDE_OUTPUT:
-        stem, ending = split_ending(outputs["mask"])
-        outputs["probabilities"] = outputs["mask"].with_name(f"{stem}_probabilities{ending}")
-    elif flags.probabilities is not None:
-        outputs["probabilities"] = Path(flags.probabilities)
-    return outputs
-
-
-def preview_name(mask: Path) -> Path:
-    """Return where the picture beside a mask goes."""
-    from utils.stacks import split_ending
-
-    return mask.with_name(f"{split_ending(mask)[0]}_preview.png")
-
-
-def check_outputs(
-    flags: argparse.Namespace, outputs: Mapping[str, Path], preview: Path | None
-) -> None:
-    """Raise UserError if an output, or the preview, cannot be written."""
-    from utils.stacks import check_output
-    from utils.stacks.writing import check_free
-
-    for path in outputs.values():
-        check_output(path, overwrite=flags.overwrite)
-    check_apart(Path(flags.input), outputs)
-    beside = [] if preview is None else [preview]
-    if flags.columns:
-        from utils.columns.finding import column_files
-
-        beside += column_files(labels_name(outputs["mask"]), pictures=preview is not None).values()
-    for path in beside:  # made of the mask, so an earlier one is none to keep
-        check_free(path, overwrite=flags.overwrite or flags.skip_existing)
-
-
-def check_apart(source: Path, outputs: Mapping[str, Path]) -> None:
-    """Raise UserError if two files are one, or one is in the (Zarr) folder that another one is."""
-    for one, other in itertools.permutations([source, *outputs.values()], 2):
-        if one.resolve() == other.resolve():
-            what = "is the input itself" if source in (one, other) else "stands for two outputs"
-            raise UserError(
-                f"{other}: {what}: --input, --output and --probabilities must be different files"
-            )
-        if other.resolve() in one.resolve().parents:
-            raise UserError(f"{one}: lies within {other}, which is another of the files given")
-
-
-def check_network(network: TrainedNetwork, stack: Stack, flags: argparse.Namespace) -> int:
-    """Return the network's axes in space; raise UserError if it can make no mask of the stack."""
-    from models import ModelConfig
-
-    given = f"--checkpoint {flags.checkpoint}"
-    config = network.parse_config(ModelConfig.from_dict)
-    if network.objective == "keypoints":
-        raise UserError(
-            f"{given}: was trained with --objective keypoints to find centres, so its map is no "
-            "mask; name a network that was trained to segment"
-        )
-    if (config.in_channels, config.out_channels) != (1, 1):
-        raise UserError(
-            f"{given}: a network with {config.in_channels} input and {config.out_channels} output "
-            "channels; one of each is needed"
-        )
-    dims = len(stack.shape)
-    if config.spatial_dims > dims:
-        raise UserError(
-            f"{given}: a {config.spatial_dims}D network, but {stack.path} is an image of {dims} "
-            f"axes; name a network of train_basic_{dims}dunet.py"
-        )
-    return config.spatial_dims
-
-
-def load_model(network: TrainedNetwork, device: str, by_planes: bool) -> nn.Module:
-    """Return the network on its device, as fast as it predicts."""
-    from models import ModelConfig, build_model
-    from utils.prediction.adapting import PlaneByPlane, fused
-
-    config = network.parse_config(ModelConfig.from_dict)
-    model = fused(network.restore(build_model(config), device, config.spatial_dims))
-    return PlaneByPlane(model) if by_planes else model
-
-
-def largest_windows(
-    shape: tuple[int, ...],
-    patch_size: int,
-    compute: Compute,
-    by_planes: bool,
+def write_columns_of(
     flags: argparse.Namespace,
-) -> Windows:
-    """Return the windows, as many at once as are wanted."""
-    from utils.prediction.sliding_window import BATCH_SIZE, Windows, window_within
+    stack: Stack,
+    outputs: Mapping[str, Path],
+    files: Mapping[str, Path],
+) -> None:
+    """Find the columns in what was written, and print what a user should know."""
+    from utils.columns.finding import find_in_stack
+    from utils.stacks import open_stack
 
-    edges = window_within(shape, flags.window or patch_size)
-    if by_planes:
-        edges = (*edges[:-1], 1)
-    precision = "bf16" if compute.precision.startswith("bf16") else "32"
-    return Windows(edges, flags.overlap, flags.batch_size or BATCH_SIZE, flags.tta, precision)
+    source = outputs.get("probabilities", outputs["mask"])
+    with open_stack(source, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
+        placed = replace(found, place=stack.place, origin=stack.origin)
+        threshold = flags.threshold if "probabilities" in outputs else None
+        given = {"threshold": threshold, "memory": flags.memory, "script": __file__}
+        columns = find_in_stack(placed, files, **given)
+    print("\n".join(columns.notes))
+    if not flags.no_preview:
+        from utils.figures.columns import save_column_pictures
 
-
-def time_precisions(model: nn.Module, device: str, windows: Windows) -> Compute:
-    """Return the precision in which a batch of ``windows`` is quickest on this CPU."""
-    from utils.devices import choose_compute, time_step
-
-    shape = (max(2, windows.batch_size), 1, *windows.edges)
-    return choose_compute(device, "auto", lambda precision: time_step(model, shape, precision))
+        save_column_pictures(columns, stack, files, stack.path.name)
 
 
 def describe_entries(path: str) -> str:
@@ -562,45 +524,6 @@ def axes_told(entry: FileArray) -> bool:
         return bool(usual_axes(Path(entry.key), entry.shape))
     except UserError:
         return False
-
-
-def describe_stack(stack: Stack) -> str:
-    """Return a line on the input."""
-    edges = " x ".join(str(n) for n in stack.shape)
-    axes = " x ".join("xyz"[: len(stack.shape)])
-    sizes = stack.spacing and " x ".join(f"{size:.4g}" for size in stack.spacing)
-    channel = "" if stack.channel is None else f", channel {stack.channel}"
-    spacing = f"voxels of {sizes} um" if sizes else "voxels of unknown size"
-    return f"input: {stack.path}: {edges} ({axes}), {stack.dtype}{channel}, {spacing}"
-
-
-def describe_network(network: TrainedNetwork, compute: Compute, windows: Windows) -> str:
-    """Return a line on the network and how it is computed."""
-    import torch
-
-    return (
-        f"network: {network.config['arch']}, {network.config['spatial_dims']}D, epoch "
-        f"{network.epoch}, on {compute.device} in {windows.precision} ({compute.reason}), "
-        f"{torch.get_num_threads()} threads"
-    )
-
-
-def describe_plan(stack: Stack, shape: tuple[int, ...], windows: Windows, peak: int) -> str:
-    """Return a line on how the work will be done."""
-    seen = " x ".join(str(n) for n in shape)
-    resampled = "" if shape == stack.shape else f", resampled to {seen} and back"
-    edges = " x ".join(str(n) for n in windows.edges)
-    views = f", averaged over {', '.join(windows.tta)}" if windows.tta else ""
-    return (
-        f"plan: {windows.count(shape)} windows of {edges}, {windows.batch_size} at once{views}"
-        f"{resampled}; estimated peak memory {peak / 1e9:.2f} GB"
-    )
-
-
-def identify(path: Path) -> list[Any]:
-    """Return what changes when a file does: where it is, its size and when it was written."""
-    found = path.stat()
-    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How far columns stand apart in a stack, from the power spectrum of its brightest parts.
 
 Columns on a hexagonal lattice of spacing s put a ring of power at the spatial frequency
-2 / (sqrt(3) s). Lengths are voxels, those of the finest axis where
-voxels are not cubes. Blocks are taken where the stack is brightest: there is the sheet.
+2 / (sqrt(3) s). Lengths are voxels, those of the finest axis where voxels are not cubes. Blocks are
+taken where the stack is brightest: there is the sheet.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from utils.stacks import Stack
 
 EDGE = 48
 """Edge of the blocks in voxels: a few columns across, within which the sheet is nearly flat."""
-BLOCKS = 12
-"""The brightest blocks that are looked at."""
-SMOOTHED = 8.0
-"""Standard deviation in voxels of the blur that is taken off first."""
-BANDS = 64
-"""Bands of frequency, equal steps of their logarithm."""
+BLOCKS = 12  # the brightest blocks that are looked at
+SMOOTHED = 8.0  # standard deviation in voxels of the blur that is taken off first
+BANDS = 64  # bands of frequency, equal steps of their logarithm
 FINEST, COARSEST = 2.5, 22.0
 """Spacings that can be told, in voxels: the sampling's limit and about half a block."""
-TREND = 2
-"""Degree of the polynomial, in logarithms, to which the power would fall without columns."""
-LATTICE = 2 / np.sqrt(3)
-"""Spacing times frequency of the ring of a hexagonal lattice."""
+TREND = 2  # degree of the polynomial, in logarithms, to which the power would fall without columns
+LATTICE = 2 / np.sqrt(3)  # spacing times frequency of the ring of a hexagonal lattice
+MIDDLES = np.geomspace(LATTICE / COARSEST, LATTICE / FINEST, BANDS)
+"""Middle frequency of each band, per voxel."""
 CALIBRATION = 1.11
 """Spacing by the ring's frequency over the mean distance of a column to its nearest neighbour.
 
@@ -44,25 +41,20 @@ noise and scattered blobs reach a prominence of 2.0.
 """
 LEAST_SURE = 3.5
 """Spacings below, in voxels, are never sure: resampling leaves rings that near to the limit."""
-LEAST_BLOCKS = 3
-"""Parts of the stack that it takes to agree."""
-MARGIN = 4
-"""Bands at either end in which nothing can stand out of its surroundings."""
+LEAST_BLOCKS = 3  # parts of the stack that it takes to agree
+MARGIN = 4  # bands at either end in which nothing can stand out of its surroundings
 
 
 @dataclass(frozen=True)
 class SpacingEstimate:
     """What the spectrum says; in voxels of the finest axis."""
 
-    spacing: float
-    """Mean distance of a column to its nearest neighbour."""
+    spacing: float  # mean distance of a column to its nearest neighbour
     low: float
-    high: float
-    """Where 16 and 84 % of the estimates from blocks drawn anew lie."""
+    high: float  # where 16 and 84 % of the estimates from blocks drawn anew lie
     prominence: float
     """How far the ring stands out of the falling spectrum, in standard deviations of the rest."""
-    blocks: int
-    """How many parts of the stack were looked at."""
+    blocks: int  # how many parts of the stack were looked at
 
     @property
     def sure(self) -> bool:
@@ -82,18 +74,14 @@ class SpacingEstimate:
 def estimate_spacing(stack: Stack) -> SpacingEstimate | None:
     """Return the column spacing of a stack, read once; None where there is nothing to look at."""
     steps = tuple(np.array(stack.edges) / min(stack.edges))
-    spectra = []
-    for block in _brightest(stack):
-        spectrum = _spectrum(block, steps)
-        if spectrum is not None:
-            spectra.append(spectrum)
-    if not spectra:
+    spectra = [_spectrum(block, steps) for block in _brightest(stack)]
+    table = np.array([spectrum for spectrum in spectra if spectrum is not None])
+    if not len(table):
         return None
-    table = np.array(spectra)
     known = np.isfinite(table).all(axis=0) & (table > 0).all(axis=0)
     if np.count_nonzero(known) < BANDS // 2:
         return None
-    bands = _bands()[known]
+    bands = MIDDLES[known]
     table = table[:, known]
     position, prominence = _peak(bands, table.mean(axis=0))
     rng = np.random.default_rng(0)
@@ -122,8 +110,7 @@ def _brightest(stack: Stack) -> Iterator[np.ndarray]:
             if len(best) < BLOCKS or brightness > best[-1][0]:
                 best.append((brightness, (*corner, last), slab[box].astype(np.float32)))
                 best = sorted(best, key=lambda entry: (-entry[0], entry[1]))[:BLOCKS]
-    for _, _, block in best:
-        yield block
+    yield from (block for _, _, block in best)
 
 
 def _spectrum(block: np.ndarray, steps: tuple[float, ...]) -> np.ndarray | None:
@@ -149,17 +136,11 @@ def _spectrum(block: np.ndarray, steps: tuple[float, ...]) -> np.ndarray | None:
     length, power = length[seen], power[seen]
     slope = np.polyfit(np.log(length), np.log(power + 1e-12 * power.max()), 1)[0]
     power = power * length**-slope  # level, else a band's power hangs on which frequencies it holds
-    bands = _bands()
-    band = np.searchsorted(np.sqrt(bands[1:] * bands[:-1]), length)
+    band = np.searchsorted(np.sqrt(MIDDLES[1:] * MIDDLES[:-1]), length)
     counts = np.bincount(band, minlength=BANDS)
     with np.errstate(invalid="ignore"):
         means = np.bincount(band, power, BANDS) / counts
     return means / np.nanmean(means)
-
-
-def _bands() -> np.ndarray:
-    """Return the middle frequency of each band, per voxel."""
-    return np.geomspace(LATTICE / COARSEST, LATTICE / FINEST, BANDS)
 
 
 def _peak(bands: np.ndarray, power: np.ndarray) -> tuple[float, float]:

@@ -111,19 +111,9 @@ def fit_batch(
 ) -> tuple[Windows, int, float]:
     """Return the windows with the largest batch that fits, the process's peak, and the seconds.
 
-    Both are estimated; the seconds are those of the network.
-
-    Args:
-        model: the network that predicts, on its device.
-        stack: what to predict.
-        shape: its shape after resampling to the network's voxels.
-        windows: as many at once as may be; halved until they fit, down to two.
-        outputs: ``mask`` and, if wanted, ``probabilities``, and where they will stand.
-        memory: before the stack was read.
-        fixed_batch: leave the batch size as it is.
-
-    Raises:
-        UserError: if nothing fits; it says what the smallest batch takes.
+    Both are estimated; the seconds are those of the network. ``shape`` is the stack's in the
+    network's voxels. The batch is halved until it fits, down to two, unless it is fixed; UserError
+    if nothing fits says what the smallest batch takes.
     """
     one, seconds = measure_window(model, windows)
     written = [writing_memory(stack, name, path) for name, path in outputs.items()]

@@ -10,10 +10,8 @@ from utils.prediction.column_spacing import estimate_spacing
 from utils.resampling import cube_factors, scaled_shape
 from utils.stacks import Stack
 
-SAME_VOXEL = 0.02
-"""Difference of voxel edges that is not worth resampling."""
-SCALES = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6)
-"""Those that are tried where the spacing is not certain."""
+SAME_VOXEL = 0.02  # difference of voxel edges that is not worth resampling
+SCALES = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6)  # those that are tried where the spacing is not certain
 SAME_SPACING = 1.15
 """Quotient of spacings that may be the estimate's error: it was within 15 % of the truth."""
 
@@ -37,8 +35,7 @@ def network_shape(
         by_planes: leave the last axis as it is, planes are predicted one by one.
         agreement: of masks in a shape with those of mirrored windows; NaN if none is to be had.
 
-    Raises:
-        UserError: for an enlargement that cannot be meant.
+    Raises UserError for an enlargement that cannot be meant.
     """
     reasons = []
     if scale == "auto":

@@ -19,18 +19,12 @@ class Sections:
     """Three planes of a stack, across z, y and x, and of its mask; of an image the one there is."""
 
     shape: tuple[int, ...]
-    spacing: tuple[float, ...] | None
-    """Edge of a voxel in micrometres."""
-    origin: tuple[int, ...]
-    """Of the first voxel in the file."""
-    middle: tuple[int, ...]
-    """The voxel that all planes go through."""
-    marked: int
-    """Voxels of the whole mask."""
-    images: list[np.ndarray]
-    """Grey values, 0 to 1, (X, Y), (X, Z) and (Y, Z)."""
-    masks: list[np.ndarray]
-    """0 and 1, of the same shapes."""
+    spacing: tuple[float, ...] | None  # edge of a voxel in micrometres
+    origin: tuple[int, ...]  # of the first voxel in the file
+    middle: tuple[int, ...]  # the voxel that all planes go through
+    marked: int  # voxels of the whole mask
+    images: list[np.ndarray]  # grey values, 0 to 1, (X, Y), (X, Z) and (Y, Z)
+    masks: list[np.ndarray]  # 0 and 1, of the same shapes
 
 
 def middle_of(masks: Iterable[np.ndarray], shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:

@@ -7,11 +7,11 @@ the last axis, so that no more than one layer of the map is ever held.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +23,8 @@ from utils.prediction.views import averaged_views
 
 BLEND_SIGMA = 0.125
 """Standard deviation of the blending weights in edges of a window, as in MONAI and nnU-Net."""
-LEAST_WEIGHT = 1e-3
-"""Weight in a window's corner: no voxel is left to rounding errors."""
-BATCH_SIZE = 4
-"""Windows at once; more gain nothing on a processor."""
+LEAST_WEIGHT = 1e-3  # weight in a window's corner: no voxel is left to rounding errors
+BATCH_SIZE = 4  # windows at once; more gain nothing on a processor
 SMALL_AREA = 64 * 64
 """Voxels along x and y up to which a lone window is slow, see :func:`probabilities_of`."""
 
@@ -39,19 +37,20 @@ class Windows:
     """Edge of a window along each axis in voxels, no longer than the volume's."""
     overlap: float = 0.25
     """Share of an edge that a window has in common with the next one, 0 <= overlap < 1."""
-    batch_size: int = BATCH_SIZE
-    """Windows that pass the network at once, at most."""
-    tta: tuple[str, ...] = ()
-    """Average over views of each window: kinds of ``averaged_views``."""
-    precision: str = "32"
-    """``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe."""
+    batch_size: int = BATCH_SIZE  # windows that pass the network at once, at most
+    tta: tuple[str, ...] = ()  # average over views of each window: kinds of ``averaged_views``
+    precision: str = "32"  # ``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe
 
     def starts(self, shape: tuple[int, ...]) -> list[list[int]]:
-        """Return where windows begin along each axis, evenly spread from end to end."""
-        return [
-            _starts(length, edge, self.overlap)
-            for length, edge in zip(shape, self.edges, strict=True)
-        ]
+        """Return where windows begin along each axis, evenly spread from end to end.
+
+        As few as the overlap asks for, so that no window is almost another.
+        """
+        starts = []
+        for length, edge in zip(shape, self.edges, strict=True):
+            count = math.ceil((length - edge) / max(1, int(edge * (1 - self.overlap)))) + 1
+            starts.append(np.linspace(0, length - edge, count).round().astype(int).tolist())
+        return starts
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Return the number of windows in a volume."""
@@ -81,25 +80,12 @@ def predict_volume(
     and the map stay in main memory; windows alone travel to the model's device. The model is put
     into evaluation mode.
 
-    Args:
-        model: network with one output channel, on any device.
-        image: (X, Y, Z) or (X, Y), raw intensities, finite.
-        normalizer: the rule by which the network's training data were scaled.
-        window: edge of the windows in voxels, one for all axes or one for each.
-        overlap: share of a window's edge that it has in common with the next one, 0 <= overlap < 1.
-        batch_size: windows that pass the network at once, at most.
-        tta: kinds of views of each window over which is averaged.
-        precision: ``32`` or ``bf16``.
-
-    Returns:
-        float32 of the shape of ``image``, 0..1.
-
-    Raises:
-        UserError: for an image or window of other axes or of none, values that are not finite, and
-            a network with several output channels.
+    ``image`` is (X, Y, Z) or (X, Y), raw intensities, the result float32 of its shape, 0..1;
+    ``window`` is one length in voxels for all axes or one for each; the rest as in
+    :class:`Windows`. Raises UserError for an image or window of other axes or of none, values that
+    are not finite, and a network with several output channels.
     """
-    edges = window_within(image.shape, window)
-    windows = Windows(edges, overlap, batch_size, tta, precision)
+    windows = Windows(window_within(image.shape, window), overlap, batch_size, tta, precision)
     if not np.isfinite(image).all():
         raise UserError("the image holds values that are not finite (NaN or infinite)")
     low, high = normalizer.fit(image)
@@ -124,30 +110,24 @@ def predict_slabs(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the probability map of a volume that need not fit into memory, slab by slab.
 
-    The slabs are those of the whole volume's map: nothing shows where one ends. Held at a time are
-    one layer of windows (as wide as the volume, one window deep), its input and a batch's features.
+    Slabs, as (start, float32 (X, Y, n), 0..1), come in order from plane ``first`` to the end, and
+    are those of the whole volume's map: nothing shows where one ends. A slab's memory is used
+    again: it holds until the next one is asked for. Held at a time are one layer of windows (as
+    wide as the volume, one window deep), its input and a batch's features.
 
-    Args:
-        model: network with one output channel, on any device; put into evaluation mode.
-        read: returns the normalised slab ``start <= z < stop`` as (X, Y, stop - start) float32.
-        shape: the whole volume's.
-        windows: from :func:`window_within`, none longer than the volume.
-        first: the first plane that is wanted; layers that only matter to earlier ones are skipped.
-        passed: told the number of windows done after each batch, skipped ones too.
-
-    Yields:
-        (start, slab): float32 (X, Y, n), 0..1, in order from ``first`` to the end. A slab's memory
-        is used again: it holds until the next one is asked for.
+    ``read`` returns the normalised planes ``start <= z < stop`` of a volume of ``shape``, (X, Y,
+    stop - start) float32; no window is longer than the volume. ``passed`` is told the number of
+    windows done after each batch, skipped ones too.
     """
     model.eval()
     starts = windows.starts(shape)
     bells = [_bell(edge, len(shape)) for edge in windows.edges]
     totals = [_covered(length, *pair) for length, *pair in zip(shape, starts, bells, strict=True)]
-    weight = torch.from_numpy(_outer(bells))
+    weight = torch.from_numpy(functools.reduce(np.multiply.outer, bells))
     lateral = list(itertools.product(*starts[:-1]))
     depth = windows.edges[-1]
     layer = torch.zeros((depth, *reversed(shape[:-1]))).permute(*reversed(range(len(shape))))
-    lateral_total = torch.from_numpy(_outer(totals[:-1]))[..., None]
+    lateral_total = torch.from_numpy(functools.reduce(np.multiply.outer, totals[:-1]))[..., None]
     for start, following in zip(starts[-1], [*starts[-1][1:], shape[-1]], strict=True):
         if start + depth <= first:
             passed(len(lateral))
@@ -188,20 +168,6 @@ def _bell(edge: int, dims: int) -> np.ndarray:
     return np.maximum(np.exp(-0.5 * offset**2), LEAST_WEIGHT ** (1 / dims)).astype(np.float32)
 
 
-def _outer(factors: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the product of one vector an axis, float32."""
-    product = np.ones((), np.float32)
-    for factor in factors:
-        product = product[..., None] * factor
-    return product
-
-
-def _starts(length: int, edge: int, overlap: float) -> list[int]:
-    """Return as few starts as the overlap asks for, evenly spread: no window is almost another."""
-    count = math.ceil((length - edge) / max(1, int(edge * (1 - overlap)))) + 1
-    return np.linspace(0, length - edge, count).round().astype(int).tolist()
-
-
 def _covered(length: int, starts: list[int], bell: np.ndarray) -> np.ndarray:
     """Return the sum of all windows' weights along one axis, (length,) float32."""
     total = np.zeros(length, np.float32)
@@ -225,32 +191,22 @@ def _add_layer(
         for corner in corners
     ]
     device = next(model.parameters()).device
+    views = averaged_views(windows.tta, slab.ndim)
+
+    def predict(inputs: torch.Tensor) -> torch.Tensor:
+        return probabilities_of(model, inputs, windows.precision)
+
     with torch.inference_mode():
-        for batch in _batches(boxes, windows.batch_size):
-            inputs = torch.stack([slab[box] for box in batch])[:, None].to(device)
-            answers = _answers(model, inputs, windows).cpu()  # to the host, once a batch
-            for box, answer in zip(batch, answers, strict=True):
-                layer[box] += answer[0] * weight
+        # 9 windows, 4 at once, are 3 batches of 3: none is left alone
+        for batch in np.array_split(np.arange(len(boxes)), -(-len(boxes) // windows.batch_size)):
+            inputs = torch.stack([slab[boxes[k]] for k in batch])[:, None].to(device)
+            total = torch.zeros_like(inputs)
+            for view in views:
+                total += view.answer(predict, inputs)
+            answers = (total / len(views)).cpu()  # to the host, once a batch
+            for k, answer in zip(batch, answers, strict=True):
+                layer[boxes[k]] += answer[0] * weight
             passed(len(batch))
-
-
-def _batches(boxes: list[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the boxes in as few batches of at most ``size`` as there can be, of equal lengths.
-
-    9 boxes, 4 at once, are 3 batches of 3: none is left alone, nor are batches of other lengths.
-    """
-    count = -(-len(boxes) // size)
-    for k in range(count):
-        yield boxes[len(boxes) * k // count : len(boxes) * (k + 1) // count]
-
-
-def _answers(model: nn.Module, inputs: torch.Tensor, windows: Windows) -> torch.Tensor:
-    """Return the probabilities of (batch, 1, *space) windows, averaged over views if asked."""
-    views = averaged_views(windows.tta, inputs.ndim - 2)
-    total = torch.zeros_like(inputs)
-    for view in views:
-        total += view.answer(lambda x: probabilities_of(model, x, windows.precision), inputs)
-    return total / len(views)
 
 
 def _move_up(layer: torch.Tensor, planes: int) -> None:

@@ -32,11 +32,9 @@ class Staging:
     """The folder of the planes that are done; made by :func:`open_staging`."""
 
     folder: Path
-    shape: tuple[int, ...]
-    """Of the whole; planes are along the last axis."""
+    shape: tuple[int, ...]  # of the whole; planes are along the last axis
     dtype: np.dtype
-    done: int = 0
-    """Planes that were there when it was opened."""
+    done: int = 0  # planes that were there when it was opened
 
     @property
     def file(self) -> Path:

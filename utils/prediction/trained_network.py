@@ -35,17 +35,12 @@ Config = TypeVar("Config")
 class TrainedNetwork:
     """What a checkpoint says; made by :func:`read_network`."""
 
-    path: str
-    """As it was asked for: a file, a log directory or a name."""
-    epoch: int
-    """Epochs completed."""
-    config: Mapping[str, Any]
-    """Of the model, plain."""
+    path: str  # as it was asked for: a file, a log directory or a name
+    epoch: int  # epochs completed
+    config: Mapping[str, Any]  # of the model, plain
     weights: Mapping[str, torch.Tensor] = field(repr=False)
-    normalizer: PercentileNormalizer
-    """The rule by which its training data were scaled."""
-    patch_size: int
-    """Edge of the patches that it was trained on, in voxels."""
+    normalizer: PercentileNormalizer  # the rule by which its training data were scaled
+    patch_size: int  # edge of the patches that it was trained on, in voxels
     spacing: float
     """Distance of neighbouring columns that it was trained for, in voxels (mean of the axes)."""
     objective: str | None
@@ -86,22 +81,20 @@ class TrainedNetwork:
 def read_network(path: str | Path) -> TrainedNetwork:
     """Read what :func:`utils.checkpoints.loading.load_checkpoint` finds under ``path``.
 
-    Raises:
-        FileNotFoundError: there is none.
-        CheckpointError: it is something else, or damaged.
-        UserError: it lacks a part, or holds what cannot be right.
+    Raises what that does, and UserError if it lacks a part, or holds what cannot be right.
     """
     state = load_checkpoint(path)
     try:
         lengths = [float(length) for length in state["spacing_voxels"]]
+        # checkpoints that name no rule: images are still scaled as they were
+        in_2d = dict(state["model_config"]).get("spatial_dims") == 2
+        rule = {"rule": "percentiles" if in_2d else "robust"}
         network = TrainedNetwork(
             path=str(path),
             epoch=int(state["epoch"]),
             config=dict(state["model_config"]),
             weights=state["model_state"],
-            normalizer=PercentileNormalizer.from_dict(
-                {"rule": _older_rule(state), **state["normalizer"]}
-            ),
+            normalizer=PercentileNormalizer.from_dict({**rule, **state["normalizer"]}),
             patch_size=int(state["patch_size"]),
             spacing=sum(lengths) / len(lengths),
             objective=dict(state.get("flags", {})).get("objective"),
@@ -122,11 +115,6 @@ def read_network(path: str | Path) -> TrainedNetwork:
     return network
 
 
-def _older_rule(state: Mapping[str, Any]) -> str:
-    """Return the rule of a checkpoint that names none: images are still scaled as they were."""
-    return "percentiles" if dict(state["model_config"]).get("spatial_dims") == 2 else "robust"
-
-
 @dataclass(frozen=True)
 class NetworkPredictions:
     """A network that predicts whole volumes from their images, as an evaluation asks for them."""
@@ -134,8 +122,7 @@ class NetworkPredictions:
     checkpoint: Path
     network: TrainedNetwork
     model: nn.Module
-    parameters: int
-    """Weights that training changes."""
+    parameters: int  # weights that training changes
     window: int
     overlap: float
     batch_size: int
@@ -148,15 +135,8 @@ class NetworkPredictions:
 
     def predict(self, index: int, volume: SimulatedVolume) -> tuple[np.ndarray, None]:
         """Return probabilities (X, Y, Z); simulated volumes have no voxel size."""
-        probabilities = predict_volume(
-            self.model,
-            volume.image,
-            self.network.normalizer,
-            window=self.window,
-            overlap=self.overlap,
-            batch_size=self.batch_size,
-        )
-        return probabilities, None
+        how = {"window": self.window, "overlap": self.overlap, "batch_size": self.batch_size}
+        return predict_volume(self.model, volume.image, self.network.normalizer, **how), None
 
     def predict_stack(self, stack: Stack) -> tuple[np.ndarray, tuple[float, ...] | None]:
         """Return probabilities (X, Y, Z) or (X, Y) of a stack, as predict.py, and its voxel size.

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from utils.prediction.sliding_window import probabilities_of
 from utils.prediction.views import View
@@ -28,19 +29,16 @@ CHANGES = (
     View(noise=0.1),
 )
 """What must not change a mask; of 3D windows."""
-MIRRORED = (View(flipped=(0, 1, 2)),)
-"""The one change by which scales are compared."""
+MIRRORED = (View(flipped=(0, 1, 2)),)  # the one change by which scales are compared
 THRESHOLD = 0.5
 LEAST_FOREGROUND = 0.005
 """Share of a window's voxels below which it says nothing, and is left out after one pass."""
 SHARE, SECONDS = 0.25, 10.0
 """Of the prediction's passes, or so long if that is more, may be spent on trust."""
-MOST_WINDOWS = 16
-"""Windows that are compared at most; more tell no more."""
+MOST_WINDOWS = 16  # windows that are compared at most; more tell no more
 A_LAYER = 4
 """Windows of a layer, which is read for them, that are looked at; more where layers are few."""
-SEARCH_PASSES = 16
-"""Passes for each scale that is compared: 8 windows and their mirror images."""
+SEARCH_PASSES = 16  # passes for each scale that is compared: 8 windows and their mirror images
 LEAST_IOU = 0.3
 """Expected IoU below which nothing is to be trusted: a mask of all the tissue with columns in it,
 without telling them apart, has about as much."""
@@ -53,10 +51,8 @@ class Agreement:
     value: float
     """Mean over the changes of the IoU of both masks, voxels of all windows counted together; NaN
     where no window had any foreground."""
-    windows: int
-    """Windows that were compared."""
-    looked_at: int
-    """Windows that were predicted as they are."""
+    windows: int  # windows that were compared
+    looked_at: int  # windows that were predicted as they are
 
 
 @dataclass(frozen=True)
@@ -65,10 +61,8 @@ class Calibration:
 
     offset: float
     slope: float
-    low: float
-    """What is added to the logit for the lower bound, a tenth quantile of the residuals."""
-    high: float
-    """And for the upper bound, a ninth tenth."""
+    low: float  # what is added to the logit for the lower bound, a tenth quantile of the residuals
+    high: float  # and for the upper bound, a ninth tenth
 
     @classmethod
     def from_dict(cls, values: Mapping[str, float]) -> Calibration:
@@ -78,8 +72,8 @@ class Calibration:
     def expected(self, agreement: float) -> tuple[float, float, float]:
         """Return the expected IoU of an agreement in 0..1, and its lower and upper bounds."""
         middle = self.offset + self.slope * logit(agreement)
-        ious = 1 / (1 + np.exp(-np.array([middle, middle + self.low, middle + self.high])))
-        return float(ious[0]), float(ious[1]), float(ious[2])
+        expected, low, high = expit([middle, middle + self.low, middle + self.high]).tolist()
+        return expected, low, high
 
 
 def logit(share: float | np.ndarray) -> Any:
@@ -124,12 +118,8 @@ def measure_agreement(
 ) -> Agreement:
     """Return how well windows, drawn at random from those of a 3D prediction, agree with changes.
 
-    Args:
-        prediction: the stack and all that predicts it; how it averages over views is ignored.
-        most_passes: passes of a window through the network to spend at most, but one window is
-            looked at in any case.
-        rng: draws windows and noise.
-        changes: what must not change the masks.
+    How the prediction averages over views is ignored. At most so many passes of a window through
+    the network are spent, but one window is looked at in any case.
     """
     precision = prediction.windows.precision
     noise = torch.Generator().manual_seed(int(rng.integers(2**31)))

@@ -12,22 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-SCALES = (0.8, 1.25)
-"""Enlargements over which a prediction can be averaged."""
+SCALES = (0.8, 1.25)  # enlargements over which a prediction can be averaged
 
 
 @dataclass(frozen=True)
 class View:
     """A change of windows (batch, 1, *space) in 0..1, after which answers lie where they did."""
 
-    flipped: tuple[int, ...] = ()
-    """Axes of space that are mirrored, from 0."""
-    inverted: bool = False
-    """Bright becomes dark."""
-    scale: float = 1.0
-    """Windows are enlarged so much, and the answers back; linear between voxels."""
-    power: float = 1.0
-    """Of the grey values."""
+    flipped: tuple[int, ...] = ()  # axes of space that are mirrored, from 0
+    scale: float = 1.0  # windows are enlarged so much, and the answers back; linear between voxels
+    power: float = 1.0  # of the grey values
     noise: float = 0.0
     """Standard deviation of what is added, Gaussian; the grey values stay in 0..1."""
 
@@ -40,8 +34,6 @@ class View:
         """Return ``predict`` of the changed windows, turned back; ``rng`` (CPU) makes the noise."""
         axes = [axis + 2 for axis in self.flipped]
         changed = inputs.flip(axes) if axes else inputs
-        if self.inverted:
-            changed = 1 - changed
         if self.power != 1:
             changed = changed**self.power
         if self.noise:
@@ -64,15 +56,13 @@ def _resized(windows: torch.Tensor, edges: list[int]) -> torch.Tensor:
 def averaged_views(kinds: Collection[str], dims: int) -> tuple[View, ...]:
     """Return the views over which is averaged, the unchanged one first.
 
-    ``flips`` are all mirror images (4 for 2 axes of space, 8 for 3), ``inverted`` is one more,
-    ``scales`` are two more: they are added up, not combined, so that all three cost 11 passes.
+    ``flips`` are all mirror images (4 for 2 axes of space, 8 for 3), ``scales`` are two more: they
+    are added up, not combined, so that both cost 10 passes.
     """
     views = [View()]
     if "flips" in kinds:
         axes = range(dims)
         views += [View(f) for n in range(1, dims + 1) for f in itertools.combinations(axes, n)]
-    if "inverted" in kinds:
-        views.append(View(inverted=True))
     if "scales" in kinds:
         views += [View(scale=scale) for scale in SCALES]
     return tuple(views)

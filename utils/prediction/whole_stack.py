@@ -32,10 +32,8 @@ class StackPrediction:
     model: nn.Module
     stack: Stack
     normalizer: PercentileNormalizer
-    limits: Limits
-    """The stack's, from :func:`utils.data.normalize.measure_limits`."""
-    shape: tuple[int, ...]
-    """Of what the network sees: the stack's own, or that after resampling."""
+    limits: Limits  # the stack's, from :func:`utils.data.normalize.measure_limits`
+    shape: tuple[int, ...]  # of what the network sees: the stack's own, or that after resampling
     windows: Windows
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -83,17 +81,13 @@ class StackPrediction:
             for start in range(first, length, planes):
                 yield start, np.zeros((*lateral, min(planes, length - start)), np.float32)
             return
+        there = self.model, self.seen(), self.shape, self.windows
         if self.shape == self.stack.shape:
-            yield from predict_slabs(
-                self.model, self.seen(), self.shape, self.windows, first=first, passed=passed
-            )
+            yield from predict_slabs(*there, first=first, passed=passed)
             return
         back = Resampling.between(self.shape, self.stack.shape)
         begin = back.needed(first, self.stack.shape[-1])[0]
-        slabs = predict_slabs(
-            self.model, self.seen(), self.shape, self.windows, first=begin, passed=passed
-        )
-        yield from back.stream(slabs, first)
+        yield from back.stream(predict_slabs(*there, first=begin, passed=passed), first)
 
     def sections(self, masks: Callable[[], Iterable[np.ndarray]]) -> Sections:
         """Return planes of the stack, as the network sees grey values, and of its mask's slabs."""
@@ -123,13 +117,12 @@ def write_prediction(
         outputs: ``mask`` and, if wanted, ``probabilities``, and where they go; beside the mask's
             name the planes that are done are kept.
         threshold: probability from which a voxel belongs to the mask.
-        made_from: plain JSON that tells all that the outputs depend on; other planes are not taken
-            up.
+        made_from: plain JSON that tells all that the outputs depend on; planes made from something
+            else are not taken up.
         progress: show a bar over the windows, and how many planes are there already.
         preview: read the stack once more and return its planes through the middle of the mask.
 
-    Raises:
-        UserError: for a stack that cannot be read, or a disk that cannot be written.
+    Raises UserError for a stack that cannot be read, or a disk that cannot be written.
     """
     stack, windows = prediction.stack, prediction.windows.count(prediction.shape)
     staged = "probabilities" if "probabilities" in outputs else "mask"
