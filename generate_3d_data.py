@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -39,8 +42,6 @@ from utils.freed_memory import keep_freed_volumes
 from utils.replacing import make_folder
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from utils.storage import EncodedRow, VolumeSet
 
 CHECKOUT = Path(__file__).resolve().parent
@@ -120,9 +121,7 @@ def make_parser() -> FlagParser:
         ".._y, .._z in micrometres")
     add("--columns_paths", metavar="FILE",
         help="CSV of their paths: p, q, depth, x, y, z")
-    # fmt: on
     add = parser.add_argument_group("run").add_argument
-    # fmt: off
     add("--workers", type=int, metavar="INT",
         help="processes that simulate (default: one for each core that this process may use)")
     add("--dask-scheduler", metavar="tcp://HOST:PORT",
@@ -200,41 +199,30 @@ def simulate_row(checkout: str, config: bytes, seed: int, index: int) -> Encoded
     return encode_row(simulate_volume(pickle.loads(config), sample_rng(seed, index)))
 
 
-_places: np.ndarray | None = None
-"""In a worker process: (places, bytes) shared with the parent, one place a sample under way."""
-_task: Task | None = None
-"""In a worker process: what all its samples have in common."""
+_task: Task | None = None  # in a worker process: what all its samples have in common
 
 
-def simulate_into(place: int, index: int) -> int:
-    """Leave a pickled row in shared memory; return its size."""
+def simulate_into(folder: str, index: int) -> None:
+    """Leave a pickled row in a file."""
     row = pickle.dumps(simulate_row(*_task, index), pickle.HIGHEST_PROTOCOL)
-    memoryview(_places[place])[: len(row)] = row
-    return len(row)
+    Path(folder, str(index)).write_bytes(row)
 
 
-def _prepare_worker(parent: int, shared: Any, places: int, task: Task) -> None:
+def _prepare_worker(parent: int, folder: str, task: Task) -> None:
     """Leave Ctrl-C to the parent, and leave with it if it is killed."""
-    global _places, _task
+    global _task
     _task = task
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _places = in_places(shared, places)
     keep_freed_volumes()
-    threading.Thread(target=_exit_without, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_without, args=(parent, folder), daemon=True).start()
 
 
-def _exit_without(parent: int) -> None:
+def _exit_without(parent: int, folder: str) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
-
-
-def in_places(shared: Any, places: int) -> np.ndarray:
-    """Return shared memory as (places, bytes) uint8."""
-    import numpy as np
-
-    return np.frombuffer(shared, np.uint8).reshape(places, -1)
 
 
 def task_of(volume_set: VolumeSet) -> Task:
@@ -254,8 +242,7 @@ def rows_in_order(
     """Yield all rows in order.
 
     ``submit`` has sample ``index`` simulated, ``unpack`` makes a row of what its future gave. At
-    most ``places`` samples are under way, so that memory is bounded; the place ``index % places``
-    is free again when the next row is asked for.
+    most ``places`` samples are under way, so that memory is bounded.
     """
     under_way: deque[Future[Any]] = deque()
     for index in range(volume_set.num_samples + places):
@@ -297,33 +284,34 @@ def worker_errors(seed: int, index: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_rows(volume_set: VolumeSet, workers: int) -> Iterator[Iterator[EncodedRow]]:
-    """Have worker processes simulate, which leave their rows in memory shared with this one.
+    """Have worker processes simulate, which leave their rows in files.
 
     What goes through the executor's pipe must be small: all workers hold its end, so that one that
     is killed in the middle of a message of many parts would leave this process waiting for ever.
     """
     from utils.simulation.presets import compile_kernels
-    from utils.storage import encode_row, largest_row
+    from utils.storage import encode_row
 
     for volume in compile_kernels(volume_set.config):  # before the workers are forked
         encode_row(volume)
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    places = 2 * workers  # so that none waits
-    shared = context.RawArray("B", places * largest_row(volume_set.config))
-    packed = in_places(shared, places)
-    prepared = (os.getpid(), shared, places, task_of(volume_set))
-    executor = ProcessPoolExecutor(workers, context, _prepare_worker, prepared)
-    try:
-        # Starts all workers, which must not inherit the lock of a file that is being written.
-        executor.submit(os.getpid).result()
-        yield rows_in_order(
-            volume_set,
-            places,
-            lambda index: executor.submit(simulate_into, index % places, index),
-            lambda index, size: pickle.loads(packed[index % places, :size]),
-        )
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+
+        def unpack(index: int, _: None) -> EncodedRow:
+            path = Path(folder, str(index))
+            row = pickle.loads(path.read_bytes())
+            path.unlink()
+            return row
+
+        prepared = (os.getpid(), folder, task_of(volume_set))
+        executor = ProcessPoolExecutor(workers, context, _prepare_worker, prepared)
+        try:
+            # Starts all workers, which must not inherit the lock of a file that is being written.
+            executor.submit(os.getpid).result()
+            submit = functools.partial(executor.submit, simulate_into, folder)
+            yield rows_in_order(volume_set, 2 * workers, submit, unpack)  # 2, so that none waits
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -344,13 +332,9 @@ def dask_rows(volume_set: VolumeSet, address: str) -> Iterator[Iterator[EncodedR
         if not threads:
             raise UserError(f"--dask-scheduler {address}: the cluster has no workers")
         executor = client.get_executor(pure=False)
-        task = task_of(volume_set)
+        submit = functools.partial(executor.submit, simulate_row, *task_of(volume_set))
         try:
-            yield rows_in_order(
-                volume_set,
-                2 * threads,
-                lambda index: executor.submit(simulate_row, *task, index),
-            )
+            yield rows_in_order(volume_set, 2 * threads, submit)
         finally:
             executor.shutdown(wait=False)
 
@@ -381,13 +365,10 @@ def is_already_there(path: Path, volume_set: VolumeSet) -> bool:
     except UserError as error:
         raise UserError(f"{error}; --overwrite replaces it") from error
     if differences:
-        described = "; ".join(
-            f"{flags_of(name)}: {old} in the file, {new} asked for"
-            for name, old, new in differences
-        )
+        told = [f"{flags_of(name)}: {a} in the file, {b} asked for" for name, a, b in differences]
         raise UserError(
-            f"{path} exists with other parameters: {described}; choose another --filename, or "
-            "--overwrite"
+            f"{path} exists with other parameters: {'; '.join(told)}; choose another --filename, "
+            "or --overwrite"
         )
     if note := version_note(path, version):
         print(f"{note} (--overwrite does)", file=sys.stderr)

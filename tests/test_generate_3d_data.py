@@ -191,7 +191,7 @@ def test_each_flag_sets_its_field(flags: str, name: str, value: object) -> None:
         ("--random_state 4294967296", "--random_state 4294967296: must be a whole number"),
         ("--workers 0", "--workers 0: must be at least 1"),
         ("--gain_low 40", "--gain_low, --gain_high"),
-        ("--gain_high 1000000", "--gain_low, --gain_high (10, 1000000): at most 15000"),
+        ("--gain_high 1000000", "--gain_low, --gain_high (10, 1000000): must be at most 15000"),
         ("--L_xy 0", "--L_xy, --L_z"),
         ("--NF_size -1", "--NF_size"),
         ("--min_columns 0", "--min_columns"),

@@ -13,17 +13,3 @@ from utils.storage.reading import VolumeFile
 from utils.storage.rows import EncodedRow, encode_row, stored_image
 from utils.storage.volume_set import VolumeSet, disk_space
 from utils.storage.writing import in_words, new_volume_file, write_simulated_file
-
-__all__ = [
-    "EncodedRow",
-    "OtherParametersError",
-    "VolumeFile",
-    "VolumeSet",
-    "disk_space",
-    "encode_row",
-    "in_words",
-    "new_volume_file",
-    "stored_image",
-    "version_note",
-    "write_simulated_file",
-]

@@ -18,15 +18,11 @@ ENDS = [f"{end}_{axis}" for end in ("proximal", "distal") for axis in AXES]
 def read_column_table(table: str | Path, paths: str | Path | None = None) -> ColumnTable:
     """Read ``--columns_table`` and, if given, ``--columns_paths``; all in micrometres.
 
-    Args:
-        table: columns p, q, proximal_x, .._y, .._z, distal_x, .._y, .._z; others are ignored.
-        paths: in long form p, q, depth, x, y, z; depth grows from proximal to distal, and each
-            column of the table has the same depths, at least two. Columns that are not in the
-            table are ignored.
-
-    Raises:
-        UserError: a file cannot be read, lacks a column, holds a cell that is no finite number, a
-            p or q that is no whole number or a place twice; or a column has no extent or no path.
+    The table has p, q, proximal_x, .._y, .._z, distal_x, .._y, .._z, the paths in long form p, q,
+    depth, x, y, z. Depth grows from proximal to distal, and each column of the table has the same
+    depths, at least two; whatever else there is is ignored. Raises UserError if a file cannot be
+    read, lacks a column, holds a cell that is no finite number, a p or q that is no whole number or
+    a place twice; or if a column has no extent or no path.
     """
     columns = _read(table, ["p", "q", *ENDS], key=["p", "q"])
     if len(columns) < 2:

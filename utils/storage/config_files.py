@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import textwrap
 import tomllib
@@ -22,20 +23,14 @@ from utils.errors import UserError, disk_errors
 from utils.simulation.configuration import PlainConfig
 from utils.simulation.presets import PRESETS, Config, Mixture, preset, preset_of
 
-NOT_KEYS = ("shape", "table")
-"""Fields that flags give."""
+NOT_KEYS = ("shape", "table")  # fields that flags give
 
 
 def read_config(path: str | Path, name: str | None = None, **fields: Any) -> Config:
-    """Return the configuration that a file describes.
+    """Return the configuration that a TOML file describes; ``fields`` win over those of the file.
 
-    Args:
-        path: a TOML file.
-        name: the preset, which the file may say instead; if both do, they must agree.
-        fields: win over those of the file.
-
-    Raises:
-        UserError: the file cannot be read, or a key or a value is not right; names both.
+    ``name`` is the preset's, which the file may say instead; if both do, they must agree. Raises
+    UserError if the file cannot be read, or for a key or a value that is not right; names both.
     """
     with disk_errors(path):
         text = Path(path).read_bytes()
@@ -122,11 +117,14 @@ def _lines(config: PlainConfig, part: str = "") -> Iterator[str]:
 
 
 def field_texts(kind: type[Any]) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass, in one line; they tell the units."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    """Return the text beside or below each field of a dataclass, in one line; they tell units."""
+    source = inspect.getsource(kind)
+    body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     texts = {}
-    for node, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-            texts[ast.unparse(node.target)] = " ".join(ast.literal_eval(after.value).split())
+    for node, after in itertools.pairwise([*body.body, ast.Pass()]):
+        if isinstance(node, ast.AnnAssign):
+            beside = source.splitlines()[node.lineno - 1].partition("  # ")[2]
+            below = ast.literal_eval(after.value) if isinstance(after, ast.Expr) else ""
+            texts[ast.unparse(node.target)] = " ".join((beside or below).split()).rstrip(".")
     return texts

@@ -64,12 +64,9 @@ class ImageSet:
 class ImageSamples:
     """L samples in memory."""
 
-    images: np.ndarray
-    """(L, X, Y) float32, 0..1."""
-    masks: np.ndarray
-    """(L, X, Y) uint8, 0/1."""
-    centres: list[np.ndarray]
-    """L arrays (n, 2) float32 in pixels, inside the image."""
+    images: np.ndarray  # (L, X, Y) float32, 0..1
+    masks: np.ndarray  # (L, X, Y) uint8, 0/1
+    centres: list[np.ndarray]  # L arrays (n, 2) float32 in pixels, inside the image
 
     @classmethod
     def empty(cls, count: int, shape: tuple[int, int]) -> ImageSamples:
@@ -108,7 +105,13 @@ class ImageWriter:
 def read_image_set(path: Path) -> ImageSet:
     """Return what a file was made from; UserError, naming it, if it is not of this layout."""
     with open_checked(path, _layout_problem) as file:
-        return _image_set(path, file)
+        attributes: dict[str, Any] = dict(file.attrs)
+    try:
+        config = ImageConfig.from_dict(json.loads(attributes["configuration"]))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: its configuration is not one of images: {error}") from error
+    seed, count = int(attributes["seed"]), int(attributes["num_samples"])
+    return ImageSet(config, seed, count, str(attributes["program_version"]))
 
 
 def read_images(path: Path, count: int) -> ImageSamples:
@@ -146,13 +149,3 @@ def _layout_problem(file: h5py.File) -> str:
         version = file.attrs["format_version"]
         return f"format version {version}; this program reads {IMAGE_FORMAT}"
     return ""
-
-
-def _image_set(path: Path, file: h5py.File) -> ImageSet:
-    attributes: dict[str, Any] = dict(file.attrs)
-    try:
-        config = ImageConfig.from_dict(json.loads(attributes["configuration"]))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: its configuration is not one of images: {error}") from error
-    seed, count = int(attributes["seed"]), int(attributes["num_samples"])
-    return ImageSet(config, seed, count, str(attributes["program_version"]))

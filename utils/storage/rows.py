@@ -22,12 +22,10 @@ _LARGEST_FLOAT16 = np.float32(np.finfo(np.float16).max)
 class EncodedRow:
     """One sample, rounded and compressed."""
 
-    image: np.ndarray
-    """(X, Y, Z) float16."""
+    image: np.ndarray  # (X, Y, Z) float16
     chunks: dict[str, list[bytes]]
     """Of each dataset of labels the compressed chunks; empty bytes where all voxels are zero."""
-    values: dict[str, np.ndarray | str]
-    """What goes into the row of each other dataset."""
+    values: dict[str, np.ndarray | str]  # what goes into the row of each other dataset
 
 
 def encode_row(volume: SimulatedVolume) -> EncodedRow:

@@ -101,13 +101,18 @@ def new_hdf5_file(
     ``room`` bytes of the disk are claimed first: HDF5 ends the process in a segmentation fault when
     a disk is full. Equal contents give equal bytes: no time is stored.
     """
-    _check_place(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file, such as {path}/images.h5")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
     with only_writer(path), renaming(path) as temporary:
         with h5py.File.in_memory(libver=_LIBVER) as file:
             lay_out(file)
             file.flush()
             empty = file.id.get_file_image()
-        _check_room(path, room)
+        free = shutil.disk_usage(path.parent).free
+        if room > free:
+            raise UserError(f"{path}: about {in_words(room)} are needed, {in_words(free)} are free")
         with disk_errors(path, "written"):
             _begin(temporary, empty, room)
         with hdf5_errors(path, "cannot be written"):
@@ -122,19 +127,6 @@ def new_hdf5_file(
 def in_words(size: int) -> str:
     """Return a number of bytes in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file, such as {path}/images.h5")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
-
-
-def _check_room(path: Path, room: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if room > free:
-        raise UserError(f"{path}: about {in_words(room)} are needed, {in_words(free)} are free")
 
 
 def _begin(temporary: Path, empty: bytes, room: int) -> None:
