@@ -21,6 +21,7 @@ study file, 130 when it is interrupted.
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import signal
 import sys
@@ -112,24 +113,17 @@ def run(flags: argparse.Namespace) -> int:
     from utils.search.study import Search, open_study, retry_failed
 
     url = flags.storage or f"sqlite:///{folder / 'study.db'}"
-    search = Search(
-        definition,
-        open_study(url, name, definition, flags.seed),
-        folder,
-        n_trials=n_trials,
-        jobs=flags.jobs,
-        gpus=flags.gpus or (),
-        say=lambda line: print(line, flush=True),
-    )
+    how = {"n_trials": n_trials, "jobs": flags.jobs, "gpus": flags.gpus or ()}
+    study = open_study(url, name, definition, flags.seed)
+    search = Search(definition, study, folder, say=functools.partial(print, flush=True), **how)
     status = 0
     if not flags.report_only:
         repeated = retry_failed(search.study) if flags.retry_failed else 0
         todo = search.remaining()
+        among = f", {repeated} failed ones among them" if repeated else ""
+        number = "as many as time allows" if todo == math.inf else todo
         search.say(f"{name}: {definition.question}".rstrip(": "))
-        search.say(
-            f"to do: {'as many as time allows' if todo == math.inf else todo} trials"
-            + f", {repeated} failed ones among them" * bool(repeated)
-        )
+        search.say(f"to do: {number} trials{among}")
         search.say(f"in {folder}")
         status = run_until_told(search, 60 * (flags.timeout_minutes or math.inf))
     report(search)
@@ -182,13 +176,9 @@ def report(search: Search) -> None:
     for name, table in tables.items():
         with replacing(search.folder / name) as temporary:
             table.to_csv(temporary, index=False)
-    in_3d = SCRIPTS[search.definition.script] == 3
-    pictures = save_study(
-        search.study,
-        search.folder,
-        title=search.definition.question,
-        baseline=WHOLE_SHEET_IOU if in_3d else None,
-    )
+    baseline = WHOLE_SHEET_IOU if SCRIPTS[search.definition.script] == 3 else None
+    about = {"title": search.definition.question, "baseline": baseline}
+    pictures = save_study(search.study, search.folder, **about)
     names = [*tables, *(path.name for path in pictures)]
     search.say(f"\n{', '.join(names)} in {search.folder}")
 

@@ -28,12 +28,9 @@ took, in float32 and bfloat16, 0.47 and 0.30 s on an AMD EPYC (Zen 5, avx512_bf1
 class Compute:
     """Where and how the network is evaluated; losses and metrics are float32 in any case."""
 
-    device: str
-    """``cpu`` or ``cuda``."""
-    precision: str
-    """Fabric's word: ``32-true`` or ``bf16-mixed``."""
-    reason: str
-    """Why this precision."""
+    device: str  # ``cpu`` or ``cuda``
+    precision: str  # Fabric's word: ``32-true`` or ``bf16-mixed``
+    reason: str  # why this precision
     tf32: bool = False
     """Whether what stays float32 on a GPU may be multiplied in TF32 (10 bits of mantissa)."""
 
@@ -51,15 +48,11 @@ def choose_compute(
 ) -> Compute:
     """Turn ``auto|cpu|cuda`` and ``auto|32|bf16`` into what this machine shall do.
 
-    Args:
-        device: where to compute; ``auto`` takes CUDA where there is some.
-        precision: ``auto`` takes bfloat16 on a GPU that has units for it, and on a CPU where a step
-            in it is :data:`WORTH` times as fast as in float32.
-        step_seconds: returns what a step takes in a precision, Fabric's word; called on a CPU that
-            knows bfloat16. Without it nothing is timed, and a CPU computes in float32.
-
-    Raises:
-        UserError: where CUDA is asked for and absent.
+    The device ``auto`` is CUDA where there is some. The precision ``auto`` is bfloat16 on a GPU
+    that has units for it, and on a CPU where a step in it is :data:`WORTH` times as fast as in
+    float32: ``step_seconds`` returns what one takes in a precision, Fabric's word; without it
+    nothing is timed, and a CPU computes in float32. Raises UserError where CUDA is asked for and
+    absent.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
@@ -88,13 +81,9 @@ def time_step(model: nn.Module, shape: Sequence[int], precision: str) -> float:
 
     A step is the forward pass, and in training mode the backward pass too; of a model in evaluation
     mode the forward pass alone. The quickest of three steps counts, after one that is not timed.
-    Weights and buffers stay as they are.
-
-    Args:
-        model: returns logits, or a list of them; channels last in memory.
-        shape: of the batch, (batch, channels, *space); at least two samples, since one alone leaves
-            torch's fast kernels.
-        precision: ``32-true`` or ``bf16-mixed``.
+    Weights and buffers stay as they are. The model returns logits, or a list of them, and has its
+    channels last in memory. ``shape`` is the batch's, (batch, channels, *space), of at least two
+    samples, since one alone leaves torch's fast kernels.
     """
     model = copy.deepcopy(model)
     batch = torch.zeros(tuple(shape)).contiguous(memory_format=memory_format(len(shape)))

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C or a request to terminate."""
+INTERRUPTED = 130  # exit status after Ctrl-C or a request to terminate
 
 
 class UserError(ValueError):

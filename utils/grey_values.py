@@ -30,8 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RULES = ("robust", "percentiles")
-TOP_SHARE = 1e-4
-"""Share of all voxels that may count at the top value."""
+TOP_SHARE = 1e-4  # share of all voxels that may count at the top value
 SPREADS = 3.0
 UPPER_SPREAD = 0.7
 LEAST_BEYOND = 1e-3
@@ -44,15 +43,12 @@ SPARSE, SPARSEST = 0.045, 0.015
 CLEAR = 4.0
 """How far beyond the noise's end the upper limit lies, in that end's distances from the median, if
 what stands there is signal for sure. In noise alone it lies near that end."""
-MANY = 0.06
-"""Share above the noise from which percentile 95 is one of what stands there."""
+MANY = 0.06  # share above the noise from which percentile 95 is one of what stands there
 FAR, FARTHEST = 4.5, 6.0
 """Upper limit over percentile 95, both above the median, where debris begins to be left out. On 64
 default volumes the ratio is at most 4.04."""
-USUAL = 1.8
-"""The median of that ratio over the same volumes."""
-SATURATED = 0.01
-"""Share of voxels at the top value from which :meth:`Limits.warnings` tells of it."""
+USUAL = 1.8  # the median of that ratio over the same volumes
+SATURATED = 0.01  # share of voxels at the top value from which :meth:`Limits.warnings` tells of it
 NEAR_NOISE = 1.15
 """Distances of the noise's end from the median up to which an upper limit is near the noise."""
 PATTERNS = 1 << 16
@@ -66,14 +62,10 @@ class Limits:
     low: float
     high: float
     median: float
-    noise_end: float
-    """Where what stands above the noise begins."""
-    top: float
-    """The largest value."""
-    share_at_top: float
-    """Of all finite voxels."""
-    missing: int
-    """Voxels that are NaN or infinite."""
+    noise_end: float  # where what stands above the noise begins
+    top: float  # the largest value
+    share_at_top: float  # of all finite voxels
+    missing: int  # voxels that are NaN or infinite
     far: bool
     """Whether voxels far brighter than the rest, as of debris, were left out of the upper limit."""
 

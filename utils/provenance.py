@@ -9,8 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-VERSION = "0.2.0"
-"""Of the toolkit; CITATION.cff has it too."""
+VERSION = "0.2.0"  # of the toolkit; CITATION.cff has it too
 DATA_VERSION = "2.1.0"
 """Raised when the same configuration and seed give other numbers.
 
@@ -19,8 +18,7 @@ DATA_VERSION = "2.1.0"
 """
 VOLUME_FORMAT, IMAGE_FORMAT = 1, 1
 """Of the HDF5 files in 3D and 2D; raised when a reader of the one before would fail or misread."""
-CHECKPOINT_FORMAT = 1
-"""Stored in every checkpoint; raised when its meaning changes."""
+CHECKPOINT_FORMAT = 1  # stored in every checkpoint; raised when its meaning changes
 PACKAGES = ("torch", "numpy", "scipy", "h5py", "monai", "lightning-fabric")
 
 

@@ -6,12 +6,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.simulation.labels import cone_volume, frame_inverses, paint_cones
-from utils.simulation.voxels import voxel_centres
 
 
 def plain_cones(shape, entry_points, frames, length, radius, taper):
     """The slow obvious twin: every voxel against every cone, in double precision."""
-    grids = np.meshgrid(*(voxel_centres(shape, a).astype(float) for a in range(3)), indexing="ij")
+    places = [((np.arange(n) + 0.5) / n).astype(np.float32).astype(float) for n in shape]
+    grids = np.meshgrid(*places, indexing="ij")
     centres = np.stack(grids, axis=-1)
     best = np.full(shape, np.inf)
     instances = np.zeros(shape, dtype=np.uint16)

@@ -27,6 +27,11 @@ def columns_of(paths, spacing, sites=None, neuropil=NONE):
     )
 
 
+def fields_of(columns, shape):
+    parts = columns.paths, columns.spacing, columns.neighbours
+    return paint_fields(*parts, shape, columns.neuropil)
+
+
 def upright_square(spacing, n, shape, low, high, depths=3):
     """n x n columns along z from ``low`` to ``high``, ``spacing`` voxels apart, mid volume."""
     p, q = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(n), indexing="ij"))
@@ -72,7 +77,7 @@ def test_kernels_match_the_plain_twin(seed, depths, bend):
     # one spacing a path: beyond a node the kernel keeps to the reach of the segment there
     spacing = np.repeat(rng.uniform(3, 6, size=(5, 1)), depths, axis=1)
     columns = columns_of(paths, spacing)
-    fields = paint_fields(columns, shape)
+    fields = fields_of(columns, shape)
     owner, distance, depth = plain_fields(columns, shape, REACH * columns.spacing)
     same = fields.owner == owner
     assert same.mean() > 0.998  # centres within rounding of an end, a reach or two paths' middle
@@ -83,14 +88,14 @@ def test_kernels_match_the_plain_twin(seed, depths, bend):
 
 def test_labels_of_straight_columns_have_the_volume_of_cylinders():
     shape, spacing = (64, 64, 40), 16.0
-    fields = paint_fields(upright_square(spacing, 4, shape, 4.0, 36.0), shape)
+    fields = fields_of(upright_square(spacing, 4, shape, 4.0, 36.0), shape)
     counts = np.bincount(fields.instances(0.35).ravel(), minlength=17)[1:]
     assert_allclose(counts, np.pi * (0.35 * spacing) ** 2 * 32, rtol=0.03)  # 96 of 98.5 a plane
 
 
 def test_distance_and_depth_of_single_voxels():
     shape = (32, 32, 32)
-    fields = paint_fields(upright_square(8.0, 3, shape, 4.0, 28.0), shape)
+    fields = fields_of(upright_square(8.0, 3, shape, 4.0, 28.0), shape)
     assert fields.owner[16, 16, 10] == 5  # the middle one of nine, beside its axis
     assert_allclose(fields.distance[16, 16, 10], np.hypot(0.5, 0.5) / 8, rtol=1e-5)
     assert_allclose(fields.depth[16, 16, 10], (10.5 - 4) / 24, rtol=1e-5)
@@ -103,7 +108,7 @@ def test_distance_and_depth_of_single_voxels():
 def test_a_sheet_has_no_holes_inside_and_ends_at_its_border():
     shape, spacing = (96, 96, 12), 12.0
     columns = upright_square(spacing, 5, shape, 0.0, 12.0)
-    owned = paint_fields(columns, shape).owner[:, :, 6] > 0
+    owned = fields_of(columns, shape).owner[:, :, 6] > 0
     low, high = 24, 72  # the outer columns' axes
     assert owned[low:high, low:high].all()
     rows = np.flatnonzero(owned[48])
@@ -115,7 +120,7 @@ def test_a_sheet_has_no_holes_inside_and_ends_at_its_border():
 def test_radius_follows_the_spacing_along_the_path():
     z = np.linspace(0, 64, 5)
     path = np.stack([np.full(5, 32.0), np.full(5, 32.0), z], axis=1)[None]
-    fields = paint_fields(columns_of(path, np.linspace(20, 40, 5)), (64, 64, 64))
+    fields = fields_of(columns_of(path, np.linspace(20, 40, 5)), (64, 64, 64))
     areas = (fields.instances(0.35) > 0).sum(axis=(0, 1))
     radii = 0.35 * (20 + 20 * (np.arange(64) + 0.5) / 64)
     assert_allclose(areas, np.pi * radii**2, rtol=0.06)
@@ -125,17 +130,17 @@ def test_a_neuropil_is_an_ellipsoid_without_the_columns():
     shape, axes = (48, 48, 48), np.diag([8.0, 12.0, 18.0])
     neuropil = np.concatenate([[[24.0, 24.0, 24.0]], axes])[None].astype(np.float32)
     far = np.array([[[-90.0, 0, 0], [-80.0, 0, 0]]])
-    fields = paint_fields(columns_of(far, 8.0, neuropil=neuropil), shape)
+    fields = fields_of(columns_of(far, 8.0, neuropil=neuropil), shape)
     assert_allclose(fields.neighbour.sum(), 4 / 3 * np.pi * 8 * 12 * 18, rtol=0.01)
     through = np.array([[[24.0, 24, 0], [24.0, 24, 48]]])
-    fields = paint_fields(columns_of(through, 8.0, neuropil=neuropil), shape)
+    fields = fields_of(columns_of(through, 8.0, neuropil=neuropil), shape)
     assert fields.neighbour[24, 24, 24] == 0 and fields.neighbour[24, 32, 24] == 1
     assert not (fields.neighbour.astype(bool) & (fields.owner > 0)).any()
-    assert paint_fields(columns_of(through, 8.0), shape).neighbour is None
+    assert fields_of(columns_of(through, 8.0), shape).neighbour is None
 
 
 def test_without_columns_nothing_is_owned():
-    fields = paint_fields(columns_of(np.zeros((0, 9, 3)), 1.0, np.zeros((0, 3))), (4, 5, 6))
+    fields = fields_of(columns_of(np.zeros((0, 9, 3)), 1.0, np.zeros((0, 3))), (4, 5, 6))
     assert_array_equal(fields.owner, np.zeros((4, 5, 6)))
 
 
@@ -143,4 +148,4 @@ def test_more_columns_than_ids_are_refused():
     many = 1 << 16
     columns = columns_of(np.zeros((many, 2, 3)), 1.0, np.stack([np.arange(many)] * 3, axis=1))
     with pytest.raises(UserError, match="65536 columns do not fit"):
-        paint_fields(columns, (2, 2, 2))
+        fields_of(columns, (2, 2, 2))

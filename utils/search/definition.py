@@ -1,22 +1,9 @@
 """Study files: which script, which flags are fixed, which are tried; checked against the script.
 
-A file is TOML, so a person can read and change it:
-
-    question = "Does a deeper network find more columns?"
-    script = "train_basic_3dunet.py"
-    sampler = "grid"               # every combination of the lists; or "tpe", "random"
-    pruner = "none"                # or "median", "hyperband": ends trials that fall behind
-    # n_trials = 40                # of tpe and random; seeds and ranges are flags like any other
-
-    [fixed]
-    epochs = 20
-
-    [search]
-    depth = [3, 4, 5]                                   # one of these
-    start_lr = { low = 1e-4, high = 1e-2, log = true }  # a range: tpe and random only
-
-Every name in both tables is a flag of the script, whose own parser checks them. Imports nothing
-heavy, but for ranges.
+A file is TOML, as those in experiments/: question, script, sampler, pruner, n_trials, and tables
+[fixed] and [search]. Every name in both is a flag of the script, whose own parser checks them. What
+is tried is a list of values or, for tpe and random, a range, as { low = 1, high = 4, log = true }.
+Imports nothing heavy, but for ranges.
 """
 
 from __future__ import annotations
@@ -45,18 +32,15 @@ CHOICES = {
 }
 RESERVED = ("log_path", "experiment_title", "resume")
 """Flags that no study may have: the search itself names the trials and goes on."""
-ROOT = Path(__file__).resolve().parents[2]
-"""Of the checkout, where the scripts stand."""
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, where the scripts stand
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyDefinition:
     """What a study file says, and the command line adds to it."""
 
-    name: str
-    """The file's name without its ending."""
-    extra: Sequence[str]
-    """Flags for every trial, after the fixed ones, which they win over."""
+    name: str  # the file's name without its ending
+    extra: Sequence[str]  # flags for every trial, after the fixed ones, which they win over
     search: Mapping[str, list[Any] | dict[str, Any]]
     """By flag: a list of values, or a range: ``low`` and ``high``, perhaps ``log`` or ``step``."""
     pruner: str

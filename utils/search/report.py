@@ -15,8 +15,7 @@ REPLICATE = "seed"
 """A searched flag of this name makes replicates: rows that differ in nothing else."""
 FRONT = ("trial", "state", "iou", "epoch", "epochs_trained", "minutes", "parameters")
 BACK = ("reason", "directory")
-WIDEST = 60
-"""Characters of the reason in a printed table."""
+WIDEST = 60  # characters of the reason in a printed table
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:

@@ -38,10 +38,8 @@ STATES = {
 }
 HEARTBEAT_SECONDS, DEAD_SECONDS = 15, 60
 """Between two signs of life of a trial; without one for so long it is repeated."""
-MOST_REPEATS = 3
-"""Of a trial that went silent; it may be the trial that kills its machine."""
-SAME_FAILURES = 3
-"""As many trials in a row that fail for the same reason end the search."""
+MOST_REPEATS = 3  # of a trial that went silent; it may be the trial that kills its machine
+SAME_FAILURES = 3  # as many trials in a row that fail for the same reason end the search
 PATIENCE_TRIALS, PATIENCE_EPOCHS = 5, 3
 """The median pruner spares the first trials, and the first epochs of each."""
 
@@ -52,19 +50,15 @@ class Search:
 
     definition: StudyDefinition
     study: optuna.Study
-    folder: Path
-    """Of the trials' log directories."""
-    n_trials: float = math.inf
-    """Most trials of the whole study."""
-    jobs: int = 1
-    """Trials at a time."""
+    folder: Path  # of the trials' log directories
+    n_trials: float = math.inf  # most trials of the whole study
+    jobs: int = 1  # trials at a time
     gpus: Sequence[str] = ()
     """Handed out to the jobs in turn; none leaves that to the training script."""
     say: Callable[[str], None] = print
     stop: threading.Event = field(default_factory=threading.Event)
     """Set it to cut the trials under way and end."""
-    failure: str | None = None
-    """Why trials fail again and again, once they do."""
+    failure: str | None = None  # why trials fail again and again, once they do
 
     def run(self, seconds: float = math.inf) -> None:
         """Run trials until the study is complete; start none after ``seconds``."""
@@ -109,7 +103,7 @@ class Search:
         outcome = self._train(trial, title, values)
         if outcome.stopped:
             trial.set_user_attr("reason", "cut, to be repeated")
-            repeat(self.study, self.study.trials[trial.number])
+            RetryHeartbeatStaleTrialCallback()(self.study, self.study.trials[trial.number])
             return math.nan
         best: Mapping[str, Any] = max(outcome.epochs, key=lambda r: r[METRIC], default={})
         for name, value in {  # what the database keeps beside the values and the curve
@@ -147,32 +141,25 @@ class Search:
             environment["OMP_NUM_THREADS"] = str(threads)
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._free_gpus.get()
+        output, how = self.folder / f"{title}.txt", {"on_epoch": is_behind, "stop": self.stop}
         try:
-            return run_training(
-                command,
-                directory,
-                self.folder / f"{title}.txt",
-                on_epoch=is_behind,
-                stop=self.stop,
-                environment=environment,
-            )
+            return run_training(command, directory, output, environment=environment, **how)
         finally:
             if self.gpus:
                 self._free_gpus.put(environment["CUDA_VISIBLE_DEVICES"])
 
     def _after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Say how a trial ended, and end the search when it is complete or in vain."""
-        known = trial.user_attrs
-        how = known["reason"]
+        how = trial.user_attrs["reason"]
         if trial.state != TrialState.FAIL:
-            how = f"IoU {known['iou']:.3f} in epoch {known['epoch']} of {known['epochs_trained']}"
+            told = "IoU {iou:.3f} in epoch {epoch} of {epochs_trained}"
+            how = told.format(**trial.user_attrs)
         self.say(f"{trial_title(trial.number)} {STATES[trial.state]}: {how}")
-        ended = [other for other in counted_trials(study) if other.state.is_finished()]
-        latest = ended[-SAME_FAILURES:]
-        reasons = {other.user_attrs.get("reason") for other in latest}
-        failed = [other for other in latest if other.state == TrialState.FAIL]
-        if len(failed) == SAME_FAILURES and len(reasons) == 1:
-            self.failure = reasons.pop()
+        latest = [t for t in counted_trials(study) if t.state.is_finished()][-SAME_FAILURES:]
+        endings = {(t.state, t.user_attrs.get("reason")) for t in latest}
+        if len(latest) == SAME_FAILURES and len(endings) == 1:
+            state, reason = endings.pop()
+            self.failure = reason if state == TrialState.FAIL else None
         if self.stop.is_set() or self.failure or self.remaining() <= 0:
             study.stop()
 
@@ -255,10 +242,11 @@ def build_sampler(
 
 def build_pruner(definition: StudyDefinition) -> optuna.pruners.BasePruner:
     """Return what ends trials that fall behind."""
-    if definition.pruner == "median":
-        return optuna.pruners.MedianPruner(PATIENCE_TRIALS, PATIENCE_EPOCHS)
-    kinds = {"hyperband": optuna.pruners.HyperbandPruner, "none": optuna.pruners.NopPruner}
-    return kinds[definition.pruner]()
+    return {
+        "median": optuna.pruners.MedianPruner(PATIENCE_TRIALS, PATIENCE_EPOCHS),
+        "hyperband": optuna.pruners.HyperbandPruner(),
+        "none": optuna.pruners.NopPruner(),
+    }[definition.pruner]
 
 
 def suggest(trial: Trial, name: str, wanted: list[Any] | dict[str, Any]) -> Any:
@@ -284,14 +272,9 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if trial.number not in repeated]
 
 
-def repeat(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Let the values of ``trial`` wait to be tried again."""
-    RetryHeartbeatStaleTrialCallback()(study, trial)
-
-
 def retry_failed(study: optuna.Study) -> int:
     """Repeat every trial whose training failed; return how many."""
     failed = [trial for trial in counted_trials(study) if trial.state == TrialState.FAIL]
     for trial in failed:
-        repeat(study, trial)
+        RetryHeartbeatStaleTrialCallback()(study, trial)
     return len(failed)

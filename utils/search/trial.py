@@ -12,28 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-POLL_SECONDS = 0.5
-"""Between two looks at the process and its log."""
-GRACE_SECONDS = 60.0
-"""That a process has to end after it was asked to."""
+POLL_SECONDS = 0.5  # between two looks at the process and its log
+GRACE_SECONDS = 60.0  # that a process has to end after it was asked to
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended."""
 
-    status: int
-    """Exit status of the process; negative: the signal that ended it."""
-    reason: str
-    """One line."""
-    epochs: Sequence[Mapping[str, Any]]
-    """The records of ``logs.json``, one an epoch."""
-    parameters: int | None
-    """Of the network; None when training never began."""
-    pruned: bool = False
-    """Ended because ``on_epoch`` wanted so."""
-    stopped: bool = False
-    """Ended because ``stop`` was set."""
+    status: int  # exit status of the process; negative: the signal that ended it
+    reason: str  # one line
+    epochs: Sequence[Mapping[str, Any]]  # the records of ``logs.json``, one an epoch
+    parameters: int | None  # of the network; None when training never began
+    pruned: bool = False  # ended because ``on_epoch`` wanted so
+    stopped: bool = False  # ended because ``stop`` was set
 
 
 def run_training(
@@ -45,16 +37,12 @@ def run_training(
     stop: threading.Event,
     environment: Mapping[str, str],
 ) -> Outcome:
-    """Run ``command`` to its end and return how it ended.
+    """Run ``command`` to its end and return how it ended; what it prints goes to ``output``.
 
-    Args:
-        command: program and arguments.
-        directory: the log directory that the program will make.
-        output: file for what the program prints.
-        on_epoch: called once with each record of ``logs.json``; returns whether training is to end
-            now. A training that is to end gets SIGTERM, and :data:`GRACE_SECONDS` later SIGKILL.
-        stop: ends the training once it is set.
-        environment: variables on top of this process's own.
+    ``on_epoch`` is called once with each record of the ``logs.json`` in ``directory``, the log
+    directory that the program will make, and returns whether training is to end now, as it does
+    once ``stop`` is set: by SIGTERM, and :data:`GRACE_SECONDS` later SIGKILL. ``environment``
+    comes on top of this process's own.
     """
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -78,10 +66,11 @@ def run_training(
         stopped = not pruned and process.poll() is None
         end(process)
     epochs, reason = read_log(directory)
-    config = directory / "config.json"
+    config, status = directory / "config.json", process.returncode
+    printed = output.read_text(errors="replace").strip().splitlines()
     return Outcome(
-        status=process.returncode,
-        reason=reason or last_line(output) or f"exit status {process.returncode}",
+        status=status,
+        reason=reason or (printed[-1].strip()[:500] if printed else f"exit status {status}"),
         epochs=epochs,
         parameters=json.loads(config.read_text())["parameters"] if config.exists() else None,
         pruned=pruned,
@@ -109,9 +98,3 @@ def read_log(directory: Path) -> tuple[list[dict[str, Any]], str | None]:
     content = json.loads(path.read_text())
     ended = content["exit"]["status"] is not None
     return content["epochs"], content["exit"]["reason"] if ended else None
-
-
-def last_line(output: Path) -> str | None:
-    """Return the last line that a program printed, of at most 500 characters."""
-    lines = output.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip()[:500] if lines else None

@@ -11,17 +11,3 @@ from utils.simulation.volume import (
     simulate_volume,
 )
 from utils.simulation.wide import WideConfig
-
-__all__ = [
-    "GeometryError",
-    "Mixture",
-    "SimulatedVolume",
-    "VolumeConfig",
-    "VolumeParameters",
-    "WideConfig",
-    "WideVolume",
-    "config_from_dict",
-    "preset",
-    "sample_rng",
-    "simulate_volume",
-]

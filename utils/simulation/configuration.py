@@ -14,6 +14,8 @@ import numpy as np
 
 from utils.errors import UserError
 
+Range = tuple[float, float]  # (low, high)
+
 
 def limited(default: Any, least: float, most: float = np.inf, *, is_range: bool = True) -> Any:
     """Return a field whose number, or whose tuple's numbers, lie in least..most and are finite.

@@ -14,14 +14,13 @@ from scipy.ndimage import correlate1d
 
 from utils.errors import UserError
 from utils.simulation import imaging
-from utils.simulation.configuration import PlainConfig, limited
+from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.coordinates import axis_rotation, rotate
 from utils.simulation.geometry import GeometryError
 from utils.simulation.labels import paint_disks
 from utils.simulation.lattice import planar_lattice
 from utils.simulation.random_bits import draw_key
 from utils.simulation.streams import Purpose, make_rng
-from utils.simulation.voxels import inside, to_voxels
 
 CLOUD_REACH = 4.0
 """Columns whose points lie within this many standard deviations of the canvas are rendered."""
@@ -35,9 +34,9 @@ class ImageConfig(PlainConfig):
     """
 
     shape: tuple[int, int] = limited((128, 128), 8, is_range=False)  # pixels along x and y
-    scale_range: tuple[float, float] = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)
+    scale_range: Range = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)
     """Pixels per unit of length, one draw per image."""
-    lattice_angle_range: tuple[float, float] = limited((50.0, 90.0), 10.0, 170.0)
+    lattice_angle_range: Range = limited((50.0, 90.0), 10.0, 170.0)
     """Angle between the lattice's basis vectors in degrees; 60 is hexagonal."""
     column_distance: float = limited(10.0, 1e-3)  # length of both basis vectors
     label_radius: float = limited(3.5, 1e-3)  # radius of a column's disk in the mask
@@ -51,7 +50,7 @@ class ImageConfig(PlainConfig):
     ring_radius: float = limited(3.5, 0.0)
     """Mean distance of a ring column's points from the centre."""
     ring_sd: float = limited(0.1, 0.0)  # standard deviation of that distance
-    ring_share_range: tuple[float, float] = limited((0.0, 1.0), 0.0, 1.0)
+    ring_share_range: Range = limited((0.0, 1.0), 0.0, 1.0)
     """Share of ring columns, one draw per image; the others are Gaussian."""
     box_size: float = limited(2.0, 0.0)
     """Edge of the box mean; in pixels it is truncated, and at least 1."""
@@ -121,6 +120,11 @@ class SimulatedImage:
     def centres(self) -> np.ndarray:
         """(n, 2) float32, pixels: the centres inside the image."""
         return self.all_centres[inside(self.all_centres, self.image.shape)]
+
+
+def inside(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return (N,) bool: which of ``pixels`` (N, 2) lie in an image of ``shape``."""
+    return np.all((pixels >= 0) & (pixels < np.array(shape)), axis=1)
 
 
 def image_rng(seed: int, index: int) -> np.random.Generator:
@@ -242,7 +246,7 @@ def _render_fluorescence(
     margin = _margin(config)
     canvas = np.zeros([edge + 2 * margin for edge in config.shape], dtype=np.float32)
     placed = (centres[:, None] + margin + scale * offsets).reshape(-1, 2)
-    pixels = to_voxels(placed, (1, 1))
+    pixels = np.floor(placed).astype(np.int64)
     shown = inside(pixels, canvas.shape)
     canvas[tuple(pixels[shown].T)] = values.reshape(-1)[shown]
     return canvas

@@ -23,7 +23,6 @@ LOG_COUNT_OFFSET, LOG_OFFSET = 1e-5, 1e-7
 MOST_PHOTONS = 60_000  # means of photon counts are cut off here: counts are 16-bit
 MOST_STORED = 65_504  # files hold no brighter voxel: float16
 CUT_OFF = 0.001  # largest share of an image that may lie above either
-BRIGHT = 4  # at most that share of a default volume is brighter, before the gain (4.0 in one of 40)
 
 
 @numba.njit(cache=True)

@@ -11,7 +11,6 @@ import numba
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.voxels import voxel_centres
 
 
 def cone_volume(radius: float, length: float, taper: float, frames: np.ndarray) -> np.ndarray:
@@ -40,7 +39,6 @@ def paint_cones(
     shape: tuple[int, int, int],
     entry_points: np.ndarray,
     frames: tuple[np.ndarray, np.ndarray, np.ndarray],
-    *,
     length: float,
     radius: float,
     taper: float,
@@ -57,7 +55,7 @@ def paint_cones(
     e_r, e_theta, e_phi = frames
     instances = np.zeros(shape, dtype=np.uint16)
     lower, upper = _bounding_boxes(shape, entry_points, frames, length, radius * max(1.0, taper))
-    x, y, z = (voxel_centres(shape, axis) for axis in range(3))
+    x, y, z = (((np.arange(n) + 0.5) / n).astype(np.float32) for n in shape)
     inverses = frame_inverses(e_theta, e_phi, e_r)
     size = np.array([length, radius, radius * (taper - 1.0) / length], dtype=np.float32)
     _paint_cones(instances, x, y, z, entry_points, inverses, lower, upper, size)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from utils.simulation.configuration import PlainConfig, limited
+from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.imaging import add_read_noise, percentile_of_nonnegative, shot_noise
 from utils.simulation.random_bits import NORMALS, draw_key
 
@@ -28,34 +28,31 @@ BLOCK = 1024
 class MicroscopeConfig(PlainConfig):
     """All that governs a random microscope; ranges are (low, high) of uniform draws."""
 
-    bias: tuple[float, float] = limited((0.0, 0.7), 0.0)
+    bias: Range = limited((0.0, 0.7), 0.0)
     """Standard deviation of the logarithm of the slow change of light."""
-    attenuation: tuple[float, float] = limited((1.0, 5.0), 1.0)
+    attenuation: Range = limited((1.0, 5.0), 1.0)
     """Light of the nearest over that of the furthest plane, uniform in the logarithm."""
-    blur_growth: tuple[float, float] = limited((1.0, 2.0), 1.0)
+    blur_growth: Range = limited((1.0, 2.0), 1.0)
     """Axial point spread of the furthest over that of the nearest plane."""
-    lateral_sigma: tuple[float, float] = limited((0.1, 0.8), 0.0)
+    lateral_sigma: Range = limited((0.1, 0.8), 0.0)
     """Standard deviation of the point spread across the optical axis, voxels."""
-    axial_sigma: tuple[float, float] = limited((0.5, 3.5), 0.0)
+    axial_sigma: Range = limited((0.5, 3.5), 0.0)
     """The same along it, voxels; at most a quarter of the columns' spacing."""
-    coarse_probability: float = limited(0.6, 0.0, 1.0)
-    """Planes lie further apart than voxels."""
-    coarse: tuple[float, float] = limited((1.0, 4.0), 1.0)
+    coarse_probability: float = limited(0.6, 0.0, 1.0)  # Planes lie further apart than voxels
+    coarse: Range = limited((1.0, 4.0), 1.0)
     """Distance of planes then, voxels; at most a quarter of the columns' spacing."""
-    photons: tuple[float, float] = limited((5.0, 200.0), 0.1)
-    """At the brightest 1 %, uniform in the logarithm."""
-    read_noise: tuple[float, float] = limited((0.0, 0.15), 0.0)
+    photons: Range = limited((5.0, 200.0), 0.1)  # At the brightest 1 %, uniform in the logarithm
+    read_noise: Range = limited((0.0, 0.15), 0.0)
     """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
     low + (high - low) u^2 with u uniform in 0 to 1."""
     artefact_probability: float = limited(0.1, 0.0, 1.0)
     """Planes and lines of the scan differ in brightness."""
-    artefact: tuple[float, float] = limited((0.05, 0.3), 0.0)
+    artefact: Range = limited((0.05, 0.3), 0.0)
     """Standard deviation of that, share of the brightness."""
-    offset: tuple[float, float] = limited((0.0, 0.1), 0.0, 1.0)
-    """Grey value without light, share of full scale."""
-    gamma: tuple[float, float] = limited((0.5, 2.0), 0.1)
+    offset: Range = limited((0.0, 0.1), 0.0, 1.0)  # Grey value without light, share of full scale
+    gamma: Range = limited((0.5, 2.0), 0.1)
     """Exponent from light to grey value, uniform in the logarithm."""
-    saturated: tuple[float, float] = limited((0.0, 0.02), 0.0, 1.0)
+    saturated: Range = limited((0.0, 0.02), 0.0, 1.0)
     """Share of the voxels that is clipped at full scale."""
 
 
@@ -114,12 +111,12 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
     Grey values are whole numbers, save between planes that lie further apart than voxels.
     """
     axis, n = microscope.axis, image.shape[microscope.axis]
-    light = uneven_light(microscope, image.shape, rng)
-    seen = along(point_spread(microscope, n) * light[axis], image, axis)
+    uneven = uneven_light(microscope, image.shape, rng)
+    seen = along(point_spread(microscope, n) * uneven[axis], image, axis)
     for other in {0, 1, 2} - {axis}:
         size = image.shape[other]
         blur = blur_matrix(size, np.arange(size, dtype=float), microscope.lateral_sigma)
-        seen = along(blur * light[other], seen, other)
+        seen = along(blur * uneven[other], seen, other)
     bright = percentile_of_nonnegative(seen, BRIGHT) or 1.0
     counts = shot_noise(seen, microscope.photons / bright, draw_key(rng))
     scale, sd = np.float32(1.0 / microscope.photons), np.float32(microscope.read_noise)
@@ -128,7 +125,9 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
     sample = seen.reshape(-1)[::WHITE_STRIDE]
     rank = min(int((1.0 - microscope.saturated) * len(sample)), len(sample) - 1)
     white = np.partition(sample, rank)[rank]
-    _develop(seen.reshape(-1), np.float32((GREY_STEPS - 1) / max(white, 1e-6)), _greys(microscope))
+    light = np.linspace(0.0, 1.0, GREY_STEPS) ** microscope.gamma
+    greys = np.round(255.0 * (microscope.offset + (1.0 - microscope.offset) * light)).astype("f4")
+    _develop(seen.reshape(-1), np.float32((GREY_STEPS - 1) / max(white, 1e-6)), greys)
     return along(planes_to_voxels(microscope, n), seen, axis)
 
 
@@ -269,15 +268,9 @@ def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: np.random.Gene
         seen *= np.maximum(factors, 0.0).astype(np.float32)
 
 
-def _greys(microscope: Microscope) -> np.ndarray:
-    """Return (4096,) float32: the whole grey value, 0 to 255, of each step of light."""
-    light = np.linspace(0.0, 1.0, GREY_STEPS) ** microscope.gamma
-    return np.round(255.0 * (microscope.offset + (1.0 - microscope.offset) * light)).astype("f4")
-
-
 @numba.njit(cache=True)
 def _develop(image, scale, greys):  # type: ignore[no-untyped-def]
-    """Replace light by grey values in place; white and more is the last of ``greys``."""
+    """Replace light by ``greys``, one for each step of light, in place; white is the last."""
     last = np.float32(greys.size - 1)
     for i in range(image.size):
         image[i] = greys[int(min(image[i] * scale + np.float32(0.5), last))]

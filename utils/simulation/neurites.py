@@ -29,18 +29,13 @@ def draw_control_points(rng: np.random.Generator, lobe: OpticLobe) -> np.ndarray
     aside = rng.uniform(0.0, BEND_SIDEWAYS, size=(2, n, 1))
     p1 = p0 - inward * lobe.e_r + aside[0] * lobe.e_phi + aside[1] * lobe.e_theta
     column = rng.integers(n)
-    normal = _draw_tangent(rng, lobe.e_r[column].astype(np.float64))
+    _, e_theta, e_phi = spherical_frames(lobe.e_r[column].astype(np.float64)[None])
+    angle = rng.uniform(0.0, 2.0 * np.pi)
+    normal = np.cos(angle) * e_theta[0] + np.sin(angle) * e_phi[0]
     distance = np.sum((p0 - p0[column]) * normal, axis=1, keepdims=True)
     p2 = p0 - distance * normal
     p3 = np.array(lobe.centre) + SPLAY * distance * normal + rng.normal(0.0, END_SD, size=(n, 3))
     return np.stack([p0, p1, p2, p3]).astype(np.float32)
-
-
-def _draw_tangent(rng: np.random.Generator, radial: np.ndarray) -> np.ndarray:
-    """Draw a unit vector (3,) perpendicular to ``radial`` (3,)."""
-    _, e_theta, e_phi = spherical_frames(radial[None])
-    angle = rng.uniform(0.0, 2.0 * np.pi)
-    return np.cos(angle) * e_theta[0] + np.sin(angle) * e_phi[0]
 
 
 def evaluate_curves(control_points: np.ndarray, t: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.spatial import cKDTree
 
-from utils.simulation.configuration import PlainConfig, limited
+from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z
 from utils.simulation.geometry import GeometryError
 
@@ -34,25 +34,24 @@ class SheetConfig(PlainConfig):
     Defaults are those of preset wide.
     """
 
-    spacing: tuple[float, float] = limited((5.0, 16.0), 2.0)
+    spacing: Range = limited((5.0, 16.0), 2.0)
     """Square root of the product of both singular values of the lattice's cell, in voxels."""
-    anisotropy: tuple[float, float] = limited((1.0, 2.1), 1.0)
+    anisotropy: Range = limited((1.0, 2.1), 1.0)
     """Ratio of these singular values; 1 is a lattice of regular hexagons, sqrt(3) a square one."""
-    stretch_angle: tuple[float, float] = limited((-15.0, 15.0), -30.0, 30.0)
+    stretch_angle: Range = limited((-15.0, 15.0), -30.0, 30.0)
     """Angle between the stretch and the nearest of the six steps, in degrees."""
-    spacing_change: tuple[float, float] = limited((1.1, 1.4), 1.0)
+    spacing_change: Range = limited((1.1, 1.4), 1.0)
     """Largest over smallest spacing along an edge of the volume."""
-    jitter: tuple[float, float] = limited((0.0, 0.1), 0.0)
+    jitter: Range = limited((0.0, 0.1), 0.0)
     """Standard deviation of a column's place along u and v, in spacings."""
-    length: tuple[float, float] = limited((1.0, 10.0), 0.1)
-    """Length of a column, in spacings."""
-    taper: tuple[float, float] = limited((1.0, 1.4), 1.0)
+    length: Range = limited((1.0, 10.0), 0.1)  # Length of a column, in spacings
+    taper: Range = limited((1.0, 1.4), 1.0)
     """Distal over proximal spacing; less where the curvature that it needs is out of range."""
-    curvature: tuple[float, float] = limited((0.0, 0.11), 0.0, 1.0)
+    curvature: Range = limited((0.0, 0.11), 0.0, 1.0)
     """Both principal curvatures of the middle surface times the spacing, in radians."""
-    tilt: tuple[float, float] = limited((0.0, 20.0), 0.0, 60.0)
+    tilt: Range = limited((0.0, 20.0), 0.0, 60.0)
     """Angle between the columns and the sheet's normal, in degrees."""
-    bend: tuple[float, float] = limited((0.0, 0.6), 0.0)
+    bend: Range = limited((0.0, 0.6), 0.0)
     """Largest deviation of a column from its chord, in spacings."""
     own_bend: float = limited(0.3, 0.0, 1.0)
     """Standard deviation of a column's own bend, as a share of the sheet's bend."""
@@ -60,26 +59,21 @@ class SheetConfig(PlainConfig):
     """The sheet's centre is moved by up to this share of the volume per axis."""
     border: float = limited(0.3, 0.0, 1.0)
     """Probability that the sheet ends at a straight border inside of the volume."""
-    holes: tuple[int, int] = limited((0, 2), 0)
-    """Number of holes without columns, inclusive."""
-    hole_radius: tuple[float, float] = limited((1.0, 3.0), 0.0)
-    """Radius of a hole, in spacings."""
-    second_sheet: float = limited(0.2, 0.0, 1.0)
-    """Probability of a second sheet beside the first."""
+    holes: tuple[int, int] = limited((0, 2), 0)  # Number of holes without columns, inclusive
+    hole_radius: Range = limited((1.0, 3.0), 0.0)  # Radius of a hole, in spacings
+    second_sheet: float = limited(0.2, 0.0, 1.0)  # Probability of a second sheet beside the first
     neuropil: float = limited(0.3, 0.0, 1.0)
     """Probability of a neighbouring neuropil without columns, an ellipsoid."""
-    neuropil_radius: tuple[float, float] = limited((3.0, 12.0), 0.1)
+    neuropil_radius: Range = limited((3.0, 12.0), 0.1)
     """Each half axis of the neighbouring neuropil, in spacings."""
-    gap: tuple[float, float] = limited((0.5, 4.0), 0.0)
+    gap: Range = limited((0.5, 4.0), 0.0)
     """Between the first sheet and a second sheet or neuropil, in spacings."""
-    left_out: tuple[float, float] = limited((0.0, 0.4), 0.0, 1.0)
-    """Share of the columns without any stain."""
+    left_out: Range = limited((0.0, 0.4), 0.0, 1.0)  # Share of the columns without any stain
     radius: float = limited(0.35, 1e-3)
     """Radius of a column's label, in its own nearest-neighbour distances at that depth."""
     min_columns: int = limited(30, 2)
     """A geometry is drawn again until at least this many columns have their middle inside."""
-    max_tries: int = limited(100, 1)
-    """Geometries drawn before giving up."""
+    max_tries: int = limited(100, 1)  # Geometries drawn before giving up
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import numba
 import numpy as np
 
 from utils.simulation.labels import check_count
-from utils.simulation.sheet import Columns
 
 REACH = 0.65
 """A column at a border owns voxels up to here, in mean distances to its lattice neighbours."""
@@ -39,46 +38,54 @@ class ColumnFields:
         return np.where(self.distance <= np.float32(radius), self.owner, np.uint16(0))
 
 
-def paint_fields(columns: Columns, shape: tuple[int, int, int]) -> ColumnFields:
-    """Return the fields of (X, Y, Z) voxels: owner, distance, depth, and neighbour where drawn.
+def paint_fields(
+    paths: np.ndarray,
+    spacing: np.ndarray,
+    neighbours: np.ndarray,
+    shape: tuple[int, ...],
+    neuropil: np.ndarray | None = None,
+) -> ColumnFields:
+    """Return the fields of (X, Y, Z) voxels about columns, as ``sheet.Columns`` describes them.
 
     A voxel belongs to the path whose nearest segment is nearest in voxels (ties: the first), of
     the segments within whose reach it lies; it must not lie beyond the path's ends, which are cut
     square. Without an owner the distance is 2 and the depth 0. Raises UserError for more than 65535
     columns.
     """
-    n, depths = columns.spacing.shape
-    check_count(n, "columns")
-    paths, spacing = columns.paths.astype(np.float32), columns.spacing.astype(np.float32)
+    check_count(len(paths), "columns")
+    paths, spacing = paths.astype(np.float32), spacing.astype(np.float32)
     nearest = np.full(shape, NOBODY, dtype=np.uint64)
-    _paint_segments(nearest, paths, _overlaps(paths), _reaches(columns))
+    _paint_segments(nearest, paths, _overlaps(paths), _reaches(paths, spacing, neighbours))
     owner = np.empty(shape, dtype=np.uint16)
     distance, depth = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    _normalise(nearest, _segments(paths, spacing), depths - 1, owner, distance, depth)
-    if not len(columns.neuropil):
+    _normalise(nearest, _segments(paths, spacing), paths.shape[1] - 1, owner, distance, depth)
+    if neuropil is None or not len(neuropil):
         return ColumnFields(owner, distance, depth)
     neighbour = np.zeros(shape, dtype=np.uint8)
-    for centre, *axes in columns.neuropil.astype(np.float64):
-        lengths = np.linalg.norm(axes, axis=1, keepdims=True)
-        _paint_ellipsoid(neighbour, owner, centre, axes / lengths**2)
+    for centre, *axes in neuropil.astype(np.float64):
+        turned = axes / np.linalg.norm(axes, axis=1, keepdims=True) ** 2
+        y, z = np.ogrid[: shape[1], : shape[2]]
+        y, z = y + 0.5 - centre[1], z + 0.5 - centre[2]
+        for i, plane in enumerate(neighbour):
+            x = i + 0.5 - centre[0]
+            squares = sum((a * x + b * y + c * z) ** 2 for a, b, c in turned)
+            plane[(squares <= 1.0) & (owner[i] == 0)] = 1
     return ColumnFields(owner, distance, depth, neighbour)
 
 
-def _reaches(columns: Columns) -> np.ndarray:
+def _reaches(paths: np.ndarray, spacing: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     """Return (N, D) float32: up to which distance, in voxels, each node's column owns voxels.
 
     A segment takes the larger of its nodes' reaches.
     """
-    first, second = columns.neighbours.T
-    n, depths = columns.spacing.shape
-    between = (columns.paths[first] - columns.paths[second]).astype(np.float64)
-    steps = np.sqrt(np.sum(between**2, axis=2))
-    degree = np.bincount(columns.neighbours.ravel(), minlength=n)
-    total = np.zeros((n, depths))
+    first, second = neighbours.T
+    steps = np.sqrt(np.sum((paths[first] - paths[second]).astype(np.float64) ** 2, axis=2))
+    degree = np.bincount(neighbours.ravel(), minlength=len(paths))
+    total = np.zeros(spacing.shape)
     for end in (first, second):
         np.add.at(total, end, steps)
     lonely = (degree == 0)[:, None]
-    mean = np.where(lonely, columns.spacing, total / np.maximum(degree, 1)[:, None])
+    mean = np.where(lonely, spacing, total / np.maximum(degree, 1)[:, None])
     return (np.where(degree == 6, INNER_REACH, REACH)[:, None] * mean).astype(np.float32)
 
 
@@ -183,20 +190,3 @@ def _normalise(nearest, segments, parts, owner, distance, depth):  # type: ignor
                 owner[i, j, k] = n + 1
                 distance[i, j, k] = np.sqrt(squared) / (at + a * change)
                 depth[i, j, k] = min((np.float32(number - n * parts) + a) * part, one)
-
-
-@numba.njit(cache=True)
-def _paint_ellipsoid(neighbour, owner, centre, axes):  # type: ignore[no-untyped-def]
-    """Set ``neighbour`` to 1 inside |axes (x - centre)| <= 1 where no column owns the voxel."""
-    nx, ny, nz = owner.shape
-    for i in range(nx):
-        x = i + 0.5 - centre[0]
-        for j in range(ny):
-            y = j + 0.5 - centre[1]
-            for k in range(nz):
-                z = k + 0.5 - centre[2]
-                a = axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z
-                b = axes[1, 0] * x + axes[1, 1] * y + axes[1, 2] * z
-                c = axes[2, 0] * x + axes[2, 1] * y + axes[2, 2] * z
-                if a * a + b * b + c * c <= 1.0 and owner[i, j, k] == 0:
-                    neighbour[i, j, k] = 1

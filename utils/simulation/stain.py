@@ -15,7 +15,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from utils.errors import UserError
-from utils.simulation.configuration import PlainConfig, limited
+from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.sheet_fields import ColumnFields
 from utils.simulation.textures import add_grid, grid_of, noise_grid, paint_balls, plane_of, row_of
 
@@ -34,78 +34,59 @@ LABEL_RADIUS = 0.35
 class StainConfig(PlainConfig):
     """All that governs a random stain; ranges are (low, high) of uniform draws."""
 
-    level: tuple[float, float] = limited((0.1, 0.88), 0.0, 1.0)
+    level: Range = limited((0.1, 0.88), 0.0, 1.0)
     """Mean brightness of each structure, share of full scale."""
-    level_sd: tuple[float, float] = limited((0.02, 0.1), 0.0)
+    level_sd: Range = limited((0.02, 0.1), 0.0)
     """Standard deviation of the texture on each structure, share of full scale."""
-    contrast: tuple[float, float] = limited((0.2, 0.4), 0.0, 1.0)
+    contrast: Range = limited((0.2, 0.4), 0.0, 1.0)
     """Columns and gaps are at least this far apart, share of full scale."""
-    inverted_probability: float = limited(0.3, 0.0, 1.0)
-    """Columns darker than gaps."""
+    inverted_probability: float = limited(0.3, 0.0, 1.0)  # Columns darker than gaps
     dark_ground_probability: float = limited(0.4, 0.0, 1.0)
     """Of the others: only columns are labelled, all else is nearly dark."""
-    dark_ground: tuple[float, float] = limited((0.0, 0.4), 0.0, 1.0)
+    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)
     """Factor on the levels of all but the columns then."""
-    rims_probability: float = limited(0.15, 0.0, 1.0)
-    """Columns are rims only."""
+    rims_probability: float = limited(0.15, 0.0, 1.0)  # Columns are rims only
     rods_probability: float = limited(0.2, 0.0, 1.0)
     """Columns are thin rods off the axis over a part of the depth."""
-    core_radius: tuple[float, float] = limited((0.2, 0.4), 0.0)
+    core_radius: Range = limited((0.2, 0.4), 0.0)
     """Radius of a filled column, or of the inside of a rim, spacings."""
-    rim_width: tuple[float, float] = limited((0.1, 0.3), 0.0)
+    rim_width: Range = limited((0.1, 0.3), 0.0)
     """Thickness of a rim, spacings; at least 1 voxel is painted, and at most 3."""
-    rods: tuple[int, int] = limited((1, 3), 1)
-    """Rods of a column, inclusive."""
-    rod_offset: tuple[float, float] = limited((0.05, 0.3), 0.0)
-    """Distance of a rod from the axis, spacings."""
-    rod_radius: tuple[float, float] = limited((0.08, 0.2), 0.01)
+    rods: tuple[int, int] = limited((1, 3), 1)  # Rods of a column, inclusive
+    rod_offset: Range = limited((0.05, 0.3), 0.0)  # Distance of a rod from the axis, spacings
+    rod_radius: Range = limited((0.08, 0.2), 0.01)
     """Radius of a rod, spacings; at least 0.6 voxels are painted."""
-    rod_length: tuple[float, float] = limited((0.3, 1.0), 0.0, 1.0)
-    """Part of the depth that a rod runs over."""
+    rod_length: Range = limited((0.3, 1.0), 0.0, 1.0)  # Part of the depth that a rod runs over
     bands: tuple[int, int] = limited((1, 6), 1)
     """Strata along the depth, shared by all columns, inclusive."""
-    bands_probability: float = limited(0.7, 0.0, 1.0)
-    """There are strata."""
-    band_width: tuple[float, float] = limited((0.1, 0.3), 0.01)
-    """Width of a stratum, part of the depth."""
-    band_contrast: tuple[float, float] = limited((0.0, 1.0), 0.0, 1.0)
+    bands_probability: float = limited(0.7, 0.0, 1.0)  # There are strata
+    band_width: Range = limited((0.1, 0.3), 0.01)  # Width of a stratum, part of the depth
+    band_contrast: Range = limited((0.0, 1.0), 0.0, 1.0)
     """How much of the columns and gaps is missing between strata."""
     arbours_probability: float = limited(0.2, 0.0, 1.0)
     """Of stains with strata: columns in strata only, a contrast of 1."""
-    brightness_sigma: tuple[float, float] = limited((0.2, 1.0), 0.0)
+    brightness_sigma: Range = limited((0.2, 1.0), 0.0)
     """Sigma of the lognormal brightness of columns."""
-    grain: tuple[float, float] = limited((0.0, 0.7), 0.0)
+    grain: Range = limited((0.0, 0.7), 0.0)
     """Standard deviation of the columns' own grain, share of their brightness."""
-    grain_period: tuple[float, float] = limited((2.0, 5.0), 1.0)
-    """Size of that grain, voxels."""
+    grain_period: Range = limited((2.0, 5.0), 1.0)  # Size of that grain, voxels
     background_probability: float = limited(0.8, 0.0, 1.0)
     """There is a background; each of its parts is drawn with its own probability."""
-    texture_period: tuple[float, float] = limited((2.0, 32.0), 1.0)
+    texture_period: Range = limited((2.0, 32.0), 1.0)
     """Size of the background's texture, voxels, uniform in the logarithm."""
-    cells_probability: float = limited(0.4, 0.0, 1.0)
-    """Packed cell bodies outside of the sheet."""
-    cell_diameter: tuple[float, float] = limited((0.4, 0.8), 0.01)
+    cells_probability: float = limited(0.4, 0.0, 1.0)  # Packed cell bodies outside of the sheet
+    cell_diameter: Range = limited((0.4, 0.8), 0.01)
     """Of cell bodies, spacings (3 to 6 um where columns are 7.6 um apart)."""
-    tracts_probability: float = limited(0.3, 0.0, 1.0)
-    """Bundles of fibres outside of the sheet."""
-    tract_radius: tuple[float, float] = limited((0.4, 1.5), 0.01)
-    """Of bundles, spacings."""
-    tracheae_probability: float = limited(0.3, 0.0, 1.0)
-    """Dark tubes anywhere."""
-    trachea_radius: tuple[float, float] = limited((0.1, 0.35), 0.01)
-    """Of dark tubes, spacings."""
-    tubes: tuple[int, int] = limited((1, 4), 1)
-    """Number of tracts, and of tracheae, inclusive."""
-    debris_probability: float = limited(0.3, 0.0, 1.0)
-    """Bright specks anywhere."""
-    debris: tuple[int, int] = limited((1, 20), 1)
-    """Number of specks, inclusive."""
-    debris_radius: tuple[float, float] = limited((0.1, 0.4), 0.0)
-    """Of specks, spacings."""
-    haze_probability: float = limited(0.5, 0.0, 1.0)
-    """Light from far out of focus."""
-    haze: tuple[float, float] = limited((0.05, 0.5), 0.0)
-    """Its strength, share of the light."""
+    tracts_probability: float = limited(0.3, 0.0, 1.0)  # Bundles of fibres outside of the sheet
+    tract_radius: Range = limited((0.4, 1.5), 0.01)  # Of bundles, spacings
+    tracheae_probability: float = limited(0.3, 0.0, 1.0)  # Dark tubes anywhere
+    trachea_radius: Range = limited((0.1, 0.35), 0.01)  # Of dark tubes, spacings
+    tubes: tuple[int, int] = limited((1, 4), 1)  # Number of tracts, and of tracheae, inclusive
+    debris_probability: float = limited(0.3, 0.0, 1.0)  # Bright specks anywhere
+    debris: tuple[int, int] = limited((1, 20), 1)  # Number of specks, inclusive
+    debris_radius: Range = limited((0.1, 0.4), 0.0)  # Of specks, spacings
+    haze_probability: float = limited(0.5, 0.0, 1.0)  # Light from far out of focus
+    haze: Range = limited((0.05, 0.5), 0.0)  # Its strength, share of the light
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -431,8 +412,15 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     Volumes below about 0.6 show little that could be learnt. Columns that are ``left_out``, (N,)
     bool, do not count.
     """
-    sums = np.zeros((2, 3, len(left_out) + 1))
-    _sum_core_and_gap(image, fields.owner, fields.distance, sums)
+    rows = (slice(None, None, 2), slice(None, None, 2))  # every second along x and y tells enough
+    owner, distance, seen = (a[rows].ravel() for a in (fields.owner, fields.distance, image))
+    near, far = map(np.float32, NEAR_GAP)
+    in_core, in_gap = distance <= np.float32(LABEL_RADIUS), (distance > near) & (distance <= far)
+    sums = np.zeros((2, 3, len(left_out) + 1))  # core and gap; number, brightness and its square
+    for part, there in zip(sums, (in_core, in_gap), strict=True):
+        own, value = owner[there], seen[there].astype(np.float64)
+        part[0] = np.bincount(own, minlength=part.shape[1])
+        part[1:] = [np.bincount(own, v, part.shape[1]) for v in (value, value * value)]
     counted = np.all(sums[:, 0, 1:] > 0, axis=0) & ~left_out
     if not counted.any():
         return 0.0
@@ -441,21 +429,3 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     noise = float(np.mean(squares[0] / number[0] - core**2))
     low, middle, high = np.percentile(core - gap, [16, 50, 84])
     return float(abs(middle) / np.sqrt(((high - low) / 2.0) ** 2 + max(noise, 1e-9) / 8.0))
-
-
-@numba.njit(cache=True)
-def _sum_core_and_gap(image, owner, distance, sums):  # type: ignore[no-untyped-def]
-    """Add number, brightness and its square over core (0) and near gap (1), by owner.
-
-    Every second row along x and y tells enough.
-    """
-    for i in range(0, image.shape[0], 2):
-        for j in range(0, image.shape[1], 2):
-            for k in range(image.shape[2]):
-                d, own, value = distance[i, j, k], owner[i, j, k], np.float64(image[i, j, k])
-                core = d <= np.float32(LABEL_RADIUS)
-                if own and (core or np.float32(NEAR_GAP[0]) < d <= np.float32(NEAR_GAP[1])):
-                    part = 0 if core else 1
-                    sums[part, 0, own] += 1.0
-                    sums[part, 1, own] += value
-                    sums[part, 2, own] += value * value

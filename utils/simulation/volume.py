@@ -10,9 +10,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from utils.errors import UserError
 from utils.simulation import fluorescence, imaging
-from utils.simulation.configuration import PlainConfig, check_shape, limited
+from utils.simulation.configuration import PlainConfig, Range, check_shape, limited
 from utils.simulation.coordinates import spherical_frames
 from utils.simulation.geometry import (
     LobeParameters,
@@ -23,7 +22,6 @@ from utils.simulation.geometry import (
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
-from utils.simulation.sheet import Columns
 from utils.simulation.sheet_fields import ColumnFields, paint_fields
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.wide import WideConfig, WideParameters, draw_wide
@@ -40,43 +38,30 @@ class VolumeConfig(PlainConfig):
     """Voxels along x, y, z; they always sample the same unit cube."""
     lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals: more intervals, finer columns."""
-    axis_scales: tuple[float, float] = limited((0.7, 1.5), 1e-3)
-    """Scale of each ellipsoid axis."""
+    axis_scales: Range = limited((0.7, 1.5), 1e-3)  # Scale of each ellipsoid axis
     min_columns: int = limited(100, 2)
     """A geometry is drawn again until at least this many entry points lie inside the cube."""
-    max_tries: int = limited(2000, 1)
-    """Geometries drawn before giving up."""
-    cone_length: float = limited(2.25, 1e-3)
-    """Length of a column, in spacings."""
-    cone_radius: float = limited(0.35, 1e-3)
-    """Radius of a column at its entry point, in spacings."""
-    simplify_factor: float = limited(1.25, 1e-3)
-    """Divides the widths of all clouds."""
-    baseline_intensity: float = limited(50.0, 1e-3)
-    """Intensity scale of clouds and neurites."""
-    v_std: float = limited(1.0, 0.0)
-    """Standard deviation of a point's intensity about its cloud's."""
-    std_intensity_range: tuple[float, float] = limited((0.3, 1.2), 0.0)
+    max_tries: int = limited(2000, 1)  # Geometries drawn before giving up
+    cone_length: float = limited(2.25, 1e-3)  # Length of a column, in spacings
+    cone_radius: float = limited(0.35, 1e-3)  # Radius of a column at its entry point, in spacings
+    simplify_factor: float = limited(1.25, 1e-3)  # Divides the widths of all clouds
+    baseline_intensity: float = limited(50.0, 1e-3)  # Intensity scale of clouds and neurites
+    v_std: float = limited(1.0, 0.0)  # Standard deviation of a point's intensity about its cloud's
+    std_intensity_range: Range = limited((0.3, 1.2), 0.0)
     """Range of the sigma of the lognormal cloud intensity, one draw per volume."""
-    cube_kernel_size: int = limited(2, 1)
-    """Edge of the box point spread, in voxels."""
+    cube_kernel_size: int = limited(2, 1)  # Edge of the box point spread, in voxels
     background_sigma: float = limited(10.0, 0.0)
     """Sigma of the background blur, in voxels (``--NF_size``)."""
-    background_range: tuple[float, float] = limited((0.0005, 0.0025), 0.0)
+    background_range: Range = limited((0.0005, 0.0025), 0.0)
     """Weight of the background, one draw per volume."""
-    gain_range: tuple[int, int] = limited((10, 29), 1)
-    """Photons per unit of image, integer, inclusive, one draw per volume."""
-    contrast_range: tuple[float, float] = limited((0.7, 1.0), 1e-3)
+    gain_range: tuple[int, int] = limited((10, 29), 1, 15_000)
+    """Photons per unit of image, integer, inclusive, one draw per volume; counts are 16-bit."""
+    contrast_range: Range = limited((0.7, 1.0), 1e-3)
     """Factor on the deviation of the log intensity from its mean, one draw per volume."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shape(self.shape)
-        most = imaging.MOST_PHOTONS // imaging.BRIGHT
-        if self.gain_range[1] > most:
-            raise UserError(
-                f"gain_range {self.gain_range}: at most {most}, else bright voxels would be cut off"
-            )
 
 
 @dataclass(frozen=True)
@@ -134,14 +119,10 @@ class SimulatedVolume:
         column; where the lattice is whole it scores IoU pi 0.35^2 / (sqrt(3) / 2) = 0.44: the
         baseline to beat. Painted anew at each call.
         """
-        cones = paint_cones(
-            self.instances.shape,
-            self.entry_points,
-            (self.e_r, self.e_theta, self.e_phi),
-            length=self.parameters.cone_length,
-            radius=self.parameters.spacing / np.sqrt(3.0),
-            taper=self.parameters.cone_taper,
-        )
+        cell = self.parameters.spacing / np.sqrt(3.0)
+        size = self.parameters.cone_length, cell, self.parameters.cone_taper
+        frames = self.e_r, self.e_theta, self.e_phi
+        cones = paint_cones(self.instances.shape, self.entry_points, frames, *size)
         return (cones > 0).astype(np.uint8)
 
     @property
@@ -169,17 +150,8 @@ class WideVolume(SimulatedVolume):
     @property
     def fields(self) -> ColumnFields:
         """Where each voxel stands among the columns, without neuropil; painted at each call."""
-        return paint_fields(
-            Columns(
-                paths=self.paths,
-                spacing=self.path_spacing,
-                lattice=self.lattice_coordinates,
-                neighbours=self.lattice_neighbours,
-                left_out=self.column_type == 0,
-                parameters={},
-            ),
-            self.instances.shape,
-        )
+        columns = self.paths, self.path_spacing, self.lattice_neighbours
+        return paint_fields(*columns, self.instances.shape)
 
     @property
     def sheet(self) -> np.ndarray:
@@ -236,14 +208,9 @@ def _simulate_reference(config: VolumeConfig, rng: np.random.Generator) -> Simul
     parameters = _draw_parameters(config, lobe, rng)
     control_points = draw_control_points(rng, lobe)
     column_type = fluorescence.draw_column_types(rng, len(lobe.entry_points))
-    instances = paint_cones(
-        config.shape,
-        lobe.entry_points,
-        (lobe.e_r, lobe.e_theta, lobe.e_phi),
-        length=parameters.cone_length,
-        radius=parameters.cone_radius,
-        taper=parameters.cone_taper,
-    )
+    frames = lobe.e_r, lobe.e_theta, lobe.e_phi
+    size = parameters.cone_length, parameters.cone_radius, parameters.cone_taper
+    instances = paint_cones(config.shape, lobe.entry_points, frames, *size)
     canvas = _render_fluorescence(config, parameters, lobe, control_points, column_type, rng)
     return SimulatedVolume(
         image=_take_image(config, parameters, canvas, rng),

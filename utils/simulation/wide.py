@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.configuration import PlainConfig, check_shape, limited
+from utils.simulation.configuration import PlainConfig, Range, check_shape, limited
 from utils.simulation.geometry import GeometryError, draw_optic_lobe
 from utils.simulation.microscope import MicroscopeConfig, draw_microscope, take_picture
 from utils.simulation.placed_columns import ColumnTable, place_columns
@@ -40,10 +40,9 @@ class LobeConfig(PlainConfig):
     """Share of the volumes in which they stand instead of those of a sheet."""
     lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals."""
-    axis_scales: tuple[float, float] = limited((0.7, 1.5), 1e-3)
+    axis_scales: Range = limited((0.7, 1.5), 1e-3)
     """Half axes of the ellipsoid, in edges of the volume."""
-    length: float = limited(2.25, 0.1)
-    """Length of a column, in spacings."""
+    length: float = limited(2.25, 0.1)  # Length of a column, in spacings
 
 
 @dataclass(frozen=True)
@@ -54,16 +53,12 @@ class WideConfig(PlainConfig):
     """Voxels along x, y, z."""
     min_visibility: float = limited(0.6, 0.0)
     """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
-    max_redraws: int = limited(40, 1)
-    """Volumes drawn before giving up."""
-    sheet: SheetConfig = field(default_factory=SheetConfig)
-    """Where columns stand."""
+    max_redraws: int = limited(40, 1)  # Volumes drawn before giving up
+    sheet: SheetConfig = field(default_factory=SheetConfig)  # Where columns stand
     lobe: LobeConfig = field(default_factory=LobeConfig)
     """Where they stand in a share of the volumes."""
-    stain: StainConfig = field(default_factory=StainConfig)
-    """What glows."""
-    microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)
-    """How it is seen."""
+    stain: StainConfig = field(default_factory=StainConfig)  # What glows
+    microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)  # How it is seen
     table: ColumnTable | None = field(default=None, compare=False)
     """Measured columns, which are placed in the volume instead of drawn ones."""
 
@@ -118,7 +113,8 @@ def draw_wide(
     for redraws in range(config.max_redraws):
         if redraws % LOOKS == 0:
             columns = _draw_columns(config, rng)
-            fields = paint_fields(columns, config.shape)
+            lattice = columns.paths, columns.spacing, columns.neighbours
+            fields = paint_fields(*lattice, config.shape, columns.neuropil)
             spacing = float(columns.spacing.mean())
         stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
         microscope = draw_microscope(config.microscope, rng, spacing)
