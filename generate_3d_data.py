@@ -36,7 +36,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.errors import UserError, exit_status
+from utils.errors import UserError, disk_errors, exit_status
 from utils.flags import FlagParser
 from utils.freed_memory import keep_freed_volumes
 from utils.replacing import make_folder
@@ -205,7 +205,8 @@ _task: Task | None = None  # in a worker process: what all its samples have in c
 def simulate_into(folder: str, index: int) -> None:
     """Leave a pickled row in a file."""
     row = pickle.dumps(simulate_row(*_task, index), pickle.HIGHEST_PROTOCOL)
-    Path(folder, str(index)).write_bytes(row)
+    with disk_errors(folder, "written"):
+        Path(folder, str(index)).write_bytes(row)
 
 
 def _prepare_worker(parent: int, folder: str, task: Task) -> None:
@@ -259,11 +260,9 @@ def rows_in_order(
 @contextlib.contextmanager
 def worker_errors(seed: int, index: int) -> Iterator[None]:
     """Turn what a user can mend in a worker into a UserError."""
-    from utils.simulation import GeometryError
-
     try:
         yield
-    except (GeometryError, UserError) as error:
+    except UserError as error:
         raise UserError(f"sample {index} of seed {seed} cannot be simulated: {error}") from error
     except MemoryError as error:
         raise UserError("out of memory: fewer --workers, or voxels, need less") from error

@@ -43,7 +43,7 @@ THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
 OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
-TTA = ("flips", "scales")  # views to average over; --tta alone means the first
+TTA = ("flips", "scales", "flips,scales")  # views to average over; --tta alone means the first
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
 CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes")  # what open_stack reads
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
@@ -108,9 +108,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="enlarge the stack so much for the network (and the result back), so that columns "
         "stand as far apart as in training; auto measures how far they do and says so; where that "
         "is not certain, it takes the scale at which masks agree best with those of mirror images")
-    add("--tta", nargs="?", type=views, const=TTA[:1], default=(), metavar="KINDS",
-        help="average over views of each window, a list such as flips,scales: mirrored (8 times "
-        "slower, 4 in 2D; the default of --tta alone), 0.8 and 1.25 times as large (2 more)")
+    add("--tta", nargs="?", choices=TTA, const=TTA[0],
+        help="average over views of each window: mirrored (8 times slower, 4 in 2D; the default of "
+        "--tta alone), 0.8 and 1.25 times as large (2 more), or both")
     add("--no-trust", action="store_true",
         help="do not measure how much the mask changes under small changes of a stack")
     add("--window", type=int, metavar="INT",
@@ -142,15 +142,6 @@ def percentiles(text: str) -> tuple[float, float]:
         message = f"{text!r}: give two percentiles in order, such as 1,99.8"
         raise argparse.ArgumentTypeError(message)
     return low, high
-
-
-def views(text: str) -> tuple[str, ...]:
-    """Return kinds of views; ArgumentTypeError for others than those of :data:`TTA`."""
-    kinds = tuple(text.split(","))
-    if not set(kinds) <= set(TTA) or len(set(kinds)) < len(kinds):
-        message = f"{text!r}: give one or more of {', '.join(TTA)}, separated by commas"
-        raise argparse.ArgumentTypeError(message)
-    return kinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -356,7 +347,8 @@ def make_plan(
         edges = (*edges[:-1], 1) if by_planes else edges
         precision = "bf16" if compute.precision.startswith("bf16") else "32"
         size = flags.batch_size or BATCH_SIZE
-        windows = Windows(edges, flags.overlap, size, flags.tta, precision)
+        tta = tuple(flags.tta.split(",")) if flags.tta else ()
+        windows = Windows(edges, flags.overlap, size, tta, precision)
         fixed = flags.batch_size is not None
         return fit_batch(model, stack, shape, windows, outputs, memory, fixed_batch=fixed)
 
@@ -466,10 +458,7 @@ def tell_trust(ready: StackPrediction, network: TrainedNetwork, plan: Plan) -> l
 
 
 def write_columns_of(
-    flags: argparse.Namespace,
-    stack: Stack,
-    outputs: Mapping[str, Path],
-    files: Mapping[str, Path],
+    flags: argparse.Namespace, stack: Stack, outputs: dict[str, Path], files: dict[str, Path]
 ) -> None:
     """Find the columns in what was written, and print what a user should know."""
     from utils.columns.finding import find_in_stack

@@ -126,7 +126,7 @@ def test_views_are_averaged_as_told(log, brain, tmp_path, capsys):
 def test_views_that_are_none_are_refused(log, brain, tmp_path, kinds, capsys):
     with pytest.raises(SystemExit) as ended:
         run(log, brain, tmp_path / "a.tif", "--tta", kinds)
-    assert ended.value.code == 2 and "flips, scales" in capsys.readouterr().err
+    assert ended.value.code == 2 and "'flips', 'scales', 'flips,scales'" in capsys.readouterr().err
 
 
 CALIBRATION = {"offset": 0.0, "slope": 1.0, "low": -0.5, "high": 0.5}

@@ -66,7 +66,6 @@ def test_shapes():
 def test_voxels_become_cubes_of_the_finest_edge():
     assert cube_factors((0.5, 0.6, 2.0), 1.0) == pytest.approx((1, 1.2, 4))
     assert cube_factors((0.5, 0.25), 2.0) == pytest.approx((4, 2))
-    assert cube_factors(None, 1.5) == (1.5,) * 3
     assert cube_factors((0.1, 0.1, 10.0), 2.0)[2] == pytest.approx(LARGEST_FACTOR)
     with pytest.raises(UserError, match="voxels of 1e-05 x 1e-05 um .* none of a microscope"):
         cube_factors((1e-5, 1e-5), 1.0)

@@ -7,6 +7,8 @@ traceback and status 1.
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,18 @@ def disk_errors(path: str | Path, doing: str = "read") -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(f"{path}: cannot be {doing} ({reason})") from error
+
+
+@contextmanager
+def hdf5_errors(path: Path, what: str = "cannot be read") -> Iterator[None]:
+    """Turn what h5py raises in the block, which holds its call alone, into a UserError."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError) as error:  # KeyError: a damaged table of names
+        # One short line of what the HDF5 library says in many.
+        number = re.search(r"\berrno (?:= )?(\d+)", str(error), re.IGNORECASE)
+        reason = os.strerror(int(number[1])) if number else " ".join(str(error).split())
+        raise UserError(f"{path}: {what}: {reason}") from error
 
 
 def exit_status(

@@ -87,20 +87,13 @@ def planes_at_once(plane_bytes: int) -> int:
     return max(1, SLAB_BYTES // plane_bytes)
 
 
-def cube_factors(spacing: tuple[float, ...] | None, scale: float) -> tuple[float, ...]:
+def cube_factors(spacing: tuple[float, ...], scale: float) -> tuple[float, ...]:
     """Return how much each axis is enlarged to make voxels cubes, ``scale`` times finer than they.
 
-    Args:
-        spacing: edge of a voxel along x, y, z (or x, y) in micrometres; None for cubes. The cubes
-            have the finest edge.
-        scale: what all axes are enlarged by besides.
-
-    Raises:
-        UserError: for an enlargement of more than :data:`LARGEST_FACTOR`, and for edges that
-            are not :data:`PLAUSIBLE`.
+    The cubes have the finest edge of ``spacing``, along x, y, z (or x, y) in micrometres. Raises
+    UserError for an enlargement of more than :data:`LARGEST_FACTOR`, and for edges that are not
+    :data:`PLAUSIBLE`.
     """
-    if spacing is None:
-        return (scale,) * 3
     factors = tuple(scale * size / min(spacing) for size in spacing)
     if max(factors) > LARGEST_FACTOR:
         worst = "xyz"[factors.index(max(factors))]

@@ -7,6 +7,7 @@ taken where the stack is brightest: there is the sheet.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,9 +119,8 @@ def _spectrum(block: np.ndarray, steps: tuple[float, ...]) -> np.ndarray | None:
     if not block.max() > block.min():
         return None
     values = np.log1p(np.maximum(block, 0) / max(float(np.median(block)), 1e-6))
-    window = np.ones((), np.float64)
-    for length in block.shape:
-        window = window[..., None] * np.hanning(length + 2)[1:-1]
+    bells = [np.hanning(length + 2)[1:-1] for length in block.shape]
+    window = functools.reduce(np.multiply.outer, bells)
     coarse = ndimage.gaussian_filter(values, [SMOOTHED / step for step in steps], mode="nearest")
     values = values - coarse  # the sheet's own shape would leak into the rings
     values = (values - np.average(values, weights=window)) * window

@@ -17,12 +17,22 @@ from utils.errors import UserError
 Range = tuple[float, float]  # (low, high)
 
 
-def limited(default: Any, least: float, most: float = np.inf, *, is_range: bool = True) -> Any:
+def limited(
+    default: Any,
+    least: float,
+    most: float = np.inf,
+    *,
+    is_range: bool = True,
+    any_length: bool = False,
+) -> Any:
     """Return a field whose number, or whose tuple's numbers, lie in least..most and are finite.
 
-    Two numbers are a range, low <= high, unless ``is_range`` says otherwise.
+    Two numbers are a range, low <= high, unless ``is_range`` says otherwise; a tuple has as many
+    numbers as its default, or ``any_length``.
     """
-    limits = {"least": least, "most": most, "is_range": is_range and isinstance(default, tuple)}
+    is_range = is_range and isinstance(default, tuple)
+    size = None if any_length else np.size(default)
+    limits = {"least": least, "most": most, "is_range": is_range, "size": size}
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -37,7 +47,7 @@ class PlainConfig:
             if field.metadata:
                 self._check(field.name, **field.metadata)
 
-    def _check(self, name: str, least: float, most: float, is_range: bool) -> None:
+    def _check(self, name: str, least: float, most: float, is_range: bool, size: Any) -> None:
         value = getattr(self, name)
         numbers = np.atleast_1d(value)
         if not numbers.size or not np.all(np.isfinite(numbers) & (numbers >= least)):
@@ -47,6 +57,8 @@ class PlainConfig:
             raise UserError(f"{name} {value}: must be at most {most}")
         if is_range and (numbers.size != 2 or numbers[0] > numbers[1]):
             raise UserError(f"{name} {value}: must be (low, high) with low <= high")
+        if size and numbers.size != size:
+            raise UserError(f"{name} {value}: must be {size} numbers")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (tuples as lists, parts nested); ``from_dict`` is the inverse."""
@@ -69,9 +81,3 @@ def _typed(value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, PlainConfig):
         return hint.from_dict(value)
     return tuple(value) if isinstance(value, list) else value
-
-
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise UserError unless ``shape`` is that of a volume."""
-    if len(shape) != 3:
-        raise UserError(f"shape {shape}: must be three numbers of voxels")

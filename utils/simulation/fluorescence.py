@@ -84,16 +84,11 @@ def draw_clouds(
         shape = offsets.shape[:2]
         axial = np.maximum(rng.normal(along, along, size=shape), 0.0)
         intensity = baseline_intensity * rng.lognormal(1.0, spread * std_intensity, size=shape)
-        parts.append(
-            Clouds(
-                column=np.repeat(columns, shape[1]),
-                offsets=offsets.reshape(-1, 3).astype(np.float32),
-                across=np.full(offsets[..., 0].size, width, dtype=np.float32),
-                along=axial.ravel().astype(np.float32),
-                intensity=intensity.ravel().astype(np.float32),
-            )
-        )
-    return Clouds(*(np.concatenate([getattr(p, f) for p in parts]) for f in Clouds.__annotations__))
+        widths = np.full(axial.size, width)
+        column = np.repeat(columns, shape[1])
+        parts.append((column, offsets.reshape(-1, 3), widths, axial.ravel(), intensity.ravel()))
+    column, *others = map(np.concatenate, zip(*parts, strict=True))
+    return Clouds(column, *(array.astype(np.float32) for array in others))
 
 
 def _branching_offsets(

@@ -54,7 +54,7 @@ class ImageConfig(PlainConfig):
     """Share of ring columns, one draw per image; the others are Gaussian."""
     box_size: float = limited(2.0, 0.0)
     """Edge of the box mean; in pixels it is truncated, and at least 1."""
-    blur_sizes: tuple[int, ...] = limited((5, 7, 9), 3, is_range=False)
+    blur_sizes: tuple[int, ...] = limited((5, 7, 9), 3, is_range=False, any_length=True)
     """Odd Gaussian kernel sizes in pixels, one of which is drawn per image."""
     background_size: int = limited(21, 3)
     """Odd kernel size in pixels of the wider blur that is added as background."""
@@ -70,8 +70,6 @@ class ImageConfig(PlainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.shape) != 2:
-            raise UserError(f"shape {self.shape}: must be two numbers of pixels")
         for size in (*self.blur_sizes, self.background_size):
             if size % 2 != 1:
                 raise UserError(f"blur_sizes, background_size: {size} must be an odd whole number")

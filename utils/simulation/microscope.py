@@ -190,52 +190,39 @@ def along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
     last = matrix.shape[1] - np.argmax(matrix[:, ::-1] != 0, axis=1)
     shape = (*image.shape[:axis], len(matrix), *image.shape[axis + 1 :])
     out = np.empty(shape, dtype=np.float32)
-    if axis == 2:
-        _along_last(matrix, first, last, image, out)
-    else:  # along the first axis all is one plane
-        planes = len(image) if axis else 1
-        source, target = (a.reshape(planes, a.shape[axis], -1) for a in (image, out))
-        _along_middle(matrix, first, last, source, target)
+    # along the first axis all is one plane
+    planes, targets = (a if axis else a.reshape(1, len(a), -1) for a in (image, out))
+    for plane, target in zip(planes, targets, strict=True):
+        if axis == 2:
+            turned = np.empty(target.shape[::-1], dtype=np.float32)
+            _sum_rows(matrix, first, last, np.ascontiguousarray(plane.T), turned)
+            target[:] = turned.T
+        else:
+            _sum_rows(matrix, first, last, plane, target)
     return out
 
 
 @numba.njit(cache=True)
-def _along_middle(matrix, first, last, image, out):  # type: ignore[no-untyped-def]
-    """Sum rows by their weights, in blocks of columns that stay in the cache."""
-    for i in range(len(image)):
-        for start in range(0, image.shape[2], BLOCK):
-            _sum_rows(matrix, first, last, image[i], out[i], start)
+def _sum_rows(matrix, first, last, source, target):  # type: ignore[no-untyped-def]
+    """Fill ``target`` (M, K) with weighted sums of the rows of ``source`` (N, K).
 
-
-@numba.njit
-def _sum_rows(matrix, first, last, source, target, start):  # type: ignore[no-untyped-def]
-    """Fill a block of the columns of ``target`` (M, K) from those of ``source`` (N, K)."""
-    for m in range(len(target)):
-        row = target[m][start : start + BLOCK]
-        row[:] = np.float32(0.0)
-        a = first[m]
-        while a + 1 < last[m]:  # rows by twos: half the loads and stores of the sum
-            u, v = matrix[m, a], matrix[m, a + 1]
-            one, two = source[a][start : start + BLOCK], source[a + 1][start : start + BLOCK]
-            for k in range(row.size):
-                row[k] += u * one[k] + v * two[k]
-            a += 2
-        if a < last[m]:
-            u, one = matrix[m, a], source[a][start : start + BLOCK]
-            for k in range(row.size):
-                row[k] += u * one[k]
-
-
-@numba.njit(cache=True)
-def _along_last(matrix, first, last, image, out):  # type: ignore[no-untyped-def]
-    """Do the same along the last axis: each plane is turned, and turned back."""
-    turned = np.empty((image.shape[2], image.shape[1]), dtype=np.float32)
-    summed = np.empty((len(matrix), image.shape[1]), dtype=np.float32)
-    for i in range(len(image)):
-        turned[:] = image[i].T
-        for start in range(0, turned.shape[1], BLOCK):
-            _sum_rows(matrix, first, last, turned, summed, start)
-        out[i] = summed.T
+    In blocks of columns that stay in the cache.
+    """
+    for start in range(0, source.shape[1], BLOCK):
+        for m in range(len(target)):
+            row = target[m][start : start + BLOCK]
+            row[:] = np.float32(0.0)
+            a = first[m]
+            while a + 1 < last[m]:  # rows by twos: half the loads and stores of the sum
+                u, v = matrix[m, a], matrix[m, a + 1]
+                one, two = source[a][start : start + BLOCK], source[a + 1][start : start + BLOCK]
+                for k in range(row.size):
+                    row[k] += u * one[k] + v * two[k]
+                a += 2
+            if a < last[m]:
+                u, one = matrix[m, a], source[a][start : start + BLOCK]
+                for k in range(row.size):
+                    row[k] += u * one[k]
 
 
 def uneven_light(

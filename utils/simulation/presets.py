@@ -19,8 +19,8 @@ PRESETS: Mapping[str, type[Config]] = {"reference": VolumeConfig, "wide": WideCo
 """What ``--preset`` takes, and the configuration whose defaults it is."""
 
 _TINY: Mapping[type[Config], Config] = {
-    VolumeConfig: VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5),
-    WideConfig: WideConfig(shape=(32, 32, 32), sheet=SheetConfig(min_columns=2), min_visibility=0),
+    VolumeConfig: VolumeConfig((32, 32, 32), lattice_intervals=(4, 5), min_columns=5),
+    WideConfig: WideConfig((32, 32, 32), min_visibility=0, sheet=SheetConfig(min_columns=2)),
 }
 _TINY_VOLUMES = {VolumeConfig: 1, WideConfig: 12}  # so many that each kernel is called
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from utils.simulation import fluorescence, imaging
-from utils.simulation.configuration import PlainConfig, Range, check_shape, limited
+from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.coordinates import spherical_frames
 from utils.simulation.geometry import (
     LobeParameters,
@@ -58,10 +58,6 @@ class VolumeConfig(PlainConfig):
     """Photons per unit of image, integer, inclusive, one draw per volume; counts are 16-bit."""
     contrast_range: Range = limited((0.7, 1.0), 1e-3)
     """Factor on the deviation of the log intensity from its mean, one draw per volume."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shape(self.shape)
 
 
 @dataclass(frozen=True)

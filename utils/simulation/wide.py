@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.configuration import PlainConfig, Range, check_shape, limited
+from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.geometry import GeometryError, draw_optic_lobe
 from utils.simulation.microscope import MicroscopeConfig, draw_microscope, take_picture
 from utils.simulation.placed_columns import ColumnTable, place_columns
@@ -61,10 +61,6 @@ class WideConfig(PlainConfig):
     microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)  # How it is seen
     table: ColumnTable | None = field(default=None, compare=False)
     """Measured columns, which are placed in the volume instead of drawn ones."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shape(self.shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; of a table, if there is one, its name and hash alone."""

@@ -1,13 +1,13 @@
 """The HDF5 file of simulated volumes: its layout, how a row gets into it, and how it is read.
 
 No module outside this package knows a dataset's name. Plain h5py opens the file without plugins;
-``layout.LAYOUT`` lists the datasets; each carries its text as the attribute ``description``. Axis
+``layout.py`` lists the datasets; each carries its text as the attribute ``description``. Axis
 order is (x, y, z). While a file is made it has a temporary name, hidden beside its own.
 """
 
 from __future__ import annotations
 
-from utils.storage.errors import OtherParametersError
+from utils.storage.images import OtherParametersError
 from utils.storage.layout import version_note
 from utils.storage.reading import VolumeFile
 from utils.storage.rows import EncodedRow, encode_row, stored_image

@@ -18,10 +18,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, hdf5_errors
 from utils.provenance import DATA_VERSION, IMAGE_FORMAT
 from utils.simulation.image import ImageConfig
-from utils.storage.errors import OtherParametersError, hdf5_errors
 from utils.storage.layout import GZIP_LEVEL
 from utils.storage.reading import open_checked
 from utils.storage.volume_set import differing
@@ -34,6 +33,10 @@ IMAGE_LAYOUT = {
 }
 """Names in the file and what they hold."""
 _ATTRIBUTES = ("format_version", "program_version", "configuration", "seed", "num_samples")
+
+
+class OtherParametersError(UserError):
+    """A file holds samples of other parameters."""
 
 
 @dataclass(frozen=True)

@@ -85,15 +85,6 @@ WIDE_RAGGED = {
 PARAMETER_TEXT = "lengths in edges of the unit cube, angles in radians"
 PERCENTILES_TEXT = "grey values of each image as stored that become 0 and 1, by the rule robust"
 
-LAYOUT: dict[str, str] = {
-    "vol_data": IMAGE_TEXT,
-    **{name: text for name, (_, text) in VOXELS.items()},
-    "vol_percentiles": PERCENTILES_TEXT,
-    **{name: part.description for name, part in RAGGED.items()},
-    "parameters": "group with one dataset per parameter drawn",
-}
-"""Names in a file of either preset and what they hold."""
-
 
 @dataclass(frozen=True)
 class Kind:

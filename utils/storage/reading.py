@@ -12,13 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, hdf5_errors
 from utils.provenance import DATA_VERSION, VOLUME_FORMAT
 from utils.simulation.presets import Config, config_from_dict
 from utils.simulation.volume import SimulatedVolume, VolumeParameters
 from utils.simulation.wide import WideParameters
-from utils.storage.errors import hdf5_errors
-from utils.storage.layout import LAYOUT, REFERENCE, VOXELS, WIDE, Kind, parameter_layout
+from utils.storage.layout import REFERENCE, VOXELS, WIDE, Kind, parameter_layout
 from utils.storage.volume_set import VolumeSet
 
 
@@ -205,7 +204,8 @@ def _layout_problem(file: h5py.File) -> str:
         return "not complete: the command that began it makes it anew"
     attributes = ("format_version", "program_version", "configuration", "seed", "complete")
     parameters = parameter_layout(_kind(file).parameters)
-    names = [*LAYOUT, *_kind(file).ragged, *("parameters/" + name for name in parameters)]
+    names = ["vol_data", *VOXELS, "vol_percentiles", *_kind(file).ragged, "parameters"]
+    names += ["parameters/" + name for name in parameters]
     missing = [name for name in names if name not in file]
     missing += [f"attribute {name}" for name in attributes if name not in file.attrs]
     if missing:

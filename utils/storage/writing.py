@@ -13,12 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from utils.errors import UserError, disk_errors
+from utils.errors import UserError, disk_errors, hdf5_errors
 from utils.provenance import DATA_VERSION, VOLUME_FORMAT
 from utils.replacing import only_writer, renaming
 from utils.simulation.volume import sample_rng, simulate_volume
 from utils.simulation.wide import WideConfig
-from utils.storage.errors import hdf5_errors
 from utils.storage.layout import (
     GZIP_LEVEL,
     IMAGE_TEXT,
