@@ -31,8 +31,7 @@ class Compute:
     device: str  # ``cpu`` or ``cuda``
     precision: str  # Fabric's word: ``32-true`` or ``bf16-mixed``
     reason: str  # why this precision
-    tf32: bool = False
-    """Whether what stays float32 on a GPU may be multiplied in TF32 (10 bits of mantissa)."""
+    tf32: bool = False  # what stays float32 on a GPU may be multiplied in TF32 (10-bit mantissa)
 
     def describe(self, processes: int) -> str:
         """Return a line for the log."""

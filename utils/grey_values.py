@@ -33,8 +33,7 @@ RULES = ("robust", "percentiles")
 TOP_SHARE = 1e-4  # share of all voxels that may count at the top value
 SPREADS = 3.0
 UPPER_SPREAD = 0.7
-LEAST_BEYOND = 1e-3
-"""Share of voxels beyond the upper limit at least: hot pixels alone set no limit."""
+LEAST_BEYOND = 1e-3  # least share of voxels beyond the upper limit: hot pixels alone set no limit
 MORE_BEYOND = 4.5
 """With the square of the share above the noise. On 64 default volumes that is 0.047 or more, and
 the upper limit the percentile 99, from 0.045 on."""
@@ -49,8 +48,7 @@ FAR, FARTHEST = 4.5, 6.0
 default volumes the ratio is at most 4.04."""
 USUAL = 1.8  # the median of that ratio over the same volumes
 SATURATED = 0.01  # share of voxels at the top value from which :meth:`Limits.warnings` tells of it
-NEAR_NOISE = 1.15
-"""Distances of the noise's end from the median up to which an upper limit is near the noise."""
+NEAR_NOISE = 1.15  # distances of the noise's end from the median: an upper limit so near is noise
 PATTERNS = 1 << 16
 PIECE = 1 << 17
 
@@ -66,8 +64,7 @@ class Limits:
     top: float  # the largest value
     share_at_top: float  # of all finite voxels
     missing: int  # voxels that are NaN or infinite
-    far: bool
-    """Whether voxels far brighter than the rest, as of debris, were left out of the upper limit."""
+    far: bool  # voxels far brighter than the rest, as of debris, were left out of the upper limit
 
     def warnings(self) -> list[str]:
         """Return what a person should know of these grey values, in words; often nothing."""

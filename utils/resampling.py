@@ -29,8 +29,7 @@ class Resampling:
 
     source: tuple[int, ...]
     target: tuple[int, ...]
-    matrices: tuple[sparse.csr_array, ...]
-    """For each axis, (target, source) float32, its rows adding up to 1."""
+    matrices: tuple[sparse.csr_array, ...]  # of each axis (target, source) float32, rows sum to 1
 
     @classmethod
     def between(cls, source: tuple[int, ...], target: tuple[int, ...]) -> Resampling:

@@ -17,8 +17,7 @@ from scipy import ndimage
 
 from utils.stacks import Stack
 
-EDGE = 48
-"""Edge of the blocks in voxels: a few columns across, within which the sheet is nearly flat."""
+EDGE = 48  # of the blocks in voxels: a few columns across, where the sheet is nearly flat
 BLOCKS = 12  # the brightest blocks that are looked at
 SMOOTHED = 8.0  # standard deviation in voxels of the blur that is taken off first
 BANDS = 64  # bands of frequency, equal steps of their logarithm
@@ -26,8 +25,7 @@ FINEST, COARSEST = 2.5, 22.0
 """Spacings that can be told, in voxels: the sampling's limit and about half a block."""
 TREND = 2  # degree of the polynomial, in logarithms, to which the power would fall without columns
 LATTICE = 2 / np.sqrt(3)  # spacing times frequency of the ring of a hexagonal lattice
-MIDDLES = np.geomspace(LATTICE / COARSEST, LATTICE / FINEST, BANDS)
-"""Middle frequency of each band, per voxel."""
+MIDDLES = np.geomspace(LATTICE / COARSEST, LATTICE / FINEST, BANDS)  # of each band, per voxel
 CALIBRATION = 1.11
 """Spacing by the ring's frequency over the mean distance of a column to its nearest neighbour.
 
@@ -40,8 +38,7 @@ LEAST_PROMINENCE, WIDEST_INTERVAL = 2.2, 1.3
 Eleven of twelve other validation volumes pass, all of them within 15 % of the truth; noise, blurred
 noise and scattered blobs reach a prominence of 2.0.
 """
-LEAST_SURE = 3.5
-"""Spacings below, in voxels, are never sure: resampling leaves rings that near to the limit."""
+LEAST_SURE = 3.5  # finer spacings, in voxels, are never sure: resampling leaves such rings
 LEAST_BLOCKS = 3  # parts of the stack that it takes to agree
 MARGIN = 4  # bands at either end in which nothing can stand out of its surroundings
 
@@ -53,8 +50,7 @@ class SpacingEstimate:
     spacing: float  # mean distance of a column to its nearest neighbour
     low: float
     high: float  # where 16 and 84 % of the estimates from blocks drawn anew lie
-    prominence: float
-    """How far the ring stands out of the falling spectrum, in standard deviations of the rest."""
+    prominence: float  # how far the ring stands out of the spectrum, in sd of the rest
     blocks: int  # how many parts of the stack were looked at
 
     @property

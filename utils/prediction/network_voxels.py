@@ -12,8 +12,7 @@ from utils.stacks import Stack
 
 SAME_VOXEL = 0.02  # difference of voxel edges that is not worth resampling
 SCALES = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6)  # those that are tried where the spacing is not certain
-SAME_SPACING = 1.15
-"""Quotient of spacings that may be the estimate's error: it was within 15 % of the truth."""
+SAME_SPACING = 1.15  # quotient of spacings that may be the estimate's error (up to 15 %)
 
 
 def network_shape(

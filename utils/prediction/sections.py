@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_PIXELS = 1024
-"""Of a plane along each axis: of longer ones each second, third, ... voxel is taken."""
+MOST_PIXELS = 1024  # of a plane along an axis: of longer ones each second, third, ... is taken
 
 
 @dataclass(frozen=True)

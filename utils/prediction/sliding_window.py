@@ -21,22 +21,18 @@ from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.prediction.views import averaged_views
 
-BLEND_SIGMA = 0.125
-"""Standard deviation of the blending weights in edges of a window, as in MONAI and nnU-Net."""
+BLEND_SIGMA = 0.125  # sd of the blending weights in edges of a window, as in MONAI and nnU-Net
 LEAST_WEIGHT = 1e-3  # weight in a window's corner: no voxel is left to rounding errors
 BATCH_SIZE = 4  # windows at once; more gain nothing on a processor
-SMALL_AREA = 64 * 64
-"""Voxels along x and y up to which a lone window is slow, see :func:`probabilities_of`."""
+SMALL_AREA = 64 * 64  # x times y of windows that are slow alone, see :func:`probabilities_of`
 
 
 @dataclass(frozen=True)
 class Windows:
     """How windows are laid over a volume and passed through a network."""
 
-    edges: tuple[int, ...]
-    """Edge of a window along each axis in voxels, no longer than the volume's."""
-    overlap: float = 0.25
-    """Share of an edge that a window has in common with the next one, 0 <= overlap < 1."""
+    edges: tuple[int, ...]  # edge of a window along each axis in voxels, at most the volume's
+    overlap: float = 0.25  # share of an edge in common with the next window, 0 <= overlap < 1
     batch_size: int = BATCH_SIZE  # windows that pass the network at once, at most
     tta: tuple[str, ...] = ()  # average over views of each window: kinds of ``averaged_views``
     precision: str = "32"  # ``32`` or ``bf16``: bfloat16 where torch's autocast thinks it safe

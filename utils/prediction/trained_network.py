@@ -41,12 +41,9 @@ class TrainedNetwork:
     weights: Mapping[str, torch.Tensor] = field(repr=False)
     normalizer: PercentileNormalizer  # the rule by which its training data were scaled
     patch_size: int  # edge of the patches that it was trained on, in voxels
-    spacing: float
-    """Distance of neighbouring columns that it was trained for, in voxels (mean of the axes)."""
-    objective: str | None
-    """What a 2D network was trained for; None where the checkpoint does not say."""
-    trust: Calibration | None = None
-    """What IoU to expect of its masks; None where nobody has measured it."""
+    spacing: float  # of neighbouring columns in its training, in voxels (mean of the axes)
+    objective: str | None  # a 2D network's; None where the checkpoint does not say
+    trust: Calibration | None = None  # what IoU to expect of its masks; None: not measured
 
     def parse_config(self, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
         """Return ``from_dict(config)``; UserError for a configuration that it refuses."""
@@ -128,8 +125,7 @@ class NetworkPredictions:
     batch_size: int
     trained_on: str | None
     """A training file that is one of the data, or has their seed, if the record names one."""
-    scale: float | str = "auto"
-    """What stacks are enlarged by, as predict.py does; simulated volumes are not."""
+    scale: float | str = "auto"  # of stacks, as in predict.py; simulated volumes stay as they are
     said: list[str] = field(default_factory=list)
     """Lines on what the network saw of stacks, to which :meth:`predict_stack` adds."""
 

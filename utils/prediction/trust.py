@@ -36,8 +36,7 @@ LEAST_FOREGROUND = 0.005
 SHARE, SECONDS = 0.25, 10.0
 """Of the prediction's passes, or so long if that is more, may be spent on trust."""
 MOST_WINDOWS = 16  # windows that are compared at most; more tell no more
-A_LAYER = 4
-"""Windows of a layer, which is read for them, that are looked at; more where layers are few."""
+A_LAYER = 4  # windows of a layer, which is read for them, looked at; more of few layers
 SEARCH_PASSES = 16  # passes for each scale that is compared: 8 windows and their mirror images
 LEAST_IOU = 0.3
 """Expected IoU below which nothing is to be trusted: a mask of all the tissue with columns in it,

@@ -22,8 +22,7 @@ class View:
     flipped: tuple[int, ...] = ()  # axes of space that are mirrored, from 0
     scale: float = 1.0  # windows are enlarged so much, and the answers back; linear between voxels
     power: float = 1.0  # of the grey values
-    noise: float = 0.0
-    """Standard deviation of what is added, Gaussian; the grey values stay in 0..1."""
+    noise: float = 0.0  # sd of Gaussian noise that is added; the grey values stay in 0..1
 
     def answer(
         self,

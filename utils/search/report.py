@@ -11,8 +11,7 @@ from scipy import stats
 
 from utils.search.study import STATES, counted_trials
 
-REPLICATE = "seed"
-"""A searched flag of this name makes replicates: rows that differ in nothing else."""
+REPLICATE = "seed"  # a searched flag that makes replicates: rows that differ in nothing else
 FRONT = ("trial", "state", "iou", "epoch", "epochs_trained", "minutes", "parameters")
 BACK = ("reason", "directory")
 WIDEST = 60  # characters of the reason in a printed table

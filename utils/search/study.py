@@ -28,8 +28,7 @@ from utils.errors import UserError
 from utils.search.definition import ROOT, StudyDefinition, is_whole, show, trial_arguments
 from utils.search.trial import Outcome, run_training
 
-METRIC = "valid_iou"
-"""What the study makes as large as it can: its best value over the epochs of a trial."""
+METRIC = "valid_iou"  # made as large as can be: its best value over the epochs of a trial
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -53,11 +52,9 @@ class Search:
     folder: Path  # of the trials' log directories
     n_trials: float = math.inf  # most trials of the whole study
     jobs: int = 1  # trials at a time
-    gpus: Sequence[str] = ()
-    """Handed out to the jobs in turn; none leaves that to the training script."""
+    gpus: Sequence[str] = ()  # handed out to the jobs in turn; none: the training script chooses
     say: Callable[[str], None] = print
-    stop: threading.Event = field(default_factory=threading.Event)
-    """Set it to cut the trials under way and end."""
+    stop: threading.Event = field(default_factory=threading.Event)  # set it to cut trials and end
     failure: str | None = None  # why trials fail again and again, once they do
 
     def run(self, seconds: float = math.inf) -> None:

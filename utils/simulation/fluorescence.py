@@ -24,8 +24,7 @@ EMPTY, DENSE, CLUMPED, RING = 0, 1, 2, 3
 """Column types: left out of the rendering, A (dense), B (clumped) and C (ring)."""
 TYPE_SHARES = (2, 3, 3, 3)  # shares of the types in the order above
 POINTS_PER_CLOUD = 250
-ACROSS, ACROSS_RING, ALONG = 0.12, 0.06, 0.20
-"""Cloud widths in spacings, to be divided by the simplify factor."""
+ACROSS, ACROSS_RING, ALONG = 0.12, 0.06, 0.20  # cloud widths, spacings over the simplify factor
 RING_RADIUS, RING_SD, RING_CLOUDS = 0.3, 0.1, 75
 DENSE_BRANCHES, CLUMPED_BRANCHES = (10, 10), (3, 4, 5)
 DENSE_SPREAD = 1.2  # Type A's intensities spread by this factor more

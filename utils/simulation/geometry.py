@@ -28,8 +28,7 @@ class GeometryError(UserError):
 class LobeParameters:
     """Where an ellipsoid lies and what is cut out of it; numbers and tuples of three floats."""
 
-    lattice_intervals: int
-    """n as drawn; an icosahedron edge has n + 1 intervals, as in the reference."""
+    lattice_intervals: int  # n as drawn; an icosahedron edge has n + 1 intervals
     axis_scales: tuple[float, float, float]
     shift: tuple[float, float, float]
     angles: tuple[float, float, float]  # turns about z, y, x in radians, in this order

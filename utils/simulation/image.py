@@ -22,8 +22,7 @@ from utils.simulation.lattice import planar_lattice
 from utils.simulation.random_bits import draw_key
 from utils.simulation.streams import Purpose, make_rng
 
-CLOUD_REACH = 4.0
-"""Columns whose points lie within this many standard deviations of the canvas are rendered."""
+CLOUD_REACH = 4.0  # columns with points this many standard deviations from the canvas are rendered
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,17 @@ class ImageConfig(PlainConfig):
     """Angle between the lattice's basis vectors in degrees; 60 is hexagonal."""
     column_distance: float = limited(10.0, 1e-3)  # length of both basis vectors
     label_radius: float = limited(3.5, 1e-3)  # radius of a column's disk in the mask
-    baseline_intensity: float = limited(50.0, 1e-3)
-    """A column has this x lognormal(1, std_intensity)."""
+    baseline_intensity: float = limited(50.0, 1e-3)  # a column has it x lognormal(1, std_intensity)
     std_intensity: float = limited(0.5, 0.0)  # sigma of that lognormal
     v_std: float = limited(5.0, 0.0)  # standard deviation of a point's intensity about its column's
     points_per_column: float = limited(10.0, 0.0)
     """Points of a column beside its centre, to be multiplied by the scale and truncated."""
     cloud_sd: float = limited(2.0, 0.0)  # standard deviation of a Gaussian column's points per axis
-    ring_radius: float = limited(3.5, 0.0)
-    """Mean distance of a ring column's points from the centre."""
+    ring_radius: float = limited(3.5, 0.0)  # mean distance of a ring's points from the centre
     ring_sd: float = limited(0.1, 0.0)  # standard deviation of that distance
     ring_share_range: Range = limited((0.0, 1.0), 0.0, 1.0)
     """Share of ring columns, one draw per image; the others are Gaussian."""
-    box_size: float = limited(2.0, 0.0)
-    """Edge of the box mean; in pixels it is truncated, and at least 1."""
+    box_size: float = limited(2.0, 0.0)  # edge of the box mean; truncated to pixels, at least 1
     blur_sizes: tuple[int, ...] = limited((5, 7, 9), 3, is_range=False, any_length=True)
     """Odd Gaussian kernel sizes in pixels, one of which is drawn per image."""
     background_size: int = limited(21, 3)
@@ -87,8 +83,7 @@ class ImageParameters:
     lattice_angle: float  # angle between the basis vectors
     turn: float  # angle of the first basis vector to the x axis
     cutoff_point: tuple[float, float]
-    cutoff_normal: tuple[float, float]
-    """The columns on this side of the line through that point are kept."""
+    cutoff_normal: tuple[float, float]  # columns on this side of the line through that point stay
     ring_share: float
     label_radius: float
     box_size: int

@@ -185,12 +185,10 @@ def check_cut_off(image: np.ndarray, limit: float, remedy: str) -> None:
 
 
 GRID = 16  # tabulated Poisson means per unit
-TABLE_MEAN = 32
-"""Means from here on are drawn as a sum of Poisson variables of this mean and one below it."""
+TABLE_MEAN = 32  # means from here on are drawn as a sum of several of this mean and one below
 COLUMN_BITS = 7  # A table's row has 2^7 columns: counts from 0 to 127
 REMAINDERS = 5  # largest count drawn for a mean below 1/16; more come less than once in 10^10
-BLOCK = 1024
-"""Voxels whose random numbers are drawn at once; a block's arrays stay in the nearest cache."""
+BLOCK = 1024  # voxels whose random numbers are drawn at once and stay in the nearest cache
 
 
 @lru_cache(maxsize=1)

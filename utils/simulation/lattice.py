@@ -22,8 +22,7 @@ class SphericalLattice:
     sites: np.ndarray  # (M, 3) float64, unit vectors
     coordinates: np.ndarray
     """(M, 3) int32: the first face (0..19) that holds the site, and its grid coordinates (i, j)."""
-    neighbours: np.ndarray
-    """(30 m^2, 2) int32 pairs of adjacent sites, the smaller index first, sorted."""
+    neighbours: np.ndarray  # (30 m^2, 2) int32 pairs of adjacent sites, smaller index first, sorted
 
 
 def icosahedron() -> tuple[np.ndarray, np.ndarray]:

@@ -28,8 +28,7 @@ BLOCK = 1024
 class MicroscopeConfig(PlainConfig):
     """All that governs a random microscope; ranges are (low, high) of uniform draws."""
 
-    bias: Range = limited((0.0, 0.7), 0.0)
-    """Standard deviation of the logarithm of the slow change of light."""
+    bias: Range = limited((0.0, 0.7), 0.0)  # Sd of the logarithm of the light's slow change
     attenuation: Range = limited((1.0, 5.0), 1.0)
     """Light of the nearest over that of the furthest plane, uniform in the logarithm."""
     blur_growth: Range = limited((1.0, 2.0), 1.0)
@@ -45,15 +44,11 @@ class MicroscopeConfig(PlainConfig):
     read_noise: Range = limited((0.0, 0.15), 0.0)
     """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
     low + (high - low) u^2 with u uniform in 0 to 1."""
-    artefact_probability: float = limited(0.1, 0.0, 1.0)
-    """Planes and lines of the scan differ in brightness."""
-    artefact: Range = limited((0.05, 0.3), 0.0)
-    """Standard deviation of that, share of the brightness."""
+    artefact_probability: float = limited(0.1, 0.0, 1.0)  # Planes and lines of the scan differ
+    artefact: Range = limited((0.05, 0.3), 0.0)  # Sd of that, share of the brightness
     offset: Range = limited((0.0, 0.1), 0.0, 1.0)  # Grey value without light, share of full scale
-    gamma: Range = limited((0.5, 2.0), 0.1)
-    """Exponent from light to grey value, uniform in the logarithm."""
-    saturated: Range = limited((0.0, 0.02), 0.0, 1.0)
-    """Share of the voxels that is clipped at full scale."""
+    gamma: Range = limited((0.5, 2.0), 0.1)  # Exponent from light to grey value, log-uniform
+    saturated: Range = limited((0.0, 0.02), 0.0, 1.0)  # Share of the voxels clipped at full scale
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ class ColumnTable:
     q: np.ndarray  # (N,) int
     proximal: np.ndarray  # (N, 3)
     distal: np.ndarray  # (N, 3)
-    paths: np.ndarray | None = None
-    """(N, D, 3) from proximal to distal; None: straight from end to end."""
+    paths: np.ndarray | None = None  # (N, D, 3) from proximal to distal; None: straight
 
     @cached_property
     def nodes(self) -> np.ndarray:

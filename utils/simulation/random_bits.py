@@ -15,8 +15,7 @@ import numpy as np
 from scipy.special import ndtri
 
 NORMAL_BITS = 16
-NORMAL_REACH = 4.33
-"""No tabulated normal lies further out than this (the outermost one is at 4.325)."""
+NORMAL_REACH = 4.33  # no tabulated normal lies further out (the outermost one: 4.325)
 
 
 def _normal_table() -> np.ndarray:

@@ -23,8 +23,7 @@ STEPS = ((1, 0), (0, 1), (1, 1))
 MOST_TURN = 1.4  # A sheet ends where its normal is turned by this much, in radians
 CLEARANCE = 0.75  # columns of a second sheet keep this share of both spacings' sum from the first
 BENT_OVER = 4.0  # columns shorter than this many spacings are bent in proportion to their length
-MARGIN = 1.5
-"""Columns that stay further outside of the volume than this, in spacings, are left away."""
+MARGIN = 1.5  # columns that stay further outside of the volume, in spacings, are left away
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ class SheetConfig(PlainConfig):
     """Both principal curvatures of the middle surface times the spacing, in radians."""
     tilt: Range = limited((0.0, 20.0), 0.0, 60.0)
     """Angle between the columns and the sheet's normal, in degrees."""
-    bend: Range = limited((0.0, 0.6), 0.0)
-    """Largest deviation of a column from its chord, in spacings."""
+    bend: Range = limited((0.0, 0.6), 0.0)  # Largest deviation from the chord, in spacings
     own_bend: float = limited(0.3, 0.0, 1.0)
     """Standard deviation of a column's own bend, as a share of the sheet's bend."""
     shift: float = limited(0.25, 0.0, 1.0)
@@ -66,8 +64,7 @@ class SheetConfig(PlainConfig):
     """Probability of a neighbouring neuropil without columns, an ellipsoid."""
     neuropil_radius: Range = limited((3.0, 12.0), 0.1)
     """Each half axis of the neighbouring neuropil, in spacings."""
-    gap: Range = limited((0.5, 4.0), 0.0)
-    """Between the first sheet and a second sheet or neuropil, in spacings."""
+    gap: Range = limited((0.5, 4.0), 0.0)  # From the first sheet to a second or neuropil, spacings
     left_out: Range = limited((0.0, 0.4), 0.0, 1.0)  # Share of the columns without any stain
     radius: float = limited(0.35, 1e-3)
     """Radius of a column's label, in its own nearest-neighbour distances at that depth."""
@@ -81,14 +78,11 @@ class Columns:
     """N columns as paths of D nodes, from their proximal to their distal ends."""
 
     paths: np.ndarray  # (N, D, 3) float32, voxels; D is at least 9 where it was drawn
-    spacing: np.ndarray
-    """(N, D) float32: distance to the sheet's nearest other column at that depth, in voxels."""
+    spacing: np.ndarray  # (N, D) float32, voxels: to the sheet's nearest column at that depth
     lattice: np.ndarray  # (N, 3) int32: chart (0, 1 in a second sheet), p, q
-    neighbours: np.ndarray
-    """(E, 2) int32: pairs k < l of columns that are one of the six lattice steps apart."""
+    neighbours: np.ndarray  # (E, 2) int32: pairs k < l of columns one lattice step apart
     left_out: np.ndarray  # (N,) bool: columns that stand there and have no stain
-    parameters: dict[str, float]
-    """What was drawn, by name; those of a second sheet begin with second_."""
+    parameters: dict[str, float]  # what was drawn, by name; of a second sheet as second_...
     neuropil: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 3), np.float32))
     """(M, 4, 3) float32: centre and three half axes of neuropils without columns, voxels."""
 

@@ -12,10 +12,8 @@ import numpy as np
 
 from utils.simulation.labels import check_count
 
-REACH = 0.65
-"""A column at a border owns voxels up to here, in mean distances to its lattice neighbours."""
-INNER_REACH = 0.8
-"""The same of a column with all its six neighbours, so that no gap between columns stays open."""
+REACH = 0.65  # a column at a border owns voxels up to here, in mean distances to neighbours
+INNER_REACH = 0.8  # of a column with all six neighbours: no gap between columns stays open
 NOWHERE = 2.0  # distance of voxels without an owner
 NOBODY = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -24,12 +22,10 @@ NOBODY = np.uint64(0xFFFFFFFFFFFFFFFF)
 class ColumnFields:
     """For each voxel the nearest column's axis and the place beside it; all (X, Y, Z)."""
 
-    owner: np.ndarray
-    """uint16: 0 outside of the sheets, else k + 1 for the nearest path k, in gaps too."""
+    owner: np.ndarray  # uint16: 0 outside of sheets, else k + 1 of the nearest path k, in gaps too
     distance: np.ndarray
     """float32: distance to the owner's path, in the owner's nearest-neighbour distances there."""
-    depth: np.ndarray
-    """float32: place along the owner's path, 0 at its proximal and 1 at its distal end."""
+    depth: np.ndarray  # float32: place along the owner's path, 0 proximal to 1 distal
     neighbour: np.ndarray | None = None
     """uint8: 1 in a neighbouring neuropil without columns; None where there is none."""
 

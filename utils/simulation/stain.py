@@ -34,8 +34,7 @@ LABEL_RADIUS = 0.35
 class StainConfig(PlainConfig):
     """All that governs a random stain; ranges are (low, high) of uniform draws."""
 
-    level: Range = limited((0.1, 0.88), 0.0, 1.0)
-    """Mean brightness of each structure, share of full scale."""
+    level: Range = limited((0.1, 0.88), 0.0, 1.0)  # Mean brightness of a structure, of full scale
     level_sd: Range = limited((0.02, 0.1), 0.0)
     """Standard deviation of the texture on each structure, share of full scale."""
     contrast: Range = limited((0.2, 0.4), 0.0, 1.0)
@@ -43,8 +42,7 @@ class StainConfig(PlainConfig):
     inverted_probability: float = limited(0.3, 0.0, 1.0)  # Columns darker than gaps
     dark_ground_probability: float = limited(0.4, 0.0, 1.0)
     """Of the others: only columns are labelled, all else is nearly dark."""
-    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)
-    """Factor on the levels of all but the columns then."""
+    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)  # Factor on all levels but the columns' then
     rims_probability: float = limited(0.15, 0.0, 1.0)  # Columns are rims only
     rods_probability: float = limited(0.2, 0.0, 1.0)
     """Columns are thin rods off the axis over a part of the depth."""
@@ -54,19 +52,16 @@ class StainConfig(PlainConfig):
     """Thickness of a rim, spacings; at least 1 voxel is painted, and at most 3."""
     rods: tuple[int, int] = limited((1, 3), 1)  # Rods of a column, inclusive
     rod_offset: Range = limited((0.05, 0.3), 0.0)  # Distance of a rod from the axis, spacings
-    rod_radius: Range = limited((0.08, 0.2), 0.01)
-    """Radius of a rod, spacings; at least 0.6 voxels are painted."""
+    rod_radius: Range = limited((0.08, 0.2), 0.01)  # Radius of a rod, spacings; 0.6 voxels at least
     rod_length: Range = limited((0.3, 1.0), 0.0, 1.0)  # Part of the depth that a rod runs over
-    bands: tuple[int, int] = limited((1, 6), 1)
-    """Strata along the depth, shared by all columns, inclusive."""
+    bands: tuple[int, int] = limited((1, 6), 1)  # Strata along the depth, of all columns, inclusive
     bands_probability: float = limited(0.7, 0.0, 1.0)  # There are strata
     band_width: Range = limited((0.1, 0.3), 0.01)  # Width of a stratum, part of the depth
     band_contrast: Range = limited((0.0, 1.0), 0.0, 1.0)
     """How much of the columns and gaps is missing between strata."""
     arbours_probability: float = limited(0.2, 0.0, 1.0)
     """Of stains with strata: columns in strata only, a contrast of 1."""
-    brightness_sigma: Range = limited((0.2, 1.0), 0.0)
-    """Sigma of the lognormal brightness of columns."""
+    brightness_sigma: Range = limited((0.2, 1.0), 0.0)  # Sigma of the columns' lognormal brightness
     grain: Range = limited((0.0, 0.7), 0.0)
     """Standard deviation of the columns' own grain, share of their brightness."""
     grain_period: Range = limited((2.0, 5.0), 1.0)  # Size of that grain, voxels

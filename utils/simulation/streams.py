@@ -23,8 +23,7 @@ class Purpose(IntEnum):
 
     VOLUME = 1  # A simulated volume of a file [sample]
     IMAGE = 2  # A simulated image [sample]
-    LIVE_VOLUME = 3
-    """A volume simulated while training, and where patches are cut from it [epoch, volume]."""
+    LIVE_VOLUME = 3  # a volume simulated while training, and where it is cut [epoch, volume]
     PATCH = 4  # where a patch is cut from a stored volume [epoch, item]
     AUGMENTATION = 5  # how an item is changed [epoch, item]
     SAMPLE_ORDER = 6  # in which order a data set goes through its samples [round]

@@ -50,10 +50,8 @@ class VolumeConfig(PlainConfig):
     std_intensity_range: Range = limited((0.3, 1.2), 0.0)
     """Range of the sigma of the lognormal cloud intensity, one draw per volume."""
     cube_kernel_size: int = limited(2, 1)  # Edge of the box point spread, in voxels
-    background_sigma: float = limited(10.0, 0.0)
-    """Sigma of the background blur, in voxels (``--NF_size``)."""
-    background_range: Range = limited((0.0005, 0.0025), 0.0)
-    """Weight of the background, one draw per volume."""
+    background_sigma: float = limited(10.0, 0.0)  # Sigma of the background's blur, in voxels
+    background_range: Range = limited((0.0005, 0.0025), 0.0)  # Weight of the background
     gain_range: tuple[int, int] = limited((10, 29), 1, 15_000)
     """Photons per unit of image, integer, inclusive, one draw per volume; counts are 16-bit."""
     contrast_range: Range = limited((0.7, 1.0), 1e-3)
@@ -89,16 +87,13 @@ class SimulatedVolume:
     instances: np.ndarray
     """(X, Y, Z) uint16: 0 background, k + 1 inside the cone of column k; left-out columns too."""
     entry_points: np.ndarray  # (N, 3) float32, unit cube coordinates (may lie outside the cube)
-    e_r: np.ndarray
-    """(N, 3) float32, column axis, outward; neither unit nor orthogonal to the others."""
+    e_r: np.ndarray  # (N, 3) float32, column axis, outward; neither unit nor orthogonal
     e_theta: np.ndarray  # (N, 3) float32
     e_phi: np.ndarray  # (N, 3) float32
     column_type: np.ndarray  # (N,) uint8: 0 left out, 1 A (dense), 2 B (clumped), 3 C (ring)
     control_points: np.ndarray  # (4, N, 3) float32: the neurites' Bezier control points
-    lattice_coordinates: np.ndarray
-    """(N, 3) int32: icosahedron face 0..19, then grid coordinates (i, j) on it."""
-    lattice_neighbours: np.ndarray
-    """(E, 2) int32: pairs (k, l), k < l, of columns adjacent on the lattice."""
+    lattice_coordinates: np.ndarray  # (N, 3) int32: icosahedron face 0..19, then grid (i, j) on it
+    lattice_neighbours: np.ndarray  # (E, 2) int32: adjacent columns (k, l), k < l
     parameters: VolumeParameters | WideParameters
 
     @property

@@ -40,8 +40,7 @@ class LobeConfig(PlainConfig):
     """Share of the volumes in which they stand instead of those of a sheet."""
     lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals."""
-    axis_scales: Range = limited((0.7, 1.5), 1e-3)
-    """Half axes of the ellipsoid, in edges of the volume."""
+    axis_scales: Range = limited((0.7, 1.5), 1e-3)  # Half axes of the ellipsoid, cube edges
     length: float = limited(2.25, 0.1)  # Length of a column, in spacings
 
 
@@ -55,8 +54,7 @@ class WideConfig(PlainConfig):
     """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
     max_redraws: int = limited(40, 1)  # Volumes drawn before giving up
     sheet: SheetConfig = field(default_factory=SheetConfig)  # Where columns stand
-    lobe: LobeConfig = field(default_factory=LobeConfig)
-    """Where they stand in a share of the volumes."""
+    lobe: LobeConfig = field(default_factory=LobeConfig)  # Where they stand in a share of volumes
     stain: StainConfig = field(default_factory=StainConfig)  # What glows
     microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)  # How it is seen
     table: ColumnTable | None = field(default=None, compare=False)
@@ -83,11 +81,9 @@ class WideConfig(PlainConfig):
 class WideParameters:
     """What was drawn for one volume; the first four mean what they mean in the reference."""
 
-    spacing: float
-    """Mean distance of nearest neighbours along the columns, in mean edges of the volume."""
+    spacing: float  # mean distance of nearest neighbours along columns, in mean edges of the volume
     cone_length: float  # 1: e_r is the whole column
-    cone_radius: float
-    """Radius of a column, in its distance to the nearest neighbour at the same depth."""
+    cone_radius: float  # radius of a column, in its distance to the nearest neighbour at that depth
     cone_taper: float  # mean of the columns' distal over proximal spacing
     visibility: float  # contrast of columns and gaps over its spread, by ``microscope.visibility``
     redraws: int  # volumes drawn until this one was accepted

@@ -21,10 +21,8 @@ from utils.provenance import DATA_VERSION
 from utils.simulation.volume import SimulatedVolume, VolumeParameters, WideVolume
 from utils.simulation.wide import WideParameters
 
-CHUNK_EDGE = 32
-"""Voxels per edge of a chunk: the fastest of 16, 32 and 64 (``benchmarks/bench_storage.py``)."""
-GZIP_LEVEL = 3
-"""The level whose masks are read fastest; a fifth smaller than 1, and 6 takes twice as long."""
+CHUNK_EDGE = 32  # voxels; the fastest of 16, 32 and 64 (``benchmarks/bench_storage.py``)
+GZIP_LEVEL = 3  # masks are read fastest; a fifth smaller than 1, and 6 takes twice as long
 
 
 def version_note(path: Path, version: str) -> str:
