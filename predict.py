@@ -7,8 +7,8 @@ r"""Find columns in a stack from a microscope, of any size, with a trained netwo
 
 Reads TIFF, OME-TIFF, HDF5, NRRD, NIfTI, Zarr, OME-Zarr and NumPy, and writes the same by the
 output's ending, with the input's voxel size; TIFFs open in Fiji and napari. BigDataViewer's and
-Imaris's files are read. Stacks larger than memory are worked off in layers. Interrupted, the same
-command goes on where it stopped.
+Imaris's files are read, and with requirements-formats.txt CZI. Stacks larger than memory are worked
+off in layers. Interrupted, the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="log directory of an experiment, a .pth file, a package of export_model.py, or a "
         "pretrained network's name")
     add("--input", metavar="FILE", help="the stack or image: .tif, .tiff, .ome.tif, .h5, .hdf5, "
-        ".nrrd, .nii, .nii.gz, .npy, .ims, BigDataViewer's .xml, or a .zarr folder or one in it")
+        ".nrrd, .nii, .nii.gz, .npy, .ims, .czi, BigDataViewer's .xml, or a .zarr folder or one in "
+        "it")
     add("--list", metavar="FILE",
         help="show what is in a file and what would be read of it, and do nothing else")
     add("--output", metavar="FILE",
@@ -88,7 +89,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "it alone, and the output has its size")
     add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
     add("--series", type=int, metavar="INT",
-        help="image or position in a TIFF that holds several, from 0; default: the largest")
+        help="image or position in a TIFF that holds several, from 0; default: the largest; or "
+        "scene of a CZI")
     add("--index", type=int, metavar="INT",
         help="time point, or sample of a file of generate_3d_data.py, from 0")
     add("--axes", metavar="STR",

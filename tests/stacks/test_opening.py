@@ -101,7 +101,7 @@ def test_a_channel_or_key_that_cannot_be(tmp_path):
 
 @pytest.mark.parametrize("kind", [TypeError, ValueError])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("broken", ["opening._place", "stack.FileArray.part"])
+@pytest.mark.parametrize("broken", ["opening._choose", "stack.FileArray.part"])
 def test_a_bug_of_ours_is_no_damaged_file(tmp_path, monkeypatch, name, kind, broken):
     path = save(tmp_path / name, random_stack())
     monkeypatch.setattr(f"utils.stacks.{broken}", raising(kind("planted")))

@@ -1,7 +1,6 @@
 """Stacks as microscopes and other programs leave them: read slab by slab, written by their ending.
 
-Every reader and writer is a library's: tifffile, h5py, pynrrd, nibabel, zarr and numpy; none of
-them is let run code from a file.
+Every reader and writer is a library's; none of them is let run code from a file.
 """
 
 from utils.stacks.endings import ENDINGS, format_of, split_ending, zarr_around

@@ -27,8 +27,7 @@ NAMES = {
 """Letters by the names that files use for axes."""
 NAMED_BY = ("axes", "_ARRAY_DIMENSIONS", "axis_names", "DIMENSION_LABELS")
 """Attributes of an array in HDF5 or Zarr in which the names of its axes may stand."""
-MOST_CHANNELS = 4
-"""Entries up to which an axis without a name is taken for channels, as in RGB and RGBA."""
+MOST_CHANNELS = 4  # up to which an axis without a name is taken for channels, as RGB and RGBA
 
 
 def axis_letters(names: Any) -> str | None:

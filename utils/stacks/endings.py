@@ -14,12 +14,12 @@ ENDINGS = {
     **dict.fromkeys((".h5", ".hdf5", ".ims", ".xml"), "hdf5"),
     **dict.fromkeys((".nrrd", ".nhdr"), "nrrd"),
     **dict.fromkeys((".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz"), "nifti"),
-    **{".zarr": "zarr", ".npy": "npy"},
+    **{".zarr": "zarr", ".npy": "npy", ".czi": "czi"},
 }
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
-ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml")
+ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml", ".czi")
 """Endings that no output may have: two files, or another program's own."""
-BIOFORMATS = (".czi", ".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc")
+BIOFORMATS = (".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc")
 CONVERTED = {
     **dict.fromkeys(BIOFORMATS, "save it as .tif in Fiji (Bio-Formats), or run bioformats2raw"),
     **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),

@@ -14,7 +14,6 @@ import numpy as np
 from utils.errors import UserError, disk_errors
 from utils.stacks.axes import given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, format_of, module_of
-from utils.stacks.place import Place
 from utils.stacks.stack import FileArray, Stack
 
 
@@ -36,15 +35,15 @@ def open_stack(
         voxel_size: edge of a voxel along z, y, x (or y, x) in micrometres; overrides the file's.
         key: name of the array inside HDF5 or Zarr; needed where there are several.
         index: which time point, or which sample of a file of simulated volumes, from 0.
-        series: which series of a TIFF, from 0; the largest if none is named.
+        series: which series of a TIFF, from 0, the largest if none is named; which scene of a CZI.
         axes: a letter for each of its axes, slowest first, where the file does not tell or is
             wrong, such as ``ZCYX``, or ``ZC2YX`` for pages of two channels in turn.
     """
     path, kind = check_input(path)
     if key is not None and kind not in ("hdf5", "zarr"):
         raise UserError(f"{path}: has one array only; --key {key!r} is for HDF5 and Zarr")
-    if series is not None and kind != "tiff":
-        raise UserError(f"{path}: has no series; --series {series} is for TIFF")
+    if series is not None and kind not in ("tiff", "czi"):
+        raise UserError(f"{path}: has no series; --series {series} is for TIFF and CZI")
     with ExitStack() as held:
         contents = held.enter_context(closing(module_of(path).contents(path)))
         array = contents.source(key if series is None else str(series))
@@ -75,8 +74,7 @@ def crop_stack(stack: Stack, ranges: Sequence[tuple[int | None, int | None]]) ->
         given = f"has {len(stack.shape)} axes, but --crop {len(ranges)} ranges"
         raise UserError(f"{stack.path}: {given}; give {names}")
     starts = [first or 0 for first, _ in reversed(ranges)]
-    ends = zip(reversed(ranges), stack.shape, strict=True)
-    stops = [length if last is None else last for (_, last), length in ends]
+    stops = [n if b is None else b for (_, b), n in zip(reversed(ranges), stack.shape, strict=True)]
     for axis, start, stop, n in zip("xyz", starts, stops, stack.shape, strict=False):
         if not 0 <= start < stop <= n:
             where = f"--crop {start}:{stop} along {axis}"
@@ -140,7 +138,12 @@ def _select(
         return array.part(where).transpose([spatial.index(a) for a in letters])
 
     behind = math.prod(shape[max(axes.rfind(a) for a in "XYZ") + 1 :])  # channels of each voxel
-    place = _place(path, voxel_size, array.place, spatial)
+    place = array.place.within(len(spatial))
+    if voxel_size is not None:
+        if len(voxel_size) != len(spatial):
+            said = f"--voxel_size has {len(voxel_size)} numbers, the stack {len(spatial)} axes"
+            raise UserError(f"{path}: {said}; give {'z,y,x'[-2 * len(spatial) + 1 :]}")
+        place = place.resized(reversed(voxel_size))
     notes = (*array.notes, place.note())
     channels = (chosen[k] for k, a in enumerate(axes) if a in "CS" and shape[k] > 1)
     return Stack(
@@ -209,14 +212,3 @@ def _renamed(array: FileArray, axes: str, lengths: tuple[int, ...]) -> FileArray
     chunks = array.chunks and (*array.chunks[:1], *(1,) * extra, *array.chunks[1:])
     cut = {"shape": lengths, "chunks": chunks, "read": read}
     return replace(array, axes=axes, place=array.place.renamed(moved), **cut)
-
-
-def _place(path: Path, voxel_size: Sequence[float] | None, place: Place, spatial: str) -> Place:
-    """Return where the voxels stand: as the file says, of the user's size if there is one."""
-    place = place.within(len(spatial))
-    if voxel_size is None:
-        return place
-    if len(voxel_size) != len(spatial):
-        said = f"has {len(spatial)} axes in space, but --voxel_size has {len(voxel_size)} numbers"
-        raise UserError(f"{path}: {said}; give {'z,y,x'[-2 * len(spatial) + 1 :]}")
-    return place.resized(reversed(voxel_size))

@@ -1,17 +1,31 @@
-"""Where a stack stands in space: size, directions and place of its voxels, for all formats."""
+"""Where a stack stands in space: size, directions and place of its voxels, and units of length."""
 
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from utils.stacks.units import micrometres_per
-
-SAME_SIZE = 1e-4
-"""Part by which two sizes may differ that are one: TIFF's fractions round, NIfTI has float32."""
+PREFIXES = {
+    **{"": ("", 1e6), "deci": ("d", 1e5), "centi": ("c", 1e4), "milli": ("m", 1e3)},
+    **{"micro": ("u", 1.0), "nano": ("n", 1e-3), "pico": ("p", 1e-6)},
+}
+"""SI prefixes by name, with symbol and micrometres of that share of a metre."""
+MICROMETRES = {
+    **{f"{symbol}m": length for symbol, length in PREFIXES.values()},
+    **{f"{p}met{end}": PREFIXES[p][1] for p in PREFIXES for end in ("er", "re", "ers", "res")},
+    **dict.fromkeys(("micron", "microns", "u"), 1.0),
+    **dict.fromkeys(("å", "angstrom", "angstroms", "ångström", "ångströms"), 1e-4),
+    **dict.fromkeys(("inch", "inches", "in"), 25400.0),
+    **dict.fromkeys(("foot", "feet", "ft"), 304800.0),
+}
+"""Micrometres of a unit by its name in small letters, ``u`` for the sign of micro."""
+SAME_SIZE = 1e-4  # by which sizes may differ that are one: TIFF rounds, NIfTI has float32
 SIGNS = {"left-posterior-superior": (-1, -1, 1), "LPS": (-1, -1, 1), "LAS": (-1, 1, 1)}
 SIGNS |= {"right-anterior-superior": (1, 1, 1), "RAS": (1, 1, 1)}
 SIGNS |= {"left-anterior-superior": SIGNS["LAS"]}
@@ -22,16 +36,11 @@ SIGNS |= {"left-anterior-superior": SIGNS["LAS"]}
 class Place:
     """Size, directions and place of a stack's voxels."""
 
-    steps: np.ndarray
-    """(D, N): in column k the way to the next voxel along axis k of x, y, z, in D axes of space."""
-    first: np.ndarray
-    """(D,): the middle of the first voxel."""
-    unit: float = 1.0
-    """Micrometres of a unit of both; NaN if nobody knows."""
-    space: str = ""
-    """NRRD's name for the axes of space; empty if they have none."""
-    guessed: str = ""
-    """Axes, of x, y, z, whose size the file does not tell: they have the finest of the others."""
+    steps: np.ndarray  # (D axes of space, N): in column k the way to the next x, y or z
+    first: np.ndarray  # (D,): the middle of the first voxel
+    unit: float = 1.0  # micrometres of a unit of both; NaN if nobody knows
+    space: str = ""  # NRRD's name for the axes of space; empty if they have none
+    guessed: str = ""  # axes without a size in the file: they have the finest of the others
 
     @classmethod
     def aligned(cls, sizes: Mapping[str, float], unit: float = 1.0) -> Place:
@@ -154,3 +163,28 @@ class Place:
             return None
         sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         return f"{said}: {sizes} (x, y, z); --voxel_size Z,Y,X gives it in micrometres"
+
+
+def number_in(told: Any) -> float:
+    """Return the number that a file tells, as text or bytes too, with a point or comma; or NaN."""
+    text = told.decode("latin-1") if isinstance(told, bytes) else str(told)
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        return math.nan
+
+
+def micrometres_per(unit: str) -> float:
+    r"""Return the length of a unit in micrometres; NaN for one that is no length, or not known.
+
+    The signs of micro (U+00B5 or U+03BC) and of angstrom may be themselves, ImageJ's escapes (six
+    characters as ``\u00B5``), or UTF-8 that was read as Latin-1, or the other way round.
+    """
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), unit)
+    for codec in ("latin-1", "cp1252"):
+        try:
+            text = text.encode(codec).decode()
+        except UnicodeError:
+            continue
+    text = unicodedata.normalize("NFKC", text).strip().casefold()
+    return MICROMETRES.get(re.sub("[\u03bc\ufffd\udcb5](?=m|$)", "u", text), math.nan)

@@ -29,23 +29,18 @@ UNSUPPORTED = re.compile(
 """What the libraries say of files that are sound, but stored in a way that is not read here."""
 OF_THE_SYSTEM = "EACCES EPERM ENOENT EIO ESTALE ETIMEDOUT EMFILE ENFILE EAGAIN".split()
 """What the system says of files and disks, not of bytes that make no sense."""
-CHUNK_PLANES, CHUNK_EDGE = 16, 128
-"""Edges of outputs' chunks along z, and others: few planes, so that few are held at a time."""
+CHUNK_PLANES, CHUNK_EDGE = 16, 128  # of outputs' chunks: few planes, so that few are held
 
 
 @dataclass(frozen=True)
 class StackLayout:
     """All that an output is made from beside its voxels."""
 
-    shape: tuple[int, ...]
-    """Voxels along x, y, z (or x, y)."""
+    shape: tuple[int, ...]  # voxels along x, y, z (or x, y)
     dtype: np.dtype
-    spacing: tuple[float, ...] | None = None
-    """Edge of a voxel in micrometres along each axis; None if nobody knows."""
-    axes: str = "ZYX"
-    """Spatial axes, slowest first, of a file whose format has no order of its own (HDF5, NumPy)."""
-    place: Place | None = field(default=None, repr=False)
-    """Where its voxels stand; None for a stack at 0 along the axes of space."""
+    spacing: tuple[float, ...] | None = None  # edge of a voxel in micrometres; None if nobody knows
+    axes: str = "ZYX"  # slowest first, of a format that has no order of its own (HDF5, NumPy)
+    place: Place | None = field(default=None, repr=False)  # None: at 0 along the axes of space
 
     @staticmethod
     def like(stack: Stack, dtype: Any) -> StackLayout:
@@ -75,18 +70,12 @@ class Stack(StackLayout, AbstractContextManager):
     """One stack or image, opened by :func:`open_stack`; ``dtype`` is what :meth:`read` returns."""
 
     path: Path
-    channel: int | None
-    """Which of the file's channels this is, from 0; None if it has no channels."""
-    loaded: int
-    """Bytes that stay in memory from the first reading on; 0 for what is read by slabs."""
-    voxel_bytes: int
-    """What a voxel of a slab takes while it is read: in the file's pages, copied, converted."""
-    layer: int
-    """Planes in a layer of chunks (TIFF: of strips), which is unpacked whole for any of them."""
-    unpacked: int
-    """Bytes that chunks, packed and not, take meanwhile; 0 where any part is read alone."""
-    origin: tuple[int, ...]
-    """The first voxel's place among the file's along each axis: not 0 in a box cut out."""
+    channel: int | None  # which of the file's channels this is, from 0; None if it has none
+    loaded: int  # bytes that stay in memory from the first reading on
+    voxel_bytes: int  # what a voxel takes while it is read: in the file's pages, copied, converted
+    layer: int  # planes in a layer of chunks (TIFF: of strips), unpacked whole for any of them
+    unpacked: int  # bytes that chunks, packed and not, take meanwhile; 0 if any part is read alone
+    origin: tuple[int, ...]  # the first voxel's place in the file along each axis: not 0 in a box
     warning: Callable[[], str | None] = field(repr=False)
     """Looks whether the file can be read but may not be whole; says so in one line."""
     part: Callable[[tuple[slice, ...]], np.ndarray] = field(repr=False)
@@ -111,16 +100,13 @@ class Stack(StackLayout, AbstractContextManager):
             return self._planes(start, stop)
         slab = np.empty((*self.shape[:-1], stop - start), self.dtype, order="F")
         before = self.origin[-1] % self.layer  # planes of the first layer that a crop left out
-        while start < stop:
-            place = (start + before) // self.layer * self.layer - before
+        for place in range((start + before) // self.layer * self.layer - before, stop, self.layer):
             first, end = max(place, 0), min(place + self.layer, self.shape[-1])
             if first not in self.kept:
                 self.kept.clear()
                 self.kept[first] = self._planes(first, end)
-            planes = self.kept[first][..., start - first : min(end, stop) - first]
-            at = start - stop + slab.shape[-1]
-            slab[..., at : at + planes.shape[-1]] = planes
-            start = end
+            a, b = max(start, first), min(stop, end)
+            slab[..., a - start : b - start] = self.kept[first][..., a - first : b - first]
         return slab
 
     def _planes(self, start: int, stop: int) -> np.ndarray:
@@ -138,28 +124,19 @@ class FileArray:
 
     path: Path
     shape: tuple[int, ...]
-    dtype: np.dtype
-    """As it is stored."""
+    dtype: np.dtype  # as it is stored
     read: Callable[[tuple[int | slice, ...]], Any] = field(repr=False)
     """The library's reading; :meth:`part` is for everyone else."""
-    axes: str | None = None
-    """A letter an axis: X, Y, Z, C or S (channels), T (time), N (sample); None if unknown."""
+    axes: str | None = None  # a letter an axis, see :mod:`axes`; None if unknown
     place: Place = field(default_factory=lambda: Place.aligned({}))
     """Sizes and place of its voxels, as far as the file tells them."""
-    chunks: tuple[int, ...] | None = None
-    """Edges of what is unpacked whole, one an axis; None where any part is read alone."""
-    at_once: int = 1
-    """Chunks that are unpacked at a time."""
-    loaded: int = 0
-    """Bytes that the first access loads and keeps, where the format is read as a whole."""
-    notes: tuple[str, ...] = ()
-    """What a person should know of how it is read."""
-    warning: Callable[[], str | None] = field(default=lambda: None, repr=False)
-    """As that of a stack."""
-    key: str = ""
-    """In a list what names it (``--key``, ``--series``); empty where the file has nothing else."""
-    chosen: bool = False
-    """Whether it is read if nothing is named."""
+    chunks: tuple[int, ...] | None = None  # edges of what is unpacked whole; None if nothing is
+    at_once: int = 1  # chunks that are unpacked at a time
+    loaded: int = 0  # bytes that the first access loads and keeps, if it is read as a whole
+    notes: tuple[str, ...] = ()  # what a person should know of how it is read
+    warning: Callable[[], str | None] = field(default=lambda: None, repr=False)  # of a stack
+    key: str = ""  # in a list what names it (``--key``, ``--series``); empty if it is alone
+    chosen: bool = False  # whether it is read if nothing is named
 
     def noted(self, note: str | None) -> FileArray:
         """Return it with more that a person should know, if that is anything."""
@@ -189,20 +166,14 @@ class Contents:
     """What an open file holds, by the names that ``--key`` (or ``flag``) takes."""
 
     path: Path
-    arrays: Mapping[str, Any]
-    """All that may be named: arrays, or what else has a ``shape``."""
-    open: Callable[[str], FileArray]
-    """Returns one of them by its name."""
-    listed: Sequence[str] = ("",)
-    """Names that ``--list`` shows."""
-    unasked: Sequence[str] = ("",)
-    """What may be meant where nothing is named."""
-    group: Callable[[str], Sequence[str]] = lambda name: ()
-    """Returns what may be meant by a name that is none of an array."""
+    arrays: Mapping[str, Any]  # all that may be named: arrays, or what else has a ``shape``
+    open: Callable[[str], FileArray]  # returns one of them by its name
+    listed: Sequence[str] = ("",)  # names that ``--list`` shows
+    unasked: Sequence[str] = ("",)  # what may be meant where nothing is named
+    group: Callable[[str], Sequence[str]] = lambda name: ()  # what a name of no array may mean
     close: Callable[[], None] = lambda: None
     flag: str = "--key"
-    note: str = ""
-    """What a person should know where nothing is named, or what is named is not found."""
+    note: str = ""  # what to know where nothing is named, or what is named is not found
 
     def source(self, key: str | None) -> FileArray:
         """Return what is called ``key``, or the only one; UserError where that is none or many."""
@@ -263,15 +234,16 @@ def library_errors(path: Path) -> Iterator[list[str]]:
 def quiet(name: str) -> Iterator[list[str]]:
     """Keep what a logger says from the user; yield the list to which its errors are added."""
     messages: list[str] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = logging.getLogger(name)
-    before = logger.propagate, logger.handlers
-    logger.propagate, logger.handlers = False, [handler]
+
+    def drop(record: logging.LogRecord) -> bool:
+        messages.extend([record.getMessage()] * (record.levelno >= logging.ERROR))
+        return False
+
+    logging.getLogger(name).addFilter(drop)
     try:
         yield messages
     finally:
-        logger.propagate, logger.handlers = before
+        logging.getLogger(name).removeFilter(drop)
 
 
 def planes_of(slabs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

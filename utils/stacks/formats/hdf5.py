@@ -13,11 +13,10 @@ import h5py
 import numpy as np
 
 from utils.stacks.axes import told_axes
-from utils.stacks.formats.hdf5_parts import beside, readable
+from utils.stacks.formats.hdf5_parts import readable
 from utils.stacks.formats.hdf5_split import file_of, split_stacks
-from utils.stacks.place import Place
+from utils.stacks.place import Place, number_in
 from utils.stacks.stack import Contents, FileArray, StackLayout, fill, library_errors
-from utils.stacks.units import number_in
 from utils.storage import VolumeFile
 
 KEEPS = ("voxel size",)
@@ -36,7 +35,7 @@ def contents(path: Path) -> Contents:
             file = held.enter_context(h5py.File(path, "r"))
             for name, item in _walk(file, lost):
                 if isinstance(item, h5py.Dataset) and item.ndim > 1:
-                    every[name] = beside(item)
+                    every[name] = item
                     first.setdefault(every[name], name)
         volumes = held.enter_context(VolumeFile(path))
         if "vol_data" in every and volumes.complete:  # edges of its cube have no micrometres
@@ -60,25 +59,20 @@ def contents(path: Path) -> Contents:
 
 def _walk(file: Any, lost: list[str]) -> Iterator[tuple[str, Any]]:
     """Yield names and what they stand for, own ones first; links to nowhere go to ``lost``."""
-    groups, entered = deque([("", file)]), set()
-    while groups:
-        prefix, group = groups.popleft()
-        links: list[Any] = []
-        if group not in entered:
-            group.visititems_links(lambda *link, links=links: links.append(link))
-        entered.add(group)
-        for name, link in sorted(links, key=lambda link: not isinstance(link[1], h5py.HardLink)):
+    own, linked, entered = deque([("", file)]), deque(), set()
+    while own or linked:
+        prefix, item = (own or linked).popleft()
+        yield prefix, item
+        if not isinstance(item, h5py.Group) or item in entered:
+            continue
+        entered.add(item)
+        for child in item:
+            name, link = f"{prefix}/{child}".lstrip("/"), item.get(child, getlink=True)
             try:
-                item = group[name]
+                (own if isinstance(link, h5py.HardLink) else linked).append((name, item[child]))
             except (KeyError, OSError, RuntimeError):  # h5py's own for a link that leads nowhere
                 there = f" of {link.filename}" if isinstance(link, h5py.ExternalLink) else ""
-                lost.append(f"{prefix}{name} (to {getattr(link, 'path', 'nothing')}{there})")
-                continue
-            yield f"{prefix}{name}", item
-            if isinstance(item, h5py.Group) and isinstance(link, h5py.HardLink):
-                entered.add(item)
-            elif isinstance(item, h5py.Group):
-                groups.append((f"{prefix}{name}/", item))
+                lost.append(f"{name} (to {getattr(link, 'path', 'nothing')}{there})")
 
 
 def _array(path: Path, dataset: Any) -> FileArray:

@@ -14,21 +14,10 @@ from utils.errors import UserError
 from utils.stacks.stack import library_errors
 
 
-def beside(array: Any) -> Any:
-    """Return a dataset that finds the files of its bytes beside its own, not where we started."""
-    if not array.external:
-        return array
-    file, name = array.file, array.name.encode()
-    array.id.close()  # one that is open keeps its way of looking
-    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-    access.set_efile_prefix(bytes(Path(file.filename).parent.resolve()))
-    return h5py.Dataset(h5py.h5d.open(file.id, name, access))
-
-
 def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
     """Return chunks and warning, fields of FileArray, of datasets that are alike.
 
-    Raises UserError if a filter of a dataset, or a file of its bytes, is not there.
+    Raises UserError if a filter of a dataset is not there, or its bytes lie outside of HDF5.
     """
     with library_errors(path):
         made = [array.id.get_create_plist() for array in arrays]
@@ -41,14 +30,9 @@ def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
                     packed = f"{arrays[0].name} is packed by a filter ({called}, number {code})"
                     needs = "which needs the package hdf5plugin: pip install hdf5plugin"
                     raise UserError(f"{path}: {packed}, {needs}") from None
-        for array in arrays:
-            needed = math.prod(array.shape) * array.dtype.itemsize
-            for name, first, size in array.external or ():
-                file, wanted = Path(array.file.filename).parent / name, min(size, needed)
-                needed -= wanted
-                if not file.exists() or file.stat().st_size < first + wanted:
-                    lacks = f"stand in {file}, which is {'cut' if file.exists() else 'absent'}"
-                    raise UserError(f"{path}: the voxels of {array.name} {lacks}")
+        if outside := [array for array in arrays if array.external]:
+            said = f"the voxels of {outside[0].name} stand in {outside[0].external[0][0]}"
+            raise UserError(f"{path}: {said}, which is not read; copy them into HDF5 by h5repack")
         chunks = arrays[0].chunks if made[0].get_nfilters() else None
     return {"chunks": chunks, "warning": lambda: _warn_of_absent(path, arrays)}
 
@@ -60,10 +44,8 @@ def _warn_of_absent(path: Path, arrays: Sequence[Any]) -> str | None:
     if not found:
         return None
     more = f", and {len(found) - 3} more like it" if len(found) > 3 else ""
-    return (
-        f"{path}: {'; '.join(found[:3])}{more}: read as the fill value, which is right if nothing "
-        "was to be stored there, and wrong if writing was cut short or a file was left behind"
-    )
+    reason = "right if nothing was to be stored there, wrong if a file was cut or left behind"
+    return f"{path}: {'; '.join(found[:3])}{more}: read as the fill value, {reason}"
 
 
 def _losses(array: Any) -> Iterator[str]:
@@ -77,7 +59,7 @@ def _losses(array: Any) -> Iterator[str]:
         absent = total - array.id.get_num_chunks()
         if absent > 0:
             yield f"{absent} of the {total} chunks of {name} were never written"
-    elif array.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS and not array.external:
+    elif array.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS:
         if array.id.get_storage_size() == 0:
             yield f"nothing of {name} was ever written"
 

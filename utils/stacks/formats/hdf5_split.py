@@ -18,9 +18,8 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.formats.hdf5_parts import readable
-from utils.stacks.place import Place
+from utils.stacks.place import Place, micrometres_per, number_in
 from utils.stacks.stack import FileArray, library_errors
-from utils.stacks.units import micrometres_per, number_in
 
 BDV = re.compile(r"(?P<within>(?:.+/)?)t(?P<time>\d{5,})/s(?P<channel>\d{2,})/(?P<level>\d+)/cells")
 IMARIS = re.compile(

@@ -10,15 +10,12 @@ import nibabel
 import numpy as np
 
 from utils.errors import UserError
-from utils.stacks.place import Place
+from utils.stacks.place import Place, micrometres_per
 from utils.stacks.stack import Contents, FileArray, StackLayout, library_errors, whole_of
-from utils.stacks.units import micrometres_per
 
 KEEPS = ("voxel size", "place", "directions")
-UNITS = {1e6: "meter", 1e3: "mm", 1.0: "micron"}
-"""Those that NIfTI knows, by their micrometres."""
-SPACE = "right-anterior-superior"
-"""NRRD's name for NIfTI's space."""
+UNITS = {1e6: "meter", 1e3: "mm", 1.0: "micron"}  # those that NIfTI knows, by their micrometres
+SPACE = "right-anterior-superior"  # NRRD's name for NIfTI's space
 
 
 def contents(path: Path) -> Contents:

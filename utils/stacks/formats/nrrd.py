@@ -17,13 +17,11 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.stacks.axes import MOST_CHANNELS
-from utils.stacks.place import Place
+from utils.stacks.place import Place, micrometres_per
 from utils.stacks.stack import Contents, FileArray, StackLayout, library_errors, whole_of
-from utils.stacks.units import micrometres_per
 
 KEEPS = ("voxel size", "place", "directions")
-UNITS = {1e6: "m", 1e3: "mm", 1.0: "um", 1e-3: "nm"}
-"""Names of units that outputs are written in, by their micrometres."""
+UNITS = {1e6: "m", 1e3: "mm", 1.0: "um", 1e-3: "nm"}  # of outputs, by their micrometres
 ELSEWHERE = ("data file", "datafile", "line skip", "lineskip", "byte skip", "byteskip")
 """Header fields of files whose voxels do not begin right behind the header."""
 

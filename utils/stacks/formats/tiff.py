@@ -18,15 +18,13 @@ import tifffile
 import zarr
 
 from utils.errors import UserError
-from utils.stacks.place import Place
+from utils.stacks.place import Place, micrometres_per, number_in
 from utils.stacks.stack import Contents, FileArray, StackLayout, library_errors, planes_of, whole_of
-from utils.stacks.units import micrometres_per, number_in
 
 KEEPS = ("voxel size", "place")
 TIFF_DAMAGE = re.compile("invalid (page|value) offset|corrupted|failed to reshape")
 """What tifffile logs where a file is cut before it goes on with the pages that are left."""
-PLANES = (".tif", ".tiff")
-"""Endings of the files in a folder of planes."""
+PLANES = (".tif", ".tiff")  # endings of the files in a folder of planes
 _kind = operator.attrgetter("shape", "dtype", "axes", "photometric")
 """What pages of one stack have in common, however each is stored."""
 

@@ -20,8 +20,7 @@ from utils.stacks.place import Place
 from utils.stacks.stack import Contents, FileArray, StackLayout, fill, library_errors
 
 KEEPS = ("voxel size", "place")
-MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20
-"""Chunks that are unpacked at a time, and their bytes at most, but for a single larger one."""
+MOST_AT_ONCE, BYTES_AT_ONCE = 10, 32 << 20  # chunks unpacked at a time, and their bytes
 
 
 def contents(path: Path) -> Contents:
@@ -139,19 +138,14 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
     edges = zip(array.shape, array.shards or array.chunks, strict=True)
     counts = [math.ceil(n / edge) for n, edge in edges]
     folder, total = path / array.path, math.prod(counts)
-    walk = os.walk(folder, followlinks=True)
-    files = (os.path.join(at, name) for at, _, names in walk for name in names)
-    present = {os.path.relpath(file, folder) for file in files}
     keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
-    absent = sum(key not in present for key in keys)
+    absent = sum(not os.path.isfile(os.path.join(folder, key)) for key in keys)
     of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
     if not absent:
         return None
-    return (
-        f"{path}: {absent} of {of} {'is' if absent == 1 else 'are'} absent and read as the fill "
-        f"value, {array.fill_value}: right if nothing was to be stored there, wrong if the copy is "
-        "not complete"
-    )
+    said = f"{absent} of {of} {'is' if absent == 1 else 'are'} absent"
+    reason = "right if nothing was to be stored there, wrong if the copy is not complete"
+    return f"{path}: {said} and read as the fill value, {array.fill_value}: {reason}"
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from utils.stacks.units import micrometres_per
+from utils.stacks.place import micrometres_per
 
 MICRO = ("\u00b5m", "\u03bcm", "um", "micron", "Microns", "micrometer", "Micrometres", " \u00b5m ")
 LENGTHS = {
