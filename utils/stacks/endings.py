@@ -19,7 +19,7 @@ ENDINGS = {
 """File endings and the formats that they mean; ``.ome.tif`` and ``.ome.zarr`` are among them."""
 ONLY_READ = (".lsm", ".nhdr", ".hdr", ".img", ".hdr.gz", ".img.gz", ".ims", ".xml", ".czi")
 """Endings that no output may have: two files, or another program's own."""
-BIOFORMATS = (".lif", ".oib", ".oif", ".oir", ".nd2", ".vsi", ".stk", ".sld", ".mrc")
+BIOFORMATS = ".lif .oib .oif .oir .nd2 .vsi .stk .sld .mrc .dv .n5".split()
 CONVERTED = {
     **dict.fromkeys(BIOFORMATS, "save it as .tif in Fiji (Bio-Formats), or run bioformats2raw"),
     **dict.fromkeys((".h5j", ".am"), "open it in Fiji or VVD Viewer and save it as .nrrd or .tif"),
@@ -38,13 +38,15 @@ def format_of(path: str | Path) -> str:
     for ending, kind in ENDINGS.items():
         if name.endswith(ending):
             return kind
-    if name and Path(path).is_dir():
-        return "tiff" if zarr_around(path) == Path(path) else "zarr"
     for ending, advice in CONVERTED.items():
         if name.endswith(ending):
             raise UserError(f"{path}: {ending} is not read here: {advice}")
+    if name and Path(path).is_dir():
+        return "tiff" if zarr_around(path) == Path(path) else "zarr"
     known = f"the known ones are {', '.join(ENDINGS)}, and folders of planes in .tif"
-    raise UserError(f"{path}: unknown ending; {known}")
+    raise UserError(
+        f"{path}: unknown ending; {known}; Fiji (Bio-Formats) saves most others as .tif"
+    )
 
 
 def module_of(path: str | Path) -> Any:

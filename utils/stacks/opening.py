@@ -126,11 +126,11 @@ def _select(
     axes = array.axes or usual_axes(path, shape)
     if len(axes) != len(shape):
         raise unclear(path, f"its axes {axes} do not fit its shape {shape}", shape)
-    chosen = _choose(path, axes, shape, channel, index)
-    spatial = "".join(a for k, a in enumerate(axes) if k not in chosen)
+    pairs = zip(axes, shape, strict=True)
+    spatial = "".join(a for a, n in pairs if a in "XY" or (n > 1 and a not in "CSTN"))
     if sorted(spatial) not in (["X", "Y"], ["X", "Y", "Z"]):
         raise unclear(path, f"its axes {axes} of lengths {shape} are not those of a stack", shape)
-    letters = "XYZ"[: len(spatial)]
+    chosen, letters = _choose(path, axes, shape, channel, index), "XYZ"[: len(spatial)]
 
     def part(box: tuple[slice, ...]) -> np.ndarray:
         places = dict(zip(letters, box, strict=True))

@@ -70,6 +70,13 @@ def test_spacing_of_tiffs(tmp_path):
         open_stack(tmp_path / "b.tif", voxel_size=(3, 2))
 
 
+def test_axes_without_names_are_asked_for_whatever_channel_is_named(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", random_stack((5, 2, 20, 30)))
+    for channel in (None, 1):
+        with pytest.raises(UserError, match="--axes, a letter each of T, C, Z, Y and X"):
+            open_stack(tmp_path / "a.tif", channel=channel)
+
+
 def test_time_points(tmp_path):
     array = random_stack((2, 5, 6, 7))
     tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": "TZYX"})

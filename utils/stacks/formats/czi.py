@@ -32,9 +32,7 @@ def contents(path: Path) -> Contents:
         with library_errors(path):
             file = library.CziReader(str(path))
             held.callback(file.close)
-            file.enumerate_subblocks_subset(
-                lambda number, block: blocks.append(block) or True, only_layer0=True
-            )
+            file.enumerate_subblocks_subset(lambda _, b: blocks.append(b) or True, only_layer0=True)
             for block in blocks:
                 at = block.coordinate.to_dict()
                 scenes[at.pop("S", None)].append((at, block))
@@ -48,9 +46,7 @@ def contents(path: Path) -> Contents:
     return Contents(path, found, found.__getitem__, flag="--series", **told)
 
 
-def _scene(
-    path: Path, file: Any, number: int | None, blocks: Sequence[Any], place: Place
-) -> FileArray:
+def _scene(path: Path, file: Any, number: Any, blocks: Sequence[Any], place: Place) -> FileArray:
     """Return a scene as (T, C, Z, Y, X), from coordinates, which need not begin at 0, and blocks.
 
     Along all other axes the first place is read.
