@@ -38,6 +38,10 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 
+# A loader that the garbage collector finds has lost the pipes to its processes: it waits so many
+# seconds for each of them, and then ends it.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+
 
 @pytest.fixture(autouse=True)
 def _process_as_before() -> Iterator[None]:
