@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.process_state import differences, left_running, process_state, running
+from utils.figures import canvas
 from utils.simulation.sheet import SheetConfig
 from utils.simulation.volume import (
     SimulatedVolume,
@@ -61,6 +62,17 @@ def _log_as_before() -> Iterator[None]:
     yield
     logger.handlers[:], logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the rendering of pictures, which takes longer than all else of a tiny run."""
+
+    def touch(figure: object, path: Path, dpi: int = 110) -> Path:
+        path.write_bytes(b"picture")
+        return path
+
+    monkeypatch.setattr(canvas, "save_figure", touch)
 
 
 def fake_parameters(rng: np.random.Generator) -> VolumeParameters:

@@ -672,15 +672,27 @@ class Bomb:
         return pytest.fail, ("unpickled",)
 
 
-def broken_inputs(tmp_path):
-    folder = tmp_path / "inputs"
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory):
+    """A network and a stack, and all that is wrong with others; not to be changed."""
+    place = tmp_path_factory.mktemp("mistakes")
+    small = ModelConfig(depth=1, start_channels=1)
+    make_log(place / "log", small)
+    torch.save({"format": 1, "model_state": Bomb()}, place / "bomb.pth")
+    make_log(place / "wide", ModelConfig(depth=1, start_channels=1, in_channels=2))
+    make_log(place / "unknown", small, model_config={**small.to_dict(), "arch": "vit"})
+    make_log(place / "lacking", small, without=("patch_size",))
+    broken = {name: value * np.nan for name, value in build_model(small).state_dict().items()}
+    make_log(place / "diverged", small, model_state=broken)
+    folder = place / "inputs"
+    brain = save(place / "brain.tif", make_image((20, 18, 24)))
     folder.mkdir()
     stack = np.random.default_rng(0).random((6, 7, 8)).astype(np.float32)
     save(folder / "rgb.npy", np.zeros((3, 20, 20), np.uint8))
     stack[2, 3, 4] = np.nan
     save(folder / "nan.tif", stack)
     save(folder / "flat.tif", make_image((9, 8)))
-    whole = (tmp_path / "brain.tif").read_bytes()
+    whole = brain.read_bytes()
     (folder / "cut.tif").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.csv").write_text("no stack")
     (folder / "damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
@@ -689,7 +701,7 @@ def broken_inputs(tmp_path):
     os.mkfifo(folder / "pipe.tif")
     save(folder / "a.zarr", make_image((9, 8, 7)))
     np.save(folder / "bomb.npy", np.array([[Bomb()]], object), allow_pickle=True)
-    return folder
+    return place
 
 
 @pytest.mark.parametrize(
@@ -733,32 +745,25 @@ def broken_inputs(tmp_path):
         (["--device", "cuda"], "no CUDA device"),
     ],
 )
-def test_a_users_mistake_is_one_line(log, brain, tmp_path, flags, message, capsys, monkeypatch):
+def test_a_users_mistake_is_one_line(mistakes, flags, message, capsys, monkeypatch):
     if "cuda" in flags:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    inputs = broken_inputs(tmp_path)
-    torch.save({"format": 1, "model_state": Bomb()}, tmp_path / "bomb.pth")
-    make_log(tmp_path / "wide", ModelConfig(depth=1, start_channels=1, in_channels=2))
-    small = ModelConfig(depth=1, start_channels=1)
-    make_log(tmp_path / "unknown", small, model_config={**small.to_dict(), "arch": "vit"})
-    make_log(tmp_path / "lacking", small, without=("patch_size",))
-    broken = {name: value * np.nan for name, value in build_model(small).state_dict().items()}
-    make_log(tmp_path / "diverged", small, model_state=broken)
-    base = {"--checkpoint": log, "--input": brain, "--output": tmp_path / "out.tif"}
+    base = {"--checkpoint": "log", "--input": "brain.tif", "--output": "out.tif"}
+    base = {name: mistakes / value for name, value in base.items()}
     if flags[1] == "inputs/a.zarr/m.tif":
-        base["--input"] = inputs / "a.zarr"
+        base["--input"] = mistakes / "inputs" / "a.zarr"
     name, value, *more = flags
     if name == "--input":
-        value = inputs / value
+        value = mistakes / "inputs" / value
     elif name in ("--output", "--checkpoint", "--probabilities") and value:
-        value = tmp_path / value
+        value = mistakes / value
     base[name] = value
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted(mistakes.rglob("*"))
     assert predict.main([*(str(part) for pair in base.items() for part in pair), *more]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("predict.py: ") and captured.err.count("\n") == 1
     assert re.search(message, captured.err)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(mistakes.rglob("*")) == before
 
 
 def test_an_output_is_only_replaced_on_request(log, brain, tmp_path, capsys):
