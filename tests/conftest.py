@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import subprocess
@@ -26,6 +27,7 @@ from utils.simulation.volume import (
 )
 from utils.simulation.wide import WideConfig
 from utils.storage import VolumeSet, encode_row, new_volume_file
+from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +44,12 @@ settings.load_profile("repeatable")
 # A loader that the garbage collector finds has lost the pipes to its processes: it waits so many
 # seconds for each of them, and then ends it.
 torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports have left out of each later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +81,12 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
         return path
 
     monkeypatch.setattr(canvas, "save_figure", touch)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of trainings alone."""
+    monkeypatch.setattr(Experiment, "draw", lambda self, history, examples: None)
 
 
 def fake_parameters(rng: np.random.Generator) -> VolumeParameters:
