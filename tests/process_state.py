@@ -112,8 +112,8 @@ def _system_state() -> dict[str, object]:
 
 def _library_state() -> dict[str, object]:
     root = logging.getLogger()
-    # As those of a plain dictionary: asking rcParams for its backend would choose one.
-    parameters = dict.items(matplotlib.rcParams)
+    matplotlib.get_backend()  # chooses one, which would seem to be the first test's doing
+    parameters = dict.items(matplotlib.rcParams)  # at once; its own way asks for one by one
     return {
         "sys.path": tuple(sys.path),
         "garbage collection": (gc.isenabled(), gc.get_threshold()),
