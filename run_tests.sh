@@ -10,4 +10,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 
 prepare_environment "$root" requirements.txt requirements-dev.txt
 cd "$root"
+if [ $# -eq 0 ]; then
+    # Several processes share all tests. Threads of networks as small as theirs would only wait.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    set -- --numprocesses logical --maxprocesses 4 --dist worksteal
+fi
 exec "$PYTHON" -m pytest "$@"

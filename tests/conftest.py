@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.process_state import differences, left_running, process_state, running
+from utils.figures import canvas
 from utils.simulation.sheet import SheetConfig
 from utils.simulation.volume import (
     SimulatedVolume,
@@ -25,6 +27,7 @@ from utils.simulation.volume import (
 )
 from utils.simulation.wide import WideConfig
 from utils.storage import VolumeSet, encode_row, new_volume_file
+from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +40,16 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+# A loader that the garbage collector finds has lost the pipes to its processes: it waits so many
+# seconds for each of them, and then ends it.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports have left out of each later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +70,23 @@ def _log_as_before() -> Iterator[None]:
     yield
     logger.handlers[:], logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the rendering of pictures, which takes longer than all else of a tiny run."""
+
+    def touch(figure: object, path: Path, dpi: int = 110) -> Path:
+        path.write_bytes(b"picture")
+        return path
+
+    monkeypatch.setattr(canvas, "save_figure", touch)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures of trainings alone."""
+    monkeypatch.setattr(Experiment, "draw", lambda self, history, examples: None)
 
 
 def fake_parameters(rng: np.random.Generator) -> VolumeParameters:

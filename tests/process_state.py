@@ -38,6 +38,7 @@ WATCHED = (
 """Beginnings of the names of variables that must not come either: threads, ranks, devices."""
 SEVERAL_USERS = {signal.SIGALRM, signal.SIGCHLD}
 """Signals of pytest-timeout, and of torch from the first loader process on."""
+SIGNALS = signal.valid_signals() - SEVERAL_USERS
 
 
 def process_state() -> dict[str, object]:
@@ -47,6 +48,8 @@ def process_state() -> dict[str, object]:
 
 def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
     """Return a line for each entry that has come, gone or changed."""
+    if before == after:  # at once, as nearly always
+        return []
     names = sorted(name for name in {**before, **after} if before.get(name) != after.get(name))
     return [f"{name}: was {before.get(name)}, is {after.get(name)}" for name in names]
 
@@ -90,7 +93,6 @@ def _torch_state() -> dict[str, object]:
 def _system_state() -> dict[str, object]:
     mask = os.umask(0o077)
     os.umask(mask)
-    signals = signal.valid_signals() - SEVERAL_USERS
     limits = ("RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_AS")
     ignored = {"PYTEST_CURRENT_TEST", *SET_BY_TRAINING}
     environment = {
@@ -103,22 +105,22 @@ def _system_state() -> dict[str, object]:
         "umask": oct(mask),
         "locale": locale.setlocale(locale.LC_ALL),
         **{name: resource.getrlimit(getattr(resource, name)) for name in limits},
-        **{f"handler of signal {number}": signal.getsignal(number) for number in signals},
+        **{f"handler of signal {number}": signal.getsignal(number) for number in SIGNALS},
         **{f"environment variable {name}": value for name, value in environment.items()},
     }
 
 
 def _library_state() -> dict[str, object]:
     root = logging.getLogger()
-    # As a plain dictionary: asking rcParams for its backend would choose one.
-    parameters = dict.copy(matplotlib.rcParams)
+    matplotlib.get_backend()  # chooses one, which would seem to be the first test's doing
+    parameters = dict.items(matplotlib.rcParams)  # at once; its own way asks for one by one
     return {
         "sys.path": tuple(sys.path),
         "garbage collection": (gc.isenabled(), gc.get_threshold()),
         "recursion limit": sys.getrecursionlimit(),
         "numpy": (np.geterr(), np.get_printoptions()),
         "logging": (root.level, root.manager.disable),
-        **{f"matplotlib's {name}": value for name, value in parameters.items()},
+        **{f"matplotlib's {name}": value for name, value in parameters},
     }
 
 

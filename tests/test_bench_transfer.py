@@ -117,6 +117,7 @@ def test_the_difference_of_gaussians_finds_columns_of_either_polarity(bench, pol
     assert area_under_curve(ratings, columns) > 0.9 > area_under_curve(polarity * noise, columns)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.timeout(900)  # two trainings, on a machine that may be busy
 def test_a_group_is_left_out_trained_and_scored(
     bench,

@@ -119,6 +119,7 @@ def test_operations_and_traffic_are_counted() -> None:
     assert work.traffic == 4 * (voxels + weight.numel())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_recipes_are_compared_on_unseen_volumes(
     volumes: Path,
     tmp_path: Path,

@@ -14,7 +14,6 @@ import evaluate
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.figures import canvas
 from utils.figures.predictions import save_predictions
 from utils.stacks import StackLayout, write_stack
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
@@ -24,17 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 THRESHOLD = ModelConfig(depth=1, start_channels=1, conv_kernel_size=1)
 """A network that passes its input on (positive numbers through two 1x1x1 kernels) to its head."""
 RESULTS = ["columns.png", "conditions.png", "metrics.csv", "predictions.png", "summary.json"]
-
-
-@pytest.fixture
-def unrendered(monkeypatch):
-    """Leave out the rendering of pictures, which takes longer than all the rest."""
-
-    def touch(figure, path, dpi=110):
-        path.write_bytes(b"picture")
-        return path
-
-    monkeypatch.setattr(canvas, "save_figure", touch)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +76,7 @@ def iou(found, truth):
     return (found & truth).sum() / (found | truth).sum()
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_data_of_another_version_are_scored_with_a_note(data, log, tmp_path, capsys):
     old = tmp_path / "old.h5"
     old.write_bytes(data.read_bytes())
@@ -214,8 +203,11 @@ BAD = [
 ]
 
 
-@pytest.fixture
-def bad_inputs(tmp_path):
+@pytest.fixture(scope="module")
+def bad_inputs(tmp_path_factory):
+    """A folder of what cannot be scored, beside ``log``, which can; not to be changed."""
+    tmp_path = tmp_path_factory.mktemp("bad_inputs")
+    make_log(tmp_path / "log", THRESHOLD, weights=thresholding_weights())
     torch.save({"x": 1}, tmp_path / "foreign.pth")
     (tmp_path / "text.pth").write_text("no checkpoint and no HDF5")
     make_log(tmp_path / "flat", ModelConfig(spatial_dims=2, depth=1))
@@ -231,8 +223,8 @@ def bad_inputs(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD)
-def test_mistakes_end_in_one_line_and_status_2(data, log, bad_inputs, capsys, changes, message):
-    flags = {"--checkpoint": str(log), "--data": str(data)} | changes
+def test_mistakes_end_in_one_line_and_status_2(data, bad_inputs, capsys, changes, message):
+    flags = {"--checkpoint": str(bad_inputs / "log"), "--data": str(data)} | changes
     given = [(name, text.format(tmp=bad_inputs)) for name, text in flags.items() if text]
     try:
         status = evaluate.main([text for pair in given for text in pair])
@@ -466,6 +458,7 @@ def test_results_that_are_not_there_are_named(tmp_path, capsys):
     assert "first: no metrics.csv of an earlier evaluation" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_results_on_other_data_are_refused(data, masks, tmp_path, capsys):
     assert evaluate.main(["--predictions", str(masks[0]), "--data", str(data)]) == 0
     earlier = masks[0] / "evaluation"

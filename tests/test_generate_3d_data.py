@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -334,10 +335,11 @@ def test_each_sample_is_that_of_its_seed_and_index(whole: Path) -> None:
     assert [entry.name for entry in whole.iterdir()] == ["a.h5"]
 
 
-def test_the_number_of_workers_changes_no_byte(tmp_path: Path, whole: Path) -> None:
-    made = run(tmp_path, "--workers", "3", samples=NUM_SAMPLES)
-    assert made.returncode == 0, made.stderr
-    assert f"{NUM_SAMPLES} volumes, seed 0" in made.stdout
+def test_the_number_of_workers_changes_no_byte(
+    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate_3d_data.main(command(tmp_path, "--workers", "3")[2:]) == 0
+    assert f"{NUM_SAMPLES} volumes, seed 0" in capsys.readouterr().out
     assert (tmp_path / "a.h5").read_bytes() == (whole / "a.h5").read_bytes()
 
 
@@ -483,31 +485,22 @@ def test_what_goes_through_the_shared_pipe_is_written_at_once(
 
 # --- Mistakes and bugs ----------------------------------------------------------------------------
 
-PLANT = """
-import os, sys, generate_3d_data, utils.simulation
-parent, real = os.getpid(), utils.simulation.simulate_volume
-def planted(*args):
-    if os.getpid() == parent:  # where the kernels are compiled
-        return real(*args)
-    raise {error}("operands could not be broadcast together")
-utils.simulation.simulate_volume = planted
-sys.exit(generate_3d_data.main(sys.argv[1:]))
-"""
 
+@pytest.mark.parametrize("error", [ValueError, TypeError, OSError])
+def test_a_bug_of_ours_in_a_worker_keeps_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    parent, real = os.getpid(), simulate_volume
 
-@pytest.mark.parametrize("error", ["ValueError", "TypeError", "OSError"])
-def test_a_bug_of_ours_in_a_worker_keeps_its_traceback(tmp_path: Path, error: str) -> None:
-    flags = command(tmp_path, samples=2)[2:]
-    ended = subprocess.run(
-        [sys.executable, "-c", PLANT.format(error=error), *flags],
-        cwd=SCRIPT.parent,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert ended.returncode == 1
-    assert "Traceback" in ended.stderr and "in planted" in ended.stderr
-    assert ended.stderr.endswith(f"{error}: operands could not be broadcast together\n")
+    def planted(*arguments: Any) -> Any:
+        if os.getpid() == parent:  # where the kernels are compiled
+            return real(*arguments)
+        raise error("operands could not be broadcast together")
+
+    monkeypatch.setattr("utils.simulation.simulate_volume", planted)
+    with pytest.raises(error, match="^operands could not be broadcast together$") as raised:
+        generate_3d_data.main(command(tmp_path, samples=2)[2:])
+    assert "in planted" in "".join(traceback.format_exception(raised.value))
     assert names(tmp_path) == []
 
 
@@ -525,10 +518,12 @@ def test_too_little_memory_is_one_line_with_a_remedy(
     assert names(tmp_path) == []
 
 
-def test_an_impossible_request_says_what_was_tried_and_leaves_nothing(tmp_path: Path) -> None:
-    made = run(tmp_path, "--min_columns", "3000", "--max_tries", "3")
-    assert made.returncode == 2
-    line = error_line(made.stderr)
+def test_an_impossible_request_says_what_was_tried_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--min_columns", "3000", "--max_tries", "3"]
+    assert generate_3d_data.main(command(tmp_path, *flags, samples=2)[2:]) == 2
+    line = error_line(capsys.readouterr().err)
     assert "3000 columns" in line and "3 tries" in line and "sample 0 of seed 0" in line
     assert list(tmp_path.iterdir()) == []
 

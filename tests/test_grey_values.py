@@ -72,9 +72,14 @@ def test_default_volumes_keep_their_percentiles() -> None:
         assert not found.warnings()
 
 
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    """A default volume, as bright as of twelve bits; not to be changed."""
+    return simulate_volume(VolumeConfig(), sample_rng(1, 0)).image * 20
+
+
 @pytest.mark.parametrize("share", [0.012, 0.02, 0.05])
-def test_saturated_debris_changes_little(share: float) -> None:
-    image = simulate_volume(VolumeConfig(), sample_rng(1, 0)).image * 20
+def test_saturated_debris_changes_little(image: np.ndarray, share: float) -> None:
     clean = np.clip(image, 0, 4094).astype(np.uint16)
     dirty = clean.copy()
     rng = np.random.default_rng(0)
@@ -87,8 +92,9 @@ def test_saturated_debris_changes_little(share: float) -> None:
 
 @pytest.mark.parametrize("share", [0.012, 0.02, 0.03])
 @pytest.mark.parametrize("kind", ["spread", "hot pixel", "smoothed"])
-def test_debris_below_the_top_value_changes_little(share: float, kind: str) -> None:
-    image = simulate_volume(VolumeConfig(), sample_rng(1, 0)).image * 20
+def test_debris_below_the_top_value_changes_little(
+    image: np.ndarray, share: float, kind: str
+) -> None:
     clean = np.clip(image, 0, 4094).astype(np.float32)
     rng = np.random.default_rng(0)
     dirty = clean.copy()

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,42 +17,26 @@ def test_all_are_there() -> None:
     assert [path.stem for path in NOTEBOOKS] == expected
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, subprocess.Popen]]:
-    """All notebooks, each in a process of its own, as nbmake wants to be switched on for a run.
-
-    They run side by side: a notebook keeps one core busy.
-    """
-    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=600"]
-    places = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
-    started = {}
-    for path in NOTEBOOKS:
-        folder = tmp_path_factory.mktemp(path.stem)
-        with open(folder / "said", "w") as said:
-            started[path] = subprocess.Popen(
-                [*command, "-p", "no:cacheprovider", str(path)],
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",  # threads that wait for cores burn them
-                    **dict.fromkeys(places, str(folder)),  # no settings or history of the user's
-                },
-            )
-        started[path].said = folder / "said"
-    yield started
-    for process in started.values():
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.timeout(900)  # each begins with a kernel of its own and trains or predicts
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_cells_run(path: Path, runs: dict[Path, subprocess.Popen]) -> None:
-    status, said = runs[path].wait(), runs[path].said.read_text()
-    assert status == 0, said[-3000:]
-    assert "1 passed" in said
+def test_cells_run(path: Path, tmp_path: Path) -> None:
+    """In a process of its own, as nbmake wants to be switched on for a run."""
+    places = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    command = [sys.executable, "-m", "pytest", "-q", "--nbmake", "--nbmake-timeout=600"]
+    ended = subprocess.run(
+        [*command, "-p", "no:cacheprovider", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",  # threads that wait for cores burn them
+            **dict.fromkeys(places, str(tmp_path)),  # no settings or history of the user's
+        },
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert "1 passed" in ended.stdout
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

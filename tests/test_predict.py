@@ -1,6 +1,6 @@
+import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -332,48 +332,61 @@ def test_interrupted_work_goes_on(log, brain, tmp_path, monkeypatch, capsys):
     assert not folder.exists()
 
 
-KILLED = """
-import os, signal, sys
+FORKED = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
 import predict
+from tests.training.forked_trainings import in_child
+from utils.prediction import trained_network
 
-forced, fsync = [], os.fsync
+def run(arguments, syncs):
+    forced, fsync = [], os.fsync
 
-def kill(descriptor):
-    fsync(descriptor)
-    forced.append(descriptor)
-    if len(forced) == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
+    def kill(descriptor):
+        fsync(descriptor)
+        forced.append(descriptor)
+        if len(forced) == syncs:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-os.fsync = kill
-predict.main(sys.argv[2:])
+    os.fsync = kill
+    return predict.main(arguments)
+
+torch.set_num_threads(1)
+for arguments, syncs in json.loads(sys.argv[1]):
+    status, output = in_child(lambda: run(arguments, syncs)), Path(arguments[-1])
+    staged = output.with_name(output.name + ".partial") / "planes.raw"
+    size = staged.stat().st_size if staged.exists() else 0
+    print("ended", status, size, output.exists(), flush=True)
 """
 
 
-@pytest.mark.parametrize(("syncs", "scale"), [(5, "1"), (6, "1.3")])
-def test_killed_work_goes_on_to_the_same_bits(log, tmp_path, syncs, scale):
-    """Killed as soon as the disk has a slab."""
-    image = make_image((20, 18, 60))
-    source = save(tmp_path / "brain.tif", image)
-    flags = ["--probabilities", "--precision", "32", "--scale", scale, "--batch_size", "2"]
-    base = ["--checkpoint", str(log), "--input", str(source), "--output"]
-
-    def run_anew(program, name):
-        # Each in a process of its own: what ran before in one may change a last digit.
-        command = [sys.executable, *program, *base, str(tmp_path / name), *flags]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-    ended = run_anew(["-c", KILLED, str(syncs)], "m.h5")
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    done = (tmp_path / "m.h5.partial" / "planes.raw").stat().st_size // (4 * 20 * 18)
-    assert 0 < done < 60 and not (tmp_path / "m.h5").exists()
-    resumed = run_anew(["predict.py"], "m.h5")
-    assert resumed.returncode == 0, resumed.stderr
-    assert f"going on after {done} of 60 planes" in resumed.stdout
-    straight = run_anew(["predict.py"], "straight.h5")
-    assert straight.returncode == 0, straight.stderr
-    for name in ("", "_probabilities"):
-        first, second = read(tmp_path / f"m{name}.h5"), read(tmp_path / f"straight{name}.h5")
-        np.testing.assert_array_equal(first[0], second[0])
+def test_killed_work_goes_on_to_the_same_bits(log, tmp_path):
+    """Killed as soon as the disk has a slab; without resampling and with it."""
+    source = save(tmp_path / "brain.tif", make_image((20, 18, 60)))
+    base = ["--checkpoint", str(log), "--input", str(source), "--probabilities"]
+    base += ["--precision", "32", "--batch_size", "2"]
+    calls = []
+    for scale, syncs in (("1", 5), ("1.3", 6)):
+        killed, straight = (
+            [*base, "--scale", scale, "--output", str(tmp_path / f"{name}{scale}.h5")]
+            for name in ("m", "straight")
+        )
+        calls += [(killed, syncs), (killed, 0), (straight, 0)]
+    # Each in a process of its own: what ran before in one may change a last digit.
+    command = [sys.executable, "-c", FORKED, json.dumps(calls)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    ends = re.findall(r"ended (\S+) (\d+) (\w+)\n", ended.stdout)
+    assert [status for status, *_ in ends] == ["-9", "0", "0"] * 2, ended.stderr
+    said = re.split("ended .*\n", ended.stdout)
+    for scale, (_, size, done), resumed in (("1", ends[0], said[1]), ("1.3", ends[3], said[4])):
+        planes = int(size) // (4 * 20 * 18)
+        assert done == "False" and 0 < planes < 60
+        assert f"going on after {planes} of 60 planes" in resumed
+        for name in ("", "_probabilities"):
+            first, second = (read(tmp_path / f"{n}{scale}{name}.h5") for n in ("m", "straight"))
+            np.testing.assert_array_equal(first[0], second[0])
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -659,15 +672,27 @@ class Bomb:
         return pytest.fail, ("unpickled",)
 
 
-def broken_inputs(tmp_path):
-    folder = tmp_path / "inputs"
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory):
+    """A network and a stack, and all that is wrong with others; not to be changed."""
+    place = tmp_path_factory.mktemp("mistakes")
+    small = ModelConfig(depth=1, start_channels=1)
+    make_log(place / "log", small)
+    torch.save({"format": 1, "model_state": Bomb()}, place / "bomb.pth")
+    make_log(place / "wide", ModelConfig(depth=1, start_channels=1, in_channels=2))
+    make_log(place / "unknown", small, model_config={**small.to_dict(), "arch": "vit"})
+    make_log(place / "lacking", small, without=("patch_size",))
+    broken = {name: value * np.nan for name, value in build_model(small).state_dict().items()}
+    make_log(place / "diverged", small, model_state=broken)
+    folder = place / "inputs"
+    brain = save(place / "brain.tif", make_image((20, 18, 24)))
     folder.mkdir()
     stack = np.random.default_rng(0).random((6, 7, 8)).astype(np.float32)
     save(folder / "rgb.npy", np.zeros((3, 20, 20), np.uint8))
     stack[2, 3, 4] = np.nan
     save(folder / "nan.tif", stack)
     save(folder / "flat.tif", make_image((9, 8)))
-    whole = (tmp_path / "brain.tif").read_bytes()
+    whole = brain.read_bytes()
     (folder / "cut.tif").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.csv").write_text("no stack")
     (folder / "damaged.h5").write_bytes(b"\x89HDF\r\n\x1a\n and no more")
@@ -676,7 +701,7 @@ def broken_inputs(tmp_path):
     os.mkfifo(folder / "pipe.tif")
     save(folder / "a.zarr", make_image((9, 8, 7)))
     np.save(folder / "bomb.npy", np.array([[Bomb()]], object), allow_pickle=True)
-    return folder
+    return place
 
 
 @pytest.mark.parametrize(
@@ -720,32 +745,25 @@ def broken_inputs(tmp_path):
         (["--device", "cuda"], "no CUDA device"),
     ],
 )
-def test_a_users_mistake_is_one_line(log, brain, tmp_path, flags, message, capsys, monkeypatch):
+def test_a_users_mistake_is_one_line(mistakes, flags, message, capsys, monkeypatch):
     if "cuda" in flags:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    inputs = broken_inputs(tmp_path)
-    torch.save({"format": 1, "model_state": Bomb()}, tmp_path / "bomb.pth")
-    make_log(tmp_path / "wide", ModelConfig(depth=1, start_channels=1, in_channels=2))
-    small = ModelConfig(depth=1, start_channels=1)
-    make_log(tmp_path / "unknown", small, model_config={**small.to_dict(), "arch": "vit"})
-    make_log(tmp_path / "lacking", small, without=("patch_size",))
-    broken = {name: value * np.nan for name, value in build_model(small).state_dict().items()}
-    make_log(tmp_path / "diverged", small, model_state=broken)
-    base = {"--checkpoint": log, "--input": brain, "--output": tmp_path / "out.tif"}
+    base = {"--checkpoint": "log", "--input": "brain.tif", "--output": "out.tif"}
+    base = {name: mistakes / value for name, value in base.items()}
     if flags[1] == "inputs/a.zarr/m.tif":
-        base["--input"] = inputs / "a.zarr"
+        base["--input"] = mistakes / "inputs" / "a.zarr"
     name, value, *more = flags
     if name == "--input":
-        value = inputs / value
+        value = mistakes / "inputs" / value
     elif name in ("--output", "--checkpoint", "--probabilities") and value:
-        value = tmp_path / value
+        value = mistakes / value
     base[name] = value
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted(mistakes.rglob("*"))
     assert predict.main([*(str(part) for pair in base.items() for part in pair), *more]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("predict.py: ") and captured.err.count("\n") == 1
     assert re.search(message, captured.err)
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(mistakes.rglob("*")) == before
 
 
 def test_an_output_is_only_replaced_on_request(log, brain, tmp_path, capsys):

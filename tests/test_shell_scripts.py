@@ -213,12 +213,15 @@ def test_status_of_pytest_is_handed_on(machine: Machine) -> None:
     assert machine.run("run_tests.sh", FAKE_FAILING_MODULE="pytest").returncode == 1
 
 
+ALL_TESTS = "ran -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal"
+
+
 @pytest.mark.parametrize("failing", ["ruff", "mypy", "pytest"])
 def test_ci_fails_with_each_of_its_steps(machine: Machine, tmp_path: Path, failing: str) -> None:
     assert machine.run(".ci/run", cwd=tmp_path).returncode == 0
     result = machine.run(".ci/run", cwd=tmp_path, FAKE_FAILING_MODULE=failing)
     assert result.returncode == 1
-    assert result.stdout.splitlines()[-1] == "ran -m pytest"
+    assert result.stdout.splitlines()[-1] == ALL_TESTS
 
 
 def test_quickstart_simulates_trains_and_evaluates(machine: Machine, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ DEFAULTS_2D = {
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Flags of a training that takes seconds, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     return [
@@ -45,6 +45,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         *("--depth", "2", "--start_channels", "2", "--batch_size", "2", "--epochs", "1"),
         *("--device", "cpu", "--precision", "32"),
     ]
+
+
+@pytest.fixture
+def tiny(drawing: list[str], unrendered: None) -> list[str]:
+    """The same, and no picture is rendered."""
+    return drawing
 
 
 def read_log(folder: Path) -> dict:
@@ -72,9 +78,9 @@ def test_help_comes_at_once_and_names_every_flag() -> None:
 
 
 def test_segmentation_end_to_end(
-    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawing: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(tiny) == 0
+    assert main(drawing) == 0
     assert "test, network of epoch 1: iou 0." in capsys.readouterr().out
     log = read_log(tmp_path)
     assert log["exit"]["status"] == 0 and len(log["epochs"]) == 1

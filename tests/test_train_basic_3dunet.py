@@ -100,14 +100,20 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, tiny_config: VolumeConfig
 
 
 @pytest.fixture
-def tiny(data_dir: Path, tmp_path: Path) -> list[str]:
-    """Flags of a training that takes a second."""
+def drawing(data_dir: Path, tmp_path: Path) -> list[str]:
+    """Flags of a training that takes a second without its pictures."""
     return [
         *("--data_dir", str(data_dir), "--train_files", "train1.h5", "train2.h5"),
         *("--log_path", str(tmp_path / "logs"), "--experiment_title", "tiny"),
         *("--depth", "2", "--start_channels", "2", "--patch_size", "8", "--batch_size", "4"),
         *("--epochs", "2", "--num_workers", "0", "--device", "cpu", "--precision", "32"),
     ]
+
+
+@pytest.fixture
+def tiny(drawing: list[str], unrendered: None) -> list[str]:
+    """The same, and no picture is rendered in this process."""
+    return drawing
 
 
 def test_defaults_are_those_of_the_reference() -> None:
@@ -131,8 +137,8 @@ def test_checks_do_not_load_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True, timeout=240)
 
 
-def test_end_to_end(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(tiny) == 0
+def test_end_to_end(drawing: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(drawing) == 0
     output = capsys.readouterr().out
     for part in ("unet, depth 2", "6 training and 2 validation", "cpu, 32-true", "epoch 2/2"):
         assert part in output
@@ -142,7 +148,7 @@ def test_end_to_end(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
         *("learning_curves.png", "predictions.png", "tensorboard"),
     }
     config = json.loads((directory / "config.json").read_text())
-    assert config["flags"] == vars(parse_flags(tiny))
+    assert config["flags"] == vars(parse_flags(drawing))
     assert [entry["seed"] for entry in config["data"]["train"]] == [1, 2]
     assert [entry["samples"] for entry in config["data"]["validation"]] == [2]
     log = json.loads((directory / "logs.json").read_text())

@@ -33,7 +33,7 @@ STEP, HALO = 4, 2
 SAMPLE = np.random.default_rng(3).poisson(20, (8, 12, 16)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _forget_packages() -> Iterator[None]:
     yield
     gc.collect()

@@ -129,6 +129,7 @@ def test_the_script_writes_labels_tables_and_side_file(tmp_path, capsys):
     assert not any(path.exists() for path in pictures)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_a_box_keeps_the_places_of_the_file(tmp_path):
     source = write(tmp_path / "lobe.npy", rods()[0])
     given = ["--input", str(source), "--voxel_size", "2,1,1"]
@@ -178,6 +179,7 @@ def test_landmarks_are_free_unless_given():
     assert "origin, dorsal, hemisphere" in columns_of(rods()[0], STEPS).notes[-1]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_predict_py_finds_the_same_columns_in_its_mask(tmp_path, capsys):
     from tests.test_evaluate import THRESHOLD, make_log, thresholding_weights
 

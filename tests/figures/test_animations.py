@@ -3,17 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from utils.figures import animations
-from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
-
-
-@pytest.fixture(scope="module")
-def volume() -> SimulatedVolume:
-    config = VolumeConfig(shape=(32, 28, 24), lattice_intervals=(4, 6), min_columns=20)
-    return simulate_volume(config, sample_rng(0, 1))
+from utils.simulation import SimulatedVolume
 
 
 def read_frames(path: Path) -> list[np.ndarray]:
@@ -34,13 +27,15 @@ def count_blue(frame: np.ndarray) -> int:
 
 
 def test_slice_animation_moves_along_z_with_blue_and_red(
-    volume: SimulatedVolume, tmp_path: Path
+    small_volume: SimulatedVolume, tmp_path: Path
 ) -> None:
-    path = animations.save_slice_gif(volume, tmp_path / "s.gif", title="sample 1", most_frames=10)
+    path = animations.save_slice_gif(
+        small_volume, tmp_path / "s.gif", title="sample 1", most_frames=10
+    )
     frames = read_frames(path)
     assert len(frames) == 8  # every third of 24 slices
     half = frames[0].shape[1] // 2
-    labelled = np.count_nonzero(volume.mask, axis=(0, 1))[::3]
+    labelled = np.count_nonzero(small_volume.mask, axis=(0, 1))[::3]
     red = np.array([count_red(frame[:, half:]) for frame in frames])
     assert np.corrcoef(red, labelled)[0, 1] > 0.99
     assert red.max() > 30 * labelled.max()  # pixels a voxel
@@ -50,9 +45,9 @@ def test_slice_animation_moves_along_z_with_blue_and_red(
 
 
 def test_turning_animation_shows_both_colours_all_around(
-    volume: SimulatedVolume, tmp_path: Path
+    small_volume: SimulatedVolume, tmp_path: Path
 ) -> None:
-    path = animations.save_3d_gif(volume, tmp_path / "d.gif", frames=6)
+    path = animations.save_3d_gif(small_volume, tmp_path / "d.gif", frames=6)
     frames = read_frames(path)
     assert len(frames) == 6
     half = frames[0].shape[1] // 2

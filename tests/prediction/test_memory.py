@@ -78,8 +78,13 @@ def measured(channels, edge=64, **options):
 
 @linux
 def test_a_window_is_measured_in_the_network():
+    """In a process of its own: in one that had run other tests it came to 225 MB once."""
+    code = "from tests.prediction.test_memory import measured; print(measured(16))"
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
     map_bytes = 4 * 64**3
-    assert 16 * 3 * map_bytes < measured(16) < 16 * 12 * map_bytes
+    assert 16 * 3 * map_bytes < int(ended.stdout) < 16 * 12 * map_bytes
 
 
 def test_long_windows_are_measured_by_short_ones(monkeypatch):
@@ -129,7 +134,9 @@ print(peak, 1024 * int(status[status.index("VmHWM:") + 1]))
 """
 
 
-def predict_measured(source, targets, scale=1, limit=1000, window=(96, 96, 48), slabs=0):
+def predict_measured(
+    source, targets, scale=1, limit=1000, window=(96, 96, 48), slabs=0, **environment
+):
     """Return the estimate and the peak, in bytes, of a process of its own.
 
     It stops after so many slabs, unless 0, and writes no outputs then.
@@ -137,8 +144,10 @@ def predict_measured(source, targets, scale=1, limit=1000, window=(96, 96, 48), 
     code = MEASURED.replace("SCALE", str(scale)).replace("LIMIT", str(limit))
     code = code.replace("WINDOW", str(window)).replace("SLABS", str(slabs))
     command = [sys.executable, "-c", code, str(source), *map(str, targets)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
     assert ended.returncode == 0, ended.stderr
     return map(int, ended.stdout.split())
 
@@ -152,7 +161,9 @@ def test_the_estimated_memory_is_kept_and_close(tmp_path, source, target, scale)
     image = np.random.default_rng(0).integers(0, 4000, (384, 352, 96), np.uint16)
     write_stack(tmp_path / source, [image], StackLayout(image.shape, image.dtype))
     targets = [tmp_path / name for name in (target, f"map_{target}")]
-    estimate, peak = predict_measured(tmp_path / source, targets, scale)
+    # With an arena for each thread, chance decides what can be used again: the peak of a.nii.gz was
+    # 417 to 449 MB. In one arena it is 439 to 451.
+    estimate, peak = predict_measured(tmp_path / source, targets, scale, MALLOC_ARENA_MAX="1")
     assert peak <= estimate <= 1.25 * peak, (estimate / 1e6, peak / 1e6)
 
 

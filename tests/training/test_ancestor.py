@@ -17,6 +17,7 @@ from utils.simulation import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.recipes import FAST
 
+pytestmark = pytest.mark.usefixtures("unrendered")
 NETWORK = ["--depth", "2", "--start_channels", "2", "--conv_kernel_size", "1"]
 
 

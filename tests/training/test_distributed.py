@@ -140,6 +140,7 @@ def flags(tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_from_one_process_to_two_until_a_signal_and_back(flags: list[str], tmp_path: Path) -> None:
     directory = tmp_path / "logs" / "shared"
     last = directory / "checkpoints" / "last.pth"

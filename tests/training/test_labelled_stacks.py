@@ -23,7 +23,10 @@ from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.labelled_stacks import load_labelled
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.usefixtures("unrendered"),
+]
 NOT_ANNOTATED = 9
 
 

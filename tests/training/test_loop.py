@@ -105,8 +105,7 @@ def fabric() -> Fabric:
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
-    monkeypatch.setattr(Experiment, "draw", lambda self, history, examples: None)
+def experiment(tmp_path: Path, undrawn: None) -> Experiment:
     return Experiment.create(tmp_path / "run", {}, __file__)
 
 
@@ -330,10 +329,8 @@ def weights_after(tmp_path: Path, name: str, **options) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def test_the_same_seed_trains_the_same_network_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Experiment, "draw", lambda self, history, examples: None)
+@pytest.mark.usefixtures("undrawn")
+def test_the_same_seed_trains_the_same_network_to_the_bit(tmp_path: Path) -> None:
     first = weights_after(tmp_path, "a")
     again = weights_after(tmp_path, "b")
     workers = weights_after(tmp_path, "c", num_workers=2)

@@ -253,6 +253,7 @@ def test_recorded_flags_need_a_run_of_the_same_script(experiment: Experiment) ->
         recorded_flags(experiment.directory, name)
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_the_script_goes_on_longer_and_refuses_another_network(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
