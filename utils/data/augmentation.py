@@ -24,8 +24,7 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from utils.data.epochs import EpochDataset
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, item_index
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
 
@@ -52,7 +51,7 @@ SHIFT = 0.05
 
 
 class Augmentation:
-    """Changes items at random, at one of :data:`LEVELS`.
+    """Changes items at random, at one of :data:`LEVELS`; UserError for another level.
 
     ``flips`` draws one of the symmetries of the patch, each equally likely: 48 of a cube, 8 of a
     square; axes of different lengths keep their places. That is one copy, where MONAI's RandFlip
@@ -60,11 +59,6 @@ class Augmentation:
     smooth deformation, blur, noise, gamma, scale and shift of the grey values, in this order and
     from MONAI's transforms; the image is cut off at 0 and 1. Targets take part in the geometry
     only, and keep their values: the deformation gives them the nearest voxel's.
-
-    Items are changed one by one where they are loaded: on batches noise and grey values take as
-    long per item (``benchmarks/bench_loader.py``), and would take it from the network's process.
-
-    Raises UserError for another level.
     """
 
     def __init__(self, level: str) -> None:
@@ -89,10 +83,7 @@ class Augmentation:
 
 
 class AugmentedDataset(EpochDataset):
-    """The items of ``dataset``, each changed as its seed, epoch and index say.
-
-    Raises UserError for a level that is none of :data:`LEVELS`.
-    """
+    """The items of ``dataset``, each changed as its seed, epoch and index say."""
 
     def __init__(self, dataset: EpochDataset, level: str, seed: int = 0) -> None:
         super().__init__()
@@ -172,13 +163,12 @@ def _smooth_deform(shape: tuple[int, ...]) -> RandSmoothDeform:
 @lru_cache(maxsize=1)
 def _image_transforms() -> tuple[RandomizableTransform, ...]:
     """Return what happens to the image alone, in the order of a microscope."""
-    probability = INTENSITY_PROBABILITY
     return (
         RandGaussianSmooth(BLUR_SIGMA, BLUR_SIGMA, BLUR_SIGMA, prob=BLUR_PROBABILITY),
         RandGaussianNoise(prob=NOISE_PROBABILITY, std=NOISE_SD),
-        RandAdjustContrast(prob=probability, gamma=GAMMA),
-        RandScaleIntensity(SCALE, prob=probability),
-        RandShiftIntensity(SHIFT, prob=probability),
+        RandAdjustContrast(prob=INTENSITY_PROBABILITY, gamma=GAMMA),
+        RandScaleIntensity(SCALE, prob=INTENSITY_PROBABILITY),
+        RandShiftIntensity(SHIFT, prob=INTENSITY_PROBABILITY),
     )
 
 
@@ -191,9 +181,6 @@ def _plain(tensor: Tensor) -> Tensor:
 def _one_thread() -> Iterator[None]:
     """Have torch compute on one thread, as in loader processes: sums' last bits depend on it."""
     threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
     torch.set_num_threads(1)
     try:
         yield

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from utils.data.augmentation import Augmentation, augmentation_rng
-from utils.data.epochs import EpochDataset
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, item_index
 from utils.data.patches import check_patches, choose_patch
 from utils.provenance import DATA_VERSION
 from utils.simulation.presets import Config, Mixture, compile_kernels
@@ -125,15 +124,10 @@ class OnTheFly3DDataset(EpochDataset):
     ) -> DataLoader:
         """Return a loader of mixed batches (images, masks), both (batch, 1, p, p, p) float32.
 
-        Args:
-            batch_size: patches in a batch of all processes together, of which each takes the same
-                whole number; a last batch that is one patch is left out where there are others,
-                since batch norm would take its statistics from it.
-            num_workers: processes that simulate; 0 does it in the calling process.
-            pin_memory: whether to put batches where a GPU copies them from at once.
-            rank: which of the ``world_size`` processes that train together asks. It takes a block
-                of the epoch's items, as many as all others.
-            world_size: see there.
+        Of ``world_size`` processes that train together each takes the same whole number of the
+        ``batch_size`` patches of a batch, from its ``rank``'s block of the epoch's items. A last
+        batch of one patch is left out where there are others, since batch norm would take its
+        statistics from it. ``num_workers`` processes simulate; 0 does it in the calling one.
         """
         own_batch, count = batch_size // world_size, self.patches_per_epoch // world_size
         items = range(rank * count, (rank + 1) * count)

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.epochs import EpochDataset, in_turn
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, in_turn, item_index
 from utils.data.patches import check_patches, choose_patch
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
