@@ -342,11 +342,9 @@ def score_and_write(
 
     tolerance = None if flags.no_surface else flags.surface_tolerance
     spacing = None if flags.voxel_size is None else flags.voxel_size[::-1]
+    given = {"tolerance": tolerance, "spacing": spacing, "columns": flags.columns, "what": what}
     with memory_advice("lower --batch_size or --window"):
-        columns = flags.columns
-        results = score_volumes(
-            work, tolerance=tolerance, spacing=spacing, columns=columns, what=what
-        )
+        results = score_volumes(work, **given)
     table = table_of(results)
     means = means_over_volumes(only_scores(table), flags.seed)
     about = {

@@ -5,8 +5,6 @@ epoch e becomes depends on (seed, e, k) alone: neither on the number of loader p
 threads of the process that does it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -34,19 +32,14 @@ LEVELS = ("none", "flips", "full")
 ELASTIC_PROBABILITY = 0.1
 ELASTIC_SHIFT = 2.0
 """Largest shift along an axis, in voxels: a fifth of the usual distance between columns."""
-ELASTIC_DISTANCE = 16
-"""Voxels between the points that are shifted independently, roughly."""
+ELASTIC_DISTANCE = 16  # voxels between the points that are shifted independently, roughly
 BLUR_PROBABILITY = 0.15
-BLUR_SIGMA = (0.3, 1.0)
-"""In voxels, drawn for each axis."""
+BLUR_SIGMA = (0.3, 1.0)  # in voxels, drawn for each axis
 NOISE_PROBABILITY = 0.2
-NOISE_SD = 0.08
-"""Largest standard deviation, where 1 lies between the 1st and the 99th percentile."""
-INTENSITY_PROBABILITY = 0.3
-"""Of each change of the grey values: gamma, scale and shift."""
+NOISE_SD = 0.08  # largest standard deviation, where 1 lies between the 1st and the 99th percentile
+INTENSITY_PROBABILITY = 0.3  # of each change of the grey values: gamma, scale and shift
 GAMMA = (0.7, 1.5)
-SCALE = 0.2
-"""Largest relative change."""
+SCALE = 0.2  # largest relative change
 SHIFT = 0.05
 
 

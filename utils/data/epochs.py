@@ -3,8 +3,6 @@
 Anyone's data set can be one. Indices are checked here, so that all say the same of them.
 """
 
-from __future__ import annotations
-
 import operator
 from typing import Any
 

@@ -24,19 +24,12 @@ from utils.errors import UserError
 from utils.simulation.image import ImageConfig, image_rng, simulate_image
 from utils.simulation.streams import check_seed
 from utils.storage import version_note
-from utils.storage.images import (
-    ImageSamples,
-    ImageSet,
-    new_image_file,
-    read_image_set,
-    read_images,
-)
+from utils.storage.images import ImageSamples, ImageSet, new_image_file, read_image_set, read_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KEYPOINT_PADDING = 999.0
-"""Stands in both coordinates of rows that hold no centre."""
+KEYPOINT_PADDING = 999.0  # stands in both coordinates of rows that hold no centre
 HEAT_MAPS = ("Gaussian", "Cauchy")
 
 
@@ -147,7 +140,7 @@ class Fake2DDataset(EpochDataset):
 
         Elsewhere its ``.show()`` opens and its ``.save(path)`` writes it.
         """
-        from utils.figures.samples_2d import draw_image_sample
+        from utils.figures.samples import draw_image_sample
 
         i = item_index(index, len(self))
         samples = self._samples

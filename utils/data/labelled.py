@@ -39,14 +39,10 @@ FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 """Folders of images, and those beside them with their labels."""
 HEADERS = (".nhdr", ".hdr", ".hdr.gz", ".xml")
 """Endings that are read where another file of the same name holds their voxels."""
-UNKNOWN = -1
-"""Label of voxels that nobody annotated."""
-IGNORED = 255
-"""The same in :attr:`LabelledStack.target`; items of the data set have -1 there."""
-TRIES = 20
-"""Patches that are looked at before one is taken that has any labelled voxel."""
-MOST_COUNTED = 1 << 26
-"""Voxels up to which the connected parts of a mask are counted."""
+UNKNOWN = -1  # label of voxels that nobody annotated
+IGNORED = 255  # the same in :attr:`LabelledStack.target`; items of the data set have -1 there
+TRIES = 20  # patches that are looked at before one is taken that has any labelled voxel
+MOST_COUNTED = 1 << 26  # voxels up to which the connected parts of a mask are counted
 
 ShapeFor = Callable[[Stack], tuple[tuple[int, ...], list[str]]]
 """Returns the shape in which a network sees a stack, and lines that say why."""
@@ -58,12 +54,9 @@ class LabelledPair:
 
     image: Path
     labels: Path
-    annotated: Path | None = None
-    """Not 0 where somebody has annotated."""
-    channel: int | None = None
-    """Of the image's file."""
-    name: str = ""
-    """Without ending, of a folder's pairs that of both."""
+    annotated: Path | None = None  # not 0 where somebody has annotated
+    channel: int | None = None  # of the image's file
+    name: str = ""  # without ending, of a folder's pairs that of both
 
 
 def find_pairs(
@@ -265,16 +258,13 @@ class LabelledStack:
 
     pair: LabelledPair
     scratch: _Scratch = field(repr=False)
-    box: Slices
-    """The part of the copies that this is; all of them, but for :meth:`split`."""
+    box: Slices  # the part of the copies that this is; all of them, but for :meth:`split`
     normalizer: PercentileNormalizer
-    numbered: bool
-    """Whether labels tell columns apart."""
+    numbered: bool  # whether labels tell columns apart
+    # labels of the whole stack, or of a mask its connected parts; None where there are too many
+    # voxels to count them
     columns: int | None
-    """Labels of the whole stack, or of a mask its connected parts; None where there are too many
-    voxels to count them."""
-    reasons: tuple[str, ...]
-    """Lines that say why it has this shape."""
+    reasons: tuple[str, ...]  # lines that say why it has this shape
 
     @property
     def image(self) -> np.ndarray:

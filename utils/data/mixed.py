@@ -3,8 +3,6 @@
 Items, and with them batches, depend on (seed, epoch, index) alone, whatever the worker processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

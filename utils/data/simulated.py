@@ -4,8 +4,6 @@ Volume v of epoch e follows from (seed, e, v) alone, so that any number of worke
 the same batches to the bit, no volume comes twice, and none is a sample of a file of the same seed.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from itertools import groupby
@@ -24,8 +22,7 @@ from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import simulate_volume
 from utils.storage import stored_image
 
-BUFFERED_VOLUMES = 8
-"""Volumes whose patches wait in the training process to be mixed into batches."""
+BUFFERED_VOLUMES = 8  # volumes whose patches wait in the training process to be mixed into batches
 
 
 class OnTheFly3DDataset(EpochDataset):

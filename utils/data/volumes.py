@@ -4,8 +4,6 @@ Which patch item k of epoch e shows depends on (seed, e, k) alone, so that any n
 processes, forked or spawned, sees the same. Each process opens the files for itself, at first use.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence
@@ -50,10 +48,7 @@ class SegmentationFake3DDataset(EpochDataset):
         self.files = [VolumeFile(path) for path in paths]
         self.volume_shape, self._rows = _list_rows(self.files)
         check_patches(
-            self.volume_shape,
-            patch_size,
-            background_threshold,
-            patches_per_epoch=patches_per_epoch,
+            self.volume_shape, patch_size, background_threshold, patches_per_epoch=patches_per_epoch
         )
         self.patch_size = patch_size
         self.background_threshold = background_threshold

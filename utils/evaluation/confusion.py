@@ -25,14 +25,10 @@ THRESHOLD = 0.5
 class Confusion:
     """Counts of voxels over any number of patches or volumes; ``+`` pools two of them."""
 
-    tp: int = 0
-    """True positives: labelled and found."""
-    fp: int = 0
-    """False positives: found but not labelled."""
-    fn: int = 0
-    """False negatives: labelled but not found."""
-    tn: int = 0
-    """True negatives: neither."""
+    tp: int = 0  # true positives: labelled and found
+    fp: int = 0  # false positives: found but not labelled
+    fn: int = 0  # false negatives: labelled but not found
+    tn: int = 0  # true negatives: neither
 
     def __add__(self, other: Confusion) -> Confusion:
         return Confusion(

@@ -20,12 +20,10 @@ TOLERANCE = 4.0
 class KeypointScores:
     """Matches over any number of images; ``+`` pools two of them."""
 
-    matched: int = 0
-    """Pairs of a peak and a centre; each is in one pair at the most."""
+    matched: int = 0  # pairs of a peak and a centre; each is in one pair at the most
     peaks: int = 0
     centres: int = 0
-    distance_sum: float = 0.0
-    """Over the pairs, in pixels."""
+    distance_sum: float = 0.0  # over the pairs, in pixels
 
     def __add__(self, other: KeypointScores) -> KeypointScores:
         return KeypointScores(

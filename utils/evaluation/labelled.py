@@ -4,8 +4,6 @@ Labels tell which voxels are columns and, if each has its own number, which colu
 sheet, no left-out columns and no (p, q) are known.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -30,14 +28,11 @@ NOT_TOLD = (
 class LabelledVolume:
     """What is known of a labelled stack, as :class:`SimulatedVolume` is of a simulated one."""
 
-    image: np.ndarray
-    """(X, Y, Z) or (X, Y) grey values."""
+    image: np.ndarray  # (X, Y, Z) or (X, Y) grey values
+    # int32 of that shape, k + 1 inside column k, in the order of the labels; of a mask all 1
     instances: np.ndarray
-    """Int32 of that shape, k + 1 inside column k, in the order of the labels; of a mask all 1."""
-    known: np.ndarray
-    """Bool of that shape, where somebody has annotated."""
-    edges: tuple[float, ...]
-    """Of a voxel along x, y, z, as ``Stack.edges``."""
+    known: np.ndarray  # bool of that shape, where somebody has annotated
+    edges: tuple[float, ...]  # of a voxel along x, y, z, as Stack.edges
 
     @property
     def mask(self) -> np.ndarray:

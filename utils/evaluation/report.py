@@ -1,7 +1,5 @@
 """What a user reads at the end of an evaluation or comparison: tables of scores as text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -40,11 +38,9 @@ def score_lines(means: pd.DataFrame) -> str:
 
 
 def comparison_lines(names: Sequence[str], differences: pd.DataFrame) -> str:
-    """Return both sides' means, their paired differences and in how many volumes B is higher.
+    """Return the means of A and B, of these ``names``, and their paired ``differences``.
 
-    Args:
-        names: of A and B.
-        differences: of :func:`~utils.evaluation.statistics.paired_differences`.
+    Those are of :func:`~utils.evaluation.statistics.paired_differences`.
     """
     columns = {
         "a": "A",

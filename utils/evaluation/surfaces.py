@@ -10,30 +10,25 @@ Dice 1. Where only one is empty, surface Dice is 0 and HD95 the volume's diagona
 that there can be: a volume in which nothing was found never betters a mean by dropping out of it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-ROUNDING = 1 + 1e-6
-"""Factor on the tolerance, with which rounded distances are compared."""
+ROUNDING = 1 + 1e-6  # factor on the tolerance, with which rounded distances are compared
 
 
 @dataclass(frozen=True)
 class SurfaceScores:
     """Distances between the surfaces of prediction and truth."""
 
-    hd95: float
-    """95th percentile of the Hausdorff distance, voxels: the larger of both directions'."""
+    hd95: float  # 95th percentile of the Hausdorff distance, voxels: the larger of both directions'
+    # share of both surfaces that lies within the tolerance of the other one, 0..1
     surface_dice: float
-    """Share of both surfaces that lies within the tolerance of the other one, 0..1."""
-    hd95_um: float
-    """The same in micrometres; NaN where the voxel size is unknown."""
+    hd95_um: float  # the same in micrometres; NaN where the voxel size is unknown
+    # the same with distances in micrometres; NaN where the voxel size is unknown
     surface_dice_um: float
-    """The same with distances in micrometres; NaN where the voxel size is unknown."""
 
 
 def score_surfaces(
@@ -44,16 +39,12 @@ def score_surfaces(
     voxel_size: tuple[float, ...] | None = None,
     known: np.ndarray | None = None,
 ) -> SurfaceScores:
-    """Compare the surfaces of two masks.
+    """Compare the surfaces of prediction and truth, bool (X, Y, Z) or (X, Y).
 
-    Args:
-        found: (X, Y, Z) or (X, Y) bool, the prediction.
-        mask: bool of that shape, the truth.
-        tolerance: of surface Dice, in voxels; in micrometres it is as many of the longest edge of
-            a voxel, as a finer one could not be met along that axis.
-        voxel_size: micrometres along x, y, z, if known.
-        known: bool of that shape, where somebody has annotated; None: everywhere. Both masks are
-            empty elsewhere.
+    The ``tolerance`` of surface Dice is in voxels; in micrometres it is as many of the longest edge
+    of a voxel, as a finer one could not be met along that axis. ``voxel_size`` is micrometres along
+    x, y, z. ``known``, bool of that shape, is where somebody has annotated (None: everywhere); both
+    masks are empty elsewhere.
     """
     cross = _neighbours(np.ones(mask.shape, bool) if known is None else known)
     ones = (1.0,) * mask.ndim

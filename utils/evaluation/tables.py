@@ -5,10 +5,6 @@ name, the conditions under which it was taken and the ``seconds`` of its predict
 meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
 """
 
-from __future__ import annotations
-
-import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +13,12 @@ from typing import Any
 import pandas as pd
 
 from utils.errors import disk_errors
-from utils.evaluation.conditions import Conditions
+from utils.evaluation.conditions import CONDITIONS
 from utils.evaluation.scoring import ScoredVolume
 from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
-from utils.replacing import replacing
+from utils.replacing import replacing, write_json
 
-METRICS, SUMMARY = "metrics.csv", "summary.json"
-"""Table and summary in the folder of an evaluation."""
-CONDITIONS = [field.name for field in dataclasses.fields(Conditions)]
+METRICS, SUMMARY = "metrics.csv", "summary.json"  # table and summary in the folder of an evaluation
 NOT_COMPARED = ("foreground", "baseline_iou", "sheet_baseline_iou", "iou_gain", "sheet_iou_gain")
 """What no prediction changes, as ``columns_``...; gains over it differ as the scores do."""
 
@@ -61,13 +55,10 @@ def make_folder(folder: Path) -> Path:
 def write_results(
     folder: Path, table: pd.DataFrame, means: pd.DataFrame, about: Mapping[str, Any]
 ) -> list[Path]:
-    """Write metrics.csv and summary.json; return their paths.
+    """Write metrics.csv and summary.json into ``folder``; return their paths.
 
-    Args:
-        folder: from :func:`make_folder`.
-        table: of all numbers of the volumes.
-        means: of the scores over the volumes.
-        about: what was scored, how and by which program, plain JSON.
+    ``table`` holds all numbers of the volumes, ``means`` those of the scores over them; ``about``
+    says what was scored, how and by which program, in plain JSON.
     """
     conditions = table.columns.intersection([*CONDITIONS, "foreground"], sort=False).tolist()
     correlations = rank_correlations(table, "iou", conditions)
@@ -83,7 +74,7 @@ def write_results(
         **about,
         "prediction_seconds": round(float(table["seconds"].sum()), 3),
     }
-    return [_write_csv(folder / METRICS, table), _write_json(folder / SUMMARY, summary)]
+    return [_write_csv(folder / METRICS, table), write_json(folder / SUMMARY, summary)]
 
 
 def write_comparison(
@@ -93,14 +84,11 @@ def write_comparison(
     differences: pd.DataFrame,
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Write comparison.csv and comparison.json; return their paths.
+    """Write comparison.csv and comparison.json into ``folder``; return their paths.
 
-    Args:
-        folder: from :func:`make_folder`.
-        a: table of A.
-        b: table of B, of the same volumes.
-        differences: of :func:`~utils.evaluation.statistics.paired_differences`.
-        about: what was compared and how, plain JSON.
+    ``a`` and ``b`` are tables of the same volumes, ``differences`` those of
+    :func:`~utils.evaluation.statistics.paired_differences`; ``about`` says what was compared and
+    how, in plain JSON.
     """
     parts = {"a": a, "b": b, "difference": b - a}
     pairs = {
@@ -116,11 +104,8 @@ def write_comparison(
         "test": "Wilcoxon signed-rank, two-sided, not corrected for the number of scores",
         **about,
     }
-    table = pd.DataFrame(pairs).loc[a.index]
-    return [
-        _write_csv(folder / "comparison.csv", table),
-        _write_json(folder / "comparison.json", summary),
-    ]
+    table = _write_csv(folder / "comparison.csv", pd.DataFrame(pairs).loc[a.index])
+    return [table, write_json(folder / "comparison.json", summary)]
 
 
 def _plain_rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -131,10 +116,4 @@ def _plain_rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def _write_csv(path: Path, table: pd.DataFrame) -> Path:
     with replacing(path) as temporary:
         table.to_csv(temporary, lineterminator="\n")
-    return path
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path

@@ -1,19 +1,17 @@
 """Empty figures, what plots look like, and files written whole or not at all.
 
-Sizes are inches, resolutions dots an inch. matplotlib is imported by the first figure, without
-pyplot (the Agg canvas).
+Sizes are inches, resolutions dots an inch. Figures are matplotlib's without pyplot (the Agg
+canvas), so that no window is ever opened.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.replacing import make_folder, replacing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 REFERENCE_LINE = {"color": "#777777", "linestyle": "--", "linewidth": 1}
 """How a line to compare with is drawn."""
@@ -21,8 +19,6 @@ REFERENCE_LINE = {"color": "#777777", "linestyle": "--", "linewidth": 1}
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure of ``width`` x ``height`` inches."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), facecolor="white", layout="constrained")
 
 
@@ -44,8 +40,6 @@ def style(axes: Axes) -> None:
 
 def count_along_x(axes: Axes, **options: Any) -> None:
     """Put the ticks of x at whole numbers; ``options`` are those of ``MaxNLocator``."""
-    from matplotlib.ticker import MaxNLocator
-
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, **options))
 
 

@@ -6,8 +6,6 @@ The second one ends the process at once, which leaves no less than ``kill -9`` d
 that --resume goes on with.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -37,8 +35,7 @@ KNOWN = {
 }
 """What torch's RuntimeErrors say, and what that means here."""
 
-_signals: list[str] = []
-"""Names of those received in the training that runs."""
+_signals: list[str] = []  # names of those received in the training that runs
 
 
 class Interrupted(Exception):

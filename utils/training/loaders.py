@@ -3,8 +3,6 @@
 Epochs are counted from 1. A batch is (images, masks), both (batch, 1, *space) float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from utils.devices import memory_format
-from utils.training.averaging import make_average
 from utils.training.experiment import LAST, Experiment
 from utils.training.options import TrainingOptions
 from utils.training.schedules import TrainingClock, build_scheduler
@@ -46,27 +45,21 @@ class TrainedParts:
     fabric: Fabric
     model: nn.Module
     optimizer: Optimizer
-    scheduler: ReduceLROnPlateau | None
-    """For ``plateau`` alone."""
-    average: AveragedModel | None
-    """Of the weights, with ``ema``."""
+    scheduler: ReduceLROnPlateau | None  # for plateau alone
+    average: AveragedModel | None  # of the weights, with ema
+    # what is validated and predicted with: the averaged network where there is one
     validated: nn.Module
-    """What is validated and predicted with: the averaged network where there is one."""
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far training has come; part of ``last.pth``."""
 
-    epoch: int = 0
-    """Epochs completed."""
-    best_iou: float | None = None
-    """Best validation IoU so far."""
+    epoch: int = 0  # epochs completed
+    best_iou: float | None = None  # best validation IoU so far
     best_epoch: int = 0
-    best_loss: float | None = None
-    """Lowest validation loss so far."""
-    stale_epochs: int = 0
-    """Epochs in a row without a lower validation loss."""
+    best_loss: float | None = None  # lowest validation loss so far
+    stale_epochs: int = 0  # epochs in a row without a lower validation loss
 
     def after(self, valid_loss: float, valid_iou: float) -> Progress:
         """Return the progress after one more epoch."""
@@ -97,14 +90,35 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
     """Return the optimiser that ``options.optimizer`` names."""
-    kinds = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "rmsprop": torch.optim.RMSprop,
-    }
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
     return kinds[options.optimizer](
         model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
     )
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Return a copy of ``model`` that follows its weights and buffers; None for a decay of 0.
+
+    Call ``update_parameters(model)`` after each step. The n-th update keeps
+    ``min(decay, (1 + n) / (10 + n))`` of the average, so that the random weights of the beginning
+    are soon forgotten; counters (integer buffers) are copied.
+    """
+    if not decay:
+        return None
+
+    @torch.no_grad()
+    def follow(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        """Move averaged tensors, all of one type, towards the current ones."""
+        n = int(average.n_averaged)  # on the host; for ``count`` it would wait for the device
+        share = 1 - min(decay, (1 + n) / (10 + n))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, share)
+            else:
+                old.copy_(new)
+
+    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    return average
 
 
 def whole_state(
