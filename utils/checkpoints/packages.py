@@ -152,24 +152,15 @@ def save_package(
     authors: Sequence[str] = (),
     license: str | None = None,
 ) -> None:
-    """Write a package of bioimage.io with a network, and have its own checker run it.
+    """Write a package of bioimage.io (``.zip``) with a network, and have its own checker run it.
 
-    Args:
-        network: of ``models``, one channel in and out, in evaluation.
-        state: its checkpoint; a copy goes into the package.
-        path: the package, ``.zip``.
-        onnx: its file, by :func:`save_onnx`.
-        name: of the network.
-        card: Markdown about it, for the package's documentation.
-        sample: (X, Y, Z) or (X, Y) grey values, of which the test tensors are made; its lengths are
-            multiples of the network's step, and at least two halos and a step.
-        cover: a picture, at most 500 kB, twice as wide as high.
-        authors: as :func:`check_origin` lets them pass.
-        license: of the network, likewise, if it has one.
-
-    Raises:
-        UserError: of the disk.
-        RuntimeError: the checker refuses what was written, which is a bug.
+    The network is of ``models``, one channel in and out, in evaluation; ``state`` is its
+    checkpoint, of which a copy goes into the package, ``onnx`` its file by :func:`save_onnx`, and
+    ``card`` Markdown about it. Of ``sample``, (X, Y, Z) or (X, Y) grey values, the test tensors are
+    made; its lengths are multiples of the network's step, and at least two halos and a step. The
+    ``cover`` is a picture of at most 500 kB, twice as wide as high; ``authors`` and ``license`` are
+    as :func:`check_origin` lets them pass. Raises UserError of the disk, and RuntimeError where the
+    checker refuses what was written, which is a bug.
     """
     from bioimageio.core import test_model
     from bioimageio.spec import ValidationContext, save_bioimageio_package

@@ -79,19 +79,13 @@ def save_pretrained(
 ) -> tuple[Path, Path]:
     """Write ``folder/name.pth`` and its card ``folder/name.md``; return both paths.
 
-    Args:
-        name: letters, digits, ``_`` and ``-``.
-        state: a checkpoint, as ``load_checkpoint`` returns it.
-        log_directory: of the run that left the checkpoint.
-        evaluation: folder of ``evaluate.py``'s results; without it the card has no scores.
-        folder: made if it is not there.
-        hardware: the machine in words, instead of what the log directory knows of it.
-        overwrite: replace both files if they are there.
+    ``state`` is a checkpoint, as ``load_checkpoint`` returns it, and ``log_directory`` that of its
+    run. ``evaluation`` is a folder of ``evaluate.py``'s results, without which the card has no
+    scores; ``hardware`` the machine in words, instead of what the log directory knows of it.
 
-    Raises:
-        UserError: for a name that is none or taken, records that are missing or damaged, an
-            evaluation of another network, and a file that would not be smaller than
-            :data:`MOST_BYTES`; nothing is written then.
+    Raises UserError for a name that is none or taken, records that are missing or damaged, an
+    evaluation of another network, and a file that would not be smaller than :data:`MOST_BYTES`;
+    nothing is written then.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"{name!r} is no name: letters, digits, _ and - make one")

@@ -69,13 +69,11 @@ class LabelledSet:
         """How much of each stack is annotated."""
         self.about: list[dict[str, Any]] = []
         """The same as plain JSON."""
-        self.shapes: list[tuple[int, ...]] = []
         for index, pair in enumerate(self.pairs):
             with self.opened(index) as opened:
                 annotated, labelled, ids = opened.count()
                 shape = opened.image.shape
             columns = ids if ids > 1 else None
-            self.shapes.append(shape)
             told = f"{columns} columns" if columns else "a mask, which does not tell columns apart"
             self.lines.append(annotation_line(pair, shape, annotated, labelled, told))
             counts = {"annotated": annotated, "labelled": labelled, "columns": columns}
@@ -95,6 +93,11 @@ class LabelledSet:
     def names(self) -> list[str]:
         """Of the stacks."""
         return [pair.name for pair in self.pairs]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Voxels along x, y, z (or x, y) of each."""
+        return [tuple(one["shape"]) for one in self.about]
 
     def opened(self, index: int) -> AbstractContextManager[OpenPair]:
         """Open a stack and its labels for a block."""

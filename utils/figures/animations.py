@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from utils.figures import canvas
-from utils.figures.colours import MASK_RED, blue
+from utils.figures.canvas import MASK_RED, blue
 from utils.figures.rendering import look, project
 from utils.figures.slices import scale_to_display, show_slice
 from utils.replacing import make_folder, replacing

@@ -14,7 +14,7 @@ from utils.evaluation.scoring import ScoredVolume
 from utils.evaluation.statistics import rank_correlations
 from utils.evaluation.tables import kinds_of
 from utils.figures import canvas
-from utils.figures.colours import TRAIN, TYPE_NAMES, VALID
+from utils.figures.canvas import TRAIN, TYPE_NAMES, VALID
 from utils.figures.predictions import save_predictions
 
 CONDITION_WORDS = {

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from utils.figures import canvas
-from utils.figures.colours import TRAIN, VALID
+from utils.figures.canvas import TRAIN, VALID
 
 WHOLE_SHEET_IOU = 0.44
 """IoU of a mask of the whole sheet in which columns stand: pi 0.35^2 / (sqrt(3) / 2)."""

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.figures import canvas
-from utils.figures.colours import MASK_RED
+from utils.figures.canvas import MASK_RED
 from utils.figures.stacks import draw_scale_bar
 from utils.prediction.sections import Sections
 

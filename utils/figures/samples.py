@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.figures import canvas
-from utils.figures.colours import TRUTH
+from utils.figures.canvas import TRUTH
 from utils.figures.slices import densest_slice, draw_outline, scale_to_display, show_fluorescence
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from utils.figures.colours import BLUE_MAP
+from utils.figures.canvas import BLUE_MAP
 
 
 def scale_to_display(image: np.ndarray, low: float = 1.0, high: float = 99.0) -> np.ndarray:

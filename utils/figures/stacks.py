@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from utils.errors import UserError
 from utils.figures import canvas
-from utils.figures.colours import BLUE_MAP, MASK_RED
+from utils.figures.canvas import BLUE_MAP, MASK_RED
 from utils.figures.slices import scale_to_display
 from utils.resampling import Resampling, scaled_shape
 

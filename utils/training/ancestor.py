@@ -64,8 +64,3 @@ def inherit(model: nn.Module, init: str, dims: int) -> TrainedNetwork:
         )
     network.restore(model, "cpu", dims).train()
     return network
-
-
-def describe_ancestor(ancestor: TrainedNetwork) -> dict[str, Any]:
-    """Return which network that is, as plain JSON: its name may mean another one some day."""
-    return {"checkpoint": ancestor.path, "epoch": ancestor.epoch, "sha256": ancestor.fingerprint()}

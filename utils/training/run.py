@@ -114,7 +114,12 @@ def run_training(
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
         "model": dict(model_config),
-        "ancestor": parent and ancestor.describe_ancestor(parent),
+        "ancestor": parent
+        and {
+            "checkpoint": parent.path,
+            "epoch": parent.epoch,
+            "sha256": parent.fingerprint(),  # its name may mean another network some day
+        },
         "parameters": parameters,
         "compute": vars(compute),
         "processes": ranks.world_size(),

@@ -132,12 +132,27 @@ def whole_state(
 
     Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
+    own = {}
+    if parts.average:
+        own = {
+            "raw_model_state": _weights(parts.model),
+            "averages": int(parts.average.n_averaged),
+        }
     return {
         **description,
         "model_state": _weights(parts.validated),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
-        **_resumable_state(parts),
+        **own,
+        "optimizer_state": parts.optimizer.state_dict(),
+        "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
+        "precision_state": parts.fabric.strategy.precision.state_dict(),
+        # Not numpy's global one: everything here draws from generators of (seed, epoch, index).
+        "random_state": {
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
         "progress": dataclasses.asdict(progress),
         "history": list(history),
         "pace": {"steps": clock.steps, "seconds": clock.seconds},
@@ -162,7 +177,11 @@ def go_on(
     if scheduler:
         scheduler.load_state_dict(state["scheduler_state"])
     parts.fabric.strategy.precision.load_state_dict(state["precision_state"])
-    _restore_randomness(state["random_state"])
+    random.setstate(state["random_state"]["python"])
+    torch.set_rng_state(state["random_state"]["torch"])
+    devices = state["random_state"]["cuda"]
+    if devices and torch.cuda.device_count() == len(devices):
+        torch.cuda.set_rng_state_all(devices)
     return Progress(**state["progress"]), list(state["history"]), dict(state["pace"])
 
 
@@ -181,32 +200,3 @@ def save_checkpoints(
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
-
-
-def _resumable_state(parts: TrainedParts) -> dict[str, Any]:
-    """Return optimiser, schedule, precision, own weights beside averaged ones, random states.
-
-    Not numpy's global one: everything here draws from generators of (seed, epoch, index).
-    """
-    state = {
-        "optimizer_state": parts.optimizer.state_dict(),
-        "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
-        "precision_state": parts.fabric.strategy.precision.state_dict(),
-        "random_state": {
-            "python": random.getstate(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
-    }
-    if parts.average:
-        state["raw_model_state"] = _weights(parts.model)
-        state["averages"] = int(parts.average.n_averaged)
-    return state
-
-
-def _restore_randomness(state: Mapping[str, Any]) -> None:
-    """Set the generators; CUDA's only on as many devices as there were."""
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
