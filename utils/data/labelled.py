@@ -7,8 +7,6 @@ has annotated anything. If that value is 0, as programs for painting have it, 1 
 Arrays are (X, Y, Z) or (X, Y).
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -20,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -291,7 +289,7 @@ class LabelledStack:
         """Labelled voxels of each plane of the last axis, int64."""
         return _count_planes(self.target)[1]
 
-    def split(self, share: float) -> tuple[LabelledStack, LabelledStack]:
+    def split(self, share: float) -> tuple[Self, Self]:
         """Return a part to train on and one to validate on, on two sides of a plane.
 
         The second holds about ``share`` of the annotated voxels. The cut is across the longest axis

@@ -4,6 +4,7 @@ Items, and with them batches, depend on (seed, epoch, index) alone, whatever the
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,11 +136,11 @@ class MixedDataset(EpochDataset):
         return said
 
 
+@dataclass(eq=False)
 class JoinedBatches(IterableDataset[tuple[Tensor, ...]]):
     """The batches of several loaders of equal length, each joined to one."""
 
-    def __init__(self, loaders: list[DataLoader]) -> None:
-        self.loaders = loaders
+    loaders: list[DataLoader]
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

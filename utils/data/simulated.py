@@ -6,6 +6,7 @@ the same batches to the bit, no volume comes twice, and none is a sample of a fi
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -165,6 +166,7 @@ class OnTheFly3DDataset(EpochDataset):
         }
 
 
+@dataclass(eq=False)
 class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
     """Batches drawn from the patches of several volumes at a time.
 
@@ -173,21 +175,12 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
     without replacement. So the order depends on (seed, epoch, rank) and on nobody's speed.
     """
 
-    def __init__(
-        self,
-        source: OnTheFly3DDataset,
-        volumes: DataLoader,
-        num_patches: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.source = source
-        self.volumes = volumes
-        self.num_patches = num_patches
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
+    source: OnTheFly3DDataset
+    volumes: DataLoader
+    num_patches: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

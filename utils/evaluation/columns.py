@@ -1,7 +1,7 @@
 """How much of the columns was found, type by type: left-out ones apart from rendered ones.
 
 Recall says nothing of false voxels: a mask of the whole sheet has a recall of 1. Its yardstick is
-``VoxelScores.sheet_false_positive_rate``, the share of the gaps between columns that was called
+``sheet_false_positive_rate``, the share of the gaps between columns that was called
 column as well: left-out columns that are found no more often than gaps are not found at all.
 """
 

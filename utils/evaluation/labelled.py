@@ -5,7 +5,6 @@ sheet, no left-out columns and no (p, q) are known.
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -53,18 +52,10 @@ class LabelledSet:
     nnU-Net's layout the test set is taken where it has labels.
     """
 
-    def __init__(
-        self,
-        given: str,
-        *,
-        channel: int | None = None,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
-        ignore_label: int | None = None,
-    ) -> None:
+    def __init__(self, given: str, *, channel: int | None = None, **reading: Any) -> None:
         self.path = given
         self.pairs = find_pairs(given, channel=channel, parts=("Ts", "Tr"))
-        self._options = {"axes": axes, "voxel_size": voxel_size, "ignore_label": ignore_label}
+        self._reading = reading  # of reading_pair
         self.lines: list[str] = []
         """How much of each stack is annotated."""
         self.about: list[dict[str, Any]] = []
@@ -101,7 +92,7 @@ class LabelledSet:
 
     def opened(self, index: int) -> AbstractContextManager[OpenPair]:
         """Open a stack and its labels for a block."""
-        return reading_pair(self.pairs[index], **self._options)
+        return reading_pair(self.pairs[index], **self._reading)
 
     def read_volume(self, index: int) -> LabelledVolume:
         """Return a stack and its labels."""

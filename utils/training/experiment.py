@@ -5,8 +5,6 @@
 temporary name and renamed, so a reader never meets half of one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import fcntl
@@ -15,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -48,9 +46,7 @@ class Experiment:
     records or draws does nothing."""
 
     @classmethod
-    def create(
-        cls, directory: str | Path, config: Mapping[str, Any], script: str | Path
-    ) -> Experiment:
+    def create(cls, directory: str | Path, config: Mapping[str, Any], script: str | Path) -> Self:
         """Make the directory with ``config.json``, an empty ``logs.json`` and a copy of ``script``.
 
         ``config`` is plain JSON; versions, machine and git revision are added to it. Raises
@@ -81,7 +77,7 @@ class Experiment:
         script: str | Path,
         history: Sequence[Mapping[str, Any]],
         resumption: Mapping[str, Any],
-    ) -> Experiment:
+    ) -> Self:
         """Go on in a directory that :meth:`create` has made, with the epochs of ``history``.
 
         ``config.json`` tells of the latest start; ``logs.json`` lists under ``resumptions`` each of

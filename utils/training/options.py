@@ -4,8 +4,6 @@ The flags and their defaults stand in the scripts. Every message names the flag 
 it, the value, and what would be right.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math
@@ -13,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from utils.errors import UserError
 from utils.flags import is_labelled
@@ -106,7 +104,7 @@ class TrainingOptions:
             )
 
     @classmethod
-    def from_flags(cls, flags: argparse.Namespace) -> TrainingOptions:
+    def from_flags(cls, flags: argparse.Namespace) -> Self:
         """Take the fields from the flags of the same names; an absent flag keeps its default."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(flags, name) for name in names if hasattr(flags, name)})

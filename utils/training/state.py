@@ -3,13 +3,11 @@
 Epochs are counted from 1; checkpoints hold plain state: tensors, numbers, text, lists, dicts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning_fabric import Fabric
@@ -61,12 +59,12 @@ class Progress:
     best_loss: float | None = None  # lowest validation loss so far
     stale_epochs: int = 0  # epochs in a row without a lower validation loss
 
-    def after(self, valid_loss: float, valid_iou: float) -> Progress:
+    def after(self, valid_loss: float, valid_iou: float) -> Self:
         """Return the progress after one more epoch."""
         epoch = self.epoch + 1
         lower = self.best_loss is None or valid_loss < self.best_loss
         better = self.best_iou is None or valid_iou > self.best_iou
-        return Progress(
+        return type(self)(
             epoch=epoch,
             best_iou=valid_iou if better else self.best_iou,
             best_epoch=epoch if better else self.best_epoch,
