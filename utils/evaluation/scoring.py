@@ -1,7 +1,6 @@
 """Predictions scored against the truth, one volume after the other."""
 
 import contextlib
-import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -144,8 +143,8 @@ def score_volume(
     if tolerance is not None:
         box = ndimage.find_objects(known.view(np.int8))[0]
         masks = found[box], mask[box] > 0
-        surfaces = score_surfaces(*masks, tolerance=tolerance, voxel_size=spacing, known=known[box])
-        scores |= dataclasses.asdict(surfaces)
+        size = {"tolerance": tolerance, "voxel_size": spacing}
+        scores |= score_surfaces(*masks, known=known[box], **size)
     scores |= score_columns(found, volume)
     conditions = {} if labelled else describe_conditions(volume)
     shown = np.where(known, probabilities, np.nan)
