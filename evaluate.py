@@ -122,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def evaluate(flags: argparse.Namespace) -> None:
     """Score one set of predictions, write and print the results."""
-    from utils.evaluation.report import score_lines
-    from utils.evaluation.tables import make_folder
+    from utils.evaluation.tables import make_folder, score_lines
 
     check_flags(flags)
     work = prepare(flags, flags.checkpoint, flags.predictions)
@@ -136,9 +135,13 @@ def evaluate(flags: argparse.Namespace) -> None:
 def compare(flags: argparse.Namespace) -> None:
     """Score what is not scored yet, write and print the paired differences."""
     from utils.evaluation.comparison import EarlierScores, check_same_volumes
-    from utils.evaluation.report import comparison_lines
     from utils.evaluation.statistics import paired_differences
-    from utils.evaluation.tables import common_scores, make_folder, write_comparison
+    from utils.evaluation.tables import (
+        common_scores,
+        comparison_lines,
+        make_folder,
+        write_comparison,
+    )
     from utils.figures.evaluation import save_comparison
     from utils.provenance import describe_program
 
@@ -342,11 +345,9 @@ def score_and_write(
 
     tolerance = None if flags.no_surface else flags.surface_tolerance
     spacing = None if flags.voxel_size is None else flags.voxel_size[::-1]
+    given = {"tolerance": tolerance, "spacing": spacing, "columns": flags.columns, "what": what}
     with memory_advice("lower --batch_size or --window"):
-        columns = flags.columns
-        results = score_volumes(
-            work, tolerance=tolerance, spacing=spacing, columns=columns, what=what
-        )
+        results = score_volumes(work, **given)
     table = table_of(results)
     means = means_over_volumes(only_scores(table), flags.seed)
     about = {

@@ -20,9 +20,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
 from utils.flags import FlagParser
@@ -129,7 +129,7 @@ def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path
             f"--bioimageio: {flags.checkpoint} was trained with --objective {network.objective}; "
             "packages hold networks that segment"
         )
-    name, card = read_card(flags, source) if flags.bioimageio else ("", "")
+    name, card = read_card(flags, source, state) if flags.bioimageio else ("", "")
     with tempfile.TemporaryDirectory() as folder:
         onnx = Path(flags.onnx or f"{folder}/network.onnx")
         save_onnx(model, state, onnx)
@@ -146,21 +146,21 @@ def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path
     return [Path(path) for path in (flags.onnx, flags.bioimageio) if path]
 
 
-def read_card(flags: argparse.Namespace, source: str | Path) -> tuple[str, str]:
+def read_card(
+    flags: argparse.Namespace, source: str | Path, state: Mapping[str, Any]
+) -> tuple[str, str]:
     """Return a network's name and its card: what lies beside it, else what its records say."""
-    from utils.checkpoints.loading import load_checkpoint, log_directory
+    from utils.checkpoints.loading import log_directory
     from utils.checkpoints.pretrained import describe, find_pretrained
 
     file = find_pretrained(source) or Path(source)
     card = file.with_suffix(".md")
     if file.is_file() and card.is_file() and (flags.pretrained or not flags.evaluation):
         return file.stem, card.read_text()
-    records = log_directory(source)
     name = Path(flags.bioimageio).stem
     use = f"`python predict.py --checkpoint {name}.zip --input STACK --output MASK` uses it."
     evaluation = None if flags.evaluation is None else Path(flags.evaluation)
-    state = load_checkpoint(source)
-    return name, describe(name, use, state, records, evaluation, flags.hardware)
+    return name, describe(name, use, state, log_directory(source), evaluation, flags.hardware)
 
 
 def draw_sample(dims: int, edge: int) -> tuple[np.ndarray, np.ndarray]:

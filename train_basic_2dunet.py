@@ -108,10 +108,8 @@ FLAGS = {
         "deterministic": False,
     },
 }
-SEEDS = {"train": 111, "validation": 999, "test": 2222}
-"""Of the simulated sets."""
-IMAGE_EDGE = 128
-"""In pixels."""
+SEEDS = {"train": 111, "validation": 999, "test": 2222}  # of the simulated sets
+IMAGE_EDGE = 128  # in pixels
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:

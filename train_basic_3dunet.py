@@ -181,20 +181,17 @@ def load_data(
         of_volumes, of_labelled = (batches * part for part in parts)
     simulated = validation = spacing = None
     about: dict[str, str] = {}
+    samples = []
     if valid.files:
         # Always the same validation patches, so that runs of different seeds can be compared.
         validation = SegmentationFake3DDataset(valid.files, seed=0, **patches)
-        validated = f"{validation.num_samples:,} validation samples in"
-        about["data"] = f"{validated} {len(valid.files)} files"
+        samples = [f"{validation.num_samples:,} validation"]
         spacing = validation.column_spacing()
     if train.files:
         simulated = SegmentationFake3DDataset(
             train.files, patches_per_epoch=of_volumes, seed=flags.seed, **patches
         )
-        about["data"] = f"{simulated.num_samples:,} training samples in {len(train.files)} files"
-        if valid.files:
-            about["data"] = f"{simulated.num_samples:,} training and {validated} "
-            about["data"] += f"{len(train.files)} and {len(valid.files)} files"
+        samples.insert(0, f"{simulated.num_samples:,} training")
         spacing = simulated.column_spacing()
     elif flags.on_the_fly or flags.mix is not None:
         simulated = OnTheFly3DDataset(
@@ -206,13 +203,12 @@ def load_data(
             **patches,
         )
         idle = ", --no_shuffle has no effect" * flags.no_shuffle
-        about["data"] = "; ".join(
-            [
-                f"training volumes simulated on the fly, {flags.patches_per_volume} patches of "
-                f"each (--train_files are not read{idle})",
-                *about.values(),
-            ]
+        about["volumes"] = (
+            f"training volumes simulated on the fly, {flags.patches_per_volume} patches of each "
+            f"(--train_files are not read{idle})"
         )
+    if samples:
+        about["files"] = f"{' and '.join(samples)} samples"
     trained_on = simulated
     if train.labelled or valid.labelled:
         from utils.training.labelled_stacks import load_labelled
@@ -221,12 +217,11 @@ def load_data(
             flags,
             train.labelled,
             valid.labelled,
-            patch_size=flags.patch_size,
             spatial_dims=3,
             patches=(of_labelled, None),
-            background_threshold=flags.background_threshold,
             ancestor=known_network(flags, directory) if train.labelled else None,
             spacing=spacing and sum(spacing) / len(spacing),
+            **patches,
         )
         about |= labelled.about
         validation = labelled.validation or validation

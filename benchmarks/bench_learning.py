@@ -309,9 +309,9 @@ def score_checkpoint(
                 precision="bf16" if compute.precision == "bf16-mixed" else "32",
             )
             scores.append(score_voxels(probabilities, volume.mask, volume.sheet))
-    iou = bootstrap_mean(np.array([score.iou for score in scores]), np.random.default_rng(0))
+    iou = bootstrap_mean(np.array([score["iou"] for score in scores]), np.random.default_rng(0))
     means = {
-        name: float(np.nanmean([getattr(score, name) for score in scores]))
+        name: float(np.nanmean([score[name] for score in scores]))
         for name in ("sheet_iou", "sheet_auc", "baseline_iou")
     }
     return {"iou": iou.mean, "iou_low": iou.low, "iou_high": iou.high, **means}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError, disk_errors
 
@@ -52,6 +54,14 @@ def renaming(path: Path) -> Iterator[Path]:
         raise
     with disk_errors(path, "written"):
         sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write plain JSON, NaN none of it, whole or not at all; return ``path``."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+    return path
 
 
 def make_folder(folder: Path) -> Path:

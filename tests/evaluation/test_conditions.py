@@ -33,13 +33,13 @@ def test_curvature_of_an_ellipsoid_follows_its_axes(tiny_config):
 def test_conditions_are_the_stored_parameters(tiny_config):
     volume = simulate_volume(tiny_config, sample_rng(0, 3))
     conditions = describe_conditions(volume)
-    assert conditions.gain == volume.parameters.gain
-    assert conditions.spacing_voxels == pytest.approx(32 * volume.parameters.spacing)
-    assert conditions.curvature == sheet_curvature(volume)
+    assert conditions["gain"] == volume.parameters.gain
+    assert conditions["spacing_voxels"] == pytest.approx(32 * volume.parameters.spacing)
+    assert conditions["curvature"] == sheet_curvature(volume)
 
 
 def test_of_preset_wide_the_spacing_alone_is_known(tiny_wide):
     volume = simulate_volume(tiny_wide, sample_rng(0, 0))
-    conditions = vars(describe_conditions(volume))
+    conditions = describe_conditions(volume)
     assert conditions.pop("spacing_voxels") == pytest.approx(volume.path_spacing.mean(), rel=1e-5)
     assert np.isnan(list(conditions.values())).all()

@@ -108,7 +108,7 @@ def test_empty_cases() -> None:
         "false_negative_rate": 0.0,
     }
     assert Confusion(fp=1, tn=3).iou == 0.0
-    assert Confusion(tp=2, fn=2).false_positive_rate == 0.0
+    assert Confusion(tp=2, fn=2).metrics()["false_positive_rate"] == 0.0
 
 
 def test_counts_are_exact_beyond_float32() -> None:

@@ -7,7 +7,7 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
-from utils.evaluation.surfaces import SurfaceScores, score_surfaces
+from utils.evaluation.surfaces import score_surfaces
 
 
 def box(low, high, shape=(12, 12, 12)):
@@ -39,8 +39,8 @@ def test_scores_are_those_of_all_pairs_of_surface_voxels(size):
     scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=size)
     worst = max(np.percentile(there, 95), np.percentile(back, 95))
     close = (there <= max(size)).sum() + (back <= max(size)).sum()
-    assert scores.hd95_um == pytest.approx(worst, rel=1e-5)
-    assert scores.surface_dice_um == pytest.approx(close / (len(a) + len(b)), rel=1e-5)
+    assert scores["hd95_um"] == pytest.approx(worst, rel=1e-5)
+    assert scores["surface_dice_um"] == pytest.approx(close / (len(a) + len(b)), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1.0, 1.0, 1.0), (0.5, 0.25, 2.0)])
@@ -54,8 +54,8 @@ def test_scores_are_those_of_monai(size):
         hd95 = compute_hausdorff_distance(*pair, percentile=95, **options)
         dice = compute_surface_dice(*pair, class_thresholds=[max(size) * (1 + 1e-6)], **options)
     scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=size)
-    assert scores.hd95_um == pytest.approx(float(hd95), rel=1e-5)
-    assert scores.surface_dice_um == pytest.approx(float(dice), rel=1e-5)
+    assert scores["hd95_um"] == pytest.approx(float(hd95), rel=1e-5)
+    assert scores["surface_dice_um"] == pytest.approx(float(dice), rel=1e-5)
 
 
 def test_an_annotated_box_is_scored_as_if_it_were_the_volume():
@@ -64,8 +64,11 @@ def test_an_annotated_box_is_scored_as_if_it_were_the_volume():
     known = box((3, 2, 1), (12, 9, 8), (14, 12, 10))
     whole = score_surfaces(found & known, mask & known, tolerance=1.0, known=known)
     part = (slice(3, 12), slice(2, 9), slice(1, 8))
-    assert whole.hd95 == score_surfaces(found[part], mask[part], tolerance=1.0).hd95
-    assert whole.surface_dice == score_surfaces(found[part], mask[part], tolerance=1.0).surface_dice
+    assert whole["hd95"] == score_surfaces(found[part], mask[part], tolerance=1.0)["hd95"]
+    assert (
+        whole["surface_dice"]
+        == score_surfaces(found[part], mask[part], tolerance=1.0)["surface_dice"]
+    )
 
 
 def test_a_lone_annotated_plane_is_scored_as_an_image():
@@ -75,39 +78,39 @@ def test_a_lone_annotated_plane_is_scored_as_an_image():
     known[..., 4] = True
     plane = score_surfaces(found & known, mask & known, tolerance=1.0, known=known)
     image = score_surfaces(found[..., 4], mask[..., 4], tolerance=1.0)
-    assert (plane.hd95, plane.surface_dice) == (image.hd95, image.surface_dice)
-    assert 0 < image.surface_dice < 1
+    assert (plane["hd95"], plane["surface_dice"]) == (image["hd95"], image["surface_dice"])
+    assert 0 < image["surface_dice"] < 1
 
 
 def test_a_box_shifted_by_one_voxel_is_within_the_tolerance():
     found, mask = box((3, 3, 4), (8, 8, 9)), box((3, 3, 3), (8, 8, 8))
-    assert score_surfaces(found, mask, tolerance=1.0) == SurfaceScores(
-        1.0, 1.0, pytest.approx(math.nan, nan_ok=True), pytest.approx(math.nan, nan_ok=True)
-    )
+    scores = score_surfaces(found, mask, tolerance=1.0)
+    assert scores["hd95"] == scores["surface_dice"] == 1
+    assert math.isnan(scores["hd95_um"]) and math.isnan(scores["surface_dice_um"])
     strict = score_surfaces(found, mask, tolerance=0.5)
-    assert 0 < strict.surface_dice < 1 and strict.hd95 == 1
+    assert 0 < strict["surface_dice"] < 1 and strict["hd95"] == 1
 
 
 def test_micrometres_of_cubes_are_scaled_voxels():
     found, mask = box((3, 3, 5), (8, 8, 10)), box((3, 3, 3), (8, 8, 8))
     scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=(0.3, 0.3, 0.3))
-    assert scores.hd95 == 2 and scores.hd95_um == pytest.approx(0.6)
-    assert scores.surface_dice == scores.surface_dice_um < 1
+    assert scores["hd95"] == 2 and scores["hd95_um"] == pytest.approx(0.6)
+    assert scores["surface_dice"] == scores["surface_dice_um"] < 1
 
 
 def test_rounding_does_not_decide_at_the_tolerance():
     """A shift of one voxel of 0.1 or 0.3 um stays within a tolerance of one voxel."""
     found, mask = box((3, 3, 4), (8, 8, 9)), box((3, 3, 3), (8, 8, 8))
     scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=(0.1, 0.2, 0.3))
-    assert scores.surface_dice_um == 1
+    assert scores["surface_dice_um"] == 1
 
 
 def test_empty_masks_follow_the_policy():
     empty, full = box((0, 0, 0), (0, 0, 0), (3, 4, 12)), box((1, 1, 1), (2, 2, 2), (3, 4, 12))
     nothing = score_surfaces(empty, empty, tolerance=1.0, voxel_size=(1.0, 2.0, 1.0))
-    assert nothing == SurfaceScores(0.0, 1.0, 0.0, 1.0)
+    assert list(nothing.values()) == [0.0, 1.0, 0.0, 1.0]
     for found, mask in ((empty, full), (full, empty)):
         scores = score_surfaces(found, mask, tolerance=1.0, voxel_size=(1.0, 2.0, 1.0))
-        assert scores.hd95 == 13.0 and scores.surface_dice == 0
-        assert scores.hd95_um == pytest.approx(math.sqrt(9 + 64 + 144))
-        assert scores.surface_dice_um == 0
+        assert scores["hd95"] == 13.0 and scores["surface_dice"] == 0
+        assert scores["hd95_um"] == pytest.approx(math.sqrt(9 + 64 + 144))
+        assert scores["surface_dice_um"] == 0

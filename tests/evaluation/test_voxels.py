@@ -17,12 +17,18 @@ def cube(low, high, size=10):
 def test_a_perfect_prediction():
     mask, sheet = cube(3, 6), cube(2, 8)
     scores = score_voxels(mask.astype(np.float32), mask, sheet)
-    assert scores.foreground == scores.found == 0.027
-    perfect = (scores.iou, scores.dice, scores.precision, scores.recall, scores.sheet_iou)
+    assert scores["foreground"] == scores["found"] == 0.027
+    perfect = (
+        scores["iou"],
+        scores["dice"],
+        scores["precision"],
+        scores["recall"],
+        scores["sheet_iou"],
+    )
     assert perfect == (1, 1, 1, 1, 1)
-    assert scores.total_error == 0 and scores.sheet_auc == 1
-    assert scores.sheet_false_positive_rate == 0
-    assert scores.baseline_iou == scores.sheet_baseline_iou == 27 / 216
+    assert scores["total_error"] == 0 and scores["sheet_auc"] == 1
+    assert scores["sheet_false_positive_rate"] == 0
+    assert scores["baseline_iou"] == scores["sheet_baseline_iou"] == 27 / 216
 
 
 def test_scores_from_hand_counted_voxels():
@@ -30,42 +36,49 @@ def test_scores_from_hand_counted_voxels():
     sheet = np.array([0, 1, 1, 1, 1, 1, 1, 0, 0, 0], np.uint8)
     chance = np.array([0.9, 0.5, 0.6, 0.1, 0.7, 0.2, 0.3, 0.8, 0, 0], np.float32)
     scores = score_voxels(chance, mask, sheet)
-    assert scores.iou == 3 / 6 and scores.dice == 6 / 9
-    assert scores.precision == 3 / 5 and scores.recall == 3 / 4
-    assert scores.total_error == 3 / 10
-    assert scores.foreground == 0.4 and scores.found == 0.5
-    assert scores.sheet_false_positive_rate == 1 / 3
-    assert scores.baseline_iou == 3 / 7
-    assert scores.sheet_iou == 2 / 4 and scores.sheet_baseline_iou == 3 / 6
+    assert scores["iou"] == 3 / 6 and scores["dice"] == 6 / 9
+    assert scores["precision"] == 3 / 5 and scores["recall"] == 3 / 4
+    assert scores["total_error"] == 3 / 10
+    assert scores["foreground"] == 0.4 and scores["found"] == 0.5
+    assert scores["sheet_false_positive_rate"] == 1 / 3
+    assert scores["baseline_iou"] == 3 / 7
+    assert scores["sheet_iou"] == 2 / 4 and scores["sheet_baseline_iou"] == 3 / 6
     # Inside: 0.5 beats two of three, 0.6 two, 0.1 none.
-    assert scores.sheet_auc == pytest.approx(4 / 9)
+    assert scores["sheet_auc"] == pytest.approx(4 / 9)
 
 
 def test_the_sheet_itself_scores_the_baseline():
     mask, sheet = cube(3, 6), cube(2, 8)
     scores = score_voxels(sheet.astype(np.float32), mask, sheet)
-    assert scores.iou == scores.baseline_iou
-    assert scores.sheet_iou == scores.sheet_baseline_iou
-    assert scores.sheet_auc == 0.5 and scores.sheet_false_positive_rate == 1
+    assert scores["iou"] == scores["baseline_iou"]
+    assert scores["sheet_iou"] == scores["sheet_baseline_iou"]
+    assert scores["sheet_auc"] == 0.5 and scores["sheet_false_positive_rate"] == 1
 
 
 def test_scores_without_a_meaning_are_nan():
     nothing = np.zeros((4, 4, 4), np.uint8)
     scores = score_voxels(nothing.astype(np.float32), cube(1, 2, 4), nothing)
-    undefined = (scores.precision, scores.sheet_iou, scores.sheet_baseline_iou, scores.sheet_auc)
+    undefined = (
+        scores["precision"],
+        scores["sheet_iou"],
+        scores["sheet_baseline_iou"],
+        scores["sheet_auc"],
+    )
     assert all(math.isnan(score) for score in undefined)
-    assert scores.recall == 0 and scores.iou == 0 and scores.baseline_iou == 0
+    assert scores["recall"] == 0 and scores["iou"] == 0 and scores["baseline_iou"] == 0
 
 
 def test_empty_masks_follow_the_policy():
     empty, full = np.zeros((4, 4, 4), np.uint8), cube(1, 3, 4)
     nothing = score_voxels(empty.astype(np.float32), empty, full)
-    assert nothing.iou == nothing.dice == 1 and nothing.total_error == 0
-    assert math.isnan(nothing.precision) and math.isnan(nothing.recall)
+    assert nothing["iou"] == nothing["dice"] == 1 and nothing["total_error"] == 0
+    assert math.isnan(nothing["precision"]) and math.isnan(nothing["recall"])
     false = score_voxels(full.astype(np.float32), empty, full)
-    assert false.iou == false.dice == false.precision == 0 and math.isnan(false.recall)
+    assert false["iou"] == false["dice"] == false["precision"] == 0 and math.isnan(false["recall"])
     missed = score_voxels(empty.astype(np.float32), full, full)
-    assert missed.iou == missed.dice == missed.recall == 0 and math.isnan(missed.precision)
+    assert missed["iou"] == missed["dice"] == missed["recall"] == 0 and math.isnan(
+        missed["precision"]
+    )
 
 
 @given(

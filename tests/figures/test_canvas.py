@@ -1,7 +1,8 @@
-"""Files of pictures are whole or not at all."""
+"""Files of pictures are whole or not at all; colours."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from utils.errors import UserError
@@ -21,3 +22,9 @@ def test_a_failure_leaves_the_old_picture(tmp_path: Path) -> None:
         canvas.save_figure(Failing(), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_blue_ramp_grows_brighter() -> None:
+    ramp = canvas.blue(np.linspace(0.0, 1.0, 50))
+    assert np.all(np.diff(ramp.sum(axis=1)) > 0)
+    assert not ramp[0].any()

@@ -60,7 +60,7 @@ def test_the_rate_follows_the_steps() -> None:
     for _ in range(4):
         training.set_rate(ours)
         rates.append(ours.param_groups[0]["lr"])
-        training.step_done()
+        training.steps += 1
         assert not training.time_is_up()
     assert rates == pytest.approx([0.2 * rate_factor("cosine", share / 4) for share in range(4)])
     resumed = TrainingClock(options, planned=4, steps=2)
@@ -74,7 +74,7 @@ def test_the_rate_follows_the_clock_where_that_is_further() -> None:
     training, ours = TrainingClock(options, planned=100, clock=clock), optimizer()
     for seconds, share in ((0.0, 0.01), (30.0, 0.5), (45.0, 0.75)):
         clock.now = 1000 + seconds
-        training.step_done()
+        training.steps += 1
         assert not training.time_is_up()
         training.set_rate(ours)
         assert ours.param_groups[0]["lr"] == pytest.approx(rate_factor("cosine", share), abs=0.02)

@@ -1,7 +1,5 @@
 """Checkpoints read as plain data, by the path of a file or log directory, or a network's name."""
 
-from __future__ import annotations
-
 import io
 import warnings
 import zipfile

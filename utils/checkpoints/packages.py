@@ -6,8 +6,6 @@ each axis in space any multiple of the network's step. Formats: ONNX with opset 
 version 0.5 of the model description of bioimage.io. Needs requirements-export.txt.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging
@@ -110,10 +108,10 @@ class Probabilities(nn.Module):
 
 
 def save_onnx(network: nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    """Write a network of ``models``, in evaluation, as an ONNX file; the disk's UserErrors alone.
+    """Write a network of ``models``, in evaluation, as an ONNX file.
 
-    ``state`` is its checkpoint. Its rule of grey values, spacing (voxels), patch size and step go
-    into the file's metadata as JSON.
+    Of ``state``, its checkpoint, the rule of grey values, spacing (voxels) and patch size go into
+    the file's metadata as JSON, and so does its step.
     """
     step = network.size_multiple
     names = "zyx"[-state["model_config"]["spatial_dims"] :]
@@ -154,24 +152,15 @@ def save_package(
     authors: Sequence[str] = (),
     license: str | None = None,
 ) -> None:
-    """Write a package of bioimage.io with a network, and have its own checker run it.
+    """Write a package of bioimage.io (``.zip``) with a network, and have its own checker run it.
 
-    Args:
-        network: of ``models``, one channel in and out, in evaluation.
-        state: its checkpoint; a copy goes into the package.
-        path: the package, ``.zip``.
-        onnx: its file, by :func:`save_onnx`.
-        name: of the network.
-        card: Markdown about it, for the package's documentation.
-        sample: (X, Y, Z) or (X, Y) grey values, of which the test tensors are made; its lengths are
-            multiples of the network's step, and at least two halos and a step.
-        cover: a picture, at most 500 kB, twice as wide as high.
-        authors: as :func:`check_origin` lets them pass.
-        license: of the network, likewise, if it has one.
-
-    Raises:
-        UserError: of the disk.
-        RuntimeError: the checker refuses what was written, which is a bug.
+    The network is of ``models``, one channel in and out, in evaluation; ``state`` is its
+    checkpoint, of which a copy goes into the package, ``onnx`` its file by :func:`save_onnx`, and
+    ``card`` Markdown about it. Of ``sample``, (X, Y, Z) or (X, Y) grey values, the test tensors are
+    made; its lengths are multiples of the network's step, and at least two halos and a step. The
+    ``cover`` is a picture of at most 500 kB, twice as wide as high; ``authors`` and ``license`` are
+    as :func:`check_origin` lets them pass. Raises UserError of the disk, and RuntimeError where the
+    checker refuses what was written, which is a bug.
     """
     from bioimageio.core import test_model
     from bioimageio.spec import ValidationContext, save_bioimageio_package
@@ -192,9 +181,18 @@ def save_package(
         (files / "network.onnx").write_bytes(onnx.read_bytes())
         (files / PACKAGED).write_bytes(pack(state, torch.float32))
         (files / "cover.png").write_bytes(cover.read_bytes())
-        (files / "README.md").write_text(f"{card}\n{_describe_use(network, state)}")
+        lengths, rule = state["spacing_voxels"], _plain_rule(state)
+        use = USE.format(
+            spacing=sum(lengths) / len(lengths),
+            step=network.size_multiple,
+            window=state["patch_size"],
+            low=rule.low_percent,
+            high=rule.high_percent,
+            halo=halo(network.size_multiple, state["patch_size"]),
+            packaged=PACKAGED,
+        )
+        (files / "README.md").write_text(f"{card}\n{use}")
         test = np.ascontiguousarray(sample.T, np.float32)[None, None]
-        rule = _plain_rule(state)
         scaled = torch.from_numpy(rule.apply(test, *rule.fit(test)))
         with torch.inference_mode():
             answer = Probabilities(network)(scaled).numpy()
@@ -228,55 +226,30 @@ def _plain_rule(state: Mapping[str, Any]) -> PercentileNormalizer:
     return PercentileNormalizer(rule["low_percent"], rule["high_percent"], "percentiles")
 
 
-def _describe_use(network: nn.Module, state: Mapping[str, Any]) -> str:
-    lengths, rule = state["spacing_voxels"], _plain_rule(state)
-    return USE.format(
-        spacing=sum(lengths) / len(lengths),
-        step=network.size_multiple,
-        window=state["patch_size"],
-        low=rule.low_percent,
-        high=rule.high_percent,
-        halo=halo(network.size_multiple, state["patch_size"]),
-        packaged=PACKAGED,
-    )
-
-
 def _description(network: nn.Module, state: Mapping[str, Any], highest: float) -> dict[str, Any]:
     """Return what ``rdf.yaml`` says of a network; ``highest`` is the largest value tested."""
     config, step, rule = state["model_config"], network.size_multiple, _plain_rule(state)
     edge, dims = halo(step, state["patch_size"]), config["spatial_dims"]
     axes = "zyx"[-dims:]
     lengths = {"min": 2 * edge + step, "step": step}
+    space = [{"type": "space", "id": a, "size": lengths, "concatenable": True} for a in axes]
+    limits = {"min_percentile": rule.low_percent, "max_percentile": rule.high_percent}
+    scaling = {"axes": ["channel", *axes], **limits, "eps": 1e-9}
     image = {
         "id": "image",
-        "axes": [
-            {"type": "batch"},
-            {"type": "channel", "channel_names": ["fluorescence"]},
-            *({"type": "space", "id": a, "size": lengths, "concatenable": True} for a in axes),
-        ],
+        "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["fluorescence"]}, *space],
         "test_tensor": {"source": "test_input.npy"},
         "pad": {"mode": "edge"},
         "preprocessing": [
-            {
-                "id": "scale_range",
-                "kwargs": {
-                    "axes": ["channel", *axes],
-                    "min_percentile": rule.low_percent,
-                    "max_percentile": rule.high_percent,
-                    "eps": 1e-9,
-                },
-            },
+            {"id": "scale_range", "kwargs": scaling},
             {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}},
         ],
     }
     same = {a: {"tensor_id": "image", "axis_id": a} for a in axes}
+    space = [{"type": "space", "id": a, "size": same[a], "halo": edge} for a in axes]
     probability = {
         "id": "probability",
-        "axes": [
-            {"type": "batch"},
-            {"type": "channel", "channel_names": ["column"]},
-            *({"type": "space", "id": a, "size": same[a], "halo": edge} for a in axes),
-        ],
+        "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["column"]}, *space],
         "test_tensor": {"source": "test_output.npy"},
     }
     tolerance = {

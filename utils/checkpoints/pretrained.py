@@ -7,12 +7,9 @@ records of the run: the checkpoint, ``config.json``, ``logs.json`` and an evalua
 ``summary.json``.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,8 @@ import torch
 from utils.errors import UserError, disk_errors
 from utils.replacing import make_folder, replacing
 
-FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"
-"""Where names are looked up."""
-MOST_BYTES = 3_000_000
-"""A file must be smaller: it is part of every clone."""
+FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"  # where names are looked up
+MOST_BYTES = 3_000_000  # a file must be smaller: it is part of every clone
 KEPT = (
     *("format", "model_config", "normalizer", "spacing_voxels", "patch_size", "epoch", "metrics"),
     "trust",
@@ -51,12 +46,6 @@ SCORE_NAMES = {
     "covered_left_out": "left-out columns at least half covered",
 }
 """The scores of ``summary.json`` that a card shows, in its order and words."""
-LIMITS = """\
-- It has seen simulated volumes only. No labelled real stack was at hand, so nothing is known of its
-  accuracy on one; near the sampling limit it sees columns in texture.
-- It knows columns about {spacing:.1f} voxels apart; `--scale` brings a stack there.
-- Columns that are left out of the image (2 of 11 in default volumes) are found only where their
-  neighbours give them away."""
 
 
 def pretrained_names(folder: Path = FOLDER) -> list[str]:
@@ -90,19 +79,13 @@ def save_pretrained(
 ) -> tuple[Path, Path]:
     """Write ``folder/name.pth`` and its card ``folder/name.md``; return both paths.
 
-    Args:
-        name: letters, digits, ``_`` and ``-``.
-        state: a checkpoint, as ``load_checkpoint`` returns it.
-        log_directory: of the run that left the checkpoint.
-        evaluation: folder of ``evaluate.py``'s results; without it the card has no scores.
-        folder: made if it is not there.
-        hardware: the machine in words, instead of what the log directory knows of it.
-        overwrite: replace both files if they are there.
+    ``state`` is a checkpoint, as ``load_checkpoint`` returns it, and ``log_directory`` that of its
+    run. ``evaluation`` is a folder of ``evaluate.py``'s results, without which the card has no
+    scores; ``hardware`` the machine in words, instead of what the log directory knows of it.
 
-    Raises:
-        UserError: for a name that is none or taken, records that are missing or damaged, an
-            evaluation of another network, and a file that would not be smaller than
-            :data:`MOST_BYTES`; nothing is written then.
+    Raises UserError for a name that is none or taken, records that are missing or damaged, an
+    evaluation of another network, and a file that would not be smaller than :data:`MOST_BYTES`;
+    nothing is written then.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise UserError(f"{name!r} is no name: letters, digits, _ and - make one")
@@ -129,6 +112,51 @@ def save_pretrained(
     return weights, card
 
 
+def pack(state: Mapping[str, Any], kernels: torch.dtype) -> bytes:
+    """Return a file with what prediction needs of a checkpoint, its kernels as ``kernels``."""
+    weights = {
+        name: tensor.to(kernels) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+        for name, tensor in state["model_state"].items()
+    }
+    flags = {"objective": state.get("flags", {}).get("objective")}
+    kept = {name: state[name] for name in KEPT if name in state}
+    packed = io.BytesIO()
+    torch.save({**kept, "flags": flags, "model_state": weights}, packed)
+    return packed.getvalue()
+
+
+CARD = """\
+# {name}
+
+{use}
+
+## Network
+
+{parameters:,} parameters. {network}. Input: one channel, percentiles {low:g} and {high:g} of the
+whole stack mapped to 0 and 1; columns {spacing} voxels apart; windows of {patch_size}.
+
+## Data
+
+{data}
+
+## Training
+
+{training}
+
+## Scores
+
+{scores}
+
+## Limits
+
+- It has seen simulated volumes only. No labelled real stack was at hand, so nothing is known of its
+  accuracy on one; near the sampling limit it sees columns in texture.
+- It knows columns about {mean_spacing:.1f} voxels apart; `--scale` brings a stack there.
+- Columns that are left out of the image (2 of 11 in default volumes) are found only where their
+  neighbours give them away.
+"""
+
+
 def describe(
     name: str,
     use: str,
@@ -143,43 +171,29 @@ def describe(
     """
     config = _read_json(log_directory / "config.json")
     log = _read_json(log_directory / "logs.json")
-    spacing = sum(state["spacing_voxels"]) / len(state["spacing_voxels"])
-    parts = [
-        f"# {name}",
-        use,
-        "## Network",
-        _describe_network(state, config),
-        "## Data",
-        _describe_data(config.get("data", {})),
-        "## Training",
-        _describe_training(state, config, log, hardware),
-        "## Scores",
-        _describe_scores(name, state, evaluation),
-        "## Limits",
-        LIMITS.format(spacing=spacing),
-    ]
-    return "\n\n".join(parts) + "\n"
+    lengths = state["spacing_voxels"]
+    return CARD.format(
+        name=name,
+        use=use,
+        parameters=config["parameters"],
+        network=", ".join(f"{key} {value}" for key, value in state["model_config"].items()),
+        low=state["normalizer"]["low_percent"],
+        high=state["normalizer"]["high_percent"],
+        spacing=" x ".join(f"{edge:.2f}" for edge in lengths),
+        patch_size=state["patch_size"],
+        data=_describe_data(config.get("data", {})),
+        training=_describe_training(state["epoch"], config, log, hardware),
+        scores=_describe_scores(name, state, evaluation),
+        mean_spacing=sum(lengths) / len(lengths),
+    )
 
 
-def pack(state: Mapping[str, Any], kernels: torch.dtype) -> bytes:
-    """Return a file with what prediction needs of a checkpoint, its kernels as ``kernels``."""
-    weights = {
-        name: tensor.to(kernels) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
-        for name, tensor in state["model_state"].items()
-    }
-    flags = {"objective": state.get("flags", {}).get("objective")}
-    kept = {name: state[name] for name in KEPT if name in state}
-    packed = io.BytesIO()
-    torch.save({**kept, "flags": flags, "model_state": weights}, packed)
-    return packed.getvalue()
-
-
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         with disk_errors(path):
             content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged or no record of ours") from error
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged or no record of ours")
     return content
@@ -193,80 +207,48 @@ def _portable(value: Any) -> str:
     return "=".join(Path(part).name if part.startswith("/") else part for part in parts)
 
 
-def _describe_network(state: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    architecture = ", ".join(f"{key} {value}" for key, value in state["model_config"].items())
-    spacing = " x ".join(f"{edge:.2f}" for edge in state["spacing_voxels"])
-    low, high = state["normalizer"]["low_percent"], state["normalizer"]["high_percent"]
-    return _wrap(
-        f"{config['parameters']:,} parameters. {architecture}. Input: one channel, percentiles "
-        f"{low:g} and {high:g} of the whole stack mapped to 0 and 1; columns {spacing} voxels "
-        f"apart; windows of {state['patch_size']}."
-    )
-
-
-STREAM = "on_the_fly"
-"""The key of a mixture of presets, whose every parameter stands in ``config.json``."""
-
-
 def _describe_data(data: Mapping[str, Any]) -> str:
-    """List what stands in ``config.json``, a line a file or stream."""
+    """List what stands in ``config.json``, a line a file or stream.
+
+    Of a stream (``on_the_fly``), whose every parameter stands there, presets and shares.
+    """
     lines = []
     for role, entries in data.items():
         for entry in entries if isinstance(entries, list) else [entries]:
-            words = [f"{key} {_portable(value)}" for key, value in entry.items() if key != STREAM]
-            parts = entry.get(STREAM, [])
-            for part in parts if isinstance(parts, list) else [parts]:
+            stream = entry.get("on_the_fly", [])
+            words = [f"{k} {_portable(value)}" for k, value in entry.items() if k != "on_the_fly"]
+            for part in stream if isinstance(stream, list) else [stream]:
                 shape = " x ".join(map(str, part["shape"]))
                 name = part.get("preset", "wide" if "sheet" in part else "reference")
-                words.append(f"volumes of preset {name} on the fly, share {part.get('share', 1):g}")
-                words[-1] += f", {shape} voxels"
+                share = f"share {part.get('share', 1):g}, {shape} voxels"
+                words.append(f"volumes of preset {name} on the fly, {share}")
             lines.append(f"- {role}: " + ", ".join(words))
     return "\n".join(lines)
 
 
 def _describe_training(
-    state: Mapping[str, Any],
-    config: Mapping[str, Any],
-    log: Mapping[str, Any],
-    hardware: str | None,
+    best: int, config: Mapping[str, Any], log: Mapping[str, Any], hardware: str | None
 ) -> str:
-    epochs = log["epochs"]
+    """Return how long it trained, from what, on what, and its command, a flag a line."""
+    epochs, machine = log["epochs"], config["machine"]
     hours = sum(record["seconds"] for record in epochs) / 3600
-    until = sum(r["seconds"] for r in epochs if r["epoch"] <= state["epoch"]) / 3600
-    compute, machine = config["compute"], config["machine"]
-    versions = ", ".join(f"{library} {version}" for library, version in config["versions"].items())
+    until = sum(r["seconds"] for r in epochs if r["epoch"] <= best) / 3600
     where = hardware or f"{machine['cores']} cores, {machine['processor']}"
+    versions = ", ".join(f"{library} {version}" for library, version in config["versions"].items())
+    lines = [
+        f"- epoch {best} of {len(epochs)} trained; {until:.1f} of {hours:.1f} hours; the run "
+        f"ended: {log['exit']['reason']}",
+        f"- hardware: {where}; {config['compute']['device']}, {config['compute']['precision']}",
+        f"- versions: {versions}; program {config['git_revision']}",
+    ]
+    if ancestor := config.get("ancestor"):
+        path, epoch = _portable(ancestor["checkpoint"]), ancestor["epoch"]
+        lines.append(f"- began with {path}, epoch {epoch}, weights of SHA-256 {ancestor['sha256']}")
     words = [f"python {config['script']}"]
     for flag, value in config["flags"].items():
-        if flag not in PLACES and value is not None and value is not False and value != "":
+        if flag not in PLACES and value not in (None, False, ""):
             words.append(f"--{flag}" if value is True else f"--{flag} {_portable(value)}")
-    command = textwrap.wrap(
-        " ".join(words),
-        96,
-        subsequent_indent="    ",
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
-    lines = [
-        f"- epoch {state['epoch']} of {len(epochs)} trained; {until:.1f} of {hours:.1f} hours; the "
-        f"run ended: {log['exit']['reason']}",
-        *_describe_ancestor(config.get("ancestor")),
-        f"- hardware: {where}; {compute['device']}, {compute['precision']}",
-        f"- versions: {versions}; program {config['git_revision']}",
-        "",
-        "```bash",
-        " \\\n".join(command),
-        "```",
-    ]
-    return "\n".join(lines)
-
-
-def _describe_ancestor(ancestor: Mapping[str, Any] | None) -> list[str]:
-    """Return a line on the network that the training began with, if there was one."""
-    if not ancestor:
-        return []
-    path, epoch = _portable(ancestor["checkpoint"]), ancestor["epoch"]
-    return [f"- began with {path}, epoch {epoch}, weights of SHA-256 {ancestor['sha256']}"]
+    return "\n".join([*lines, "", "```bash", " \\\n    ".join(words), "```"])
 
 
 def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | None) -> str:
@@ -284,23 +266,16 @@ def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | Non
     stored = str(scored) == name or scored.name == f"{name}.pth"
     which = "this file" if stored else "its checkpoint, before rounding to bfloat16"
     shape = " x ".join(map(str, data["shape"]))
-    about = _wrap(
+    lines = [
         f"Of {which}, on {len(data['volumes'])} whole volumes of {shape} voxels "
         f"(`{Path(data['file']).name}`, seed {data['seed']}), windows of {summary['window']} with "
-        f"overlap {summary['overlap']}. Means, with 95 % bootstrap intervals over volumes."
-    )
-    rows = ["| score | mean | 95 % |", "| --- | --- | --- |"]
+        f"overlap {summary['overlap']}. Means, with 95 % bootstrap intervals over volumes.",
+        *("", "| score | mean | 95 % |", "| --- | --- | --- |"),
+    ]
     for key, words in SCORE_NAMES.items():
-        score = summary["scores"].get(key, {})
-        if score.get("mean") is not None:
-            mean, low, high = (_number(score[column]) for column in ("mean", "low", "high"))
-            rows.append(f"| {words} | {mean} | {low} to {high} |")
-    return "\n".join([about, "", *rows])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+        found = summary["scores"].get(key, {})
+        numbers = [found.get(column) for column in ("mean", "low", "high")]
+        if numbers[0] is not None:
+            mean, low, high = ("-" if n is None else f"{n:.3f}" for n in numbers)
+            lines.append(f"| {words} | {mean} | {low} to {high} |")
+    return "\n".join(lines)

@@ -3,8 +3,6 @@
 Names are imported at their first use, so that ``from utils.data.normalize import ...`` stays quick.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -5,8 +5,6 @@ epoch e becomes depends on (seed, e, k) alone: neither on the number of loader p
 threads of the process that does it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,8 +22,7 @@ from monai.transforms import (
 )
 from torch import Tensor
 
-from utils.data.epochs import EpochDataset
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, item_index
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
 
@@ -35,24 +32,19 @@ LEVELS = ("none", "flips", "full")
 ELASTIC_PROBABILITY = 0.1
 ELASTIC_SHIFT = 2.0
 """Largest shift along an axis, in voxels: a fifth of the usual distance between columns."""
-ELASTIC_DISTANCE = 16
-"""Voxels between the points that are shifted independently, roughly."""
+ELASTIC_DISTANCE = 16  # voxels between the points that are shifted independently, roughly
 BLUR_PROBABILITY = 0.15
-BLUR_SIGMA = (0.3, 1.0)
-"""In voxels, drawn for each axis."""
+BLUR_SIGMA = (0.3, 1.0)  # in voxels, drawn for each axis
 NOISE_PROBABILITY = 0.2
-NOISE_SD = 0.08
-"""Largest standard deviation, where 1 lies between the 1st and the 99th percentile."""
-INTENSITY_PROBABILITY = 0.3
-"""Of each change of the grey values: gamma, scale and shift."""
+NOISE_SD = 0.08  # largest standard deviation, where 1 lies between the 1st and the 99th percentile
+INTENSITY_PROBABILITY = 0.3  # of each change of the grey values: gamma, scale and shift
 GAMMA = (0.7, 1.5)
-SCALE = 0.2
-"""Largest relative change."""
+SCALE = 0.2  # largest relative change
 SHIFT = 0.05
 
 
 class Augmentation:
-    """Changes items at random, at one of :data:`LEVELS`.
+    """Changes items at random, at one of :data:`LEVELS`; UserError for another level.
 
     ``flips`` draws one of the symmetries of the patch, each equally likely: 48 of a cube, 8 of a
     square; axes of different lengths keep their places. That is one copy, where MONAI's RandFlip
@@ -60,11 +52,6 @@ class Augmentation:
     smooth deformation, blur, noise, gamma, scale and shift of the grey values, in this order and
     from MONAI's transforms; the image is cut off at 0 and 1. Targets take part in the geometry
     only, and keep their values: the deformation gives them the nearest voxel's.
-
-    Items are changed one by one where they are loaded: on batches noise and grey values take as
-    long per item (``benchmarks/bench_loader.py``), and would take it from the network's process.
-
-    Raises UserError for another level.
     """
 
     def __init__(self, level: str) -> None:
@@ -89,10 +76,7 @@ class Augmentation:
 
 
 class AugmentedDataset(EpochDataset):
-    """The items of ``dataset``, each changed as its seed, epoch and index say.
-
-    Raises UserError for a level that is none of :data:`LEVELS`.
-    """
+    """The items of ``dataset``, each changed as its seed, epoch and index say."""
 
     def __init__(self, dataset: EpochDataset, level: str, seed: int = 0) -> None:
         super().__init__()
@@ -172,13 +156,12 @@ def _smooth_deform(shape: tuple[int, ...]) -> RandSmoothDeform:
 @lru_cache(maxsize=1)
 def _image_transforms() -> tuple[RandomizableTransform, ...]:
     """Return what happens to the image alone, in the order of a microscope."""
-    probability = INTENSITY_PROBABILITY
     return (
         RandGaussianSmooth(BLUR_SIGMA, BLUR_SIGMA, BLUR_SIGMA, prob=BLUR_PROBABILITY),
         RandGaussianNoise(prob=NOISE_PROBABILITY, std=NOISE_SD),
-        RandAdjustContrast(prob=probability, gamma=GAMMA),
-        RandScaleIntensity(SCALE, prob=probability),
-        RandShiftIntensity(SHIFT, prob=probability),
+        RandAdjustContrast(prob=INTENSITY_PROBABILITY, gamma=GAMMA),
+        RandScaleIntensity(SCALE, prob=INTENSITY_PROBABILITY),
+        RandShiftIntensity(SHIFT, prob=INTENSITY_PROBABILITY),
     )
 
 
@@ -191,9 +174,6 @@ def _plain(tensor: Tensor) -> Tensor:
 def _one_thread() -> Iterator[None]:
     """Have torch compute on one thread, as in loader processes: sums' last bits depend on it."""
     threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
     torch.set_num_threads(1)
     try:
         yield

@@ -1,10 +1,9 @@
 """What training asks of a data set, with an answer for those that have nothing of their own to say.
 
-Anyone's data set can be one.
+Anyone's data set can be one. Indices are checked here, so that all say the same of them.
 """
 
-from __future__ import annotations
-
+import operator
 from typing import Any
 
 import torch
@@ -51,6 +50,23 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
         stands the version of the simulation, which is not compared: older records lack it.
         """
         return {}
+
+
+def item_index(index: Any, length: int) -> int:
+    """Return an index as an int of 0..length - 1; negative ones count from the end.
+
+    Raises IndexError, naming it, for another number, and TypeError for what is no whole number.
+    """
+    try:
+        number = operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"data sets take whole numbers, not {index!r}; "
+            "torch.utils.data.Subset(dataset, range(2)) is a data set of the first two"
+        ) from None
+    if not -length <= number < length:
+        raise IndexError(f"item {number} is outside {-length}..{length - 1}")
+    return number % length
 
 
 def in_turn(seed: int, place: int, samples: int) -> int:

@@ -18,26 +18,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils.data.epochs import EpochDataset
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, item_index
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.simulation.image import ImageConfig, image_rng, simulate_image
 from utils.simulation.streams import check_seed
 from utils.storage import version_note
-from utils.storage.images import (
-    ImageSamples,
-    ImageSet,
-    new_image_file,
-    read_image_set,
-    read_images,
-)
+from utils.storage.images import ImageSamples, ImageSet, new_image_file, read_image_set, read_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KEYPOINT_PADDING = 999.0
-"""Stands in both coordinates of rows that hold no centre."""
+KEYPOINT_PADDING = 999.0  # stands in both coordinates of rows that hold no centre
 HEAT_MAPS = ("Gaussian", "Cauchy")
 
 
@@ -93,10 +85,9 @@ class Fake2DDataset(EpochDataset):
             max_tries 2000: placements drawn before giving up
 
         Raises:
-            UserError: a number out of range.
+            UserError: a number out of range; a file that cannot be made or loaded, or that holds
+                other parameters or another seed, with its name and the difference.
             TypeError: a parameter that the generator does not have.
-            UserError: a file that cannot be made or loaded, or that holds other parameters or
-                another seed; the message names the file and the difference.
             GeometryError: no placement is labelled enough within ``max_tries``.
         """
         super().__init__()
@@ -145,13 +136,11 @@ class Fake2DDataset(EpochDataset):
         return [float(scale) * self.config.column_distance] * 2
 
     def show(self, index: int = 0) -> Image:
-        """Draw a sample: its image, and outlines of the mask and centres on it.
+        """Return a picture of a sample, with outlines of the mask and centres; notebooks show it.
 
-        Returns:
-            A picture that a notebook shows; elsewhere ``.show()`` opens and ``.save(path)``
-            writes it.
+        Elsewhere its ``.show()`` opens and its ``.save(path)`` writes it.
         """
-        from utils.figures.samples_2d import draw_image_sample
+        from utils.figures.samples import draw_image_sample
 
         i = item_index(index, len(self))
         samples = self._samples
@@ -198,8 +187,12 @@ class SegmentationFake2DDataset(Fake2DDataset):
 class KeypointDetectionFake2DDataset(Fake2DDataset):
     """Images and where the columns are: items are (image, heat map, centres).
 
-    The heat map (1, X, Y) float32 is the largest of the bumps of height 1 about the centres; the
-    centres are (max_centres, 2) float32, in pixels, padded with 999.
+    The heat map (1, X, Y) float32 is the largest of the bumps of height 1 about the centres: of
+    type "Gaussian", exp(-d^2 / (2 sigma^2)), or "Cauchy", 1 / (1 + d^2 / sigma^2), with d the
+    distance in pixels of a pixel's centre from the column's. The centres are (max_centres, 2)
+    float32, in pixels, padded with 999; ``with_centres=False`` leaves them out of the items.
+
+    Raises UserError as :class:`Fake2DDataset`, and for another type or a sigma of 0 or less.
     """
 
     def __init__(
@@ -211,28 +204,13 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
         sigma: float = 2.0,
         type: str = "Gaussian",
         with_centres: bool = True,
-        **options: Any,
+        **parameters: Any,
     ) -> None:
-        """Simulate or load the samples.
-
-        Args:
-            L: see :class:`Fake2DDataset`, as for all arguments that are not listed here.
-            seed: see there.
-            h5path: see there; the files of all 2D data sets are the same.
-            sigma: width of the bumps in pixels, > 0.
-            type: "Gaussian", exp(-d^2 / (2 sigma^2)), or "Cauchy", 1 / (1 + d^2 / sigma^2), with d
-                the distance of a pixel's centre from the column's.
-            with_centres: False leaves the centres out of the items: (image, heat map).
-            **options: the generator's parameters.
-
-        Raises:
-            UserError: as there, and for another type or a sigma that is not positive.
-        """
         if type not in HEAT_MAPS:
             raise UserError(f"type {type!r}: must be one of {', '.join(HEAT_MAPS)}")
         if not np.isfinite(sigma) or sigma <= 0:
             raise UserError(f"sigma {sigma}: must be larger than 0")
-        super().__init__(L, seed, h5path, **options)
+        super().__init__(L, seed, h5path, **parameters)
         self.sigma = float(sigma)
         self.type = type
         self.with_centres = with_centres

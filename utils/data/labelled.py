@@ -7,8 +7,6 @@ has annotated anything. If that value is 0, as programs for painting have it, 1 
 Arrays are (X, Y, Z) or (X, Y).
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -20,15 +18,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from utils.data.epochs import EpochDataset, in_turn
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, in_turn, item_index
 from utils.data.normalize import PercentileNormalizer, measure_limits
 from utils.data.patches import Slices, patch_slices
 from utils.errors import UserError, disk_errors
@@ -40,14 +37,10 @@ FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 """Folders of images, and those beside them with their labels."""
 HEADERS = (".nhdr", ".hdr", ".hdr.gz", ".xml")
 """Endings that are read where another file of the same name holds their voxels."""
-UNKNOWN = -1
-"""Label of voxels that nobody annotated."""
-IGNORED = 255
-"""The same in :attr:`LabelledStack.target`; items of the data set have -1 there."""
-TRIES = 20
-"""Patches that are looked at before one is taken that has any labelled voxel."""
-MOST_COUNTED = 1 << 26
-"""Voxels up to which the connected parts of a mask are counted."""
+UNKNOWN = -1  # label of voxels that nobody annotated
+IGNORED = 255  # the same in :attr:`LabelledStack.target`; items of the data set have -1 there
+TRIES = 20  # patches that are looked at before one is taken that has any labelled voxel
+MOST_COUNTED = 1 << 26  # voxels up to which the connected parts of a mask are counted
 
 ShapeFor = Callable[[Stack], tuple[tuple[int, ...], list[str]]]
 """Returns the shape in which a network sees a stack, and lines that say why."""
@@ -59,12 +52,9 @@ class LabelledPair:
 
     image: Path
     labels: Path
-    annotated: Path | None = None
-    """Not 0 where somebody has annotated."""
-    channel: int | None = None
-    """Of the image's file."""
-    name: str = ""
-    """Without ending, of a folder's pairs that of both."""
+    annotated: Path | None = None  # not 0 where somebody has annotated
+    channel: int | None = None  # of the image's file
+    name: str = ""  # without ending, of a folder's pairs that of both
 
 
 def find_pairs(
@@ -72,15 +62,10 @@ def find_pairs(
 ) -> list[LabelledPair]:
     """Return the pairs that ``given`` names, by their names; no file is opened.
 
-    Args:
-        given: a folder with ``images/`` and ``labels/``, nnU-Net's with ``imagesTr/`` and
-            ``labelsTr/``, one of these folders of images itself, or ``IMAGE=LABELS`` or
-            ``IMAGE=LABELS=MASK``.
-        channel: which channel of the images; in nnU-Net's layout each has a file ``NAME_0000``.
-        parts: ``Tr`` and ``Ts``, which of nnU-Net's parts to take: the first that has labels.
-
-    Raises:
-        UserError: nothing is there, or an image or labels stand alone.
+    ``given`` is as this file's head says, or a folder of images beside that of its labels. In
+    nnU-Net's layout each ``channel`` has a file ``NAME_0000``, and of its ``parts``, ``Tr`` and
+    ``Ts``, the first that has labels is taken. Raises UserError where nothing is there, or an image
+    or labels stand alone.
     """
     folder = Path(given)
     if not folder.is_dir():
@@ -140,14 +125,11 @@ def _one_channel(images: dict[str, LabelledPair], channel: int | None) -> dict[s
         channels.setdefault(name, {})[int(number or 0)] = image
     chosen = {}
     for name, files in channels.items():
-        if len(files) > 1:
-            if channel not in files:
-                numbers = ", ".join(map(str, sorted(files)))
-                first = next(iter(files.values())).image
-                raise UserError(f"{first}: there are channels {numbers}; name one with --channel")
-            chosen[name] = replace(files[channel], channel=None)
-        else:
-            chosen[name] = next(iter(files.values()))
+        first = next(iter(files.values()))
+        if len(files) > 1 and channel not in files:
+            numbers = ", ".join(map(str, sorted(files)))
+            raise UserError(f"{first.image}: there are channels {numbers}; name one with --channel")
+        chosen[name] = first if len(files) == 1 else replace(files[channel], channel=None)
     return chosen
 
 
@@ -217,16 +199,11 @@ def reading_pair(
     voxel_size: Sequence[float] | None = None,
     ignore_label: int | None = None,
 ) -> Iterator[OpenPair]:
-    """Open the files of a pair for the block.
+    """Open the files of a pair for the block; ``FILE.h5/KEY`` is an array in an HDF5 file.
 
-    Args:
-        pair: from :func:`find_pairs`; ``FILE.h5/KEY`` is an array in an HDF5 file.
-        axes: of the images' files as for ``open_stack``; labels have those in space alone.
-        voxel_size: micrometres along z, y, x, where the images do not tell.
-        ignore_label: value of voxels that nobody annotated; if it is 0, background is 1.
-
-    Raises:
-        UserError: a file cannot be read, or labels have another size than their image.
+    ``axes`` are those of the images' files as for ``open_stack``, of which labels have those in
+    space alone; ``voxel_size`` is micrometres along z, y, x, where the images do not tell. Raises
+    UserError if a file cannot be read, or labels have another size than their image.
     """
     with ExitStack() as files:
         given = {"axes": axes, "voxel_size": voxel_size, "channel": pair.channel}
@@ -279,16 +256,13 @@ class LabelledStack:
 
     pair: LabelledPair
     scratch: _Scratch = field(repr=False)
-    box: Slices
-    """The part of the copies that this is; all of them, but for :meth:`split`."""
+    box: Slices  # the part of the copies that this is; all of them, but for :meth:`split`
     normalizer: PercentileNormalizer
-    numbered: bool
-    """Whether labels tell columns apart."""
+    numbered: bool  # whether labels tell columns apart
+    # labels of the whole stack, or of a mask its connected parts; None where there are too many
+    # voxels to count them
     columns: int | None
-    """Labels of the whole stack, or of a mask its connected parts; None where there are too many
-    voxels to count them."""
-    reasons: tuple[str, ...]
-    """Lines that say why it has this shape."""
+    reasons: tuple[str, ...]  # lines that say why it has this shape
 
     @property
     def image(self) -> np.ndarray:
@@ -307,15 +281,15 @@ class LabelledStack:
 
     @cached_property
     def annotated(self) -> np.ndarray:
-        """Annotated voxels of each plane of the last axis."""
-        return _count_planes(self.target, lambda plane: plane != IGNORED)
+        """Annotated voxels of each plane of the last axis, int64."""
+        return _count_planes(self.target)[0]
 
     @cached_property
     def labelled(self) -> np.ndarray:
-        """Labelled voxels of each plane of the last axis."""
-        return _count_planes(self.target, lambda plane: plane == 1)
+        """Labelled voxels of each plane of the last axis, int64."""
+        return _count_planes(self.target)[1]
 
-    def split(self, share: float) -> tuple[LabelledStack, LabelledStack]:
+    def split(self, share: float) -> tuple[Self, Self]:
         """Return a part to train on and one to validate on, on two sides of a plane.
 
         The second holds about ``share`` of the annotated voxels. The cut is across the longest axis
@@ -323,10 +297,9 @@ class LabelledStack:
         """
         target = self.target
         for axis in sorted(range(target.ndim), key=lambda axis: -target.shape[axis]):
-            planes = np.moveaxis(target, axis, -1)
-            annotated = np.cumsum(_count_planes(planes, lambda plane: plane != IGNORED))
-            labelled = _count_planes(planes, lambda plane: plane == 1)
-            cut = int(np.searchsorted(annotated, (1 - share) * annotated[-1])) + 1
+            annotated, labelled = _count_planes(np.moveaxis(target, axis, -1))
+            known = np.cumsum(annotated)
+            cut = int(np.searchsorted(known, (1 - share) * known[-1])) + 1
             if labelled[:cut].any() and labelled[cut:].any():
                 start, stop = self.box[axis].start, self.box[axis].stop
                 sides = slice(start, start + cut), slice(start + cut, stop)
@@ -349,10 +322,11 @@ class LabelledStack:
 
     def line(self) -> str:
         """Return a line on how much of it is annotated."""
-        counts = int(self.annotated.sum()), int(self.labelled.sum())
         told = f"{self.columns} {'columns' if self.numbered else 'connected parts of a mask'}"
         told = "a mask" if self.columns is None else told
-        return annotation_line(self.pair, self.shape, *counts, told)
+        return annotation_line(
+            self.pair, self.shape, self.annotated.sum(), self.labelled.sum(), told
+        )
 
 
 def annotation_line(
@@ -366,38 +340,29 @@ def annotation_line(
     )
 
 
-def _count_planes(target: np.ndarray, which: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return how many voxels of each plane of the last axis ``which`` says yes to, int64."""
-    counts = [np.count_nonzero(which(target[..., z])) for z in range(target.shape[-1])]
-    return np.array(counts, np.int64)
+def _count_planes(target: np.ndarray) -> np.ndarray:
+    """Return the annotated and the labelled voxels of each plane of the last axis, (2, Z) int64."""
+    planes = (target[..., z] for z in range(target.shape[-1]))  # one by one: it may be a file
+    counts = [(np.count_nonzero(p != IGNORED), np.count_nonzero(p == 1)) for p in planes]
+    return np.array(counts, np.int64).T
 
 
 def open_pair(
     pair: LabelledPair,
     *,
-    axes: str | None = None,
-    voxel_size: Sequence[float] | None = None,
-    ignore_label: int | None = None,
     shape_for: ShapeFor = lambda stack: (stack.shape, []),
     normalizer: PercentileNormalizer | None = None,
+    **reading: Any,
 ) -> LabelledStack:
     """Read a pair, and keep it as a network sees it: its grey values from 0 to 1, its own voxels.
 
-    Args:
-        pair: from :func:`find_pairs`.
-        axes: as for :func:`reading_pair`, like the next two.
-        voxel_size: see there.
-        ignore_label: see there.
-        shape_for: the shape that the network sees, and why; the stack's own by default.
-        normalizer: the rule for grey values; by default that of volumes.
-
-    Raises:
-        UserError: as :func:`reading_pair` and :meth:`OpenPair.count`; for an image of one grey
-            value alone, and where the temporary folder has no room.
+    ``reading`` is for :func:`reading_pair`. The network sees the stack's own shape, and grey values
+    by the rule of volumes, unless ``shape_for`` and ``normalizer`` say otherwise. Raises UserError
+    as :func:`reading_pair` and :meth:`OpenPair.count`; for an image of one grey value alone, and
+    where the temporary folder has no room.
     """
     normalizer = normalizer or PercentileNormalizer()
-    given = {"axes": axes, "voxel_size": voxel_size, "ignore_label": ignore_label}
-    with reading_pair(pair, **given) as opened:
+    with reading_pair(pair, **reading) as opened:
         ids = opened.count()[2]
         limits = measure_limits(opened.image, normalizer)
         if not limits.high > limits.low:
@@ -423,8 +388,7 @@ def open_pair(
     if ids > 1:
         return stack
     counted = math.prod(shape) <= MOST_COUNTED
-    parts = int(ndimage.label(stack.target == 1)[1]) if counted else None
-    return replace(stack, columns=parts)
+    return replace(stack, columns=ndimage.label(stack.target == 1)[1] if counted else None)
 
 
 def _write(

@@ -3,9 +3,8 @@
 Items, and with them batches, depend on (seed, epoch, index) alone, whatever the worker processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from utils.data.augmentation import AugmentedDataset
-from utils.data.epochs import EpochDataset
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, item_index
 from utils.errors import UserError
 
 
@@ -41,13 +39,9 @@ def split_batch(batch_size: int, share: float, ranks: int = 1) -> tuple[int, int
 class MixedDataset(EpochDataset):
     """Items of two data sets in batches that hold the same number of each, simulated ones first.
 
-    Args:
-        simulated: its items, or the batches that it makes, changed at random already.
-        real: likewise.
-        parts: how many of each a batch has, see :func:`split_batch`. Both sets must have as many
-            items an epoch as whole batches take.
-        augment: level at which items that come in no batches are changed at random.
-        seed: of these changes.
+    ``parts`` says how many of each, see :func:`split_batch`; both sets must have as many items an
+    epoch as whole batches take. Items that their set does not make batches of are changed at random
+    at level ``augment``, from ``seed``.
     """
 
     makes_batches = True
@@ -142,11 +136,11 @@ class MixedDataset(EpochDataset):
         return said
 
 
+@dataclass(eq=False)
 class JoinedBatches(IterableDataset[tuple[Tensor, ...]]):
     """The batches of several loaders of equal length, each joined to one."""
 
-    def __init__(self, loaders: list[DataLoader]) -> None:
-        self.loaders = loaders
+    loaders: list[DataLoader]
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

@@ -3,8 +3,6 @@
 A corner is the first voxel of a patch, a patch the voxels from its corner on; masks are 0/1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -15,8 +13,7 @@ Slices = tuple[slice, ...]
 
 _READ_TRIES = 4
 """Patches read from the file before its whole mask: that costs as much as three of them."""
-_TRIES = 200
-"""Misses before all corners are counted."""
+_TRIES = 200  # misses before all corners are counted
 
 
 def patch_slices(corner: np.ndarray, patch_shape: tuple[int, ...]) -> Slices:

@@ -4,10 +4,9 @@ Volume v of epoch e follows from (seed, e, v) alone, so that any number of worke
 the same batches to the bit, no volume comes twice, and none is a sample of a file of the same seed.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -16,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from utils.data.augmentation import Augmentation, augmentation_rng
-from utils.data.epochs import EpochDataset
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, item_index
 from utils.data.patches import check_patches, choose_patch
 from utils.provenance import DATA_VERSION
 from utils.simulation.presets import Config, Mixture, compile_kernels
@@ -25,8 +23,7 @@ from utils.simulation.streams import Purpose, check_seed, make_rng
 from utils.simulation.volume import simulate_volume
 from utils.storage import stored_image
 
-BUFFERED_VOLUMES = 8
-"""Volumes whose patches wait in the training process to be mixed into batches."""
+BUFFERED_VOLUMES = 8  # volumes whose patches wait in the training process to be mixed into batches
 
 
 class OnTheFly3DDataset(EpochDataset):
@@ -125,15 +122,10 @@ class OnTheFly3DDataset(EpochDataset):
     ) -> DataLoader:
         """Return a loader of mixed batches (images, masks), both (batch, 1, p, p, p) float32.
 
-        Args:
-            batch_size: patches in a batch of all processes together, of which each takes the same
-                whole number; a last batch that is one patch is left out where there are others,
-                since batch norm would take its statistics from it.
-            num_workers: processes that simulate; 0 does it in the calling process.
-            pin_memory: whether to put batches where a GPU copies them from at once.
-            rank: which of the ``world_size`` processes that train together asks. It takes a block
-                of the epoch's items, as many as all others.
-            world_size: see there.
+        Of ``world_size`` processes that train together each takes the same whole number of the
+        ``batch_size`` patches of a batch, from its ``rank``'s block of the epoch's items. A last
+        batch of one patch is left out where there are others, since batch norm would take its
+        statistics from it. ``num_workers`` processes simulate; 0 does it in the calling one.
         """
         own_batch, count = batch_size // world_size, self.patches_per_epoch // world_size
         items = range(rank * count, (rank + 1) * count)
@@ -174,6 +166,7 @@ class OnTheFly3DDataset(EpochDataset):
         }
 
 
+@dataclass(eq=False)
 class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
     """Batches drawn from the patches of several volumes at a time.
 
@@ -182,21 +175,12 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
     without replacement. So the order depends on (seed, epoch, rank) and on nobody's speed.
     """
 
-    def __init__(
-        self,
-        source: OnTheFly3DDataset,
-        volumes: DataLoader,
-        num_patches: int,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.source = source
-        self.volumes = volumes
-        self.num_patches = num_patches
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
+    source: OnTheFly3DDataset
+    volumes: DataLoader
+    num_patches: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

@@ -4,8 +4,6 @@ Which patch item k of epoch e shows depends on (seed, e, k) alone, so that any n
 processes, forked or spawned, sees the same. Each process opens the files for itself, at first use.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data.epochs import EpochDataset, in_turn
-from utils.data.indexing import item_index
+from utils.data.epochs import EpochDataset, in_turn, item_index
 from utils.data.patches import check_patches, choose_patch
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
@@ -51,10 +48,7 @@ class SegmentationFake3DDataset(EpochDataset):
         self.files = [VolumeFile(path) for path in paths]
         self.volume_shape, self._rows = _list_rows(self.files)
         check_patches(
-            self.volume_shape,
-            patch_size,
-            background_threshold,
-            patches_per_epoch=patches_per_epoch,
+            self.volume_shape, patch_size, background_threshold, patches_per_epoch=patches_per_epoch
         )
         self.patch_size = patch_size
         self.background_threshold = background_threshold

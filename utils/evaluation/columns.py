@@ -1,11 +1,9 @@
 """How much of the columns was found, type by type: left-out ones apart from rendered ones.
 
 Recall says nothing of false voxels: a mask of the whole sheet has a recall of 1. Its yardstick is
-``VoxelScores.sheet_false_positive_rate``, the share of the gaps between columns that was called
+``sheet_false_positive_rate``, the share of the gaps between columns that was called
 column as well: left-out columns that are found no more often than gaps are not found at all.
 """
-
-from __future__ import annotations
 
 import numpy as np
 
@@ -22,26 +20,20 @@ inside the volume for it to be asked for at all."""
 
 
 def score_columns(found: np.ndarray, volume: SimulatedVolume | LabelledVolume) -> dict[str, float]:
-    """Return how much of each group of :data:`KINDS` was found.
+    """Return how much of each group of :data:`KINDS` was ``found``, (X, Y, Z) bool.
 
-    Columns of labels are all of the group ``labelled``, or of none if they are not told apart.
-
-    Args:
-        found: (X, Y, Z) bool, the prediction.
-        volume: the truth.
-
-    Returns:
-        For each kind ``recall_KIND``, the share of the group's voxels that was found (NaN if the
-        volume shows none); ``columns_KIND``, the number of columns with at least half of their cone
-        inside the volume, how little of a labelled one there may be; and ``covered_KIND``, the
-        share of these of which at least half the voxels were found (NaN if there are none).
+    For each kind ``recall_KIND``, the share of the group's voxels that was found (NaN if the volume
+    shows none); ``columns_KIND``, the number of columns with at least half of their cone inside the
+    volume, however little of a labelled one there may be; and ``covered_KIND``, the share of these
+    of which at least half the voxels were found (NaN if there are none). Columns of labels are all
+    of the group ``labelled``, or of none if they are not told apart.
     """
     labelled = isinstance(volume, LabelledVolume)
     count = int(volume.instances.max()) if labelled else len(volume.column_type)
     seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
     hit = np.bincount(volume.instances[found], minlength=count + 1)[1:]
     asked = seen > 0
-    if isinstance(volume, LabelledVolume):
+    if labelled:
         groups = {"labelled": asked} if volume.told_apart else {}
     else:
         asked &= seen >= HALF * cone_voxels(volume)

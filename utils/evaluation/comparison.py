@@ -3,8 +3,6 @@
 What the differences are is said in ``utils.evaluation.statistics``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +20,8 @@ from utils.evaluation.tables import SUMMARY
 class EarlierScores:
     """The scores of an earlier evaluation; made by :func:`read_earlier`."""
 
-    scores: pd.DataFrame
-    """Row a volume, whose index is the volume's."""
-    data: Mapping[str, Any]
-    """What was scored, as far as the summary beside the table says it."""
+    scores: pd.DataFrame  # row a volume, whose index is the volume's
+    data: Mapping[str, Any]  # what was scored, as far as the summary beside the table says it
 
     @property
     def volumes(self) -> Sequence[int]:
@@ -59,13 +55,10 @@ def read_earlier(path: Path, volumes: int | None = None) -> EarlierScores:
 def check_same_volumes(
     names: Sequence[str], volumes: Sequence[Sequence[int]], data: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raise UserError unless A and B are about the same volumes.
+    """Raise UserError unless A and B, of these ``names``, are about the same volumes.
 
-    Args:
-        names: of A and B.
-        volumes: indices of the volumes of A and of B.
-        data: seed, shape and config of the volumes of A and of B, or what labelled stacks they are,
-            as far as that is known.
+    ``volumes`` are the indices of both's, ``data`` their seed, shape and config, or what labelled
+    stacks they are, as far as that is known.
     """
     unlike = f"--compare {names[0]} {names[1]}: not the same volumes"
     only = sorted(set(volumes[0]) ^ set(volumes[1]))

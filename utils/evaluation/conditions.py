@@ -1,47 +1,29 @@
 """What made a simulated volume easy or hard: noise, spacing and curvature, from what is stored."""
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from utils.simulation import SimulatedVolume
 from utils.simulation.wide import WideParameters
 
+CONDITIONS = ("gain", "std_intensity", "contrast", "spacing_voxels", "curvature")
 
-@dataclass(frozen=True)
-class Conditions:
-    """Under what a volume was taken; parameters keep the meaning of ``VolumeParameters``.
 
-    Of volumes of preset wide the spacing alone is known in these terms; the rest is NaN.
+def describe_conditions(volume: SimulatedVolume) -> dict[str, float]:
+    """Return :data:`CONDITIONS` of one volume; of preset wide all but the spacing are NaN.
+
+    ``gain`` is photons per unit of image, the fewer the noisier; ``std_intensity`` the sigma of the
+    clouds' lognormal intensity, how unevenly columns are labelled; ``spacing_voxels`` the mean
+    nearest-neighbour distance of the entry points, in voxels (mean of the axes); ``curvature`` that
+    of :func:`sheet_curvature`.
     """
-
-    gain: float
-    """Photons per unit of image: the fewer, the noisier."""
-    std_intensity: float
-    """Sigma of the lognormal intensity of clouds: how unevenly columns are labelled."""
-    contrast: float
-    spacing_voxels: float
-    """Mean nearest-neighbour distance of the entry points, in voxels (mean of the axes)."""
-    curvature: float
-    """Of :func:`sheet_curvature`."""
-
-
-def describe_conditions(volume: SimulatedVolume) -> Conditions:
-    """Return the conditions of one volume."""
     parameters = volume.parameters
-    spacing_voxels = parameters.spacing * float(np.mean(volume.image.shape))
-    if isinstance(parameters, WideParameters):
-        return Conditions(math.nan, math.nan, math.nan, spacing_voxels, math.nan)
-    return Conditions(
-        gain=parameters.gain,
-        std_intensity=parameters.std_intensity,
-        contrast=parameters.contrast,
-        spacing_voxels=spacing_voxels,
-        curvature=sheet_curvature(volume),
-    )
+    known = {"spacing_voxels": parameters.spacing * float(np.mean(volume.image.shape))}
+    if not isinstance(parameters, WideParameters):
+        known |= {name: getattr(parameters, name) for name in CONDITIONS[:3]}
+        known["curvature"] = sheet_curvature(volume)
+    return {name: known.get(name, math.nan) for name in CONDITIONS}
 
 
 def sheet_curvature(volume: SimulatedVolume) -> float:

@@ -11,7 +11,8 @@ prediction holds a voxel, and the rates are 0 when there is no voxel to which th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -25,19 +26,13 @@ THRESHOLD = 0.5
 class Confusion:
     """Counts of voxels over any number of patches or volumes; ``+`` pools two of them."""
 
-    tp: int = 0
-    """True positives: labelled and found."""
-    fp: int = 0
-    """False positives: found but not labelled."""
-    fn: int = 0
-    """False negatives: labelled but not found."""
-    tn: int = 0
-    """True negatives: neither."""
+    tp: int = 0  # true positives: labelled and found
+    fp: int = 0  # false positives: found but not labelled
+    fn: int = 0  # false negatives: labelled but not found
+    tn: int = 0  # true negatives: neither
 
     def __add__(self, other: Confusion) -> Confusion:
-        return Confusion(
-            self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn
-        )
+        return Confusion(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def iou(self) -> float:
@@ -52,23 +47,19 @@ class Confusion:
     @property
     def total_error(self) -> float:
         """Share of all voxels that are wrong, in 0..1."""
-        wrong = self.fp + self.fn
-        return ratio(wrong, wrong + self.tp + self.tn, empty=0.0)
-
-    @property
-    def false_positive_rate(self) -> float:
-        """Share of the background that is called foreground, fp / (fp + tn), in 0..1."""
-        return ratio(self.fp, self.fp + self.tn, empty=0.0)
-
-    @property
-    def false_negative_rate(self) -> float:
-        """Share of the foreground that is missed, fn / (fn + tp), in 0..1."""
-        return ratio(self.fn, self.fn + self.tp, empty=0.0)
+        return ratio(self.fp + self.fn, sum(astuple(self)), empty=0.0)
 
     def metrics(self) -> dict[str, float]:
-        """Return all metrics by name."""
-        names = ("iou", "dice", "total_error", "false_positive_rate", "false_negative_rate")
-        return {name: getattr(self, name) for name in names}
+        """Return all metrics by name, each in 0..1.
+
+        Beside those above the ``false_positive_rate``, the share of the background that is called
+        foreground, and the ``false_negative_rate``, the share of the foreground that is missed.
+        """
+        return {
+            **{name: getattr(self, name) for name in ("iou", "dice", "total_error")},
+            "false_positive_rate": ratio(self.fp, self.fp + self.tn, empty=0.0),
+            "false_negative_rate": ratio(self.fn, self.fn + self.tp, empty=0.0),
+        }
 
 
 def count_voxels(

@@ -28,12 +28,10 @@ from utils.simulation.volume import WideVolume
 IOUS = (0.3, 0.5)
 NEAR = 0.35
 """Mean distance of centre lines up to which they are one, in spacings of the true column."""
-SHARE = 0.25
-"""Share of a column that an instance must hold to count in a false split or merge."""
+SHARE = 0.25  # share of a column that an instance must hold to count in a false split or merge
 FINE, NODES = 65, 9
 """Points of a bent path before the parts outside of the volume are cut off, and after."""
-FEWEST_NEIGHBOURS = 5
-"""Of a column inside the lattice: five at its defects, six elsewhere."""
+FEWEST_NEIGHBOURS = 5  # of a column inside the lattice: five at its defects, six elsewhere
 
 
 @dataclass(frozen=True)
@@ -43,18 +41,14 @@ class Truth:
     Lengths are voxels, of labelled stacks those of the finest axis.
     """
 
-    labels: np.ndarray
-    """(X, Y, Z) integer, k + 1 inside column k."""
-    ends: np.ndarray
-    """(2, N, 3) float64: the axes' ends, moved to where they leave the volume."""
-    axes: np.ndarray
-    """(N, 3) float64, unit."""
-    spacing: np.ndarray
-    """(N,) float64, way from mid-point to nearest mid-point."""
+    labels: np.ndarray  # (X, Y, Z) integer, k + 1 inside column k
+    ends: np.ndarray  # (2, N, 3) float64: the axes' ends, moved to where they leave the volume
+    axes: np.ndarray  # (N, 3) float64, unit
+    spacing: np.ndarray  # (N,) float64, way from mid-point to nearest mid-point
+    # (N,) bool each: which columns are asked for, of those with at least half inside
     groups: dict[str, np.ndarray]
-    """(N,) bool each: which columns are asked for, of those with at least half inside."""
+    # (N, steps, 3) points along the centre lines, where they are not straight
     paths: np.ndarray | None = None
-    """(N, steps, 3) points along the centre lines, where they are not straight."""
 
     @classmethod
     def of_labels(cls, volume: LabelledVolume) -> Truth:

@@ -5,7 +5,8 @@ Points are (n, 2) or (n, 3) in pixels: the first pixel reaches from 0 to 1, its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -20,20 +21,13 @@ TOLERANCE = 4.0
 class KeypointScores:
     """Matches over any number of images; ``+`` pools two of them."""
 
-    matched: int = 0
-    """Pairs of a peak and a centre; each is in one pair at the most."""
+    matched: int = 0  # pairs of a peak and a centre; each is in one pair at the most
     peaks: int = 0
     centres: int = 0
-    distance_sum: float = 0.0
-    """Over the pairs, in pixels."""
+    distance_sum: float = 0.0  # over the pairs, in pixels
 
     def __add__(self, other: KeypointScores) -> KeypointScores:
-        return KeypointScores(
-            self.matched + other.matched,
-            self.peaks + other.peaks,
-            self.centres + other.centres,
-            self.distance_sum + other.distance_sum,
-        )
+        return KeypointScores(*map(operator.add, astuple(self), astuple(other)))
 
     def metrics(self) -> dict[str, float | None]:
         """Return precision, recall (0..1) and mean distance (pixels); None where there is none."""

@@ -4,10 +4,7 @@ Labels tell which voxels are columns and, if each has its own number, which colu
 sheet, no left-out columns and no (p, q) are known.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -30,14 +27,11 @@ NOT_TOLD = (
 class LabelledVolume:
     """What is known of a labelled stack, as :class:`SimulatedVolume` is of a simulated one."""
 
-    image: np.ndarray
-    """(X, Y, Z) or (X, Y) grey values."""
+    image: np.ndarray  # (X, Y, Z) or (X, Y) grey values
+    # int32 of that shape, k + 1 inside column k, in the order of the labels; of a mask all 1
     instances: np.ndarray
-    """Int32 of that shape, k + 1 inside column k, in the order of the labels; of a mask all 1."""
-    known: np.ndarray
-    """Bool of that shape, where somebody has annotated."""
-    edges: tuple[float, ...]
-    """Of a voxel along x, y, z, as ``Stack.edges``."""
+    known: np.ndarray  # bool of that shape, where somebody has annotated
+    edges: tuple[float, ...]  # of a voxel along x, y, z, as Stack.edges
 
     @property
     def mask(self) -> np.ndarray:
@@ -58,29 +52,19 @@ class LabelledSet:
     nnU-Net's layout the test set is taken where it has labels.
     """
 
-    def __init__(
-        self,
-        given: str,
-        *,
-        channel: int | None = None,
-        axes: str | None = None,
-        voxel_size: Sequence[float] | None = None,
-        ignore_label: int | None = None,
-    ) -> None:
+    def __init__(self, given: str, *, channel: int | None = None, **reading: Any) -> None:
         self.path = given
         self.pairs = find_pairs(given, channel=channel, parts=("Ts", "Tr"))
-        self._options = {"axes": axes, "voxel_size": voxel_size, "ignore_label": ignore_label}
+        self._reading = reading  # of reading_pair
         self.lines: list[str] = []
         """How much of each stack is annotated."""
         self.about: list[dict[str, Any]] = []
         """The same as plain JSON."""
-        self.shapes: list[tuple[int, ...]] = []
         for index, pair in enumerate(self.pairs):
             with self.opened(index) as opened:
                 annotated, labelled, ids = opened.count()
                 shape = opened.image.shape
             columns = ids if ids > 1 else None
-            self.shapes.append(shape)
             told = f"{columns} columns" if columns else "a mask, which does not tell columns apart"
             self.lines.append(annotation_line(pair, shape, annotated, labelled, told))
             counts = {"annotated": annotated, "labelled": labelled, "columns": columns}
@@ -101,9 +85,14 @@ class LabelledSet:
         """Of the stacks."""
         return [pair.name for pair in self.pairs]
 
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Voxels along x, y, z (or x, y) of each."""
+        return [tuple(one["shape"]) for one in self.about]
+
     def opened(self, index: int) -> AbstractContextManager[OpenPair]:
         """Open a stack and its labels for a block."""
-        return reading_pair(self.pairs[index], **self._options)
+        return reading_pair(self.pairs[index], **self._reading)
 
     def read_volume(self, index: int) -> LabelledVolume:
         """Return a stack and its labels."""

@@ -4,8 +4,6 @@ Origin and orientation of a lattice are free, so the steps between neighbours ar
 one symmetry for each part of the lattice that one true chart and one found patch share.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -75,8 +73,9 @@ def score_lattice(
     place, pq = truth[:, -2:].astype(np.int64), pq.astype(np.int64)
     pairs = true_pairs(place) if pairs is None else np.sort(np.asarray(pairs, np.int64), axis=1)
     n = len(truth)
-    named = np.sort(np.empty((0, 2), np.int64) if cut is None else np.asarray(cut), axis=1)
-    is_cut = np.isin(pairs @ [n, 1], named @ [n, 1])
+    is_cut = np.zeros(len(pairs), bool)
+    if cut is not None:
+        is_cut = np.isin(pairs @ [n, 1], np.sort(cut, axis=1) @ [n, 1])
     joined = (patch[pairs] > 0).all(axis=1) & (patch[pairs[:, 0]] == patch[pairs[:, 1]]) & ~is_cut
     judged = pairs[joined]
     wanted, found = (x[judged[:, 1]] - x[judged[:, 0]] for x in (place, pq))

@@ -5,8 +5,6 @@ is that of volume 7), as in ``predict.py --index``. Of labelled stacks, which ha
 with the stack's.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,17 +43,12 @@ class PredictionFiles:
 def find_predictions(
     paths: Sequence[str | Path], shapes: Sequence[tuple[int, ...]], names: Sequence[str] = ()
 ) -> PredictionFiles:
-    """Return the file of each volume, by rising index.
+    """Return the file of each volume, by rising index; ``shapes`` and ``names`` are the volumes'.
 
-    Args:
-        paths: stacks in any format of ``utils.stacks``, and folders that hold such files. Where
-            ``NAME`` and ``NAME_probabilities`` stand side by side, the probabilities are taken.
-        shapes: (X, Y, Z) of each volume.
-        names: of the volumes, if they have any.
-
-    Raises:
-        UserError: a path holds no stack, a name says of no volume or two of the same, or a file
-            cannot be opened or has another shape.
+    Paths are stacks in any format of ``utils.stacks``, and folders that hold such files. Where
+    ``NAME`` and ``NAME_probabilities`` stand side by side, the probabilities are taken. Raises
+    UserError where a path holds no stack, a name says of no volume or two of the same, or a file
+    cannot be opened or has another shape.
     """
     files = []
     for path in map(Path, paths):

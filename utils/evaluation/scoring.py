@@ -1,9 +1,6 @@
 """Predictions scored against the truth, one volume after the other."""
 
-from __future__ import annotations
-
 import contextlib
-import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +29,7 @@ class ToScore:
 
     source: NetworkPredictions | PredictionFiles
     file: VolumeFile | LabelledSet
-    volumes: tuple[int, ...]
-    """Indices of those that are scored."""
+    volumes: tuple[int, ...]  # indices of those that are scored
 
     @property
     def data(self) -> dict[str, Any]:
@@ -55,11 +51,8 @@ class ToScore:
         """What a reader of the scores should know."""
         labelled = isinstance(self.file, LabelledSet)
         notes = [*(self.file.notes if labelled else ()), *self.source.said]
-        if self.source.trained_on is not None:
-            name, what = (
-                self.source.trained_on,
-                "is among these" if labelled else "has the seed of this file",
-            )
+        if (name := self.source.trained_on) is not None:
+            what = "is among these" if labelled else "has the seed of this file"
             notes.append(f"{name}, which the network was trained on, {what}")
         if len(self.volumes) < len(self.file):
             notes.append(f"{len(self.volumes)} of the {len(self.file)} volumes were scored")
@@ -70,14 +63,13 @@ class ToScore:
 class ScoredVolume:
     """One scored volume."""
 
+    # volume (its index), of a labelled stack its name as stack, scores by name (NaN where one has
+    # no meaning), the conditions under which it was taken if they are known, and the seconds of its
+    # prediction
     row: dict[str, float]
-    """``volume`` (its index), of a labelled stack its name as ``stack``, scores by name (NaN where
-    one has no meaning), the conditions under which it was taken if they are known, and the
-    ``seconds`` of its prediction."""
+    # image, mask and probability (X, Y) at z; NaN for what nobody annotated
     slices: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Image, mask and probability (X, Y) at ``z``; NaN for what nobody annotated."""
-    z: int
-    """The slice with most labelled voxels."""
+    z: int  # the slice with most labelled voxels
 
 
 def score_volumes(
@@ -90,12 +82,9 @@ def score_volumes(
 ) -> list[ScoredVolume]:
     """Predict and score the volumes one after the other; then the file of the truth is closed.
 
-    Args:
-        work: what predicts, and the truth.
-        tolerance: of surface Dice, in voxels; None leaves the surfaces out.
-        spacing: micrometres along x, y, z; None takes those of the predictions.
-        columns: find single columns and score them as well.
-        what: words beside the bar that shows the progress.
+    ``tolerance`` of surface Dice is in voxels; None leaves the surfaces out. ``spacing`` is
+    micrometres along x, y, z; None takes those of the predictions. With ``columns`` single ones
+    are found and scored as well. ``what`` stands beside the progress bar.
     """
     results = []
     with work.file if isinstance(work.file, VolumeFile) else contextlib.nullcontext():
@@ -104,10 +93,8 @@ def score_volumes(
             start = time.perf_counter()
             probabilities, known = _predict(work, index, volume)
             seconds = time.perf_counter() - start
-            size = known if spacing is None else spacing
-            result = score_volume(
-                index, volume, probabilities, seconds=seconds, tolerance=tolerance, spacing=size
-            )
+            given = {"tolerance": tolerance, "spacing": known if spacing is None else spacing}
+            result = score_volume(index, volume, probabilities, seconds=seconds, **given)
             if columns and not isinstance(volume, LabelledVolume):
                 found = columns_of(probabilities, (1.0, 1.0, 1.0), threshold=THRESHOLD)
                 result.row.update(score_found(found, volume, Truth.of(volume)))
@@ -137,22 +124,17 @@ def score_volume(
     tolerance: float | None,
     spacing: tuple[float, ...] | None,
 ) -> ScoredVolume:
-    """Score the prediction of one volume.
+    """Score the prediction of one volume, which took ``seconds``, as :func:`score_volumes`.
 
-    Args:
-        index: of the volume.
-        volume: the truth, of labels as far as they tell it.
-        probabilities: (X, Y, Z) or (X, Y) 0..1; where nobody annotated they count nowhere.
-        seconds: what the prediction took.
-        tolerance: of surface Dice, in voxels; None leaves the surfaces out.
-        spacing: micrometres along x, y, z, if known.
+    ``volume`` is the truth, of labels as far as they tell it; ``probabilities`` are (X, Y, Z) or
+    (X, Y), 0..1, and count nowhere where nobody annotated.
     """
     labelled = isinstance(volume, LabelledVolume)
     mask = volume.mask
     known = volume.known if labelled else np.ones(mask.shape, bool)
     found = (probabilities >= THRESHOLD) & known
     sheet = None if labelled else volume.sheet[known]
-    scores = dataclasses.asdict(score_voxels(probabilities[known], mask[known], sheet))
+    scores = score_voxels(probabilities[known], mask[known], sheet)
     if labelled:
         scores = {n: value for n, value in scores.items() if "sheet" not in n and "base" not in n}
     else:
@@ -161,10 +143,10 @@ def score_volume(
     if tolerance is not None:
         box = ndimage.find_objects(known.view(np.int8))[0]
         masks = found[box], mask[box] > 0
-        surfaces = score_surfaces(*masks, tolerance=tolerance, voxel_size=spacing, known=known[box])
-        scores |= dataclasses.asdict(surfaces)
+        size = {"tolerance": tolerance, "voxel_size": spacing}
+        scores |= score_surfaces(*masks, known=known[box], **size)
     scores |= score_columns(found, volume)
-    conditions = {} if labelled else dataclasses.asdict(describe_conditions(volume))
+    conditions = {} if labelled else describe_conditions(volume)
     shown = np.where(known, probabilities, np.nan)
     z, planes = 0, (volume.image, mask, shown)
     if mask.ndim == 3:

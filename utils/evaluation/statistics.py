@@ -5,8 +5,6 @@ independent of each other, the voxels of one are not. A score that means nothing
 there; such volumes are left out, and the results say how many were counted.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -14,8 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-LEVEL = 0.95
-"""Share of the resamples that an interval holds."""
+LEVEL = 0.95  # share of the resamples that an interval holds
 RESAMPLES = 10_000
 
 
@@ -25,8 +22,7 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
-    volumes: int
-    """Volumes in which the score has a meaning; from a single one no interval follows."""
+    volumes: int  # volumes in which the score has a meaning; from a single one no interval follows
 
 
 def bootstrap_mean(values: np.ndarray, rng: np.random.Generator) -> Interval:
@@ -41,15 +37,8 @@ def bootstrap_mean(values: np.ndarray, rng: np.random.Generator) -> Interval:
     if known.size < 2:
         mean = float(known[0]) if known.size else math.nan
         return Interval(mean, math.nan, math.nan, known.size)
-    drawn = stats.bootstrap(
-        (known,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=rng,
-    )
-    low, high = drawn.confidence_interval
+    how = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
+    low, high = stats.bootstrap((known,), np.mean, rng=rng, **how).confidence_interval
     return Interval(float(known.mean()), float(low), float(high), known.size)
 
 
@@ -64,18 +53,12 @@ def means_over_volumes(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def paired_differences(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return how far B's scores lie above A's on the same volumes.
+    """Return how far B's scores lie above A's on the same volumes, which may be in any order.
 
-    Args:
-        a: scores of A.
-        b: scores of B, with the same columns and the same volumes, in any order.
-        seed: of the bootstrap.
-
-    Returns:
-        A row a score: the fields of :class:`Interval` of B - A over the volumes in which both have
-        a meaning; the means ``a`` and ``b`` over these; in how many of them B's or A's score is the
-        higher one (``b_higher``, ``a_higher``); and ``p_value`` of Wilcoxon's two-sided signed-rank
-        test (NaN if no volume differs).
+    A row a score: the fields of :class:`Interval` of B - A over the volumes in which both have a
+    meaning; the means ``a`` and ``b`` over these; in how many of them B's or A's score is the
+    higher one (``b_higher``, ``a_higher``); and ``p_value`` of Wilcoxon's two-sided signed-rank
+    test (NaN if no volume differs). ``seed`` is the bootstrap's.
     """
     b = b.loc[a.index]
     gaps = b - a

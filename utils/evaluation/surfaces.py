@@ -10,30 +10,12 @@ Dice 1. Where only one is empty, surface Dice is 0 and HD95 the volume's diagona
 that there can be: a volume in which nothing was found never betters a mean by dropping out of it.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-ROUNDING = 1 + 1e-6
-"""Factor on the tolerance, with which rounded distances are compared."""
-
-
-@dataclass(frozen=True)
-class SurfaceScores:
-    """Distances between the surfaces of prediction and truth."""
-
-    hd95: float
-    """95th percentile of the Hausdorff distance, voxels: the larger of both directions'."""
-    surface_dice: float
-    """Share of both surfaces that lies within the tolerance of the other one, 0..1."""
-    hd95_um: float
-    """The same in micrometres; NaN where the voxel size is unknown."""
-    surface_dice_um: float
-    """The same with distances in micrometres; NaN where the voxel size is unknown."""
+ROUNDING = 1 + 1e-6  # factor on the tolerance, with which rounded distances are compared
 
 
 def score_surfaces(
@@ -43,27 +25,27 @@ def score_surfaces(
     tolerance: float,
     voxel_size: tuple[float, ...] | None = None,
     known: np.ndarray | None = None,
-) -> SurfaceScores:
-    """Compare the surfaces of two masks.
+) -> dict[str, float]:
+    """Compare the surfaces of prediction and truth, bool (X, Y, Z) or (X, Y).
 
-    Args:
-        found: (X, Y, Z) or (X, Y) bool, the prediction.
-        mask: bool of that shape, the truth.
-        tolerance: of surface Dice, in voxels; in micrometres it is as many of the longest edge of
-            a voxel, as a finer one could not be met along that axis.
-        voxel_size: micrometres along x, y, z, if known.
-        known: bool of that shape, where somebody has annotated; None: everywhere. Both masks are
-            empty elsewhere.
+    The ``tolerance`` of surface Dice is in voxels; in micrometres it is as many of the longest edge
+    of a voxel, as a finer one could not be met along that axis. ``voxel_size`` is micrometres along
+    x, y, z. ``known``, bool of that shape, is where somebody has annotated (None: everywhere); both
+    masks are empty elsewhere.
+
+    Returns:
+        ``hd95``, the 95th percentile of the Hausdorff distance, the larger of both directions', in
+        voxels; ``surface_dice``, the share of both surfaces within the tolerance of the other one,
+        0..1; and both in micrometres, ``_um``, NaN where the voxel size is unknown.
     """
     cross = _neighbours(np.ones(mask.shape, bool) if known is None else known)
-    ones = (1.0,) * mask.ndim
-    hd95, dice = _compare(found, mask, cross, ones, tolerance)
-    if voxel_size is None:
-        return SurfaceScores(hd95, dice, math.nan, math.nan)
-    if len(set(voxel_size)) == 1:  # cubes: no need to measure again
-        return SurfaceScores(hd95, dice, hd95 * voxel_size[0], dice)
-    longest = tolerance * max(voxel_size)
-    return SurfaceScores(hd95, dice, *_compare(found, mask, cross, voxel_size, longest))
+    hd95, dice = _compare(found, mask, cross, (1.0,) * mask.ndim, tolerance)
+    hd95_um = dice_um = math.nan
+    if voxel_size is not None and len(set(voxel_size)) == 1:  # cubes: no need to measure again
+        hd95_um, dice_um = hd95 * voxel_size[0], dice
+    elif voxel_size is not None:
+        hd95_um, dice_um = _compare(found, mask, cross, voxel_size, tolerance * max(voxel_size))
+    return {"hd95": hd95, "surface_dice": dice, "hd95_um": hd95_um, "surface_dice_um": dice_um}
 
 
 def _neighbours(known: np.ndarray) -> np.ndarray:

@@ -1,14 +1,10 @@
-"""Scores of all volumes as one table, and the files that an evaluation or comparison leaves.
+"""Scores of all volumes as one table: as text for a user, and in the files of an evaluation.
 
 A table of scores is a data frame with a row a volume, whose index is the volume's: its scores by
 name, the conditions under which it was taken and the ``seconds`` of its prediction. What has no
 meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
 """
 
-from __future__ import annotations
-
-import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +12,39 @@ from typing import Any
 
 import pandas as pd
 
+from utils.checkpoints.pretrained import SCORE_NAMES
 from utils.errors import disk_errors
-from utils.evaluation.conditions import Conditions
+from utils.evaluation.conditions import CONDITIONS
 from utils.evaluation.scoring import ScoredVolume
 from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
-from utils.replacing import replacing
+from utils.replacing import replacing, write_json
 
-METRICS, SUMMARY = "metrics.csv", "summary.json"
-"""Table and summary in the folder of an evaluation."""
-CONDITIONS = [field.name for field in dataclasses.fields(Conditions)]
+METRICS, SUMMARY = "metrics.csv", "summary.json"  # table and summary in the folder of an evaluation
 NOT_COMPARED = ("foreground", "baseline_iou", "sheet_baseline_iou", "iou_gain", "sheet_iou_gain")
 """What no prediction changes, as ``columns_``...; gains over it differ as the scores do."""
+SCORES = {
+    **SCORE_NAMES,
+    "hd95_um": "HD95 (micrometres)",
+    "covered_labelled": "labelled columns at least half covered",
+    "sheet_false_positive_rate": "share of the gaps called column",
+    "instance_f1_iou30": "columns: F1, IoU 0.3",
+    "instance_f1_iou30_rendered": "columns: F1 (rendered), IoU 0.3",
+    "instance_recall_iou30_left_out": "columns: recall of left-out ones, IoU 0.3",
+    "instance_f1_iou30_interior": "columns: F1 (interior), IoU 0.3",
+    "instance_f1_iou30_border": "columns: F1 (border), IoU 0.3",
+    "instance_f1_iou50": "columns: F1, IoU 0.5",
+    "instance_f1_line": "columns: F1 by centre line",
+    "instance_pq": "columns: panoptic quality",
+    "instance_false_splits": "columns: false splits a column",
+    "instance_false_merges": "columns: false merges a column",
+    "instance_axis_error": "columns: axis error (degrees)",
+    "instance_pairs_placed": "columns: share of neighbour pairs in the lattice",
+    "instance_pairs_right": "columns: neighbour pairs with the right (dp, dq)",
+    "instance_pairs_right_any_basis": "columns: the same, modulo any basis",
+    "instance_pairs_cut": "columns: neighbour pairs across a named cut",
+    "instance_inferred_right": "columns: inferred ones that are right",
+}
+"""Scores whose means are listed and compared, and how."""
 
 
 def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:
@@ -61,13 +79,10 @@ def make_folder(folder: Path) -> Path:
 def write_results(
     folder: Path, table: pd.DataFrame, means: pd.DataFrame, about: Mapping[str, Any]
 ) -> list[Path]:
-    """Write metrics.csv and summary.json; return their paths.
+    """Write metrics.csv and summary.json into ``folder``; return their paths.
 
-    Args:
-        folder: from :func:`make_folder`.
-        table: of all numbers of the volumes.
-        means: of the scores over the volumes.
-        about: what was scored, how and by which program, plain JSON.
+    ``table`` holds all numbers of the volumes, ``means`` those of the scores over them; ``about``
+    says what was scored, how and by which program, in plain JSON.
     """
     conditions = table.columns.intersection([*CONDITIONS, "foreground"], sort=False).tolist()
     correlations = rank_correlations(table, "iou", conditions)
@@ -83,7 +98,7 @@ def write_results(
         **about,
         "prediction_seconds": round(float(table["seconds"].sum()), 3),
     }
-    return [_write_csv(folder / METRICS, table), _write_json(folder / SUMMARY, summary)]
+    return [_write_csv(folder / METRICS, table), write_json(folder / SUMMARY, summary)]
 
 
 def write_comparison(
@@ -93,14 +108,11 @@ def write_comparison(
     differences: pd.DataFrame,
     about: Mapping[str, Any],
 ) -> list[Path]:
-    """Write comparison.csv and comparison.json; return their paths.
+    """Write comparison.csv and comparison.json into ``folder``; return their paths.
 
-    Args:
-        folder: from :func:`make_folder`.
-        a: table of A.
-        b: table of B, of the same volumes.
-        differences: of :func:`~utils.evaluation.statistics.paired_differences`.
-        about: what was compared and how, plain JSON.
+    ``a`` and ``b`` are tables of the same volumes, ``differences`` those of
+    :func:`~utils.evaluation.statistics.paired_differences`; ``about`` says what was compared and
+    how, in plain JSON.
     """
     parts = {"a": a, "b": b, "difference": b - a}
     pairs = {
@@ -116,11 +128,8 @@ def write_comparison(
         "test": "Wilcoxon signed-rank, two-sided, not corrected for the number of scores",
         **about,
     }
-    table = pd.DataFrame(pairs).loc[a.index]
-    return [
-        _write_csv(folder / "comparison.csv", table),
-        _write_json(folder / "comparison.json", summary),
-    ]
+    table = _write_csv(folder / "comparison.csv", pd.DataFrame(pairs).loc[a.index])
+    return [table, write_json(folder / "comparison.json", summary)]
 
 
 def _plain_rows(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -134,7 +143,38 @@ def _write_csv(path: Path, table: pd.DataFrame) -> Path:
     return path
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    return path
+def score_lines(means: pd.DataFrame) -> str:
+    """Return means over volumes, a row a score, with their intervals."""
+    columns = {"mean": "mean", "low": "95 % from", "high": "95 % to", "volumes": "volumes"}
+    return _text(worded(means)[list(columns)].rename(columns=columns))
+
+
+def comparison_lines(names: Sequence[str], differences: pd.DataFrame) -> str:
+    """Return the means of A and B, of these ``names``, and their paired ``differences``.
+
+    Those are of :func:`~utils.evaluation.statistics.paired_differences`.
+    """
+    columns = {
+        "a": "A",
+        "b": "B",
+        "mean": "B - A",
+        "low": "95 % from",
+        "high": "95 % to",
+        "b_higher": "B higher in",
+        "volumes": "volumes",
+        "p_value": "Wilcoxon p",
+    }
+    table = worded(differences)[list(columns)].rename(columns=columns)
+    table["Wilcoxon p"] = table["Wilcoxon p"].map("{:.2g}".format, na_action="ignore")
+    less = "Less is better in wrong voxels, HD95 and gaps called column."
+    return f"A = {names[0]}\nB = {names[1]}\n{_text(table)}\n{less}"
+
+
+def worded(means: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of :data:`SCORES`, in its order and words, that have a meaning somewhere."""
+    known = [name for name in SCORES if name in means.index and means.loc[name, "volumes"]]
+    return means.loc[known].rename(index=SCORES)
+
+
+def _text(table: pd.DataFrame) -> str:
+    return table.to_string(float_format="{:.3f}".format, na_rep="-")

@@ -8,56 +8,29 @@ recall when nothing is labelled: they are NaN then, and left out of means. So ar
 a sheet that the volume does not show.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from utils.evaluation.confusion import confusion, ratio
 
 
-@dataclass(frozen=True)
-class VoxelScores:
-    """How well one volume was segmented, beside a mask of the whole sheet (the baseline); all 0..1.
-
-    ``sheet_`` scores look at the voxels inside the sheet only, where finding the sheet earns
-    nothing and columns must be told apart.
-    """
-
-    foreground: float
-    """Labelled share of the volume."""
-    found: float
-    """Share of the volume that was called foreground."""
-    iou: float
-    baseline_iou: float
-    dice: float
-    precision: float
-    """Labelled share of what was found."""
-    recall: float
-    """Share of the labelled voxels that was found."""
-    total_error: float
-    """Share of the voxels that are wrong."""
-    sheet_iou: float
-    sheet_baseline_iou: float
-    """Labelled share of the sheet: the sheet as a prediction calls all of it foreground."""
-    sheet_auc: float
-    """Probability that a labelled voxel of the sheet is rated above one that is not labelled."""
-    sheet_false_positive_rate: float
-    """Share of the sheet's unlabelled voxels, the gaps between columns, that was called column."""
-
-
 def score_voxels(
     probabilities: np.ndarray, mask: np.ndarray, sheet: np.ndarray | None
-) -> VoxelScores:
-    """Compare a prediction with the truth, and with what the whole sheet would score.
+) -> dict[str, float]:
+    """Compare a prediction with the truth, and with what the whole sheet would score; all 0..1.
 
-    Args:
-        probabilities: float, 0..1, any shape.
-        mask: the truth of that shape, 0/1.
-        sheet: the whole-sheet mask of that shape, 0/1; None where it is not known: what is told
-            by it is NaN.
+    Probabilities are 0..1, the masks of truth and whole sheet 0/1, all of one shape. A sheet of
+    None is not known: what is told by it is NaN.
+
+    Returns:
+        ``foreground``, the labelled share of the volume, and ``found``, the share called
+        foreground; ``iou``, ``dice``, ``precision``, ``recall`` and ``total_error``, the share of
+        wrong voxels; ``baseline_iou`` of the whole sheet. Of the voxels inside the sheet alone,
+        where finding it earns nothing and columns must be told apart: ``sheet_iou``;
+        ``sheet_baseline_iou``, their labelled share; ``sheet_auc``, the probability that a labelled
+        one is rated above another; and ``sheet_false_positive_rate``, the share of the gaps between
+        columns that was called column.
     """
     lacking = sheet is None
     sheet = np.zeros_like(mask) if sheet is None else sheet
@@ -66,20 +39,20 @@ def score_voxels(
     inside = confusion(probabilities[within], mask[within])
     sheet_ious = inside.iou, confusion(sheet[within], mask[within]).iou
     sheet_iou, sheet_baseline_iou = sheet_ious if within.any() else (math.nan, math.nan)
-    return VoxelScores(
-        foreground=(whole.tp + whole.fn) / mask.size,
-        found=(whole.tp + whole.fp) / mask.size,
-        iou=whole.iou,
-        baseline_iou=math.nan if lacking else confusion(sheet, mask).iou,
-        dice=whole.dice,
-        precision=ratio(whole.tp, whole.tp + whole.fp),
-        recall=ratio(whole.tp, whole.tp + whole.fn),
-        total_error=whole.total_error,
-        sheet_iou=sheet_iou,
-        sheet_baseline_iou=sheet_baseline_iou,
-        sheet_auc=area_under_curve(probabilities[within], mask[within]),
-        sheet_false_positive_rate=ratio(inside.fp, inside.fp + inside.tn),
-    )
+    return {
+        "foreground": (whole.tp + whole.fn) / mask.size,
+        "found": (whole.tp + whole.fp) / mask.size,
+        "iou": whole.iou,
+        "baseline_iou": math.nan if lacking else confusion(sheet, mask).iou,
+        "dice": whole.dice,
+        "precision": ratio(whole.tp, whole.tp + whole.fp),
+        "recall": ratio(whole.tp, whole.tp + whole.fn),
+        "total_error": whole.total_error,
+        "sheet_iou": sheet_iou,
+        "sheet_baseline_iou": sheet_baseline_iou,
+        "sheet_auc": area_under_curve(probabilities[within], mask[within]),
+        "sheet_false_positive_rate": ratio(inside.fp, inside.fp + inside.tn),
+    }
 
 
 def area_under_curve(ratings: np.ndarray, mask: np.ndarray) -> float:

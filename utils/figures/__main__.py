@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.figures.samples import save_samples_panel
-from utils.figures.samples_2d import save_image_samples
+from utils.figures.samples import save_image_samples, save_samples_panel
 from utils.figures.stacks import Overlay, save_overlays
 from utils.flags import voxel_ranges
 

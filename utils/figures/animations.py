@@ -4,30 +4,24 @@ Fluorescence is blue, masks are red, the ground is black; lengths are voxels. An
 and is written whole or not at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
 from utils.figures import canvas
-from utils.figures.colours import MASK_RED, blue
+from utils.figures.canvas import MASK_RED, blue
 from utils.figures.rendering import look, project
 from utils.figures.slices import scale_to_display, show_slice
 from utils.replacing import make_folder, replacing
+from utils.simulation import SimulatedVolume
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from utils.simulation import SimulatedVolume
-
-COLOURS = 64
-"""Of the palette that all frames share; more make larger files."""
+COLOURS = 64  # of the palette that all frames share; more make larger files
 
 
 def save_slice_gif(
@@ -35,11 +29,7 @@ def save_slice_gif(
 ) -> Path:
     """Write a looping animation along z: image (blue, 1..99 % scaling) and mask (red) side by side.
 
-    Args:
-        volume: sample to show.
-        path: ``.gif`` to write.
-        title: words at the top, such as the sample's name.
-        most_frames: slices are left out evenly to stay within this number.
+    Slices are left out evenly to stay within ``most_frames``.
     """
     image, mask = scale_to_display(volume.image), volume.mask
     depth = image.shape[2]
@@ -58,13 +48,7 @@ def save_3d_gif(
     """Write a looping animation that turns about z: fluorescence blue on the left, masks red too.
 
     Both panels turn together; the right one puts the masks, as lit solids, into the fluorescence.
-    The cube's edges, and the names and voxels of its axes, turn along.
-
-    Args:
-        volume: sample to show.
-        path: ``.gif`` to write.
-        title: words at the top, such as the sample's name.
-        frames: views in a full turn.
+    The cube's edges, and the names and voxels of its axes, turn along. ``frames`` make a full turn.
     """
     smooth = ndimage.gaussian_filter(volume.image.astype(np.float32), 0.7)
     glow = scale_to_display(smooth, 90.0, 99.8)  # without noise and background
@@ -115,8 +99,6 @@ def _black_panels(title: str, left: str, right: str) -> tuple[Figure, Sequence[A
 
 def _to_picture(figure: Figure) -> Image.Image:
     """Return what ``figure`` shows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     drawn = FigureCanvasAgg(figure)
     drawn.draw()
     return Image.fromarray(np.asarray(drawn.buffer_rgba())).convert("RGB")

@@ -1,28 +1,41 @@
-"""Empty figures, what plots look like, and files written whole or not at all.
+"""Empty figures, colours, what plots look like, and files written whole or not at all.
 
-Sizes are inches, resolutions dots an inch. matplotlib is imported by the first figure, without
-pyplot (the Agg canvas).
+Sizes are inches, resolutions dots an inch. Figures are matplotlib's without pyplot (the Agg
+canvas), so that no window is ever opened. Fluorescence is blue, masks are red; colours are RGB in
+0..1 or hexadecimal. Column types count from 0, left out.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils.replacing import make_folder, replacing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+BLUE_RAMP = ((0.0, 0.0, 0.0), (0.03, 0.16, 0.62), (0.22, 0.55, 1.0), (0.86, 0.96, 1.0))
+"""Fluorescence from dark to bright, equal steps apart."""
+BLUE_MAP = LinearSegmentedColormap.from_list("fluorescence", BLUE_RAMP)
+MASK_RED = (0.93, 0.18, 0.16)
+TRAIN, VALID, TRUTH = "#3b6fb6", "#d1495b", "#ffb000"
+TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "#3ddc84", "#ff4d4d", "#4da3ff"
+TYPE_NAMES = ("left out", "A (dense)", "B (clumped)", "C (ring)")  # names of column types 0..3
 REFERENCE_LINE = {"color": "#777777", "linestyle": "--", "linewidth": 1}
 """How a line to compare with is drawn."""
 
 
+def blue(brightness: np.ndarray) -> np.ndarray:
+    """Return the fluorescence colours (..., 3) float32 in 0..1 of ``brightness`` (...) in 0..1."""
+    steps = np.linspace(0.0, 1.0, len(BLUE_RAMP))
+    channels = [np.interp(brightness, steps, channel) for channel in np.transpose(BLUE_RAMP)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure of ``width`` x ``height`` inches."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(width, height), facecolor="white", layout="constrained")
 
 
@@ -44,8 +57,6 @@ def style(axes: Axes) -> None:
 
 def count_along_x(axes: Axes, **options: Any) -> None:
     """Put the ticks of x at whole numbers; ``options`` are those of ``MaxNLocator``."""
-    from matplotlib.ticker import MaxNLocator
-
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, **options))
 
 

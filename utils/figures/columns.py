@@ -4,13 +4,15 @@ A column's colour is one of seven, (p + 2 q) mod 7, so that it differs from all 
 columns without a place are grey. Planes have y downwards, as in Fiji.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.patheffects import withStroke
 from scipy import ndimage
 from skimage.segmentation import find_boundaries
 
@@ -18,43 +20,32 @@ from utils.columns.blocks import slabs
 from utils.columns.finding import FoundColumns
 from utils.columns.growing import across
 from utils.figures import canvas
-from utils.figures.previews import HEIGHT, NARROWEST, PLANES, WIDTH
+from utils.figures.previews import PLANES, plane_panels, show_plane, to_rows
 from utils.figures.slices import scale_to_display
 from utils.figures.stacks import draw_scale_bar
 from utils.prediction.sections import cut, middle_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from utils.stacks import Stack
+from utils.stacks import Stack
 
 SEVEN = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 """Okabe and Ito's colours, which the colour-blind tell apart."""
 UNPLACED = "#9a9a9a"
 ON_THE_MAP = np.array([[1, -1], [1 / np.sqrt(3), 1 / np.sqrt(3)]]) * np.sqrt(3) / 2
 """(2, 2): in columns where one step of p and of q goes on the map; p + q goes up."""
-MOST_PATCHES = 4
-"""Patches on the map, the largest ones."""
+MOST_PATCHES = 4  # patches on the map, the largest ones
 LABELLED, EACH = 150, 5
 """Columns of a patch of which all have their (p, q) written on the map; of more each fifth one."""
-TEXT = 5.0
-"""Points of the (p, q) in planes."""
-SLIVER = 6
-"""Pixels below which a column's section gets no (p, q)."""
-TILT = np.radians(50)
-"""Angle between the columns and the view in 3D."""
+TEXT = 5.0  # points of the (p, q) in planes
+SLIVER = 6  # pixels below which a column's section gets no (p, q)
+TILT = np.radians(50)  # angle between the columns and the view in 3D
 
 
 def save_column_pictures(
     found: FoundColumns, stack: Stack, files: Mapping[str, Path], name: str
 ) -> None:
-    """Draw ``files["map"]`` and ``files["planes"]``.
+    """Draw ``files["map"]`` and ``files["planes"]``, which show ``stack`` in grey; titles name it.
 
-    Args:
-        found: the columns.
-        stack: what the planes show in grey; of the shape of their labels.
-        files: of ``utils.columns.finding.column_files``.
-        name: of the stack, for the titles.
+    The stack has the shape of the labels; the files are those of
+    ``utils.columns.finding.column_files``.
     """
     shape = found.labels.shape
     middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
@@ -146,8 +137,6 @@ def _to_map(found: FoundColumns, number: int) -> np.ndarray:
 
 def _draw_cells(axes: Axes, places: np.ndarray, values: np.ndarray | None, limits: Any) -> Any:
     """Draw a hexagon at each of ``places`` (A, 2), hollow without ``values`` (A,)."""
-    from matplotlib.collections import PolyCollection
-
     angle = np.radians(60 * np.arange(6))
     corners = np.stack([np.cos(angle), np.sin(angle)], axis=1) / np.sqrt(3)
     shrunk = 0.96 if values is not None else 0.8
@@ -164,12 +153,7 @@ def _draw_cells(axes: Axes, places: np.ndarray, values: np.ndarray | None, limit
 
 
 def _label_cells(
-    axes: Axes,
-    found: FoundColumns,
-    number: int,
-    own: np.ndarray,
-    inferred: np.ndarray,
-    inch: float,
+    axes: Axes, found: FoundColumns, number: int, own: np.ndarray, inferred: np.ndarray, inch: float
 ) -> None:
     """Write (p, q) into cells, and mark the origin and the defects."""
     lattice = found.lattice
@@ -222,8 +206,6 @@ def _write(
     axes: Axes, place: Any, words: str, size: float, colour: str, edge: str, **look: Any
 ) -> None:
     """Write ``words`` of ``size`` points around ``place``, in letters with an edge."""
-    from matplotlib.patheffects import withStroke
-
     effects = [withStroke(linewidth=1.3, foreground=edge)]
     axes.text(place[0], place[1], words, fontsize=size, color=colour, ha="center", va="center",
               path_effects=effects, clip_on=True, **look)  # fmt: skip
@@ -238,38 +220,20 @@ def save_planes(
 ) -> Path:
     """Draw three planes with the columns' outlines and (p, q), and all columns in 3D.
 
-    Args:
-        found: the columns.
-        images: grey values of the planes through the median of the labelled voxels, as
-            ``utils.prediction.sections.cut`` returns them.
-        path: picture to write (format by its suffix).
-        name: of the stack, for the title.
-        origin: of the first voxel in the file.
+    ``images`` are the grey values of the planes through the median of the labelled voxels, as
+    ``utils.prediction.sections.cut`` returns them; ``origin`` is the first voxel's in the file.
     """
     shape = found.labels.shape
     middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
     labels = cut((slab for _, slab in slabs(found.labels)), shape, middle)
     size = np.array(shape) * found.steps
-    room = np.maximum(size, NARROWEST * max(size))
-    columns, rows = [room[0], room[2]], [room[1], room[2]]
-    view = 0.5 * max(room)  # the corner that is left must be large enough for the view
-    columns[1], rows[1] = max(columns[1], view), max(rows[1], view)
-    inch = 1.3 * min(WIDTH / sum(columns), HEIGHT / sum(rows))
-    figure = canvas.new_figure(inch * sum(columns) + 0.8, inch * sum(rows) + 1.2)
-    grid = figure.subplots(2, 2, width_ratios=columns, height_ratios=rows)
+    figure, panels, inch = plane_panels(size, origin, middle, view=0.5)
     colours = column_colours(found)
-    for k, axes in enumerate((grid[0, 0], grid[1, 0], grid[0, 1])):
-        right, down = PLANES[k]
-        third = 3 - right - down
-        image, marks = images[k], labels[k]
-        if right < down:  # rows go downwards
-            image, marks = image.T, marks.T
-        axes.set_title(f"{'xyz'[third]} = {origin[third] + middle[third]}", fontsize=9)
-        axes.set_xlabel("xyz"[right], fontsize=8)
-        axes.set_ylabel("xyz"[down], fontsize=8)
-        _draw_plane(axes, found, image, marks, size[[right, down]], [right, down], inch, colours)
-    draw_scale_bar(grid[0, 0], size[0], size[1], found.unit)
-    _draw_view(grid[1, 1], found, colours)
+    for k, (image, marks) in enumerate(zip(images, labels, strict=True)):
+        places = panels[k], found, to_rows(image, k), to_rows(marks, k)
+        _draw_plane(*places, list(PLANES[k]), inch, colours)
+    draw_scale_bar(panels[0], size[0], size[1], found.unit)
+    _draw_view(panels[3], found, colours)
     words = "p,q in the columns where there is room; grey: no place in the lattice"
     figure.suptitle(f"{name}: {len(found.measured.axis)} columns\n{words}", fontsize=9)
     return canvas.save_figure(figure, path, dpi=150)
@@ -277,8 +241,6 @@ def save_planes(
 
 def column_colours(found: FoundColumns) -> np.ndarray:
     """Return colours (N, 3) in 0..1."""
-    from matplotlib.colors import to_rgb
-
     palette = np.array([to_rgb(colour) for colour in (*SEVEN, UNPLACED)])
     number = (found.lattice.pq @ [1, 2]) % 7
     return palette[np.where(found.lattice.patch > 0, number, 7)]
@@ -289,43 +251,39 @@ def _draw_plane(
     found: FoundColumns,
     image: np.ndarray,
     labels: np.ndarray,
-    size: np.ndarray,
     plane: list[int],
     inch: float,
     colours: np.ndarray,
 ) -> None:
-    """Draw a plane (rows, columns) of ``size`` in grey, its columns' outlines and (p, q)."""
+    """Draw a plane (rows, columns) in grey, its columns' outlines and (p, q).
+
+    ``plane`` are the axes to the right and downwards, ``inch`` the inches of a unit of length.
+    """
     grey = scale_to_display(np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0), 1, 99.5)
-    extent = (0, size[0], size[1], 0)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=1.3, extent=extent, aspect="equal")
-    finer = [
-        max(1, round(150 * inch * s / n)) for s, n in zip(size[::-1], labels.shape, strict=True)
-    ]
-    large = labels.repeat(finer[0], axis=0).repeat(finer[1], axis=1)
+    show_plane(axes, grey, cmap="gray", vmin=0, vmax=1.3)
+    size = np.array(found.labels.shape)[plane] * np.array(found.steps)[plane]
+    pixel = size / labels.shape[::-1]
+    finer = np.maximum(1, np.rint(150 * inch * pixel)).astype(int)  # outlines of a pixel's width
+    large = labels.repeat(finer[1], axis=0).repeat(finer[0], axis=1)
     outline = find_boundaries(large, mode="inner", connectivity=2)
     outline = ndimage.binary_dilation(outline) & (large > 0)
     over = np.zeros((*large.shape, 4), np.float32)
-    over[outline] = np.column_stack(
-        [colours[large[outline] - 1], np.ones(np.count_nonzero(outline))]
-    )
-    axes.imshow(over, extent=extent, interpolation="nearest", aspect="equal")
-    axes.set(xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
-    lattice = found.lattice
+    over[outline, :3], over[outline, 3] = colours[large[outline] - 1], 1
+    show_plane(axes, over, interpolation="nearest")
+    lattice, voxels = found.lattice, np.bincount(labels.ravel())
     shown = np.unique(labels[labels > 0])
-    shown = shown[(lattice.patch[shown - 1] > 0) & (np.bincount(labels.ravel())[shown] >= SLIVER)]
+    shown = shown[(lattice.patch[shown - 1] > 0) & (voxels[shown] >= SLIVER)]
     if len(shown) == 0:
         return
     centres = np.array(ndimage.center_of_mass(labels > 0, labels, shown))[:, ::-1] + 0.5
-    places = centres * size / labels.shape[::-1]
     pq = lattice.pq[shown - 1]
     # Where its section is too small for it, the text stands beside its distal end.
-    area = np.bincount(labels.ravel())[shown] * np.prod(size / labels.shape[::-1])
+    wide = np.sqrt(voxels[shown] * np.prod(pixel))
     width = np.array([len(f"{p},{q}") for p, q in pq]) * 0.6 * TEXT / 72 / inch
     ways = found.measured.axis[shown - 1][:, plane]
     ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-9)
-    wide = np.sqrt(area)
-    beyond, small = 0.8 * wide + 0.6 * width, wide < width
-    places = places + np.where(small, beyond, 0)[:, None] * ways
+    beyond = np.where(wide < width, 0.8 * wide + 0.6 * width, 0)
+    places = centres * pixel + beyond[:, None] * ways
     far = np.linalg.norm(places - size / 2, axis=1)
     order = np.lexsort((far, (pq % EACH != 0).any(axis=1)))
     taken = np.empty((0, 3))
@@ -345,15 +303,12 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     The view is orthographic, tilted against the mean axis, which points up; what lies behind is
     drawn first and paler.
     """
-    from matplotlib.collections import LineCollection
-
     measured = found.measured
     axes.set_axis_off()
     axes.set_title("in 3D, axes as lines", fontsize=9)
     if len(measured.axis) == 0:
         return
     camera = _camera(measured.centre, measured.axis)
-    order = np.argsort(measured.centre @ camera[2])[::-1]  # the farthest first
     seen = measured.paths @ camera.T
     depth = measured.centre @ camera[2]
     fog = 0.55 * ((depth - depth.min()) / max(np.ptp(depth), 1e-9))[:, None]
@@ -374,14 +329,12 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     )  # fmt: skip
     width = np.maximum(measured.diameter(found.steps) * points * 0.85, 0.5)
     lines, tints, widths = [], [], []
-    for k in order:
+    for k in np.argsort(depth)[::-1]:  # the farthest first
         lines += [ends[k, :, :2], seen[k, :, :2]]
         tints += [0.25 + 0.5 * fog[k].repeat(3), tint[k]]
         widths += [0.5, width[k]]
     axes.add_collection(LineCollection(lines, colors=tints, linewidths=widths, capstyle="butt"))
-    arrows = camera[:2].T * margin
-    corner = np.array([low[0], low[1]])
-    _draw_arrows(axes, corner, arrows, 0.2 * margin)
+    _draw_arrows(axes, low, camera[:2].T * margin, 0.2 * margin)
 
 
 def _camera(centres: np.ndarray, axes: np.ndarray) -> np.ndarray:

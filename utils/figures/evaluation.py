@@ -4,22 +4,18 @@ Scores and shares are 0..1; intervals are those of means over volumes. Tables of
 volume, tables of means and differences a row a score (``utils.evaluation.statistics``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from utils.evaluation.scoring import ScoredVolume
+from utils.evaluation.statistics import rank_correlations
+from utils.evaluation.tables import kinds_of
 from utils.figures import canvas
-from utils.figures.colours import TRAIN, TYPE_NAMES, VALID
+from utils.figures.canvas import TRAIN, TYPE_NAMES, VALID
 from utils.figures.predictions import save_predictions
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from utils.evaluation.scoring import ScoredVolume
 
 CONDITION_WORDS = {
     "gain": "gain (photons per unit; fewer: noisier)",
@@ -40,8 +36,6 @@ def save_evaluation(
     Returns the paths of the pictures in ``folder``; that of columns is left out for masks that do
     not tell them apart.
     """
-    from utils.evaluation.tables import kinds_of
-
     shown = pick_shown(results)
     images, masks, probabilities = zip(*(result.slices for result in shown.values()), strict=True)
     titles = [
@@ -69,14 +63,7 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
     """Draw how much of each type of column was found, with intervals over volumes.
 
     The share of the gaps' voxels that was called column is drawn as the yardstick.
-
-    Args:
-        scores: a row a volume, for the numbers of columns.
-        means: of the scores.
-        path: picture to write (format by its suffix).
     """
-    from utils.evaluation.tables import kinds_of
-
     kinds, words = kinds_of(scores), dict(zip(("left_out", "A", "B", "C"), TYPE_NAMES, strict=True))
     figure = canvas.new_figure(6.6, 3.8)
     axes = figure.subplots()
@@ -105,14 +92,9 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
 def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     """Draw a dot a volume: its IoU, and that of the whole sheet, over each condition.
 
-    Three panels a row; titles give Spearman's rank correlation.
-
-    Args:
-        scores: a row a volume, with those keys of :data:`CONDITION_WORDS` that are known.
-        path: picture to write (format by its suffix).
+    Three panels a row, for those of :data:`CONDITION_WORDS` that are known; titles give Spearman's
+    rank correlation.
     """
-    from utils.evaluation.statistics import rank_correlations
-
     known = [condition for condition in CONDITION_WORDS if condition in scores]
     correlations = rank_correlations(scores, "iou", known)
     columns, rows = min(3, len(known)), -(-len(known) // 3)
@@ -140,14 +122,7 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
 
 
 def save_comparison(a: pd.Series, b: pd.Series, path: str | Path, names: Sequence[str]) -> Path:
-    """Draw two sets of scores of the same volumes, B over A.
-
-    Args:
-        a: IoU of A by volume.
-        b: IoU of B, of the same volumes.
-        path: picture to write (format by its suffix).
-        names: what A and B are.
-    """
+    """Draw the IoU of B over that of A, both by volume, of the same ones; ``names`` of both."""
     figure = canvas.new_figure(5.0, 4.8)
     axes = figure.subplots()
     axes.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)

@@ -1,18 +1,14 @@
 """Curves of learning: loss, IoU and rate over the epochs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from utils.figures import canvas
-from utils.figures.colours import TRAIN, VALID
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from utils.figures.canvas import TRAIN, VALID
 
 WHOLE_SHEET_IOU = 0.44
 """IoU of a mask of the whole sheet in which columns stand: pi 0.35^2 / (sqrt(3) / 2)."""
@@ -24,13 +20,10 @@ def save_learning_curves(
     *,
     baseline: float | None = WHOLE_SHEET_IOU,
 ) -> Path:
-    """Draw loss, IoU and learning rate over the epochs.
+    """Draw loss, IoU and learning rate over the epochs of ``history``, records of ``logs.json``.
 
-    Args:
-        history: one mapping an epoch with ``epoch``, ``train_loss``, ``valid_loss``, ``train_iou``,
-            ``valid_iou`` and ``lr``; a curve skips epochs that lack its key.
-        path: picture to write (format by its suffix).
-        baseline: IoU of a dashed line, that of a mask of the whole sheet; None draws none.
+    A curve skips epochs that lack its key. ``baseline`` is the IoU of a dashed line, that of a mask
+    of the whole sheet; None draws none.
     """
     figure = canvas.new_figure(11.0, 3.4)
     loss, iou, rate = figure.subplots(1, 3)

@@ -3,17 +3,18 @@
 Slices show x to the right and y upwards; lengths are voxels.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
 
 from utils.figures import canvas
-from utils.figures.colours import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH
+from utils.figures.canvas import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH
 from utils.figures.slices import (
     densest_slice,
     draw_outline,
@@ -21,9 +22,6 @@ from utils.figures.slices import (
     show_fluorescence,
     show_slice,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def save_predictions(
@@ -35,16 +33,11 @@ def save_predictions(
 ) -> Path:
     """Draw a row a sample: image, truth on the image, probability, and where the two differ.
 
-    Args:
-        images: (X, Y) or (X, Y, Z) arrays, scaled between their own 1st and 99th percentile.
-        masks: truth of the same shapes, 0/1, and negative where it is not known.
-        probabilities: of the same shapes, 0..1; the overlay cuts them at 0.5.
-        path: picture to write (format by its suffix).
-        titles: a name for each row; of volumes the slice with most labelled voxels is shown, and
-            the row says which it is.
+    Images are (X, Y) or (X, Y, Z), scaled between their own 1st and 99th percentile; masks, the
+    truth, are of the same shapes, 0/1, and negative where it is not known; the overlay cuts
+    probabilities, 0..1, at 0.5. ``titles`` name the rows; of volumes the slice with most labelled
+    voxels is shown, and the row says which it is.
     """
-    from matplotlib.patches import Patch
-
     figure = canvas.new_figure(11.4, 2.9 * len(images) + 0.5)
     grid = figure.subplots(len(images), 4, squeeze=False)
     for row, title in enumerate(titles):
@@ -114,8 +107,6 @@ def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], titl
 
 def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """Return (X, Y, 3): the grey image with true and false positives and false negatives on it."""
-    from matplotlib.colors import to_rgb
-
     predicted, true = (probability >= 0.5) & (mask >= 0), mask >= 0.5
     colours = np.repeat(image[..., None] * 0.75, 3, axis=2)
     for where, colour in (

@@ -4,35 +4,27 @@ Axis order of volumes is (x, y, z), z is up; that of a view is (depth, row, colu
 top. The projection is orthographic, from a little above; a voxel is a pixel.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-ELEVATION = 0.35
-"""Angle from which the camera looks down, in radians."""
+ELEVATION = 0.35  # angle from which the camera looks down, in radians
 LIGHT = np.array([-0.61, -0.65, -0.45], np.float32)
 """Unit vector towards the light: away from the viewer, down, to the right."""
-AMBIENT = 0.30
-"""Brightness of a surface that faces away from the light."""
-FOG = 0.55
-"""Share of the brightness that is lost from the nearest to the farthest sample of a ray."""
+AMBIENT = 0.30  # brightness of a surface that faces away from the light
+FOG = 0.55  # share of the brightness that is lost from the nearest to the farthest sample of a ray
 
 
 @dataclass(frozen=True)
 class View:
     """What the camera sees; all (rows, columns) in 0..1, brightness dimmed with depth."""
 
+    # brightest fluorescence before the first surface, or along the whole ray without one
     in_front: np.ndarray
-    """Brightest fluorescence before the first surface, or along the whole ray without one."""
-    whole: np.ndarray
-    """Brightest fluorescence along the whole ray, as if there were no surfaces."""
-    shade: np.ndarray
-    """Brightness of the first surface; 0 where there is none."""
-    cover: np.ndarray
-    """How much of the pixel the surface covers: 1 inside, in between at its rim."""
+    whole: np.ndarray  # brightest fluorescence along the whole ray, as if there were no surfaces
+    shade: np.ndarray  # brightness of the first surface; 0 where there is none
+    cover: np.ndarray  # how much of the pixel the surface covers: 1 inside, in between at its rim
 
 
 def camera_axes(azimuth: float) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""A still of simulated volumes: slices and projections; x to the right, y upwards, in voxels."""
+"""Stills of simulated volumes and images; x to the right, y upwards, in voxels or pixels."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
 
 from utils.figures import canvas
-from utils.figures.colours import TRUTH
+from utils.figures.canvas import TRUTH
 from utils.figures.slices import densest_slice, draw_outline, scale_to_display, show_fluorescence
 
 if TYPE_CHECKING:
@@ -38,3 +41,43 @@ def save_samples_panel(
     figure.supxlabel("x (voxels)", fontsize=8)
     figure.supylabel("y (voxels)", fontsize=8)
     return canvas.save_figure(figure, path)
+
+
+def draw_image_sample(image: np.ndarray, mask: np.ndarray, centres: np.ndarray) -> Image.Image:
+    """Return a picture of a 2D sample: the image, and outlines and centres on it.
+
+    Image (X, Y) of 0..1, mask (X, Y) 0/1, centres (n, 2) in pixels; the first reaches from 0 to 1.
+    """
+    memory = io.BytesIO()
+    _draw_images([image], [mask], [centres]).savefig(memory, dpi=160)
+    with Image.open(memory) as picture:
+        return picture.convert("RGB")
+
+
+def save_image_samples(
+    images: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    centres: Sequence[np.ndarray],
+    path: str | Path,
+) -> Path:
+    """Draw 2D samples, four a row, each as by :func:`draw_image_sample`, into ``path``."""
+    return canvas.save_figure(_draw_images(images, masks, centres), path, dpi=75)
+
+
+def _draw_images(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], centres: Sequence[np.ndarray]
+) -> Figure:
+    """Draw each image, and beside it once more with outlines of its mask and centres on it."""
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = canvas.new_figure(3.0 * columns, 1.6 * rows)
+    pairs = figure.subplots(rows, 2 * columns, squeeze=False).reshape(-1, 2)
+    for axes in pairs.ravel():
+        axes.set_axis_off()
+    for image, mask, points, pair in zip(images, masks, centres, pairs, strict=False):
+        for axes in pair:
+            show_fluorescence(axes, image, extent=(0, image.shape[0], 0, image.shape[1]))
+        x, y = (np.arange(edge) + 0.5 for edge in mask.shape)
+        pair[1].contour(x, y, mask.T, levels=[0.5], colors=[TRUTH], linewidths=0.6)
+        pair[1].plot(*points.T, ".", color="white", markersize=2.5)
+    return figure

@@ -3,16 +3,12 @@
 Arrays are (X, Y) or (X, Y, Z); x runs to the right and y upwards.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from utils.figures.colours import blue_map
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from utils.figures.canvas import BLUE_MAP
 
 
 def scale_to_display(image: np.ndarray, low: float = 1.0, high: float = 99.0) -> np.ndarray:
@@ -45,4 +41,4 @@ def draw_outline(axes: Axes, mask: np.ndarray, colour: str, width: float = 0.8) 
 
 def show_fluorescence(axes: Axes, image: np.ndarray, **options: Any) -> None:
     """Draw ``image`` (X, Y) of 0..1 in the colours of fluorescence; ``options`` as in imshow."""
-    show_slice(axes, image, cmap=blue_map(), vmin=0, vmax=1, **options)
+    show_slice(axes, image, cmap=BLUE_MAP, vmin=0, vmax=1, **options)

@@ -1,32 +1,26 @@
 """Planes of a stack from a microscope with masks on them, y downwards as in Fiji."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from utils.errors import UserError
 from utils.figures import canvas
-from utils.figures.colours import MASK_RED, blue_map
+from utils.figures.canvas import BLUE_MAP, MASK_RED
 from utils.figures.slices import scale_to_display
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from utils.resampling import Resampling, scaled_shape
 
 
 @dataclass(frozen=True)
 class Overlay:
     """One plane of a stack and what a network found in it."""
 
-    image: np.ndarray
-    """(X, Y) grey values."""
-    mask: np.ndarray
-    """(X, Y) 0/1."""
+    image: np.ndarray  # (X, Y) grey values
+    mask: np.ndarray  # (X, Y) 0/1
     title: str
 
 
@@ -40,15 +34,9 @@ def save_overlays(
 ) -> Path:
     """Draw planes, each beside itself with the mask on it, and a scale bar; y downwards as in Fiji.
 
-    Args:
-        rows: overlays from left to right; as many in each row.
-        path: picture to write (format by its suffix).
-        spacing: edge of a voxel along x and y in micrometres; None counts in voxels.
-        step: voxels a pixel of the image, at least 1: larger ones show the image coarser than it
-            is, for data that must not be passed on. The mask is drawn as it is.
-        caption: words below.
-
-    Raises UserError for a step below 1.
+    Each row has as many overlays. ``spacing`` is the edge of a voxel along x and y in micrometres;
+    None counts in voxels. A ``step``, in voxels a pixel, above 1 shows the image, but not the mask,
+    coarser than it is, for data that must not be passed on; UserError for one below 1.
     """
     if not step >= 1:
         raise UserError(f"step {step}: must be at least 1 voxel a pixel")
@@ -66,8 +54,6 @@ def _draw_overlay(
     places: Sequence[Axes], overlay: Overlay, spacing: tuple[float, float] | None, step: float
 ) -> None:
     """Draw the image, and the image in grey with the mask in red."""
-    from utils.resampling import Resampling, scaled_shape
-
     image = overlay.image.astype(np.float32)
     shape = scaled_shape(image.shape, (1 / step, 1 / step))
     if shape != image.shape:
@@ -80,7 +66,7 @@ def _draw_overlay(
     colours = np.zeros((*overlay.mask.shape, 4), np.float32)
     colours[overlay.mask > 0] = (*MASK_RED, 0.55)
     plain, marked = places
-    plain.imshow(image.T, cmap=blue_map(), vmin=0, vmax=1, interpolation=smooth, **placed)
+    plain.imshow(image.T, cmap=BLUE_MAP, vmin=0, vmax=1, interpolation=smooth, **placed)
     marked.imshow(image.T, cmap="gray", vmin=0, vmax=1.2, interpolation=smooth, **placed)
     marked.imshow(colours.swapaxes(0, 1), interpolation="nearest", **placed)
     plain.set_title(overlay.title, fontsize=9)

@@ -1,20 +1,16 @@
 """Studies of hyperparameters, in Optuna's own plots."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import optuna
+from matplotlib import pyplot
+from optuna.visualization import matplotlib as plots
 
 from utils.figures import canvas
 
-if TYPE_CHECKING:
-    import optuna
-
-MOST_IN_LEGEND = 20
-"""Trials; with more, the curves have no legend."""
+MOST_IN_LEGEND = 20  # trials; with more, the curves have no legend
 
 
 def save_study(
@@ -26,9 +22,6 @@ def save_study(
     IoU of each epoch, ``flags.png`` the IoU of complete trials over each flag tried. ``title`` is
     what the study asks; ``baseline`` an IoU to compare with, a dashed line (None: no line).
     """
-    from matplotlib import pyplot
-    from optuna.visualization import matplotlib as plots
-
     iou = "validation IoU"
     paths = []
     with warnings.catch_warnings(), pyplot.rc_context():

@@ -1,7 +1,5 @@
 """Training that starts from the weights of another network: ``--init``."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +10,10 @@ from torch import nn
 from utils.errors import UserError
 from utils.prediction.trained_network import TrainedNetwork, read_network
 from utils.training.experiment import LAST
+from utils.training.options import NETWORK_FLAGS
 
-FLAGS = {
-    "arch": "arch",
-    "depth": "depth",
-    "start_channels": "start_channels",
-    "stem_stride": "stem_stride",
-    "num_stacks": "num_stacks",
-    "conv_kernel_size": "conv_kernel_size",
-    "residual": "resblocks",
-}
-"""The flag of each field of a network's configuration."""
-RATE = 1 / 3
-"""Of the default rate: weights that are good already are left by large steps."""
-EPOCHS = 30
-"""Default of --epochs: a shorter plan than from nothing."""
+RATE = 1 / 3  # of the default rate: weights that are good already are left by large steps
+EPOCHS = 30  # default of --epochs: a shorter plan than from nothing
 
 
 def ancestor_defaults(init: str, start_lr: float) -> dict[str, Any]:
@@ -35,7 +22,7 @@ def ancestor_defaults(init: str, start_lr: float) -> dict[str, Any]:
     Raises UserError where no network is found.
     """
     config = read_network(init).config
-    network = {flag: config[field] for field, flag in FLAGS.items() if field in config}
+    network = {flag: config[field] for field, flag in NETWORK_FLAGS.items() if field in config}
     return {**network, "start_lr": RATE * start_lr, "epochs": EPOCHS}
 
 
@@ -43,7 +30,7 @@ def check_network_flags(flags: argparse.Namespace, defaults: Mapping[str, Any]) 
     """Raise UserError for a flag of the network that was given otherwise than the ancestor's."""
     differences = [
         f"--{flag} is {getattr(flags, flag)}, and {defaults[flag]} there"
-        for flag in FLAGS.values()
+        for flag in NETWORK_FLAGS.values()
         if flag in defaults and getattr(flags, flag) != defaults[flag]
     ]
     if differences:
@@ -64,30 +51,16 @@ def known_network(flags: argparse.Namespace, directory: Path) -> TrainedNetwork 
     return read_network(last if flags.resume and last.exists() else flags.init)
 
 
-def read_ancestor(init: str, model_config: Mapping[str, Any]) -> TrainedNetwork:
-    """Return the network to start from; UserError unless it is of this configuration."""
+def inherit(model: nn.Module, init: str, dims: int) -> TrainedNetwork:
+    """Give ``model``, of ``dims`` axes, the weights of ``init``; return that network.
+
+    Raises UserError unless it is of the same configuration.
+    """
     network = read_network(init)
-    dims, own = network.config.get("spatial_dims"), model_config["spatial_dims"]
-    if dims != own:
-        raise UserError(f"--init {init}: is a {dims}D network, and this script trains {own}D ones")
+    theirs = network.config.get("spatial_dims")
+    if theirs != dims:
+        raise UserError(
+            f"--init {init}: is a {theirs}D network, and this script trains {dims}D ones"
+        )
+    network.restore(model, "cpu", dims).train()
     return network
-
-
-def inherit(model: nn.Module, ancestor: TrainedNetwork) -> nn.Module:
-    """Return ``model`` with the ancestor's weights, ready to be trained."""
-    return ancestor.restore(model, "cpu", ancestor.config["spatial_dims"]).train()
-
-
-def freeze_encoder(model: nn.Module) -> nn.Module:
-    """Return ``model``, whose encoder no training changes any more, batch norm included."""
-    model.encoder.requires_grad_(False)
-    return model
-
-
-def describe_ancestor(ancestor: TrainedNetwork) -> dict[str, Any]:
-    """Return which network that is, as plain JSON: its name may mean another one some day."""
-    return {
-        "checkpoint": ancestor.path,
-        "epoch": ancestor.epoch,
-        "sha256": ancestor.fingerprint(),
-    }

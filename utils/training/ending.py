@@ -6,8 +6,6 @@ The second one ends the process at once, which leaves no less than ``kill -9`` d
 that --resume goes on with.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -37,8 +35,7 @@ KNOWN = {
 }
 """What torch's RuntimeErrors say, and what that means here."""
 
-_signals: list[str] = []
-"""Names of those received in the training that runs."""
+_signals: list[str] = []  # names of those received in the training that runs
 
 
 class Interrupted(Exception):
@@ -64,8 +61,8 @@ def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
     once it is recorded. Ranks but the first tell of their own failures alone: a signal that ends
     all of them is no failure, lest the launcher kill the first rank while it records that.
     """
-    with _noting_signals():
-        bug, status = None, 1
+    bug, status = None, 1
+    with _handling(_note, signal.SIGINT, signal.SIGTERM):
         try:
             reason, status = run(), 0
         except Exception as error:
@@ -87,6 +84,7 @@ def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
             except UserError as error:
                 print(f"this end cannot be recorded: {error}", file=sys.stderr)
                 status = status or 1
+    _signals.clear()
     if bug:
         raise bug
     return status
@@ -125,16 +123,6 @@ def _note(number: int, frame: FrameType | None) -> None:
     if multiprocessing.parent_process() is None and not rank():
         # Not print: the signal may have come in the middle of one.
         os.write(2, f"\n{name}: training ends after this step; again: at once\n".encode())
-
-
-@contextmanager
-def _noting_signals() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM are noted; what was noted is forgotten after it."""
-    with _handling(_note, signal.SIGINT, signal.SIGTERM):
-        try:
-            yield
-        finally:
-            _signals.clear()
 
 
 @contextmanager

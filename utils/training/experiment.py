@@ -5,8 +5,6 @@
 temporary name and renamed, so a reader never meets half of one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import fcntl
@@ -15,17 +13,16 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from utils.errors import UserError, disk_errors
 from utils.provenance import CHECKPOINT_FORMAT, describe_program
-from utils.replacing import make_folder, replacing
+from utils.replacing import make_folder, replacing, write_json
 
-LAST = "last.pth"
-"""The last completed epoch, with all that going on needs."""
+LAST = "last.pth"  # the last completed epoch, with all that going on needs
 RUNNING = {"reason": "running", "status": None}
 """How ``logs.json`` says that a run has not ended, or was killed."""
 
@@ -34,12 +31,9 @@ RUNNING = {"reason": "running", "status": None}
 class Examples:
     """A few validation patches as they were seen in the latest epoch; equal shapes, 2D or 3D."""
 
-    images: Sequence[np.ndarray]
-    """float32, 0..1."""
-    masks: Sequence[np.ndarray]
-    """float32, 0 or 1."""
-    probabilities: Sequence[np.ndarray]
-    """float32, 0..1."""
+    images: Sequence[np.ndarray]  # float32, 0..1
+    masks: Sequence[np.ndarray]  # float32, 0 or 1
+    probabilities: Sequence[np.ndarray]  # float32, 0..1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +46,7 @@ class Experiment:
     records or draws does nothing."""
 
     @classmethod
-    def create(
-        cls, directory: str | Path, config: Mapping[str, Any], script: str | Path
-    ) -> Experiment:
+    def create(cls, directory: str | Path, config: Mapping[str, Any], script: str | Path) -> Self:
         """Make the directory with ``config.json``, an empty ``logs.json`` and a copy of ``script``.
 
         ``config`` is plain JSON; versions, machine and git revision are added to it. Raises
@@ -68,8 +60,8 @@ class Experiment:
             experiment.directory.mkdir()
         try:
             experiment.checkpoints.mkdir()
-            _write_json(experiment.directory / "config.json", content)
-            _write_json(experiment.log, {"epochs": [], "exit": RUNNING})
+            write_json(experiment.directory / "config.json", content)
+            write_json(experiment.log, {"epochs": [], "exit": RUNNING})
             shutil.copyfile(script, experiment.directory / Path(script).name)
         except BaseException:
             shutil.rmtree(experiment.directory, ignore_errors=True)
@@ -85,7 +77,7 @@ class Experiment:
         script: str | Path,
         history: Sequence[Mapping[str, Any]],
         resumption: Mapping[str, Any],
-    ) -> Experiment:
+    ) -> Self:
         """Go on in a directory that :meth:`create` has made, with the epochs of ``history``.
 
         ``config.json`` tells of the latest start; ``logs.json`` lists under ``resumptions`` each of
@@ -102,10 +94,10 @@ class Experiment:
             "git_revision": content["git_revision"],
             "before": log.get("exit", RUNNING),
         }
-        _write_json(experiment.directory / "config.json", content)
+        write_json(experiment.directory / "config.json", content)
         resumptions = [*log.get("resumptions", []), resumption]
         entries = {"epochs": list(history), "exit": RUNNING, "resumptions": resumptions}
-        _write_json(experiment.log, {**log, **entries})
+        write_json(experiment.log, {**log, **entries})
         return experiment
 
     @property
@@ -124,9 +116,8 @@ class Experiment:
 
     def update_log(self, **entries: Any) -> None:
         """Replace entries of ``logs.json`` (plain JSON), such as ``epochs``; others stay."""
-        if not self.writes:
-            return
-        _write_json(self.log, {**self.read_log(), **entries})
+        if self.writes:
+            write_json(self.log, {**self.read_log(), **entries})
 
     def finish(self, reason: str, status: int) -> None:
         """Record how the run ended."""
@@ -179,16 +170,5 @@ class Experiment:
         save_learning_curves(history, curves, baseline=baseline)
         epoch = history[-1]["epoch"]
         titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
-        save_predictions(
-            examples.images,
-            examples.masks,
-            examples.probabilities,
-            self.directory / "predictions.png",
-            titles=titles,
-        )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text)
+        patches = examples.images, examples.masks, examples.probabilities
+        save_predictions(*patches, self.directory / "predictions.png", titles=titles)

@@ -8,8 +8,6 @@ Batches reach a GPU from pinned memory without waiting: the loader pins, and Fab
 copies with ``non_blocking`` to anything but a CPU.
 """
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os
@@ -34,12 +32,9 @@ from utils.training.options import TrainingOptions
 class Processes:
     """The ranks of one training."""
 
-    devices: int = 1
-    """On each machine, a process each."""
-    nodes: int = 1
-    """Machines."""
-    launcher: str | None = None
-    """``torchrun`` or ``srun`` where that has started all of them."""
+    devices: int = 1  # on each machine, a process each
+    nodes: int = 1  # machines
+    launcher: str | None = None  # torchrun or srun where that has started all of them
 
     @property
     def total(self) -> int:
@@ -47,10 +42,8 @@ class Processes:
         return self.devices * self.nodes
 
 
-ALONE = Processes()
-"""One process, one device."""
-GRACE_SECONDS = 5.0
-"""In which the other processes may end by themselves once the first has ended."""
+ALONE = Processes()  # one process, one device
+GRACE_SECONDS = 5.0  # in which the other processes may end by themselves once the first has ended
 
 
 def choose_processes(
@@ -59,8 +52,8 @@ def choose_processes(
     """Return the processes that --devices (None: auto) and --num_nodes ask for.
 
     ``auto`` is what torchrun or srun has started, else every GPU of this machine, and one process
-    on a CPU. Raises UserError where flags and launcher contradict each other, for several machines
-    without a launcher, for more GPUs than there are, and for more devices than a batch has patches.
+    on a CPU. Raises UserError where these contradict each other or what there is, and for more
+    devices than a batch has patches.
     """
     devices, nodes = options.devices, options.num_nodes
     found = torch.cuda.device_count() if device == "cuda" else 1
@@ -111,11 +104,7 @@ def find_launcher(environment: Mapping[str, str] = os.environ) -> Processes | No
 
 
 def make_fabric(
-    compute: Compute,
-    seed: int,
-    planned: Processes = ALONE,
-    *,
-    deterministic: bool = False,
+    compute: Compute, seed: int, planned: Processes = ALONE, *, deterministic: bool = False
 ) -> Fabric:
     """Return a launched Fabric; seed torch, numpy, Python and loader workers.
 

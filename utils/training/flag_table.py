@@ -4,8 +4,6 @@ Which flags a script has, and their defaults, stands at its top; :func:`make_par
 Imports nothing heavy.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +12,7 @@ from utils.flags import FlagParser, scale, voxel_size, whole_number
 from utils.training import options
 from utils.training.recipes import RECIPES
 
-Defaults = Mapping[str, Mapping[str, Any]]
-"""By topic: the default of each flag, by its name."""
+Defaults = Mapping[str, Mapping[str, Any]]  # by topic: the default of each flag, by its name
 
 HELP = {
     # experiment

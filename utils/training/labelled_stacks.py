@@ -1,10 +1,9 @@
 """Labelled stacks as the data of a training, read as its flags say, scaled as in prediction."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +23,8 @@ class LabelledSets:
 
     train: LabelledDataset | None
     validation: LabelledDataset | None
-    spacing: float
-    """Distance of neighbouring columns, in voxels as the network sees them."""
-    about: dict[str, str]
-    """Lines for the announcement, by topic."""
+    spacing: float  # distance of neighbouring columns, in voxels as the network sees them
+    about: dict[str, str]  # lines for the announcement, by topic
 
 
 def load_labelled(
@@ -35,25 +32,21 @@ def load_labelled(
     train: Sequence[str],
     valid: Sequence[str],
     *,
-    patch_size: int,
-    spatial_dims: int,
     patches: tuple[int | None, int | None],
-    background_threshold: float = 0.95,
     ancestor: TrainedNetwork | None = None,
     spacing: float | None = None,
+    **cutting: Any,
 ) -> LabelledSets:
     """Open labelled stacks; hold a part of those to train on out where there are no others.
 
     Args:
         flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share`` and
-            ``seed``.
-        train: folders and pairs to train on, see :func:`utils.data.labelled.find_pairs`.
+            ``seed`` are read.
+        train: what :func:`utils.data.labelled.find_pairs` takes.
         valid: likewise to validate on.
-        patch_size: edge of the patches in the network's voxels.
-        spatial_dims: of the network.
         patches: in an epoch, to train and to validate on; None: to cover the stacks once, to
             validate at least :data:`VALIDATION_PATCHES`.
-        background_threshold: largest share of background in what is annotated of a patch.
+        **cutting: for :class:`utils.data.labelled.LabelledDataset`.
         ancestor: its rule for grey values and its spacing are kept to.
         spacing: of the columns of other training data, in voxels, where there is no ancestor; None
             leaves the stacks' own, and measures it.
@@ -86,33 +79,27 @@ def load_labelled(
         ]
 
     stacks, others = read(train), read(valid)
-    about = {"labels": _describe([*stacks, *others])}
-    about |= {f"stack {k}": text for k, text in enumerate(_reasons([*stacks, *others]), 1)}
+    everything = [*stacks, *others]
+    about = {"labels": _describe(everything)}
+    explained = [stack for stack in everything if stack.reasons]
+    for k, stack in enumerate(explained, 1):
+        about[f"stack {k}"] = f"{stack.pair.image.name}: {'; '.join(stack.reasons)}"
     if known is None:
-        known = float(np.median(measured)) if measured else _crowding([*stacks, *others])
+        known = float(np.median(measured)) if measured else _crowding(everything)
     if flags.val_share is not None:
         halves = [stack.split(flags.val_share) for stack in stacks]
         stacks, others = [first for first, _ in halves], [second for _, second in halves]
         annotated = sum(int(stack.annotated.sum()) for stack in others)
         about["held out"] = f"{annotated:,} annotated voxels beyond a plane, to validate on"
 
-    def cut(stacks: list[LabelledStack], number: int | None, seed: int) -> LabelledDataset:
-        return LabelledDataset(
-            stacks,
-            patch_size=patch_size,
-            spatial_dims=spatial_dims,
-            background_threshold=background_threshold,
-            seed=seed,
-            patches_per_epoch=number,
-        )
-
-    validation = None
+    training = validation = None
+    if stacks:
+        seed, number = flags.seed, patches[0]
+        training = LabelledDataset(stacks, seed=seed, patches_per_epoch=number, **cutting)
     if others:  # always the same patches, so that runs of different seeds can be compared
-        number = patches[1] or max(VALIDATION_PATCHES, len(cut(others, None, 0)))
-        validation = cut(others, number, 0)
-    return LabelledSets(
-        cut(stacks, patches[0], flags.seed) if stacks else None, validation, known, about
-    )
+        number = patches[1] or max(VALIDATION_PATCHES, len(LabelledDataset(others, **cutting)))
+        validation = LabelledDataset(others, seed=0, patches_per_epoch=number, **cutting)
+    return LabelledSets(training, validation, known, about)
 
 
 def _describe(stacks: Sequence[LabelledStack]) -> str:
@@ -127,13 +114,6 @@ def _describe(stacks: Sequence[LabelledStack]) -> str:
         f"{len(stacks)} stacks, {annotated:,} annotated voxels ({100 * annotated / voxels:.3g} %), "
         f"{labelled:,} of these in {columns} columns or connected parts"
     )
-
-
-def _reasons(stacks: Sequence[LabelledStack]) -> list[str]:
-    """Return a line a stack on the voxels that the network sees of it, where there is one."""
-    return [
-        f"{stack.pair.image.name}: {'; '.join(stack.reasons)}" for stack in stacks if stack.reasons
-    ]
 
 
 def _crowding(stacks: Sequence[LabelledStack]) -> float:

@@ -3,9 +3,8 @@
 Epochs are counted from 1. A batch is (images, masks), both (batch, 1, *space) float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -18,17 +17,17 @@ from utils.training.options import TrainingOptions
 from utils.training.ranks import own_block, rank, world_size
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[int]):
     """All indices in an order that depends on ``seed`` and ``epoch`` alone; set the latter.
 
     Without ``shuffle`` they come as they are.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool = True) -> None:
-        self.length = length
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
+    length: int
+    seed: int
+    shuffle: bool = True
+    epoch: int = 0
 
     def __len__(self) -> int:
         return self.length

@@ -5,8 +5,6 @@ logits of the same shape, or to a list of them, one a stack, of which the last i
 Epochs and batches are counted from 1.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Mapping
@@ -36,8 +34,7 @@ from utils.training.schedules import TrainingClock
 from utils.training.state import Progress, go_on, save_checkpoints, set_up, whole_state
 from utils.training.tensorboard import event_files, write_epoch
 
-EXAMPLES = 3
-"""Validation patches shown in ``predictions.png``."""
+EXAMPLES = 3  # validation patches shown in predictions.png
 READ_EVERY = 20
 """Batches after which the losses are read from the device, for the progress bar and for errors."""
 logger = logging.getLogger("utils.training")
@@ -86,20 +83,12 @@ def train(
             clock.set_rate(parts.optimizer)
             learning_rate = parts.optimizer.param_groups[0]["lr"]
 
-            trained = train_one_epoch(
-                fabric,
-                parts.model,
-                loss_function,
-                train_loader,
-                parts.optimizer,
-                f"epoch {epoch}, training",
-                clock,
-                parts.average,
-            )
+            what = parts.model, loss_function, train_loader, parts.optimizer
+            where = f"epoch {epoch}, training"
+            trained = train_one_epoch(fabric, *what, where, clock, parts.average)
             average_buffers(parts.model.module, parts.average)
-            validated, examples = evaluate(
-                parts.validated, loss_function, valid_loader, f"epoch {epoch}, validation"
-            )
+            where = f"epoch {epoch}, validation"
+            validated, examples = evaluate(parts.validated, loss_function, valid_loader, where)
             if parts.scheduler:
                 parts.scheduler.step(validated.loss)
 
@@ -167,7 +156,7 @@ def train_one_epoch(
             tally.read()  # device and host meet
             bar.set_postfix_str(f"loss {tally.loss / tally.samples:.4f}", refresh=False)
         if clock:
-            clock.step_done()
+            clock.steps += 1
             if clock.time_is_up():
                 break
             stop_if_asked(batch)
@@ -196,11 +185,7 @@ def evaluate(
             parts = (images[patch, 0], masks[patch, 0], probabilities[patch, 0])
             shown.append(tuple(part.float().cpu().numpy() for part in parts))
     result = tally.result()  # device and host meet
-    return result, Examples(
-        images=[image for image, _, _ in shown],
-        masks=[mask for _, mask, _ in shown],
-        probabilities=[probability for _, _, probability in shown],
-    )
+    return result, Examples(*zip(*shown, strict=True)) if shown else Examples((), (), ())
 
 
 def score(

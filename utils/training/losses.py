@@ -4,8 +4,6 @@ Logits and targets are (batch, 1, *space); targets are 0 or 1, and negative wher
 Every loss is a float32 scalar, the mean over the batch, whatever the precision of the logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,14 +24,11 @@ class AnnotatedLoss(nn.Module):
     """The sum of losses over annotated voxels, as if there were no others.
 
     Evaluated on float32, outside any autocast. Voxels with a negative target get the logit
-    :data:`NEVER` and the target 0: they add nothing to any sum and pass no gradient.
-
-    Args:
-        parts: losses, each with the factor that makes its mean one over what is annotated
-            (:func:`of_voxels`, :func:`of_samples` or :func:`of_batch`).
+    :data:`NEVER` and the target 0: they add nothing to any sum and pass no gradient. Each of the
+    ``parts`` is a loss with the factor that makes its mean one over what is annotated.
     """
 
-    def __init__(self, *parts: tuple[nn.Module, Callable[[Tensor], Tensor]]) -> None:
+    def __init__(self, *parts: tuple[nn.Module, Callable[[Tensor], Tensor | int]]) -> None:
         super().__init__()
         self.losses = nn.ModuleList(loss for loss, _ in parts)
         self.factors = [factor for _, factor in parts]
@@ -56,11 +51,6 @@ def of_voxels(known: Tensor) -> Tensor:
 def of_samples(known: Tensor) -> Tensor:
     """Return all samples by those with an annotated voxel."""
     return len(known) / known.flatten(1).any(1).sum().clamp(min=1)
-
-
-def of_batch(known: Tensor) -> Tensor:
-    """Return 1: a ratio of sums over the whole batch is no mean."""
-    return known.new_ones((), dtype=torch.float32)
 
 
 class BoundaryWeightedDiceLoss(nn.Module):
@@ -129,7 +119,8 @@ def build_loss(options: TrainingOptions, foreground: float | None = None) -> nn.
     if options.loss_type == "bce_dice":
         # Dice of the whole batch: a patch with few labels does not make it jump.
         dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
-        return AnnotatedLoss((dice, of_batch), (nn.BCEWithLogitsLoss(), of_voxels))
+        # It is a ratio of sums over all voxels, and no mean that lacks a factor.
+        return AnnotatedLoss((dice, lambda known: 1), (nn.BCEWithLogitsLoss(), of_voxels))
     if options.loss_type == "boundary_weighted_dice":
         loss = BoundaryWeightedDiceLoss(options.boundary_weight, options.boundary_thickness)
         return AnnotatedLoss((loss, of_samples))

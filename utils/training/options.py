@@ -4,8 +4,6 @@ The flags and their defaults stand in the scripts. Every message names the flag 
 it, the value, and what would be right.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math
@@ -13,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from utils.errors import UserError
 from utils.flags import is_labelled
@@ -48,16 +46,11 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "ema": (lambda value: 0 <= value < 1, "lie in 0..1 (1 excluded), such as 0.999"),
     "max_minutes": (lambda value: 0 < value < math.inf, "be larger than 0, such as 30"),
     "start_lr": (lambda value: 0 < value < math.inf, "be larger than 0, such as 1e-3"),
-    "lr_scheduler_factor": (
-        lambda value: 0 < value < 1,
-        "lie between 0 and 1 (both excluded), such as 0.2",
+    **dict.fromkeys(
+        ("lr_scheduler_factor", "mix", "val_share"),
+        (lambda value: 0 < value < 1, "lie between 0 and 1 (both excluded), such as 0.2"),
     ),
-    "mix": (lambda value: 0 < value < 1, "lie between 0 and 1 (both excluded), such as 0.5"),
-    "val_share": (lambda value: 0 < value < 1, "lie between 0 and 1 (both excluded), such as 0.2"),
-    "scale": (
-        lambda value: value == "auto" or 0.05 <= value <= 20,
-        "be auto or lie in 0.05..20",
-    ),
+    "scale": (lambda value: value == "auto" or 0.05 <= value <= 20, "be auto or lie in 0.05..20"),
     "background_threshold": (lambda value: 0 <= value <= 1, "lie in 0..1, such as 0.95"),
     "depth": (lambda value: 1 <= value <= 16, "lie in 1..16, such as 4"),
     "conv_kernel_size": (lambda value: value > 0 and value % 2 == 1, "be odd, such as 3"),
@@ -67,47 +60,37 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What governs a training run apart from network and data, in the words of the flags.
+    """What governs a training run apart from network and data.
 
-    Raises UserError for a value outside its range.
+    The fields are flags, which ``utils.training.flag_table`` explains; None is ``auto`` for
+    ``devices`` and no limit for ``max_minutes``. Raises UserError for a value outside its range.
     """
 
     epochs: int = 100
     max_minutes: float | None = None
-    """Minutes after which training ends, whatever ``epochs`` says."""
     batch_size: int = 32
     early_stopping_patience: int = 15
-    """Epochs without a better validation loss after which training ends."""
     checkpoint_policy: str = "best"
-    """``last``, ``best`` or ``all``; ``last.pth`` is written under each of them."""
     optimizer: str = "adam"
     loss_type: str = "dice"
     boundary_weight: float = 1.0
     boundary_thickness: int = 1
-    """In voxels."""
     weight_decay: float = 0.0
     start_lr: float = 1e-3
-    """Learning rate at the start; the highest one with ``onecycle``."""
     lr_schedule: str = "plateau"
     lr_scheduler_factor: float = 0.2
     lr_scheduler_patience: int = 3
     ema: float = 0.0
-    """Decay of the moving average of the weights that is validated; 0 for none."""
     no_shuffle: bool = False
-    """The same order of samples in each epoch."""
     tensorboard: bool = False
-    """Write event files; the flag of the scripts is on by default."""
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
     deterministic: bool = False
     devices: int | None = None
-    """On each machine, a training process each; None: all GPUs, or one process on a CPU."""
     num_nodes: int = 1
-    """Machines."""
     num_workers: int = 0
-    """Loader processes; 0 reads in the training process."""
 
     def __post_init__(self) -> None:
         from utils.simulation.streams import check_seed
@@ -121,7 +104,7 @@ class TrainingOptions:
             )
 
     @classmethod
-    def from_flags(cls, flags: argparse.Namespace) -> TrainingOptions:
+    def from_flags(cls, flags: argparse.Namespace) -> Self:
         """Take the fields from the flags of the same names; an absent flag keeps its default."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: getattr(flags, name) for name in names if hasattr(flags, name)})
@@ -129,6 +112,12 @@ class TrainingOptions:
 
 LABEL_FLAGS = ("channel", "axes", "voxel_size", "ignore_label", "scale")
 """How labelled stacks are read."""
+NETWORK_FLAGS = {
+    **{name: name for name in ("arch", "depth", "start_channels", "stem_stride", "num_stacks")},
+    "conv_kernel_size": "conv_kernel_size",
+    "residual": "resblocks",
+}
+"""The flag of each field of a network's configuration."""
 
 
 def let_waiting_threads_sleep() -> None:
@@ -166,16 +155,8 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
             f"--MIN_PARAMS {flags.MIN_PARAMS}: must not be larger than --MAX_PARAMS "
             f"{flags.MAX_PARAMS}"
         )
-    return {
-        "arch": flags.arch,
-        "spatial_dims": spatial_dims,
-        "depth": flags.depth,
-        "start_channels": flags.start_channels,
-        "stem_stride": flags.stem_stride,
-        "num_stacks": flags.num_stacks,
-        "conv_kernel_size": flags.conv_kernel_size,
-        "residual": flags.resblocks,
-    }
+    settings = {field: getattr(flags, flag) for field, flag in NETWORK_FLAGS.items()}
+    return {**settings, "spatial_dims": spatial_dims}
 
 
 def check_patch_size(
@@ -253,14 +234,11 @@ def resolve_files(names: Iterable[str], data_dir: str | Path, flag: str) -> list
     return paths
 
 
-@dataclass(frozen=True)
-class Sources:
+class Sources(NamedTuple):
     """What a flag for data files names."""
 
-    files: list[Path]
-    """Of simulated volumes."""
-    labelled: list[str]
-    """Folders and pairs, see :func:`utils.data.labelled.find_pairs`."""
+    files: list[Path]  # of simulated volumes
+    labelled: list[str]  # folders and pairs, see :func:`utils.data.labelled.find_pairs`
 
 
 def find_sources(flags: argparse.Namespace) -> tuple[Sources, Sources]:
@@ -268,27 +246,23 @@ def find_sources(flags: argparse.Namespace) -> tuple[Sources, Sources]:
 
     Raises UserError for a file that is not there, and for flags that do not go together.
     """
-    train, valid = (
-        (
-            [name for name in names or () if not is_labelled(name)],
-            [name for name in names or () if is_labelled(name)],
-        )
-        for names in (flags.train_files, flags.val_files)
-    )
-    check_label_flags(flags, bool(train[1]), bool(train[1] or valid[1]))
-    if train[1] and flags.mix is None and (train[0] or flags.on_the_fly):
+    train, valid = flags.train_files or (), flags.val_files or ()
+    ours, others = ([name for name in names if is_labelled(name)] for names in (train, valid))
+    volumes, checked = ([n for n in names if not is_labelled(n)] for names in (train, valid))
+    check_label_flags(flags, bool(ours), bool(ours or others))
+    if ours and flags.mix is None and (volumes or flags.on_the_fly):
         raise UserError(
             "--train_files: labelled stacks beside simulated volumes: say with --mix, such as 0.5, "
             "which share of each batch is simulated"
         )
-    if flags.mix is not None and not train[1]:
+    if flags.mix is not None and not ours:
         raise UserError("--mix: is a share beside labelled stacks; --train_files names none")
-    if valid[0] and valid[1]:
+    if checked and others:
         raise UserError("--val_files: give labelled stacks or files of simulated volumes, not both")
-    found = [] if flags.on_the_fly else resolve_files(train[0], flags.data_dir, "--train_files")
+    files = [] if flags.on_the_fly else resolve_files(volumes, flags.data_dir, "--train_files")
     return (
-        Sources(found, train[1]),
-        Sources(resolve_files(valid[0], flags.data_dir, "--val_files"), valid[1]),
+        Sources(files, ours),
+        Sources(resolve_files(checked, flags.data_dir, "--val_files"), others),
     )
 
 
@@ -342,15 +316,17 @@ def live_shares(flags: argparse.Namespace) -> dict[str, float]:
 
 def describe_network(flags: argparse.Namespace, parameters: int) -> str:
     """Return a line on the network for the log."""
-    stacks = f"{flags.num_stacks} stacks, " if flags.arch == "stacked_unet" else ""
-    blocks = "residual blocks, " if flags.resblocks else ""
-    ignored = flags.arch == "unet" and flags.num_stacks > 1
-    stem = f"on blocks of {flags.stem_stride} voxels, " if flags.stem_stride > 1 else ""
-    note = f" (--num_stacks {flags.num_stacks} has no effect on --arch unet)" if ignored else ""
-    return (
-        f"{flags.arch}, {stacks}depth {flags.depth}, {flags.start_channels} channels, {stem}"
-        f"{blocks}kernel {flags.conv_kernel_size}: {parameters:,} parameters{note}"
-    )
+    stacked = flags.arch == "stacked_unet"
+    parts = [
+        flags.arch,
+        *([f"{flags.num_stacks} stacks"] if stacked else []),
+        f"depth {flags.depth}, {flags.start_channels} channels",
+        *([f"on blocks of {flags.stem_stride} voxels"] if flags.stem_stride > 1 else []),
+        *(["residual blocks"] if flags.resblocks else []),
+        f"kernel {flags.conv_kernel_size}: {parameters:,} parameters",
+    ]
+    idle = f" (--num_stacks {flags.num_stacks} has no effect on --arch unet)"
+    return ", ".join(parts) + (idle if flags.num_stacks > 1 and not stacked else "")
 
 
 def describe_training(options: TrainingOptions) -> str:

@@ -5,8 +5,6 @@ epoch, index) in any case, and the weights from the seed; what is left are kerne
 order of their own, and the number of threads among which sums are cut.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -19,8 +17,7 @@ from utils.devices import Compute, choose_compute, memory_format, time_step
 from utils.training.options import TrainingOptions
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
-TIMED_BATCH = 4
-"""Most patches of a step that is timed: the ratio is that of larger batches, sooner."""
+TIMED_BATCH = 4  # most patches of a step that is timed: the ratio is that of larger batches, sooner
 
 
 def choose_training_compute(
@@ -32,13 +29,9 @@ def choose_training_compute(
 ) -> Compute:
     """Return the device and precision that ``options`` ask for.
 
-    Args:
-        options: of the training; with ``deterministic`` and for several ``processes`` on a CPU,
-            which could measure differently, ``auto`` is float32.
-        build_network: makes the network, whose steps are timed.
-        patch_shape: of one image or volume, (*space).
-        processes: that train together.
-        resumed: log directory of a run that goes on; its precision is kept on such a device.
+    On a CPU ``auto`` times steps of ``build_network()`` on patches of ``patch_shape``, (*space);
+    it is float32 with ``deterministic``, and for several ``processes``, which could measure
+    differently. A run ``resumed`` from a log directory keeps its precision on the same device.
     """
     device = choose_compute(options.device, "32").device
     if options.precision == "auto" and resumed is not None:

@@ -6,8 +6,6 @@ part, so that the mean of the ranks' gradients (DDP) is the gradient of the mean
 Only batch norm differs: each rank normalises by its own part.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -36,21 +34,19 @@ def pooled(loss: float, samples: int, counts: Tensor) -> tuple[float, int, Tenso
     """
     if not _several():
         return loss, samples, counts
-    device = _meeting_place()
-    losses = torch.tensor(loss, dtype=torch.float64, device=device)
-    whole = torch.tensor([samples, *counts.tolist()], dtype=torch.int64, device=device)
-    dist.all_reduce(losses)
-    dist.all_reduce(whole)
-    return losses.item(), int(whole[0]), whole[1:]
+    parts: list[tuple[float, int, list[int]]] = [(0.0, 0, [])] * world_size()
+    dist.all_gather_object(parts, (loss, samples, counts.tolist()))
+    losses, numbers, counted = zip(*parts, strict=True)
+    return sum(losses), sum(numbers), torch.tensor(counted).sum(0)
 
 
 def word_of_the_first(word: bool) -> bool:
     """Return, on every rank, the ``word`` of rank 0."""
     if not _several():
         return word
-    told = torch.tensor(float(word), device=_meeting_place())
-    dist.broadcast(told, 0)
-    return bool(told)
+    told = [word]
+    dist.broadcast_object_list(told, 0)
+    return told[0]
 
 
 @torch.no_grad()
@@ -70,8 +66,3 @@ def average_buffers(*modules: nn.Module | None) -> None:
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-def _meeting_place() -> torch.device:
-    """Return where tensors must be to be sent to other ranks: NCCL takes those of a GPU."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")

@@ -4,8 +4,6 @@ A flag on the command line always wins over the recipe's value for it. With --re
 the run that goes on are the defaults.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path

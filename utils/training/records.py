@@ -1,7 +1,5 @@
 """What is gathered over an epoch, and how it is told: to ``logs.json`` and to a person."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping
@@ -21,10 +19,8 @@ from utils.training.ranks import pooled
 class EpochResult:
     """What one pass over a data set gave."""
 
-    loss: float
-    """Mean over samples."""
-    confusion: Confusion
-    """Of the last stack, pooled over all voxels."""
+    loss: float  # mean over samples
+    confusion: Confusion  # of the last stack, pooled over all voxels
     samples: int
     seconds: float
 
@@ -77,11 +73,7 @@ class Tally:
 
 
 def epoch_record(
-    epoch: int,
-    trained: EpochResult,
-    validated: EpochResult,
-    learning_rate: float,
-    seconds: float,
+    epoch: int, trained: EpochResult, validated: EpochResult, learning_rate: float, seconds: float
 ) -> dict[str, Any]:
     """Return the entry of ``logs.json``: losses, metrics, the learning rate used, and speed.
 
@@ -95,14 +87,8 @@ def epoch_record(
         for phase, result in phases.items()
         for name, value in result.confusion.metrics().items()
     }
-    return {
-        "epoch": epoch,
-        **losses,
-        **metrics,
-        "lr": learning_rate,
-        "seconds": seconds,
-        "samples_per_second": trained.samples / trained.seconds,
-    }
+    speed = {"seconds": seconds, "samples_per_second": trained.samples / trained.seconds}
+    return {"epoch": epoch, **losses, **metrics, "lr": learning_rate, **speed}
 
 
 def summary(record: Mapping[str, Any], epochs: int) -> str:

@@ -4,8 +4,6 @@ With --resume the flags of the run that goes on are the defaults; a flag that is
 from them only where the trained network stays the same thing (:data:`MAY_CHANGE`).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping
@@ -33,10 +31,9 @@ Data files may have moved, but must be the same by name, seed and number of samp
 class Resumption:
     """Where a training goes on."""
 
+    # content of the checkpoint; None where the run was killed before it had written one
     state: Mapping[str, Any] | None
-    """Content of the checkpoint; None where the run was killed before it had written one."""
-    note: str
-    """Which checkpoint, or why none, in words for the log."""
+    note: str  # which checkpoint, or why none, in words for the log
 
     @property
     def epoch(self) -> int:

@@ -3,8 +3,6 @@
 Scripts check what they can before they import this module, and with it torch.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging
@@ -20,7 +18,7 @@ from torch import nn
 from utils.checkpoints.loading import load_checkpoint
 from utils.data.augmentation import AugmentedDataset
 from utils.data.epochs import EpochDataset
-from utils.devices import Compute, choose_compute
+from utils.devices import choose_compute
 from utils.errors import UserError
 from utils.training import ancestor, ranks
 from utils.training.compiling import choose_compiling
@@ -47,17 +45,13 @@ logger = logging.getLogger("utils.training")
 class TrainingData:
     """The data of a script, and what records and checkpoints say of them."""
 
-    train: EpochDataset
-    """As it is: the run changes its items at random where --augment says so."""
+    train: EpochDataset  # as it is: the run changes its items at random where --augment says so
     validation: EpochDataset
-    spacing_voxels: list[float]
-    """Typical distance of columns along each axis."""
-    about: Mapping[str, str]
-    """Lines for the announcement, by topic."""
-    test: EpochDataset | None = None
-    """What the best checkpoint is scored on at the end."""
+    spacing_voxels: list[float]  # typical distance of columns along each axis
+    about: Mapping[str, str]  # lines for the announcement, by topic
+    test: EpochDataset | None = None  # what the best checkpoint is scored on at the end
+    # returns scores of a trained network on test beside those of voxels
     other_scores: Callable[[nn.Module], dict[str, float | None]] | None = None
-    """Returns scores of a trained network on ``test`` beside those of voxels."""
 
     def sets(self) -> dict[str, EpochDataset]:
         """Return all sets by name."""
@@ -75,20 +69,12 @@ def run_training(
     patch_size: int,
     load_data: Callable[[], TrainingData],
 ) -> int:
-    """Train as ``flags`` say, record everything, and return the exit status.
+    """Train as the ``flags`` of ``script`` (a path) say, record everything; return the exit status.
 
-    Until the log directory is made every mistake is a UserError, and nothing is written but what
-    ``load_data`` writes.
-
-    Args:
-        script: path of the script that runs.
-        flags: all of its flags.
-        options: what they say of training.
-        directory: the log directory, new or with --resume an old one.
-        model_config: the network's configuration, plain state.
-        build_network: makes that network.
-        patch_size: edge of the items to train on, in voxels.
-        load_data: opens or makes the data, in each of several processes, the first one first.
+    Until the log ``directory`` is made, or reopened by --resume, every mistake is a UserError, and
+    nothing is written but what ``load_data`` writes: it opens or makes the data, in each of several
+    processes, the first one first. ``build_network`` makes the network of ``model_config``, plain
+    state, and ``patch_size`` is the edge of the items to train on, in voxels.
     """
     if flags.freeze and not flags.init:
         raise UserError(
@@ -120,16 +106,20 @@ def run_training(
     resumption = find_resumption(directory) if flags.resume else None
     parent = None
     if flags.init and not (resumption and resumption.state):
-        parent = ancestor.read_ancestor(flags.init, model_config)
-        model = ancestor.inherit(model, parent)
+        parent = ancestor.inherit(model, flags.init, model_config["spatial_dims"])
     if flags.freeze:
-        model = ancestor.freeze_encoder(model)
+        model.encoder.requires_grad_(False)
 
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
         "model": dict(model_config),
-        "ancestor": parent and ancestor.describe_ancestor(parent),
+        "ancestor": parent
+        and {
+            "checkpoint": parent.path,
+            "epoch": parent.epoch,
+            "sha256": parent.fingerprint(),  # its name may mean another network some day
+        },
         "parameters": parameters,
         "compute": vars(compute),
         "processes": ranks.world_size(),
@@ -138,6 +128,8 @@ def run_training(
         "data": {name: one.describe() for name, one in data.sets().items()},
     }
     experiment = open_experiment(directory, config, script, resumption)
+    loaders = loader_processes(options.num_workers, processes.devices)
+    together = f" each, {processes.total} processes train together" * (processes.total > 1)
     if not ranks.rank():
         announce(
             {
@@ -148,7 +140,7 @@ def run_training(
                 **({"resume": resumption.note} if resumption else {}),
                 "recipe": describe_recipe(flags),
                 "training": describe_training(options),
-                "machine": describe_machine(compute, options, processes.devices),
+                "machine": compute.describe(loaders) + together,
                 "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
                 "log": str(directory),
             }
@@ -162,18 +154,9 @@ def run_training(
     }
 
     def train_and_test() -> str:
-        reason = train(
-            fabric,
-            model,
-            loss,
-            trained_on,
-            data.validation,
-            options,
-            experiment,
-            description,
-            compiling,
-            resumption,
-        )
+        sets = trained_on, data.validation
+        recorded = experiment, description, compiling, resumption
+        reason = train(fabric, model, loss, *sets, options, *recorded)
         if data.test is not None:
             fabric.barrier()  # until the best checkpoint is there
             state = load_checkpoint(directory)
@@ -192,10 +175,7 @@ def run_training(
 def check_shares(
     data: TrainingData, patch_size: int, options: TrainingOptions, flags: argparse.Namespace
 ) -> None:
-    """Raise UserError where a step leaves a device no patch, or too little for batch norm.
-
-    Batches that are smaller than the others are left out where they would.
-    """
+    """Raise UserError where a step leaves a device no patch, or too little for batch norm."""
     share = min(options.batch_size, len(data.train)) // ranks.world_size()
     if not share:
         raise UserError(
@@ -237,13 +217,6 @@ def announce(lines: Mapping[str, str]) -> None:
     width = max(len(topic) for topic in lines)
     for topic, text in lines.items():
         logger.info(f"{topic:<{width}}  {text}")
-
-
-def describe_machine(compute: Compute, options: TrainingOptions, neighbours: int) -> str:
-    """Return a line on where the network is evaluated, and by how many processes."""
-    total, loaders = ranks.world_size(), loader_processes(options.num_workers, neighbours)
-    together = f" each, {total} processes train together" if total > 1 else ""
-    return compute.describe(loaders) + together
 
 
 def summarise_test(record: Mapping[str, Any]) -> str:

@@ -5,8 +5,6 @@
 the planned steps, or of ``max_minutes``, whichever is larger.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable
@@ -16,10 +14,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from utils.training.options import TrainingOptions
 
-WARM_UP = 0.1
-"""Share of a ``onecycle`` training in which the rate climbs to ``start_lr``."""
-FIRST_RATE = 1 / 25
-"""Of ``start_lr``: where that climb begins, as in torch's OneCycleLR."""
+WARM_UP = 0.1  # share of a onecycle training in which the rate climbs to start_lr
+FIRST_RATE = 1 / 25  # of start_lr: where that climb begins, as in torch's OneCycleLR
 
 
 def rate_factor(schedule: str, share: float) -> float:
@@ -38,13 +34,9 @@ def rate_factor(schedule: str, share: float) -> float:
 class TrainingClock:
     """Counts steps and time of one training, sets the rates of cosine and onecycle, ends in time.
 
-    Args:
-        options: the schedule, its ``start_lr`` and ``max_minutes``.
-        planned: steps of the whole training.
-        steps: steps done before, when training goes on.
-        seconds: time spent before, when training goes on.
-        clock: seconds from any origin.
-        agree: makes the time of one process that of all.
+    ``planned`` are the steps of the whole training; when one goes on, ``steps`` were done and
+    ``seconds`` spent before. ``clock`` gives seconds from any origin, and ``agree`` makes the time
+    of one process that of all. Whoever does a step adds it to :attr:`steps`.
     """
 
     def __init__(
@@ -85,10 +77,6 @@ class TrainingClock:
             group["lr"] = self.options.start_lr * rate_factor(
                 self.options.lr_schedule, self.share()
             )
-
-    def step_done(self) -> None:
-        """Count a step."""
-        self.steps += 1
 
     def time_is_up(self) -> bool:
         """Read the clock; return whether ``max_minutes`` have passed, the same in all processes."""

@@ -3,23 +3,20 @@
 Epochs are counted from 1; checkpoints hold plain state: tensors, numbers, text, lists, dicts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from utils.devices import memory_format
-from utils.training.averaging import make_average
 from utils.training.experiment import LAST, Experiment
 from utils.training.options import TrainingOptions
 from utils.training.schedules import TrainingClock, build_scheduler
@@ -46,34 +43,28 @@ class TrainedParts:
     fabric: Fabric
     model: nn.Module
     optimizer: Optimizer
-    scheduler: ReduceLROnPlateau | None
-    """For ``plateau`` alone."""
-    average: AveragedModel | None
-    """Of the weights, with ``ema``."""
+    scheduler: ReduceLROnPlateau | None  # for plateau alone
+    average: AveragedModel | None  # of the weights, with ema
+    # what is validated and predicted with: the averaged network where there is one
     validated: nn.Module
-    """What is validated and predicted with: the averaged network where there is one."""
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far training has come; part of ``last.pth``."""
 
-    epoch: int = 0
-    """Epochs completed."""
-    best_iou: float | None = None
-    """Best validation IoU so far."""
+    epoch: int = 0  # epochs completed
+    best_iou: float | None = None  # best validation IoU so far
     best_epoch: int = 0
-    best_loss: float | None = None
-    """Lowest validation loss so far."""
-    stale_epochs: int = 0
-    """Epochs in a row without a lower validation loss."""
+    best_loss: float | None = None  # lowest validation loss so far
+    stale_epochs: int = 0  # epochs in a row without a lower validation loss
 
-    def after(self, valid_loss: float, valid_iou: float) -> Progress:
+    def after(self, valid_loss: float, valid_iou: float) -> Self:
         """Return the progress after one more epoch."""
         epoch = self.epoch + 1
         lower = self.best_loss is None or valid_loss < self.best_loss
         better = self.best_iou is None or valid_iou > self.best_iou
-        return Progress(
+        return type(self)(
             epoch=epoch,
             best_iou=valid_iou if better else self.best_iou,
             best_epoch=epoch if better else self.best_epoch,
@@ -97,14 +88,35 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
     """Return the optimiser that ``options.optimizer`` names."""
-    kinds = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "rmsprop": torch.optim.RMSprop,
-    }
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
     return kinds[options.optimizer](
         model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
     )
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Return a copy of ``model`` that follows its weights and buffers; None for a decay of 0.
+
+    Call ``update_parameters(model)`` after each step. The n-th update keeps
+    ``min(decay, (1 + n) / (10 + n))`` of the average, so that the random weights of the beginning
+    are soon forgotten; counters (integer buffers) are copied.
+    """
+    if not decay:
+        return None
+
+    @torch.no_grad()
+    def follow(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        """Move averaged tensors, all of one type, towards the current ones."""
+        n = int(average.n_averaged)  # on the host; for ``count`` it would wait for the device
+        share = 1 - min(decay, (1 + n) / (10 + n))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, share)
+            else:
+                old.copy_(new)
+
+    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    return average
 
 
 def whole_state(
@@ -118,12 +130,27 @@ def whole_state(
 
     Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
+    own = {}
+    if parts.average:
+        own = {
+            "raw_model_state": _weights(parts.model),
+            "averages": int(parts.average.n_averaged),
+        }
     return {
         **description,
         "model_state": _weights(parts.validated),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
-        **_resumable_state(parts),
+        **own,
+        "optimizer_state": parts.optimizer.state_dict(),
+        "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
+        "precision_state": parts.fabric.strategy.precision.state_dict(),
+        # Not numpy's global one: everything here draws from generators of (seed, epoch, index).
+        "random_state": {
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        },
         "progress": dataclasses.asdict(progress),
         "history": list(history),
         "pace": {"steps": clock.steps, "seconds": clock.seconds},
@@ -148,7 +175,11 @@ def go_on(
     if scheduler:
         scheduler.load_state_dict(state["scheduler_state"])
     parts.fabric.strategy.precision.load_state_dict(state["precision_state"])
-    _restore_randomness(state["random_state"])
+    random.setstate(state["random_state"]["python"])
+    torch.set_rng_state(state["random_state"]["torch"])
+    devices = state["random_state"]["cuda"]
+    if devices and torch.cuda.device_count() == len(devices):
+        torch.cuda.set_rng_state_all(devices)
     return Progress(**state["progress"]), list(state["history"]), dict(state["pace"])
 
 
@@ -167,32 +198,3 @@ def save_checkpoints(
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
-
-
-def _resumable_state(parts: TrainedParts) -> dict[str, Any]:
-    """Return optimiser, schedule, precision, own weights beside averaged ones, random states.
-
-    Not numpy's global one: everything here draws from generators of (seed, epoch, index).
-    """
-    state = {
-        "optimizer_state": parts.optimizer.state_dict(),
-        "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
-        "precision_state": parts.fabric.strategy.precision.state_dict(),
-        "random_state": {
-            "python": random.getstate(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
-    }
-    if parts.average:
-        state["raw_model_state"] = _weights(parts.model)
-        state["averages"] = int(parts.average.n_averaged)
-    return state
-
-
-def _restore_randomness(state: Mapping[str, Any]) -> None:
-    """Set the generators; CUDA's only on as many devices as there were."""
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])

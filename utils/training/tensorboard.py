@@ -6,7 +6,6 @@ package ``tensorboard`` is imported when training starts, not with this module.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 
     from utils.training.experiment import Examples
 
-FOLDER = "tensorboard"
-"""Within the log directory."""
+FOLDER = "tensorboard"  # within the log directory
 NAMES = {
     "lr": "learning_rate",
     "seconds": "speed/seconds_per_epoch",
@@ -47,11 +45,16 @@ def event_files(
     hyperparameters; a block that ends without an error is marked a success. Yields None unless
     ``wanted``, and, with a line in the log, when the package is not installed.
     """
-    if not wanted or not _is_installed():
+    if not wanted:
         yield None
         return
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+    except ImportError:
+        logger.warning("no event files: pip install tensorboard, or say --no-tensorboard")
+        yield None
+        return
 
     compared = {
         name: value for name, value in flags.items() if isinstance(value, str | int | float)
@@ -76,15 +79,6 @@ def write_epoch(
         picture = compared_slice(*patch)
         writer.add_image(f"examples/patch_{number}", picture, epoch, dataformats="HWC")
     writer.flush()
-
-
-def _is_installed() -> bool:
-    try:
-        importlib.import_module("torch.utils.tensorboard")
-    except ImportError:
-        logger.warning("no event files: pip install tensorboard, or say --no-tensorboard")
-        return False
-    return True
 
 
 def scalars(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from utils.training.averaging import make_average
+from utils.training.state import make_average
 
 
 def network() -> nn.Sequential:

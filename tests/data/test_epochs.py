@@ -15,7 +15,7 @@ from utils.data import (
     SegmentationFake2DDataset,
     SegmentationFake3DDataset,
 )
-from utils.data.indexing import item_index
+from utils.data.epochs import item_index
 from utils.simulation.volume import VolumeConfig
 
 
