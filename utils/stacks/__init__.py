@@ -7,9 +7,3 @@ from utils.stacks.endings import ENDINGS, format_of, split_ending, zarr_around
 from utils.stacks.opening import check_input, crop_stack, list_stacks, open_stack
 from utils.stacks.stack import FileArray, Stack, StackLayout
 from utils.stacks.writing import check_output, write_stack
-
-# fmt: off
-__all__ = [
-    "ENDINGS", "FileArray", "Stack", "StackLayout", "check_input", "check_output", "crop_stack",
-    "format_of", "list_stacks", "open_stack", "split_ending", "write_stack", "zarr_around",
-]

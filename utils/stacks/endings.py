@@ -1,7 +1,5 @@
 """The table of formats: which endings mean which, and who reads and writes them."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 from typing import Any

@@ -66,14 +66,18 @@ def test_virtual_datasets(tmp_path, how):
         assert expected[how] in said and "\n" not in said
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_bytes_in_another_file_are_refused(tmp_path, there):
+def test_bytes_in_another_file(tmp_path):
     array = random_stack((4, 5, 6))
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("data", array.shape, "u1", external=[("voxels.raw", 8, array.nbytes)])
-    if there:
-        (tmp_path / "voxels.raw").write_bytes(bytes(8) + array.tobytes())
-    with pytest.raises(UserError, match=r"of /data stand in voxels\.raw, .*h5repack"):
+    with pytest.raises(UserError, match=r"stand in .*voxels\.raw, which is absent"):
+        open_stack(tmp_path / "a.h5")
+    (tmp_path / "voxels.raw").write_bytes(bytes(8) + array.tobytes())
+    with open_stack(tmp_path / "a.h5") as stack:
+        np.testing.assert_array_equal(stack.read(), array.T)
+        assert stack.warning() is None
+    (tmp_path / "voxels.raw").write_bytes(bytes(8) + array.tobytes()[:-1])
+    with pytest.raises(UserError, match=r"stand in .*voxels\.raw, which is cut"):
         open_stack(tmp_path / "a.h5")
 
 

@@ -1,7 +1,5 @@
 """Zeiss's CZI by pylibCZIrw, Zeiss's own: each scene a stack, the tiles of its mosaic joined."""
 
-from __future__ import annotations
-
 import importlib
 import math
 from collections import Counter, defaultdict

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from utils.stacks.axes import told_axes
-from utils.stacks.formats.hdf5_parts import readable
+from utils.stacks.formats.hdf5_parts import beside, readable
 from utils.stacks.formats.hdf5_split import file_of, split_stacks
 from utils.stacks.place import Place, number_in
 from utils.stacks.stack import Contents, FileArray, StackLayout, fill, library_errors
@@ -35,7 +35,7 @@ def contents(path: Path) -> Contents:
             file = held.enter_context(h5py.File(path, "r"))
             for name, item in _walk(file, lost):
                 if isinstance(item, h5py.Dataset) and item.ndim > 1:
-                    every[name] = item
+                    every[name] = beside(item)
                     first.setdefault(every[name], name)
         volumes = held.enter_context(VolumeFile(path))
         if "vol_data" in every and volumes.complete:  # edges of its cube have no micrometres

@@ -1,7 +1,5 @@
 """What HDF5 arrays need beside their file: filters, other files, chunks that were written."""
 
-from __future__ import annotations
-
 import importlib
 import math
 from collections.abc import Iterator, Sequence
@@ -14,10 +12,19 @@ from utils.errors import UserError
 from utils.stacks.stack import library_errors
 
 
+def beside(array: Any) -> Any:
+    """Return a dataset that finds the files of its bytes beside its own, not where we started."""
+    if array.external:
+        name, shape, dtype, file = array.name, array.shape, array.dtype, array.file
+        array.id.close()  # one that is open keeps its way of looking
+        array = file.require_dataset(name, shape, dtype, efile_prefix="${ORIGIN}")
+    return array
+
+
 def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
     """Return chunks and warning, fields of FileArray, of datasets that are alike.
 
-    Raises UserError if a filter of a dataset is not there, or its bytes lie outside of HDF5.
+    Raises UserError if a filter of a dataset, or a file of its bytes is not there.
     """
     with library_errors(path):
         made = [array.id.get_create_plist() for array in arrays]
@@ -30,9 +37,14 @@ def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
                     packed = f"{arrays[0].name} is packed by a filter ({called}, number {code})"
                     needs = "which needs the package hdf5plugin: pip install hdf5plugin"
                     raise UserError(f"{path}: {packed}, {needs}") from None
-        if outside := [array for array in arrays if array.external]:
-            said = f"the voxels of {outside[0].name} stand in {outside[0].external[0][0]}"
-            raise UserError(f"{path}: {said}, which is not read; copy them into HDF5 by h5repack")
+        for array in arrays:
+            needed = array.nbytes
+            for name, first, size in array.external or ():
+                file, wanted = Path(array.file.filename).parent / name, min(size, needed)
+                needed -= wanted
+                if not file.exists() or file.stat().st_size < first + wanted:
+                    lacks = f"stand in {file}, which is {'cut' if file.exists() else 'absent'}"
+                    raise UserError(f"{path}: the voxels of {array.name} {lacks}")
         chunks = arrays[0].chunks if made[0].get_nfilters() else None
     return {"chunks": chunks, "warning": lambda: _warn_of_absent(path, arrays)}
 
@@ -59,9 +71,8 @@ def _losses(array: Any) -> Iterator[str]:
         absent = total - array.id.get_num_chunks()
         if absent > 0:
             yield f"{absent} of the {total} chunks of {name} were never written"
-    elif array.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS:
-        if array.id.get_storage_size() == 0:
-            yield f"nothing of {name} was ever written"
+    elif not array.external and array.id.get_storage_size() == 0:  # of compact ones it is not 0
+        yield f"nothing of {name} was ever written"
 
 
 def _lost_sources(array: Any, name: str) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """NumPy's own files; arrays of pickled objects are refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 
