@@ -271,7 +271,7 @@ def score(
         for key, ignored in (("auc", (OUTSIDE,)), ("auc_stained", (OUTSIDE, LEFT_OUT))):
             asked = ~np.isin(kind, ignored)
             row[key] = area_under_curve(ratings[asked], kind[asked] <= LEFT_OUT)
-        if name != SHEET:  # columns as find_columns.py finds them, without their lattice
+        if name != SHEET:  # columns of the map as it is, without smoothing or lattice
             labels = find_instances(ratings, ratings >= at, (1.0, 1.0, 1.0))
             measured = measure_columns(labels, (1.0, 1.0, 1.0), ratings)
             found = score_instances(labels, measured.paths, measured.axis, Truth.of(volume))
