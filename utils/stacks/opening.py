@@ -123,7 +123,8 @@ def _select(
     if given is not None:
         array = _renamed(array, *given_axes(path, given, shape))
         shape = array.shape
-    axes = array.axes or usual_axes(path, shape)
+    told = None if "Q" in (array.axes or "") and channel is not None else array.axes
+    axes = told or usual_axes(path, shape)  # a TIFF's Q may be time, unless a channel is named
     if len(axes) != len(shape):
         raise unclear(path, f"its axes {axes} do not fit its shape {shape}", shape)
     pairs = zip(axes, shape, strict=True)

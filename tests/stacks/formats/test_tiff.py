@@ -70,11 +70,16 @@ def test_spacing_of_tiffs(tmp_path):
         open_stack(tmp_path / "b.tif", voxel_size=(3, 2))
 
 
-def test_axes_without_names_are_asked_for_whatever_channel_is_named(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", random_stack((5, 2, 20, 30)))
-    for channel in (None, 1):
-        with pytest.raises(UserError, match="--axes, a letter each of T, C, Z, Y and X"):
-            open_stack(tmp_path / "a.tif", channel=channel)
+def test_axes_without_names_are_asked_for_unless_a_channel_is_named(tmp_path):
+    array = random_stack((5, 2, 20, 30))
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    with pytest.raises(UserError, match="--axes, a letter each of T, C, Z, Y and X"):
+        open_stack(tmp_path / "a.tif")
+    with open_stack(tmp_path / "a.tif", channel=1) as stack:
+        np.testing.assert_array_equal(stack.read(), array[:, 1].T)
+    tifffile.imwrite(tmp_path / "b.tif", random_stack((5, 6, 20, 30)))
+    with pytest.raises(UserError, match="which of its 4 axes .* is not told; name its axes"):
+        open_stack(tmp_path / "b.tif", channel=1)
 
 
 def test_time_points(tmp_path):
