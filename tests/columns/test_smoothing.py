@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.columns.test_instances import STEPS, rods
+from utils.columns import finding
 from utils.columns.finding import columns_of
 from utils.columns.smoothing import FARTHEST, STEP, smooth_along
 
@@ -35,6 +36,15 @@ def test_thin_sheets_and_specks_stay_as_they_are(shape):
     sheet[..., shape[2] : 2 * shape[2]] = values
     np.testing.assert_array_equal(smooth_along(sheet, STEPS), sheet)
     np.testing.assert_array_equal(smooth_along(0 * sheet, STEPS), 0 * sheet)
+
+
+def test_columns_without_holes_are_taken_as_they_are(monkeypatch):
+    height, _ = long_rods()
+    height[..., :8] = height[..., 56:] = 0
+    assert np.abs(smooth_along(height, STEPS) - height).max() > 0.1  # at the ends
+    labels = columns_of(height, STEPS).labels
+    monkeypatch.setattr(finding, "smooth_along", lambda values, steps: values)
+    np.testing.assert_array_equal(labels, columns_of(height, STEPS).labels)
 
 
 @pytest.mark.parametrize("as_mask", [False, True])
