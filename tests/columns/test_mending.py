@@ -146,7 +146,10 @@ def test_what_the_program_found_is_mended_and_labels_of_others_are_not(monkeypat
     height[(LABELS > 0) & (labels == 0)] = 0.4  # less than a column has, but no hole
     found = columns_of(height, STEPS, room=room)
     assert found.labels is array and found.lattice.patch.all()
-    assert len(found.measured.axis) == len(CENTRES) and "1 splits joined" in found.notes[-1]
+    assert (
+        len(found.measured.axis) == len(CENTRES)
+        and "mended 1 splits and 0 merges" in found.notes[-1]
+    )
     middle = int(found.labels[33, 29, 10])
     array[:] = labels
     rows = pd.DataFrame({"column_id": [middle], "p": [5], "q": [7]})

@@ -159,7 +159,7 @@ def columns_of(
     found.notes.extend(_notes(found, note))
     if any(mended):
         joined, parted = mended
-        found.notes.append(f"mended from the lattice: {joined} splits joined, {parted} merges cut")
+        found.notes.append(f"lattice: mended {joined} splits and {parted} merges")
     if cut:
         found.notes.append(f"{cut} columns may be cut: too long for the memory; raise --memory")
     return found
