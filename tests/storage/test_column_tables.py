@@ -31,6 +31,13 @@ def test_ends_are_read_in_the_order_of_the_table(tmp_path):
     assert table.nodes.shape == (3, 9, 3)
 
 
+def test_commas_at_the_ends_of_lines_move_no_cell(tmp_path):
+    plain = read_column_table(write(tmp_path / "plain.csv", HEAD, ROWS))
+    table = read_column_table(write(tmp_path / "commas.csv", HEAD, [f"{row}," for row in ROWS]))
+    assert_array_equal(table.p, plain.p)
+    assert_array_equal(table.distal, plain.distal)
+
+
 def test_paths_are_sorted_by_depth_and_follow_the_table(tmp_path):
     file = write(tmp_path / "columns.csv", HEAD, ROWS)
     extra = [f"7,7,{d},0,0,{d}" for d in (0, 10)]  # a column that the user left out
@@ -55,6 +62,8 @@ def test_paths_are_sorted_by_depth_and_follow_the_table(tmp_path):
         (HEAD, [*ROWS, "4,3.5,0,1,1,1,2,2,2"], "whole numbers"),
         (HEAD, [*ROWS, "4,3,0,1,1,1,1,1,1"], "p 3, q 0 has both ends"),
         (HEAD, [*ROWS, "4,3,0,1,1,1,1,1,1,1,1,1,1"], "no CSV table"),
+        (HEAD, [f"{row},7" for row in ROWS], "no CSV table .*header"),
+        (HEAD, [*ROWS, "4,3,0,5,0,2,5,0,9"], "p 1, q 0 and p 3, q 0 stand at one place"),
         ("", [], "no CSV table"),
     ],
 )
@@ -75,6 +84,11 @@ def test_bad_tables_are_one_line_that_names_the_file(tmp_path, head, rows, messa
         (PATH_HEAD, [*PATHS, PATHS[0]], "p 1, q 0, depth 10 stands there twice"),
         (PATH_HEAD, [*PATHS[:-1], "0,0,120,0,0,0"], "p 0, q 0 has both ends"),
         (PATH_HEAD, [*PATHS, "0,0,130,nan,0,0"], "row 10, x: not a finite number"),
+        (PATH_HEAD, [row.replace("0,0,0,0,0,0", "0,0,0,5,0,0") for row in PATHS],
+         "p 0, q 0 and p 1, q 0 stand at one place"),
+        (PATH_HEAD, [f"{p},{q},{d},{5 * p},{-5 * q},{9 - d}"
+                     for p, q in ((0, 0), (1, 0), (0, -1)) for d in range(10)],
+         "depth must grow from proximal to distal"),
     ],
 )
 def test_bad_paths_are_one_line_that_names_the_file(tmp_path, head, rows, message):

@@ -65,6 +65,7 @@ def test_what_is_left_out_has_its_default_and_fields_win(tmp_path: Path) -> None
         ("min_visibility = 1", "preset None: one of reference, wide"),
         ("preset = 'narrow'", "preset 'narrow': one of reference, wide"),
         ("preset = 3", "preset 3: one of"),
+        ("preset = ['wide']", r"preset \['wide'\]: one of"),
         ("preset = 'wide'\nspacing = [5, 6]", "spacing: there is no such key"),
         ("preset = 'wide'\n[sheet]\nspacng = [5, 6]", "sheet.spacng: .* nearest is spacing"),
         ("preset = 'wide'\nshape = [8, 8, 8]", "shape: there is no such key"),

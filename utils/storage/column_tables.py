@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from utils.errors import UserError, disk_errors
 from utils.simulation.placed_columns import ColumnTable
 
 AXES = ("x", "y", "z")
+NO_TABLE = pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError
 ENDS = [f"{end}_{axis}" for end in ("proximal", "distal") for axis in AXES]
 
 
@@ -22,7 +24,8 @@ def read_column_table(table: str | Path, paths: str | Path | None = None) -> Col
     depth, x, y, z. Depth grows from proximal to distal, and each column of the table has the same
     depths, at least two; whatever else there is is ignored. Raises UserError if a file cannot be
     read, lacks a column, holds a cell that is no finite number, a p or q that is no whole number or
-    a place twice; or if a column has no extent or no path.
+    a site twice; or if a column has no extent or no path, two stand at one place, or most paths
+    run from distal to proximal.
     """
     columns = _read(table, ["p", "q", *ENDS], key=["p", "q"])
     if len(columns) < 2:
@@ -37,6 +40,9 @@ def read_column_table(table: str | Path, paths: str | Path | None = None) -> Col
             f"{paths or table}: column p {p}, q {q} has both ends, or two depths in a row, at one "
             "place"
         )
+    _check_apart(nodes, columns, paths or table)
+    if np.median(np.sum((nodes[:, -1] - nodes[:, 0]) * (distal - proximal), axis=1)) < 0:
+        raise UserError(f"{paths}: depth must grow from proximal to distal, as {table} has them")
     digest = hashlib.sha256()
     for file in (table, paths) if paths is not None else (table,):
         digest.update(Path(file).read_bytes())
@@ -49,6 +55,17 @@ def read_column_table(table: str | Path, paths: str | Path | None = None) -> Col
         distal=distal,
         paths=None if paths is None else nodes,
     )
+
+
+def _check_apart(nodes: np.ndarray, columns: pd.DataFrame, path: str | Path) -> None:
+    """Raise UserError if two columns have a node of (N, D, 3) in common: they had no radius."""
+    for places in nodes.transpose(1, 0, 2):
+        _, first, number = np.unique(places, axis=0, return_index=True, return_inverse=True)
+        twice = first[number.ravel()] != np.arange(len(places))
+        if twice.any():
+            rows = [first[number.ravel()][twice][0], np.flatnonzero(twice)[0]]
+            (p, q), (r, s) = columns[["p", "q"]].to_numpy(int)[rows]
+            raise UserError(f"{path}: p {p}, q {q} and p {r}, q {s} stand at one place")
 
 
 def _paths(path: str | Path, columns: pd.DataFrame) -> np.ndarray:
@@ -71,9 +88,10 @@ def _paths(path: str | Path, columns: pd.DataFrame) -> np.ndarray:
 def _read(path: str | Path, names: list[str], key: list[str]) -> pd.DataFrame:
     """Return the columns ``names`` of a CSV file as finite numbers, ``key`` without duplicates."""
     try:
-        with disk_errors(path):
-            table = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with disk_errors(path), warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, index_col=False)  # else a cell too many moves all of a row
+    except (*NO_TABLE, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no CSV table ({' '.join(str(error).split())})") from error
     missing = [name for name in names if name not in table]
     if missing:

@@ -39,7 +39,7 @@ def read_config(path: str | Path, name: str | None = None, **fields: Any) -> Con
     except ValueError as error:
         raise UserError(f"{path}: is not TOML: {error}") from error
     said = values.pop("preset", name)
-    if said not in PRESETS or name not in (None, said):
+    if said not in list(PRESETS) or name not in (None, said):
         asked = f"must be {name}, as --preset says" if name else f"one of {', '.join(PRESETS)}"
         raise UserError(f"{path}: preset {said!r}: {asked}; say so in the file or by --preset")
     return _build(PRESETS[said], values, f"{path}: ", fields)
