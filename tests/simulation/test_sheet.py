@@ -82,6 +82,16 @@ def test_an_anisotropy_of_root_three_along_a_step_makes_squares(anisotropy):
         assert_allclose(distances[4:8], np.sqrt(2) * distances[0], rtol=1e-4)
 
 
+def test_the_stretch_is_the_drawn_angle_away_from_a_step():
+    columns = draw(replace(FLAT, anisotropy=(1.5, 1.5), stretch_angle=(10.0, 15.0)))
+    stretched, (long, short), regular = np.linalg.svd(
+        cells(columns, 4)[0] @ np.linalg.inv(HEXAGONS), full_matrices=False
+    )
+    assert long > short
+    angle = np.degrees(np.arctan2(regular[0, 1], regular[0, 0])) % 60.0
+    assert_allclose(angle, columns.parameters["stretch_angle"], atol=0.05)
+
+
 @pytest.mark.parametrize("index", range(4))
 def test_taper_is_what_the_curvatures_of_a_sheet_make_of_its_length(index):
     config = replace(FLAT, taper=(1.2, 1.4), curvature=(0.0, 0.11), length=(6.0, 9.0))
@@ -124,6 +134,7 @@ def test_tilt_is_the_angle_to_the_normal():
 
 def test_jitter_has_the_drawn_spread_within_the_sheet():
     config = replace(FLAT, spacing=(6.0, 6.0), jitter=(0.1, 0.1))
+    assert draw(replace(config, jitter=(0.05, 0.1))).parameters["jitter"] > 0.05
     still, moved = draw(replace(config, jitter=NONE)), draw(config)
     common = set(map(tuple, still.lattice.tolist())) & set(map(tuple, moved.lattice.tolist()))
     rows = [
@@ -139,6 +150,8 @@ def test_holes_and_borders_take_columns_and_leave_spacings_alone():
     index = {tuple(site): k for k, site in enumerate(whole.lattice.tolist())}
     for change in ({"holes": (1, 1), "hole_radius": (1.5, 1.5)}, {"border": 1.0}):
         part = draw(replace(FLAT, min_columns=2, **change), 1)
+        radius, border = (part.parameters.get(name) for name in ("hole_radius_1", "border"))
+        assert (radius, border) == ((1.5, 0.0) if "holes" in change else (None, 1.0))
         rows = [index[tuple(site)] for site in part.lattice.tolist()]
         assert len(rows) < len(whole.paths)
         assert_array_equal(part.paths, whole.paths[rows])
@@ -153,6 +166,7 @@ def test_a_second_sheet_is_another_chart_and_keeps_clear_of_the_first():
     assert set(columns.lattice[:, 0].tolist()) == {0, 1}
     a, b = (columns.paths[rows].reshape(-1, 3) for rows in (first, ~first))
     drawn = columns.parameters
+    assert 0.5 <= drawn["second_gap"] <= 1.0 and drawn["second_border"] == 0.0
     assert cdist(a, b).min() >= CLEARANCE * (drawn["spacing"] + drawn["second_spacing"]) - 1e-3
     assert (first[columns.neighbours[:, 0]] == first[columns.neighbours[:, 1]]).all()
 

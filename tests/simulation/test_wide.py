@@ -97,6 +97,14 @@ def test_volumes_whose_columns_cannot_be_seen_are_drawn_again() -> None:
         simulate_volume(never, sample_rng(0, 0))
 
 
+def test_neuropils_without_columns_are_told() -> None:
+    sheet = dataclasses.replace(SMALL.sheet, neuropil=1.0, neuropil_radius=(3.0, 4.0))
+    volume = simulate_volume(dataclasses.replace(SMALL, sheet=sheet), sample_rng(0, 0))
+    drawn = json.loads(volume.parameters.drawn)["geometry"]
+    radii = np.linalg.norm(np.array(drawn["neuropil"])[0, 1:], axis=1) / drawn["spacing"]
+    assert radii.shape == (3,) and (radii > 2.99).all() and (radii < 4.01).all()
+
+
 def test_measured_columns_stand_where_their_placement_says() -> None:
     config = dataclasses.replace(SMALL, table=square_table())
     volume = simulate_volume(config, sample_rng(0, 0))
@@ -113,6 +121,8 @@ def test_the_reference_s_columns_can_stand_in_a_share_of_the_volumes() -> None:
     alike = dataclasses.replace(SMALL, lobe=dataclasses.replace(lobe, share=0.5))
     kinds = [simulate_volume(alike, sample_rng(2, i)).parameters.drawn for i in range(10)]
     assert 0 < sum("lattice_intervals" in kind for kind in kinds) < 10
+    scales = json.loads(volume.parameters.drawn)["geometry"]
+    assert all(0.7 <= scales[f"axis_scales_{axis}"] <= 1.5 for axis in "xyz")
     bend = volume.paths - np.linspace(volume.paths[:, 0], volume.paths[:, -1], 9, axis=1)
     assert np.abs(bend).max() < 1e-3
     faces, degree = volume.lattice_coordinates[:, 0], np.bincount(volume.lattice_neighbours.ravel())

@@ -84,11 +84,20 @@ def test_bad_tables_are_one_line_that_names_the_file(tmp_path, head, rows, messa
         (PATH_HEAD, [*PATHS, PATHS[0]], "p 1, q 0, depth 10 stands there twice"),
         (PATH_HEAD, [*PATHS[:-1], "0,0,120,0,0,0"], "p 0, q 0 has both ends"),
         (PATH_HEAD, [*PATHS, "0,0,130,nan,0,0"], "row 10, x: not a finite number"),
-        (PATH_HEAD, [row.replace("0,0,0,0,0,0", "0,0,0,5,0,0") for row in PATHS],
-         "p 0, q 0 and p 1, q 0 stand at one place"),
-        (PATH_HEAD, [f"{p},{q},{d},{5 * p},{-5 * q},{9 - d}"
-                     for p, q in ((0, 0), (1, 0), (0, -1)) for d in range(10)],
-         "depth must grow from proximal to distal"),
+        (
+            PATH_HEAD,
+            [row.replace("0,0,0,0,0,0", "0,0,0,5,0,0") for row in PATHS],
+            "p 0, q 0 and p 1, q 0 stand at one place",
+        ),
+        (
+            PATH_HEAD,
+            [
+                f"{p},{q},{d},{5 * p},{-5 * q},{9 - d}"
+                for p, q in ((0, 0), (1, 0), (0, -1))
+                for d in range(10)
+            ],
+            "depth must grow from proximal to distal",
+        ),
     ],
 )
 def test_bad_paths_are_one_line_that_names_the_file(tmp_path, head, rows, message):

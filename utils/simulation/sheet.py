@@ -145,12 +145,12 @@ def _draw_once(
     parameters = {"axis_x": x, "axis_y": y, "axis_z": z, "turn": angle}
     origin = size * (0.5 + rng.uniform(-config.shift, config.shift, size=3))
     sheet, drawn = _draw_sheet(config, shape, origin, turn_to((x, y, z), angle), rng)
-    parameters |= drawn
-    paths, spacing, lattice = _stand(config, sheet, shape, rng)
+    paths, spacing, lattice, stood = _stand(config, sheet, shape, rng)
+    parameters |= drawn | stood
     if rng.random() < config.second_sheet:
         beside, drawn = _draw_second(config, sheet, shape, rng)
-        parameters |= {f"second_{name}": value for name, value in drawn.items()}
-        paths_2, spacing_2, lattice_2 = _stand(config, beside, shape, rng)
+        paths_2, spacing_2, lattice_2, stood = _stand(config, beside, shape, rng)
+        parameters |= {f"second_{name}": value for name, value in (drawn | stood).items()}
         clear = CLEARANCE * (sheet.spacing + beside.spacing)
         first = cKDTree(paths.reshape(-1, 3))
         near, _ = first.query(paths_2.reshape(-1, 3), distance_upper_bound=clear)
@@ -205,7 +205,8 @@ def _draw_sheet(
     k = np.clip(np.tanh(log_taper * shares) * 2.0 / length, *config.curvature)
     k = np.minimum(k, 1.8 / length)  # the proximal ends stay apart
     anisotropy = rng.uniform(*config.anisotropy)
-    stretch = rng.integers(3) * np.pi / 3.0 + np.deg2rad(rng.uniform(*config.stretch_angle))
+    step, aside = rng.integers(3), rng.uniform(*config.stretch_angle)
+    stretch = step * np.pi / 3.0 + np.deg2rad(aside)
     mirror = 1.0 - 2.0 * rng.integers(2)
     cell = spacing * _cell(anisotropy, stretch, rng.uniform(0.0, 2.0 * np.pi), mirror)
     change, tilt = rng.uniform(*config.spacing_change), rng.uniform(*config.tilt)
@@ -226,7 +227,8 @@ def _draw_sheet(
     )
     names = {
         **{"spacing": spacing, "anisotropy": anisotropy, "spacing_change": change},
-        **{"length": length, "tilt": tilt, "bend": bend, "mirrored": mirror < 0},
+        **{"stretch_angle": aside, "length": length, "tilt": tilt, "bend": bend},
+        **{"mirrored": mirror < 0},
         **{"taper": np.exp(np.arctanh(k * length / 2.0).sum())},
         **{"curvature_1": k[0], "curvature_2": k[1]},
         **dict(zip(("centre_x", "centre_y", "centre_z"), origin, strict=True)),
@@ -262,7 +264,7 @@ def _draw_second(
     away = side * (0.5 * (first.length + sheet.length) + gap * first.spacing)
     origin = first.origin + away * first.turn[:, 2]
     place = dict(zip(("centre_x", "centre_y", "centre_z"), origin.tolist(), strict=True))
-    return replace(sheet, origin=origin), {**drawn, **place}
+    return replace(sheet, origin=origin), {**drawn, **place, "gap": float(gap)}
 
 
 def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: np.random.Generator) -> np.ndarray:
@@ -277,27 +279,30 @@ def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: np.random.Generator)
 
 def _stand(
     config: SheetConfig, sheet: _Sheet, shape: tuple[int, int, int], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
     """Return paths (N, D, 3), spacings (N, D) and lattice (N, 3) of the columns near the volume.
 
-    The spacings are those before the border and the holes, beside which they would be too large.
+    Also what was drawn: jitter, border and holes. The spacings are those before the border and the
+    holes, beside which they would be too large.
     """
     sites, steps = _sites(sheet, shape)
-    jitter = rng.uniform(*config.jitter) * sheet.spacing
+    jitter = rng.uniform(*config.jitter)
     own = rng.normal(size=(len(sites), 4))
     t = np.linspace(-0.5, 0.5, DEPTHS)
     arc = np.cos(sheet.bend_phase) * np.cos(np.pi * t)
     arc = arc + np.sin(sheet.bend_phase) * np.sin(2.0 * np.pi * t)
     arc /= np.abs(arc).max()
     bends = sheet.bend + config.own_bend * np.sqrt(np.sum(sheet.bend**2)) * own[:, 2:]
-    places = _places(sheet, sites) + jitter * own[:, :2]
+    places = _places(sheet, sites) + jitter * sheet.spacing * own[:, :2]
     depth = t * sheet.length
     places = places[:, None] + depth[:, None] * sheet.slope + arc[:, None] * bends[:, None]
     paths = _map(sheet, places, depth)
-    keep = _without_border_and_holes(config, sheet, sites, _middle_inside(paths, shape), rng)
+    inside = _middle_inside(paths, shape)
+    keep, drawn = _without_border_and_holes(config, sheet, sites, inside, rng)
     keep &= _within(paths, shape, 2.0 * MARGIN * sheet.spacing)
     lattice = np.concatenate([np.zeros((len(steps), 1), np.int64), steps], axis=1)
-    return paths[keep], nearest_distances(paths, keep), lattice[keep]
+    drawn["jitter"] = jitter
+    return paths[keep], nearest_distances(paths, keep), lattice[keep], drawn
 
 
 def _sites(sheet: _Sheet, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -326,19 +331,24 @@ def _without_border_and_holes(
     sites: np.ndarray,
     inside: np.ndarray,
     rng: np.random.Generator,
-) -> np.ndarray:
-    """Return (N,) bool: the sites that no border and no hole through one ``inside`` takes."""
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Return (N,) bool, the sites that no border and no hole through one ``inside`` takes.
+
+    Also whether there is a border (1) or not (0), and the radii of the holes in spacings.
+    """
     keep, inside = np.ones(len(sites), dtype=bool), sites[inside]
+    drawn = {"border": 0.0}
     if not len(inside):
-        return keep
+        return keep, drawn
     if rng.random() < config.border:
         point, angle = inside[rng.integers(len(inside))], rng.uniform(0.0, 2.0 * np.pi)
+        drawn["border"] = 1.0
         keep &= np.sum((sites - point) * [np.cos(angle), np.sin(angle)], axis=1) >= 0.0
-    for _ in range(rng.integers(config.holes[0], config.holes[1] + 1)):
-        point = inside[rng.integers(len(inside))]
-        radius = sheet.spacing * rng.uniform(*config.hole_radius)
-        keep &= np.sum((sites - point) ** 2, axis=1) > radius**2
-    return keep
+    for hole in range(rng.integers(config.holes[0], config.holes[1] + 1)):
+        point, radius = inside[rng.integers(len(inside))], rng.uniform(*config.hole_radius)
+        keep &= np.sum((sites - point) ** 2, axis=1) > (sheet.spacing * radius) ** 2
+        drawn[f"hole_radius_{hole + 1}"] = radius
+    return keep, drawn
 
 
 def _places(sheet: _Sheet, sites: np.ndarray) -> np.ndarray:

@@ -120,8 +120,8 @@ def draw_wide(
             f"no volume of {config.max_redraws} shows its columns with min_visibility "
             f"{config.min_visibility} (most: {best:.2f}): ask for less, or for clearer stains"
         )
-    drawn = {"geometry": columns.parameters, "stain": stain.to_dict()}
-    drawn["microscope"] = microscope.to_dict()
+    geometry: dict[str, Any] = {**columns.parameters, "neuropil": columns.neuropil.tolist()}
+    drawn = {"geometry": geometry, "stain": stain.to_dict(), "microscope": microscope.to_dict()}
     parameters = WideParameters(
         spacing=spacing / float(np.mean(config.shape)),
         cone_length=1.0,
@@ -150,12 +150,17 @@ def _draw_lobe(config: WideConfig, rng: np.random.Generator) -> Columns:
     lobe = draw_optic_lobe(rng, *ranges, config.sheet.min_columns, config.sheet.max_tries)
     lengths = np.linspace(0.0, config.lobe.length * lobe.spacing, DEPTHS)[:, None]
     paths = (lobe.entry_points[:, None] + lengths * lobe.e_r[:, None]) * np.array(config.shape)
+    drawn = {"lattice_intervals": float(lobe.lattice_intervals), "tries": float(lobe.tries)}
+    for name in ("axis_scales", "shift", "angles", "cutoff_point", "cutoff_normal"):
+        drawn |= {
+            f"{name}_{axis}": float(v) for axis, v in zip("xyz", getattr(lobe, name), strict=True)
+        }
     columns = Columns(
         paths=paths.astype(np.float32),
         spacing=nearest_distances(paths).astype(np.float32),
         lattice=lobe.lattice_coordinates,
         neighbours=lobe.lattice_neighbours,
         left_out=np.zeros(len(paths), bool),
-        parameters={"lattice_intervals": float(lobe.lattice_intervals), "tries": float(lobe.tries)},
+        parameters=drawn,
     )
     return draw_left_out(config.sheet, columns, rng)
