@@ -28,26 +28,29 @@ BLOCK = 1024
 class MicroscopeConfig(PlainConfig):
     """All that governs a random microscope; ranges are (low, high) of uniform draws."""
 
-    bias: Range = limited((0.0, 0.7), 0.0)  # Sd of the logarithm of the light's slow change
+    bias: Range = limited((0.0, 0.7), 0.0)  # Sd of the light's slow change, nepers
     attenuation: Range = limited((1.0, 5.0), 1.0)
-    """Light of the nearest over that of the furthest plane, uniform in the logarithm."""
+    """Light of the nearest over that of the furthest plane (ratio), uniform in the logarithm."""
     blur_growth: Range = limited((1.0, 2.0), 1.0)
-    """Axial point spread of the furthest over that of the nearest plane."""
+    """Axial point spread of the furthest over that of the nearest plane (ratio)."""
     lateral_sigma: Range = limited((0.1, 0.8), 0.0)
     """Standard deviation of the point spread across the optical axis, voxels."""
     axial_sigma: Range = limited((0.5, 3.5), 0.0)
     """The same along it, voxels; at most a quarter of the columns' spacing."""
-    coarse_probability: float = limited(0.6, 0.0, 1.0)  # Planes lie further apart than voxels
+    coarse_probability: float = limited(0.6, 0.0, 1.0)
+    """Probability that planes lie further apart than voxels."""
     coarse: Range = limited((1.0, 4.0), 1.0)
     """Distance of planes then, voxels; at most a quarter of the columns' spacing."""
-    photons: Range = limited((5.0, 200.0), 0.1)  # At the brightest 1 %, uniform in the logarithm
+    photons: Range = limited((5.0, 200.0), 0.1)
+    """Photons in a voxel of the brightest 1 %, uniform in the logarithm."""
     read_noise: Range = limited((0.0, 0.15), 0.0)
     """Standard deviation, share of the brightness of the brightest 1 %; small ones are likelier,
     low + (high - low) u^2 with u uniform in 0 to 1."""
-    artefact_probability: float = limited(0.1, 0.0, 1.0)  # Planes and lines of the scan differ
+    artefact_probability: float = limited(0.1, 0.0, 1.0)
+    """Probability that planes and lines of the scan differ."""
     artefact: Range = limited((0.05, 0.3), 0.0)  # Sd of that, share of the brightness
     offset: Range = limited((0.0, 0.1), 0.0, 1.0)  # Grey value without light, share of full scale
-    gamma: Range = limited((0.5, 2.0), 0.1)  # Exponent from light to grey value, log-uniform
+    gamma: Range = limited((0.5, 2.0), 0.1)  # Exponent of the light (ratio), log-uniform
     saturated: Range = limited((0.0, 0.02), 0.0, 1.0)  # Share of the voxels clipped at full scale
 
 

@@ -40,12 +40,12 @@ class SheetConfig(PlainConfig):
     stretch_angle: Range = limited((-15.0, 15.0), -30.0, 30.0)
     """Angle between the stretch and the nearest of the six steps, in degrees."""
     spacing_change: Range = limited((1.1, 1.4), 1.0)
-    """Largest over smallest spacing along an edge of the volume."""
+    """Largest over smallest spacing along an edge of the volume (ratio)."""
     jitter: Range = limited((0.0, 0.1), 0.0)
     """Standard deviation of a column's place along u and v, in spacings."""
     length: Range = limited((1.0, 10.0), 0.1)  # Length of a column, in spacings
     taper: Range = limited((1.0, 1.4), 1.0)
-    """Distal over proximal spacing; less where the curvature that it needs is out of range."""
+    """Distal over proximal spacing (ratio); less where the curvature it needs is out of range."""
     curvature: Range = limited((0.0, 0.11), 0.0, 1.0)
     """Both principal curvatures of the middle surface times the spacing, in radians."""
     tilt: Range = limited((0.0, 20.0), 0.0, 60.0)
@@ -70,7 +70,7 @@ class SheetConfig(PlainConfig):
     """Radius of a column's label, in its own nearest-neighbour distances at that depth."""
     min_columns: int = limited(30, 2)
     """A geometry is drawn again until at least this many columns have their middle inside."""
-    max_tries: int = limited(100, 1)  # Geometries drawn before giving up
+    max_tries: int = limited(100, 1)  # Number of geometries drawn before giving up
 
 
 @dataclass(frozen=True)

@@ -39,48 +39,53 @@ class StainConfig(PlainConfig):
     """Standard deviation of the texture on each structure, share of full scale."""
     contrast: Range = limited((0.2, 0.4), 0.0, 1.0)
     """Columns and gaps are at least this far apart, share of full scale."""
-    inverted_probability: float = limited(0.3, 0.0, 1.0)  # Columns darker than gaps
+    inverted_probability: float = limited(0.3, 0.0, 1.0)  # Probability of columns darker than gaps
     dark_ground_probability: float = limited(0.4, 0.0, 1.0)
-    """Of the others: only columns are labelled, all else is nearly dark."""
-    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)  # Factor on all levels but the columns' then
-    rims_probability: float = limited(0.15, 0.0, 1.0)  # Columns are rims only
+    """Of the others, the probability that only columns glow and all else is nearly dark."""
+    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)
+    """Factor on all levels but the columns' then (ratio)."""
+    rims_probability: float = limited(0.15, 0.0, 1.0)  # Probability that columns are rims only
     rods_probability: float = limited(0.2, 0.0, 1.0)
-    """Columns are thin rods off the axis over a part of the depth."""
+    """Probability that columns are thin rods off the axis over a part of the depth."""
     core_radius: Range = limited((0.2, 0.4), 0.0)
     """Radius of a filled column, or of the inside of a rim, spacings."""
     rim_width: Range = limited((0.1, 0.3), 0.0)
     """Thickness of a rim, spacings; at least 1 voxel is painted, and at most 3."""
-    rods: tuple[int, int] = limited((1, 3), 1)  # Rods of a column, inclusive
+    rods: tuple[int, int] = limited((1, 3), 1)  # Number of rods of a column, inclusive
     rod_offset: Range = limited((0.05, 0.3), 0.0)  # Distance of a rod from the axis, spacings
     rod_radius: Range = limited((0.08, 0.2), 0.01)  # Radius of a rod, spacings; 0.6 voxels at least
     rod_length: Range = limited((0.3, 1.0), 0.0, 1.0)  # Part of the depth that a rod runs over
-    bands: tuple[int, int] = limited((1, 6), 1)  # Strata along the depth, of all columns, inclusive
-    bands_probability: float = limited(0.7, 0.0, 1.0)  # There are strata
+    bands: tuple[int, int] = limited((1, 6), 1)
+    """Number of strata along the depth, which all columns share, inclusive."""
+    bands_probability: float = limited(0.7, 0.0, 1.0)  # Probability of strata
     band_width: Range = limited((0.1, 0.3), 0.01)  # Width of a stratum, part of the depth
     band_contrast: Range = limited((0.0, 1.0), 0.0, 1.0)
-    """How much of the columns and gaps is missing between strata."""
+    """Share of the columns and gaps that is missing between strata."""
     arbours_probability: float = limited(0.2, 0.0, 1.0)
-    """Of stains with strata: columns in strata only, a contrast of 1."""
-    brightness_sigma: Range = limited((0.2, 1.0), 0.0)  # Sigma of the columns' lognormal brightness
+    """Of stains with strata, the probability of columns in strata only, a contrast of 1."""
+    brightness_sigma: Range = limited((0.2, 1.0), 0.0)
+    """Sigma of the columns' lognormal brightness, nepers."""
     grain: Range = limited((0.0, 0.7), 0.0)
     """Standard deviation of the columns' own grain, share of their brightness."""
     grain_period: Range = limited((2.0, 5.0), 1.0)  # Size of that grain, voxels
     background_probability: float = limited(0.8, 0.0, 1.0)
-    """There is a background; each of its parts is drawn with its own probability."""
+    """Probability of a background, each of whose parts has a probability of its own."""
     texture_period: Range = limited((2.0, 32.0), 1.0)
     """Size of the background's texture, voxels, uniform in the logarithm."""
-    cells_probability: float = limited(0.4, 0.0, 1.0)  # Packed cell bodies outside of the sheet
+    cells_probability: float = limited(0.4, 0.0, 1.0)
+    """Probability of packed cell bodies outside of the sheet."""
     cell_diameter: Range = limited((0.4, 0.8), 0.01)
-    """Of cell bodies, spacings (3 to 6 um where columns are 7.6 um apart)."""
-    tracts_probability: float = limited(0.3, 0.0, 1.0)  # Bundles of fibres outside of the sheet
-    tract_radius: Range = limited((0.4, 1.5), 0.01)  # Of bundles, spacings
-    tracheae_probability: float = limited(0.3, 0.0, 1.0)  # Dark tubes anywhere
-    trachea_radius: Range = limited((0.1, 0.35), 0.01)  # Of dark tubes, spacings
+    """Diameter of cell bodies, spacings (3 to 6 um where columns are 7.6 um apart)."""
+    tracts_probability: float = limited(0.3, 0.0, 1.0)
+    """Probability of tracts, bundles of fibres outside of the sheet."""
+    tract_radius: Range = limited((0.4, 1.5), 0.01)  # Radius of tracts, spacings
+    tracheae_probability: float = limited(0.3, 0.0, 1.0)  # Probability of tracheae, dark tubes
+    trachea_radius: Range = limited((0.1, 0.35), 0.01)  # Radius of tracheae, spacings
     tubes: tuple[int, int] = limited((1, 4), 1)  # Number of tracts, and of tracheae, inclusive
-    debris_probability: float = limited(0.3, 0.0, 1.0)  # Bright specks anywhere
+    debris_probability: float = limited(0.3, 0.0, 1.0)  # Probability of debris, bright specks
     debris: tuple[int, int] = limited((1, 20), 1)  # Number of specks, inclusive
-    debris_radius: Range = limited((0.1, 0.4), 0.0)  # Of specks, spacings
-    haze_probability: float = limited(0.5, 0.0, 1.0)  # Light from far out of focus
+    debris_radius: Range = limited((0.1, 0.4), 0.0)  # Radius of specks, spacings
+    haze_probability: float = limited(0.5, 0.0, 1.0)  # Probability of light from far out of focus
     haze: Range = limited((0.05, 0.5), 0.0)  # Its strength, share of the light
 
     def __post_init__(self) -> None:

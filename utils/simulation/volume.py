@@ -38,24 +38,25 @@ class VolumeConfig(PlainConfig):
     """Voxels along x, y, z; they always sample the same unit cube."""
     lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals: more intervals, finer columns."""
-    axis_scales: Range = limited((0.7, 1.5), 1e-3)  # Scale of each ellipsoid axis
+    axis_scales: Range = limited((0.7, 1.5), 1e-3)  # Half axes of the ellipsoid, cube edges
     min_columns: int = limited(100, 2)
     """A geometry is drawn again until at least this many entry points lie inside the cube."""
-    max_tries: int = limited(2000, 1)  # Geometries drawn before giving up
+    max_tries: int = limited(2000, 1)  # Number of geometries drawn before giving up
     cone_length: float = limited(2.25, 1e-3)  # Length of a column, in spacings
     cone_radius: float = limited(0.35, 1e-3)  # Radius of a column at its entry point, in spacings
-    simplify_factor: float = limited(1.25, 1e-3)  # Divides the widths of all clouds
-    baseline_intensity: float = limited(50.0, 1e-3)  # Intensity scale of clouds and neurites
-    v_std: float = limited(1.0, 0.0)  # Standard deviation of a point's intensity about its cloud's
+    simplify_factor: float = limited(1.25, 1e-3)  # Divides the widths of all clouds (ratio)
+    baseline_intensity: float = limited(50.0, 1e-3)
+    """Intensity of clouds and neurites, arbitrary units."""
+    v_std: float = limited(1.0, 0.0)  # Sd of a point's intensity about its cloud's, those units
     std_intensity_range: Range = limited((0.3, 1.2), 0.0)
-    """Range of the sigma of the lognormal cloud intensity, one draw per volume."""
+    """Sigma of the lognormal cloud intensity, one draw per volume, nepers."""
     cube_kernel_size: int = limited(2, 1)  # Edge of the box point spread, in voxels
     background_sigma: float = limited(10.0, 0.0)  # Sigma of the background's blur, in voxels
-    background_range: Range = limited((0.0005, 0.0025), 0.0)  # Weight of the background
+    background_range: Range = limited((0.0005, 0.0025), 0.0)  # Weight of the background (ratio)
     gain_range: tuple[int, int] = limited((10, 29), 1, 15_000)
     """Photons per unit of image, integer, inclusive, one draw per volume; counts are 16-bit."""
     contrast_range: Range = limited((0.7, 1.0), 1e-3)
-    """Factor on the deviation of the log intensity from its mean, one draw per volume."""
+    """Factor on the deviation of the log intensity from its mean (ratio), one draw per volume."""
 
 
 @dataclass(frozen=True)

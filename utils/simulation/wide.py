@@ -52,7 +52,7 @@ class WideConfig(PlainConfig):
     """Voxels along x, y, z."""
     min_visibility: float = limited(0.6, 0.0)
     """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
-    max_redraws: int = limited(40, 1)  # Volumes drawn before giving up
+    max_redraws: int = limited(40, 1)  # Number of volumes drawn before giving up
     sheet: SheetConfig = field(default_factory=SheetConfig)  # Where columns stand
     lobe: LobeConfig = field(default_factory=LobeConfig)  # Where they stand in a share of volumes
     stain: StainConfig = field(default_factory=StainConfig)  # What glows
