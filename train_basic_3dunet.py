@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.errors import exit_status
+from utils.errors import UserError, exit_status
 from utils.training.flag_table import make_parser
 from utils.training.options import (
     Sources,
@@ -252,6 +252,11 @@ def live_volumes(
     if valid_files:
         with VolumeFile(valid_files[0]) as file:
             if not shares and not flags.config:
+                if getattr(file.config, "table", None) is not None:
+                    raise UserError(
+                        f"{valid_files[0]}: its columns are those of a table, which volumes on the "
+                        "fly cannot have; say what they are by --preset, --presets or --config"
+                    )
                 return file.config
             shape = file.shape
     elif not flags.config:

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from train_basic_3dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import SegmentationFake3DDataset
 from utils.simulation import VolumeConfig, WideConfig
+from utils.simulation.placed_columns import ColumnTable
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 from utils.storage.config_files import show_config
 
@@ -210,6 +213,18 @@ def test_mixtures_of_presets_train_on_the_fly(
     config = json.loads((tmp_path / "logs" / "tiny" / "config.json").read_text())
     assert config["data"]["train"]["on_the_fly"] == tiny_wide.to_dict()
     assert config["flags"]["preset"] == "wide" and config["flags"]["config"] == str(file)
+
+
+def test_volumes_on_the_fly_are_not_those_of_a_table(
+    tiny: list[str], tmp_path: Path, tiny_wide: WideConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    p, q = (axis.ravel() for axis in np.indices((7, 7)))
+    ends = np.stack([8.0 * p, 8.0 * q, 0.0 * p], axis=1)
+    table = ColumnTable("square.csv", "0" * 64, p, q, ends, ends + [0.0, 0.0, 40.0])
+    path = tmp_path / "placed.h5"
+    write_simulated_file(path, VolumeSet(replace(tiny_wide, table=table), 0, 1))
+    assert main([*tiny, "--on_the_fly", "--val_files", str(path)]) == 2
+    assert "placed.h5: its columns are those of a table" in capsys.readouterr().err
 
 
 def test_augmented_files_train_on_other_patches(tiny: list[str], tmp_path: Path) -> None:
