@@ -181,6 +181,7 @@ def test_a_dark_volume_stays_dark():
     "field, value",
     [
         ("bias", (-0.1, 0.5)),
+        ("bias", (0.5, 1000.0)),
         ("attenuation", (0.5, 2.0)),
         ("blur_growth", (0.9, 2.0)),
         ("axial_sigma", (3.0, 1.0)),

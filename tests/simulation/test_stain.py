@@ -213,6 +213,12 @@ def test_parts_come_with_their_probabilities():
     assert np.mean([len(s.band_centres) > 0 for s in stains]) == pytest.approx(0.7, abs=0.08)
 
 
+def test_a_contrast_may_take_all_of_the_levels():
+    for stain in drawn(20, contrast=(0.78, 0.78), inverted_probability=1.0):
+        assert stain.levels[CORE] == pytest.approx(0.1)
+        assert stain.levels[GAP] == pytest.approx(0.88)
+
+
 def test_no_background_and_one_polarity_where_the_configuration_says_so():
     for stain in drawn(40, background_probability=0.0, inverted_probability=1.0):
         parts = (stain.cell_diameter, stain.tract_radii, stain.trachea_radii, stain.debris_radii)

@@ -28,7 +28,7 @@ BLOCK = 1024
 class MicroscopeConfig(PlainConfig):
     """All that governs a random microscope; ranges are (low, high) of uniform draws."""
 
-    bias: Range = limited((0.0, 0.7), 0.0)  # Sd of the light's slow change, nepers
+    bias: Range = limited((0.0, 0.7), 0.0, 5.0)  # Sd of the light's slow change, nepers
     attenuation: Range = limited((1.0, 5.0), 1.0)
     """Light of the nearest over that of the furthest plane (ratio), uniform in the logarithm."""
     blur_growth: Range = limited((1.0, 2.0), 1.0)

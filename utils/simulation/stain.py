@@ -192,9 +192,9 @@ def _draw_levels(
     config: StainConfig, inverted: bool, dark: bool, kind: str, rng: np.random.Generator
 ) -> tuple[float, ...]:
     """Draw the six levels; core and gap keep their distance, and a lone rim takes the core's."""
-    distance = rng.uniform(*config.contrast)
-    low = rng.uniform(config.level[0], config.level[1] - distance)
-    high = rng.uniform(low + distance, config.level[1])
+    distance, (least, most) = rng.uniform(*config.contrast), config.level
+    low = rng.uniform(least, max(most - distance, least))  # sums of floats miss by a little
+    high = rng.uniform(min(low + distance, most), most)
     core, gap = (low, high) if inverted else (high, low)
     rim, sheet, outside, neighbour = rng.uniform(*config.level, size=4).tolist()
     factor = rng.uniform(*config.dark_ground)
