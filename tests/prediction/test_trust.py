@@ -141,5 +141,7 @@ def test_what_is_told():
     assert len(good) == 1 and "trust: 0.70 " in good[0]
     assert good[0].endswith("IoU expected about 0.70 (0.59 to 0.79)")
     assert bad[1].startswith("warning: not to be trusted")
+    doubtful = describe_trust(Agreement(0.4, 9, 12), calibration)  # 0.4, and 0.29 at the least
+    assert doubtful[1].startswith("note: look at the mask before you use it: it may be hardly ")
     (unknown,) = describe_trust(Agreement(0.7, 9, 12), None)
     assert "trust: 0.70 " in unknown and "expected" not in unknown.split(";")[0]

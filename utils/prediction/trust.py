@@ -92,7 +92,10 @@ def allowed_passes(total: int, seconds: float) -> int:
 
 
 def describe_trust(agreement: Agreement, calibration: Calibration | None) -> list[str]:
-    """Return a sentence for the user, and a warning where the mask is not to be trusted."""
+    """Return a sentence for the user, and a line where the mask is not to be trusted, or may not.
+
+    It may not where the lower bound is below the limit that the expected IoU itself must reach.
+    """
     if not agreement.windows:
         return [f"trust: unknown, as {agreement.looked_at} windows looked at show no columns"]
     found = (
@@ -103,9 +106,11 @@ def describe_trust(agreement: Agreement, calibration: Calibration | None) -> lis
         return [f"{found}; this network is not calibrated: what IoU to expect of it is not known"]
     expected, low, high = calibration.expected(agreement.value)
     told = [f"{found}: IoU expected about {expected:.2f} ({low:.2f} to {high:.2f})"]
+    worth = "hardly better than one of all tissue with columns in it"
     if expected < LEAST_IOU:
-        worth = "hardly better than one of all tissue with columns in it"
         told.append(f"warning: not to be trusted: small changes change the mask, which is {worth}")
+    elif low < LEAST_IOU:
+        told.append(f"note: look at the mask before you use it: it may be {worth}")
     return told
 
 
