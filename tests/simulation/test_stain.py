@@ -264,6 +264,8 @@ def test_visibility_leaves_out_what_is_left_out():
         ("brightness_sigma", (-1.0, 1.0)),
         ("texture_period", (0.5, 3.0)),
         ("rims_probability", 0.9),
+        ("clouds_probability", 0.7),
+        ("cloud_sigma", (0.3, np.inf)),
     ],
 )
 def test_bad_configurations_are_named(field, value):

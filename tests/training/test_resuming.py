@@ -18,6 +18,7 @@ import train_basic_3dunet
 from tests.conftest import write_fake_file
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
+from utils.simulation import Mixture, preset
 from utils.simulation.volume import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.experiment import Experiment
@@ -239,6 +240,20 @@ def test_data_may_move_but_not_change() -> None:
     moved["train"][0]["samples"] = 4
     with pytest.raises(UserError, match="--resume: the data differ"):
         check_data(data, moved)
+
+
+@pytest.mark.parametrize("preset_of_one", [True, False])
+def test_keys_that_an_older_record_does_not_know_are_at_their_defaults(preset_of_one) -> None:
+    wide, reference = preset("wide"), preset("reference")
+    parts = ((wide, 1.0),) if preset_of_one else ((wide, 0.7), (reference, 0.3))
+    now = {"train": {"on_the_fly": Mixture(parts).to_dict(), "seed": 0}}
+    before = json.loads(json.dumps(now))
+    stream = before["train"]["on_the_fly"]
+    del (stream if preset_of_one else stream[0])["stain"]["clouds_probability"]
+    check_data(before, now)
+    (stream if preset_of_one else stream[0])["stain"]["haze"] = [0.0, 0.1]
+    with pytest.raises(UserError, match="--resume: the data differ"):
+        check_data(before, now)
 
 
 def test_recorded_flags_need_a_run_of_the_same_script(experiment: Experiment) -> None:

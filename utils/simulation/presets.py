@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.simulation.sheet import SheetConfig
+from utils.simulation.stain import StainConfig
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
 from utils.simulation.wide import WideConfig
@@ -20,7 +21,12 @@ PRESETS: Mapping[str, type[Config]] = {"reference": VolumeConfig, "wide": WideCo
 
 _TINY: Mapping[type[Config], Config] = {
     VolumeConfig: VolumeConfig((32, 32, 32), lattice_intervals=(4, 5), min_columns=5),
-    WideConfig: WideConfig((32, 32, 32), min_visibility=0, sheet=SheetConfig(min_columns=2)),
+    WideConfig: WideConfig(
+        (32, 32, 32),
+        min_visibility=0,
+        sheet=SheetConfig(min_columns=2),
+        stain=StainConfig(clouds_probability=0.2),
+    ),
 }
 _TINY_VOLUMES = {VolumeConfig: 1, WideConfig: 12}  # so many that each kernel is called
 

@@ -24,6 +24,7 @@ CORE, RIM, GAP, SHEET, OUTSIDE, NEIGHBOUR = range(6)
 columns or out of its bands, outside of the sheet, and of a neighbouring neuropil."""
 BRIGHTEST = 4.0  # columns are at most this much brighter than the median one
 FAR, FURTHER = 0.8, 1.1  # from the first to the second distance the gap turns into plain sheet
+KINDS = ("rims", "rods", "clouds", "filled")
 BAND_STEPS = 256
 COARSE = 8  # voxels between the nodes of the haze
 NEAR_GAP = (0.45, 0.7)
@@ -47,6 +48,10 @@ class StainConfig(PlainConfig):
     rims_probability: float = limited(0.15, 0.0, 1.0)  # Probability that columns are rims only
     rods_probability: float = limited(0.2, 0.0, 1.0)
     """Probability that columns are thin rods off the axis over a part of the depth."""
+    clouds_probability: float = limited(0.0, 0.0, 1.0)
+    """Probability of the reference's three kinds of clouds, on nearly dark ground."""
+    cloud_sigma: Range = limited((0.3, 1.2), 0.0, 10.0)
+    """Sigma of the clouds' lognormal intensity, nepers."""
     core_radius: Range = limited((0.2, 0.4), 0.0)
     """Radius of a filled column, or of the inside of a rim, spacings."""
     rim_width: Range = limited((0.1, 0.3), 0.0)
@@ -90,8 +95,12 @@ class StainConfig(PlainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rims_probability + self.rods_probability > 1.0:
-            raise UserError("rims_probability and rods_probability: must be 1 together at most")
+        kinds = self.rims_probability, self.rods_probability, self.clouds_probability
+        if sum(kinds) > 1.0:
+            raise UserError(
+                "rims_probability, rods_probability and clouds_probability: must be 1 together at "
+                "most"
+            )
         if self.contrast[1] > self.level[1] - self.level[0]:
             raise UserError(f"contrast {self.contrast}: must fit into level {self.level}")
 
@@ -100,7 +109,7 @@ class StainConfig(PlainConfig):
 class Stain(PlainConfig):
     """A stain's drawn numbers; 0 or () where a part is not there."""
 
-    kind: str  # "filled", "rims" or "rods"
+    kind: str  # "filled", "rims", "rods" or "clouds"
     levels: tuple[float, ...]  # brightness of CORE, RIM, GAP, SHEET, OUTSIDE and NEIGHBOUR
     level_sds: tuple[float, ...]  # of the texture on each of them
     core_radius: float
@@ -123,6 +132,7 @@ class Stain(PlainConfig):
     trachea_radii: tuple[float, ...]
     debris_radii: tuple[float, ...]
     haze: float
+    cloud_sigma: float = 0.0
 
 
 def draw_stain(
@@ -142,9 +152,9 @@ def draw_stain(
 
     kind_draw = rng.random()
     inverted, dark = chance(config.inverted_probability), chance(config.dark_ground_probability)
-    kind = "rims" if kind_draw < config.rims_probability else "filled"
-    if config.rims_probability <= kind_draw < config.rims_probability + config.rods_probability:
-        kind = "rods"
+    shares = config.rims_probability, config.rods_probability, config.clouds_probability
+    kind = KINDS[int(np.searchsorted(np.cumsum(shares), kind_draw, side="right"))]
+    inverted, dark = inverted and kind != "clouds", dark or kind == "clouds"
     rods = several(config.rods, kind == "rods")
     directions = rng.standard_normal((rods, 3))
     directions /= np.sqrt(np.sum(directions**2, axis=1, keepdims=True))
@@ -185,6 +195,7 @@ def draw_stain(
         trachea_radii=radii(config.trachea_radius, config.tubes, config.tracheae_probability),
         debris_radii=radii(config.debris_radius, config.debris, config.debris_probability),
         haze=rng.uniform(*config.haze) * part(config.haze_probability),
+        cloud_sigma=rng.uniform(*config.cloud_sigma) if kind == "clouds" else 0.0,
     )
 
 
@@ -204,12 +215,17 @@ def _draw_levels(
 
 
 def paint_stain(
-    stain: Stain, fields: ColumnFields, voxel_spacing: float, rng: np.random.Generator
+    stain: Stain,
+    fields: ColumnFields,
+    voxel_spacing: float,
+    rng: np.random.Generator,
+    clouds: np.ndarray | None = None,
 ) -> np.ndarray:
     """Paint (X, Y, Z) float32 >= 0, about 0 to 1: what glows, before the microscope.
 
     ``voxel_spacing`` is the mean spacing of the columns, in voxels; ``rng`` draws textures and
-    where the background's parts lie.
+    where the background's parts lie. ``clouds``, (X, Y, Z) float32, replace the columns of a stain
+    of that kind.
     """
     shape = fields.owner.shape
     neighbour = fields.neighbour
@@ -231,9 +247,11 @@ def paint_stain(
         ),
         rods.astype(np.float32),
         band_profile(stain),
-        np.array([0.0, *stain.brightness], dtype=np.float32),
+        np.array([0.0, *stain.brightness], dtype=np.float32) * np.float32(clouds is None),
         np.array([stain.levels, stain.level_sds], dtype=np.float32),
     )
+    if clouds is not None:
+        image += np.minimum(clouds, np.float32(BRIGHTEST)) * np.float32(stain.levels[CORE])
     _add_bodies(stain, image, fields.owner, neighbour, voxel_spacing, rng)
     if stain.haze:
         wide = gaussian_filter(image[::COARSE, ::COARSE, ::COARSE], 1.5, mode="nearest")

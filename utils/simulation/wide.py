@@ -17,6 +17,7 @@ from utils.errors import UserError
 from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.geometry import GeometryError, draw_optic_lobe
 from utils.simulation.microscope import MicroscopeConfig, draw_microscope, take_picture
+from utils.simulation.path_clouds import paint_path_clouds
 from utils.simulation.placed_columns import ColumnTable, place_columns
 from utils.simulation.sheet import (
     DEPTHS,
@@ -110,7 +111,11 @@ def draw_wide(
             spacing = float(columns.spacing.mean())
         stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
         microscope = draw_microscope(config.microscope, rng, spacing)
-        image = take_picture(microscope, paint_stain(stain, fields, spacing, rng), rng)
+        clouds = None
+        if stain.kind == "clouds":
+            where = columns.paths, columns.spacing, columns.left_out, config.shape
+            clouds = paint_path_clouds(*where, stain.cloud_sigma, rng)
+        image = take_picture(microscope, paint_stain(stain, fields, spacing, rng, clouds), rng)
         seen = visibility(image, fields, columns.left_out)
         if seen >= config.min_visibility:
             break

@@ -103,14 +103,24 @@ def find_resumption(directory: Path) -> Resumption:
     return Resumption(state, f"goes on after epoch {state['epoch']} from {path}")
 
 
+def _complete(volumes: Any) -> Any:
+    """Return what volumes on the fly are, keys that an older record does not know at defaults."""
+    from utils.simulation.presets import config_from_dict
+
+    if not isinstance(volumes, Mapping):
+        return [_complete(part) for part in volumes]
+    known = {name: value for name, value in volumes.items() if name not in ("preset", "share")}
+    return {**volumes, **config_from_dict(known).to_dict()}
+
+
 def _without_folders(described: Any) -> Any:
     """Return plain JSON without versions, and of what stands under ``file`` the names alone."""
     if isinstance(described, Mapping):
         return {
             name: Path(value).name if name == "file" and value else _without_folders(value)
             for name, value in described.items()
-            if name != "version"
-        }
+            if name not in ("version", "on_the_fly")
+        } | {name: _complete(described[name]) for name in ("on_the_fly",) if name in described}
     if isinstance(described, list | tuple):
         return [_without_folders(item) for item in described]
     return described
