@@ -124,7 +124,9 @@ def _around_fixed(
 ) -> list[growing.Growth]:
     """Return patches of which those with ``rows`` (F,) have grown again from their ``labels``.
 
-    A row without a place belongs to the patch of the point nearest to it that has one.
+    A row without a place belongs to the patch of the point nearest to it that has one. Where most
+    rows say what was found anyway, as those of a whole table do, one of these gives way to a row
+    that was changed to its (p, q).
     """
     owner = np.full(len(points), -1)
     for number, growth in enumerate(growths):
@@ -134,6 +136,10 @@ def _around_fixed(
     again = list(growths)
     for number in np.unique(of):
         fixed, wanted = rows[of == number], labels[of == number]
+        _, found = growing.agreeing(growths[number], fixed, wanted)
+        if 2 * np.count_nonzero(found) > len(found):
+            taken = (wanted[:, None] == wanted[~found]).all(axis=2).any(axis=1)
+            fixed, wanted = fixed[~(found & taken)], wanted[~(found & taken)]
         sites, counts = np.unique(wanted, axis=0, return_counts=True)
         if counts.max() > 1:
             p, q = sites[counts.argmax()]
