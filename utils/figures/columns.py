@@ -40,30 +40,36 @@ TILT = np.radians(50)  # angle between the columns and the view in 3D
 
 
 def save_column_pictures(
-    found: FoundColumns, stack: Stack, files: Mapping[str, Path], name: str
+    found: FoundColumns,
+    stack: Stack,
+    files: Mapping[str, Path],
+    name: str,
+    colour: str | None = None,
 ) -> None:
     """Draw ``files["map"]`` and ``files["planes"]``, which show ``stack`` in grey; titles name it.
 
     The stack has the shape of the labels; the files are those of
-    ``utils.columns.finding.column_files``.
+    ``utils.columns.finding.column_files``; ``colour`` is of :func:`save_lattice_map`.
     """
     shape = found.labels.shape
     middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
     parts = (stack.read(z, z + slab.shape[2]) for z, slab in slabs(found.labels))
-    save_lattice_map(found, files["map"], name)
+    save_lattice_map(found, files["map"], name, colour)
     save_planes(found, cut(parts, shape, middle), files["planes"], name, origin=stack.origin)
 
 
-def save_lattice_map(found: FoundColumns, path: str | Path, name: str) -> Path:
+def save_lattice_map(
+    found: FoundColumns, path: str | Path, name: str, colour: str | None = None
+) -> Path:
     """Draw a hexagon for each column that has a place, and return ``path``.
 
-    Seen from the side that axes point to. The colour is the mean of the first channel that was
-    measured, else the length; inferred columns are hollow; stars are defects. Arrows show the
-    file's x, y and z in the middle of each patch.
+    Seen from the side that axes point to. The field ``colour`` of the table gives colours: None is
+    the mean of the first channel that was measured, else the length. Inferred columns are hollow;
+    stars are defects. Arrows show the file's x, y and z beside each patch.
     """
     lattice = found.lattice
     votes = lattice.votes[:MOST_PATCHES]
-    measure, words = _measure(found)
+    measure, words = _measure(found, colour)
     known = measure[(lattice.patch > 0) & np.isfinite(measure)]
     low, high = np.percentile(known, [2, 98]) if len(known) else (0.0, 1.0)
     limits = {"vmin": low, "vmax": max(high, low + 1e-9)}
@@ -94,12 +100,18 @@ def save_lattice_map(found: FoundColumns, path: str | Path, name: str) -> Path:
     return canvas.save_figure(figure, path, dpi=150)
 
 
-def _measure(found: FoundColumns) -> tuple[np.ndarray, str]:
+def _measure(found: FoundColumns, field: str | None) -> tuple[np.ndarray, str]:
     """Return what the map's colour shows (N,), and its words."""
-    means = [key for key in found.measured.channels if key.startswith("mean_")]
-    if means:
-        return found.measured.channels[means[0]], f"mean of channel {means[0][5:]} (grey values)"
-    return found.measured.length, f"length ({found.unit})"
+    values = found.measured.values(found.steps, found.lattice)
+    if field is None:
+        field = next((name for name in values if name.startswith("mean_")), "length")
+    what, _, number = field.partition("_")
+    if what in ("mean", "peak"):
+        return values[field], f"{what} of channel {number} (grey values)"
+    cubed = found.unit if found.unit == "voxels" else f"{found.unit}\u00b3"
+    units = {"length": found.unit, "diameter": found.unit, "volume": cubed}
+    units |= {"lattice_residual": "steps"}
+    return values[field], field.replace("_", " ") + (f" ({units[field]})" if field in units else "")
 
 
 def _map_title(found: FoundColumns, name: str) -> str:
