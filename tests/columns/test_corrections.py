@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 import find_columns
 from tests.columns.test_finding import write
@@ -186,3 +187,8 @@ def test_the_script_takes_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixtu
     small = write(tmp_path / "small.tif", labels[:9])
     assert find_columns.main([*flags, "--corrections", str(small)]) == 2
     assert "the input (48, 48, 30)" in capsys.readouterr().err
+    assert find_columns.main([*flags, "--corrections", str(source)]) == 2
+    assert "labels are whole numbers" in capsys.readouterr().err
+    tifffile.imwrite(tmp_path / "channels.tif", labels.T, imagej=True, metadata={"axes": "CYX"})
+    assert find_columns.main([*flags, "--corrections", str(tmp_path / "channels.tif")]) == 0
+    assert pd.read_csv(path).n_voxels.tolist() == [6 * 6 * 20] * 2

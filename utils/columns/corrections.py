@@ -15,7 +15,7 @@ import pandas as pd
 
 from utils.columns.blocks import slabs
 from utils.errors import UserError
-from utils.stacks import open_stack
+from utils.stacks import Stack, open_stack
 
 POSITION = ["pos_x", "pos_y", "pos_z"]
 FIELDS = ["p", "q", "column_id", *POSITION]
@@ -35,12 +35,15 @@ class Corrections:
 def read_corrections(path: Path, shape: tuple[int, ...]) -> Corrections:
     """Return what a file corrects in a stack of ``shape``; UserError for one that is no such."""
     if path.suffix.lower() not in TABLES:
-        with open_stack(path) as stack:
+        with _open_labels(path) as stack:
             if stack.shape != shape:
                 raise UserError(
                     f"--corrections {path}: has {stack.shape} voxels (x, y, z), the input {shape}"
                 )
-            return Corrections(labels=numbered(stack.read(), np.zeros(shape, np.int32)))
+            values = stack.read()
+        if values.dtype.kind == "f" and (values[np.isfinite(values)] % 1).any():
+            raise UserError(f"--corrections {path}: holds fractions; labels are whole numbers")
+        return Corrections(labels=numbered(values, np.zeros(shape, np.int32)))
     try:
         header = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
         separator = max(",;\t", key=header.count)
@@ -64,6 +67,17 @@ def read_corrections(path: Path, shape: tuple[int, ...]) -> Corrections:
         where = f"line {table.index[wrong][0] + 2}" if wrong.any() else "no row with p and q"
         raise UserError(f"--corrections {path}: {where}: give p and q as whole numbers, and where")
     return Corrections(rows=table)
+
+
+def _open_labels(path: Path) -> Stack:
+    """Return a stack of labels, whose planes may have been saved as channels or time points."""
+    try:
+        return open_stack(path)
+    except UserError as error:
+        try:
+            return open_stack(path, axes="ZYX")
+        except UserError:
+            raise error from None
 
 
 def numbered(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

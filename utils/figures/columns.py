@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
@@ -156,7 +157,8 @@ def _draw_cells(axes: Axes, places: np.ndarray, values: np.ndarray | None, limit
     if values is None:
         look: dict[str, Any] = {"facecolors": "none", "edgecolors": "#777777", "linewidths": 0.8}
     else:
-        look = {"array": values, "cmap": "viridis", "clim": tuple(limits.values())}
+        colours = colormaps["viridis"].with_extremes(bad=UNPLACED)
+        look = {"array": values, "cmap": colours, "clim": tuple(limits.values())}
     cells = PolyCollection(polygons, **look)
     axes.add_collection(cells)
     axes.set_aspect("equal")
