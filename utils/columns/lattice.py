@@ -33,7 +33,7 @@ class Lattice:
     residual: np.ndarray
     """(N,) float64 distance in steps from the site that the columns about it see; NaN: no patch."""
     n_neighbors: np.ndarray
-    """(N,) int32 neighbours found, 0 to 6."""
+    """(N,) int32 neighbours found, 0 to 6; those across a cut are not counted."""
     pairs: np.ndarray
     """(E, 2) int32 pairs of neighbours k < l, those across a cut too."""
     cut: np.ndarray
@@ -105,7 +105,9 @@ def fit_lattice(
         patch=_spread(patch, used, len(all_points), 0),
         pq=_spread(pq, used, len(all_points), 0),
         residual=_spread(residual, used, len(all_points), np.nan),
-        n_neighbors=np.bincount(pairs.ravel(), minlength=len(all_points)).astype(np.int32),
+        n_neighbors=np.bincount(pairs[cut == 0].ravel(), minlength=len(all_points)).astype(
+            np.int32
+        ),
         pairs=pairs,
         cut=cut,
         steps=_spread(steps, used, len(all_points), np.nan),
