@@ -33,6 +33,7 @@ UNPLACED = "#9a9a9a"
 ON_THE_MAP = np.array([[1, -1], [1 / np.sqrt(3), 1 / np.sqrt(3)]]) * np.sqrt(3) / 2
 """(2, 2): in columns where one step of p and of q goes on the map; p + q goes up."""
 MOST_PATCHES = 4  # patches on the map, the largest ones
+LEAST_PANEL = 2.0  # inches of a patch, which its title needs
 LABELLED, EACH = 150, 5
 """Columns of a patch of which all have their (p, q) written on the map; of more each fifth one."""
 TEXT = 5.0  # points of the (p, q) in planes
@@ -78,8 +79,8 @@ def save_lattice_map(
     sizes = [np.ptp(np.concatenate(pair), axis=0) + 3 for pair in places] or [np.array([6.0, 3.0])]
     wide, tall = sum(size[0] for size in sizes), max(size[1] for size in sizes)
     inch = min(9.0 / wide, 8.0 / tall, 0.6)
-    figure = canvas.new_figure(max(5.0, inch * wide) + 1.4, max(2.0, inch * tall) + 1.6)
-    widths = [size[0] for size in sizes]
+    widths = [max(size[0], LEAST_PANEL / inch) for size in sizes]
+    figure = canvas.new_figure(max(5.0, inch * sum(widths)) + 1.4, max(2.0, inch * tall) + 1.8)
     grid = figure.subplots(1, len(sizes), squeeze=False, width_ratios=widths)[0]
     for axes in grid:
         axes.set_axis_off()
@@ -91,8 +92,8 @@ def save_lattice_map(
         _label_cells(axes, found, number, own, inferred, inch)
         _draw_directions(axes, found, number, np.concatenate([own, inferred]))
         axes.set_title(
-            f"patch {number}: {len(own)} columns, {len(inferred)} inferred (hollow)\n"
-            f"diagonal: {vote.share:.0%} of {vote.votes} votes (50% would be a toss-up)",
+            f"patch {number}: {len(own)} columns\n{len(inferred)} inferred (hollow)\n"
+            f"diagonal: {vote.share:.0%} of {vote.votes} votes",
             fontsize=8,
         )
         if number == len(votes):
@@ -128,6 +129,7 @@ def _map_title(found: FoundColumns, name: str) -> str:
     facts += [f"{rest} in patches not shown"] if rest else []
     free = ", ".join(found.free)
     facts.append(f"free: {free}" if free else "origin and orientation as they were given")
+    facts += ["a diagonal of 50% would be a toss-up"] if lattice.votes else []
     return "\n".join([*lines, "; ".join(facts)])
 
 
