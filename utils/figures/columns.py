@@ -316,8 +316,9 @@ def _draw_plane(
 def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     """Draw each column's path as thick as it is, and its axis as a line through it.
 
-    The view is orthographic, tilted against the mean axis, which points up; what lies behind is
-    drawn first and paler.
+    Discs, whose paths are hardly longer than a voxel, are drawn along their axis. The view is
+    orthographic, tilted against the mean axis, which points up; what lies behind is drawn first and
+    paler.
     """
     measured = found.measured
     axes.set_axis_off()
@@ -325,7 +326,11 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     if len(measured.axis) == 0:
         return
     camera = _camera(measured.centre, measured.axis)
-    seen = measured.paths @ camera.T
+    diameter = measured.diameter(found.steps)
+    along = np.linspace(-0.5, 0.5, measured.paths.shape[1])[:, None] * measured.axis[:, None]
+    straight = measured.centre[:, None] + along * measured.length[:, None, None]
+    discs = (measured.length < diameter)[:, None, None]
+    seen = np.where(discs, straight, measured.paths) @ camera.T
     depth = measured.centre @ camera[2]
     fog = 0.55 * ((depth - depth.min()) / max(np.ptp(depth), 1e-9))[:, None]
     tint = colours * (1 - fog) + fog
@@ -343,7 +348,7 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     points = 72 / axes.figure.dpi * min(
         box.width / np.ptp(axes.get_xlim()), box.height / np.ptp(axes.get_ylim())
     )  # fmt: skip
-    width = np.maximum(measured.diameter(found.steps) * points * 0.85, 0.5)
+    width = np.maximum(diameter * points * 0.85, 0.5)
     lines, tints, widths = [], [], []
     for k in np.argsort(depth)[::-1]:  # the farthest first
         lines += [ends[k, :, :2], seen[k, :, :2]]
