@@ -6,10 +6,11 @@
     python benchmarks/bench_transfer.py --threshold wide_val.h5
 
 Each group of GROUPS is a file of volumes of preset wide with that stain or microscope alone, or
-with the real columns of --columns_table. A network is trained on all the rest by
-train_basic_3dunet.py, --minutes from --init, and scored on the group ("left out") beside one that
-has trained as long on everything ("saw it"), --networks, a mask of the whole sheet, and a
-difference of Gaussians that is told spacing, polarity and mean axis, at the group's best threshold.
+with the real columns of --columns_table. A network is trained without the group (and without
+another, FOLDS, which halves the trainings) by train_basic_3dunet.py, --minutes from --init, and
+scored on it ("left out") beside one that has trained as long on everything ("saw it"), --networks,
+a mask of the whole sheet, and a difference of Gaussians that is told spacing, polarity and mean
+axis, at the group's best threshold. Columns and lattice are found as by predict.py --columns.
 Runs and files in the folder are used as they are. Writes transfer.json, .md, .png, examples.png.
 """
 
@@ -31,15 +32,15 @@ import numpy as np
 import pandas as pd
 from bench_learning import choose
 from machine import describe_machine
+from scipy.special import expit
 
 from models import ModelConfig, build_model
-from utils.columns.instances import find_instances
-from utils.columns.table import measure_columns
+from utils.columns.finding import columns_of
 from utils.data.normalize import PercentileNormalizer
 from utils.devices import choose_compute
 from utils.errors import UserError, exit_status
 from utils.evaluation.confusion import confusion
-from utils.evaluation.instances import Truth, score_instances
+from utils.evaluation.instances import Truth, score_found
 from utils.evaluation.statistics import means_over_volumes
 from utils.evaluation.voxels import area_under_curve
 from utils.figures import canvas
@@ -70,6 +71,11 @@ GROUPS = {
     MEDULLA: ("", ""),
 }
 # fmt: on
+FOLDS = {
+    "without_inverted_coarse": ("inverted", "coarse"),
+    "without_rims_strata": ("rims", "strata"),
+    "without_rods_dark_ground": ("rods", "dark_ground"),
+}
 EVERYTHING, SAW_MEDULLA = "everything", "with_medulla"
 """Runs that leave nothing out. Volumes on the fly have no table, so the second one reads files."""
 TEST_SEED, VALIDATION_SEED, SEEN_SEED = 77_001, 77_002, 77_003
@@ -82,9 +88,10 @@ THRESHOLDS = np.linspace(0.05, 0.95, 19).round(2)
 OF_GAUSSIANS = np.linspace(-1.0, 3.0, 41).round(1)
 STAINED, LEFT_OUT, GAP, OUTSIDE = range(4)
 """What a voxel is: in a stained column, in one without stain, between them, out of the sheet."""
-SCORES = "iou iou_best iou_stained auc auc_stained false_tissue f1_line f1_iou30".split()
+SCORES = "iou iou_best iou_stained auc auc_stained false_tissue f1_line f1_iou30 pairs".split()
 """IoU at 0.5 and at the group's best threshold, IoU without the columns that have no stain, AUC in
-the sheet, share of the voxels called column outside of it, F1 by centre line and by IoU 0.3."""
+the sheet, share of the voxels called column outside of it, F1 by centre line and by IoU 0.3, and
+share of the neighbour pairs found whose step is right modulo any basis."""
 Predictor = Callable[[SimulatedVolume], np.ndarray]
 
 
@@ -135,8 +142,9 @@ def compare(flags: argparse.Namespace) -> None:
 
 def runs_of(group: str) -> tuple[str, str]:
     """Return the run that has not seen a group, and the one that has."""
-    left_out = f"without_{group}", EVERYTHING
-    return (EVERYTHING, SAW_MEDULLA) if group == MEDULLA else left_out
+    if group == MEDULLA:
+        return EVERYTHING, SAW_MEDULLA
+    return next(run for run, groups in FOLDS.items() if group in groups), EVERYTHING
 
 
 def make_file(name: str, text: str, volumes: int, seed: int, flags: argparse.Namespace) -> Path:
@@ -157,7 +165,7 @@ def train(run: str, flags: argparse.Namespace) -> None:
     """Train one network, unless its run is there."""
     if (flags.directory / run).exists():
         return
-    text = GROUPS.get(run.removeprefix("without_"), ("", ""))[1]
+    text = "\n".join(GROUPS[group][1] for group in FOLDS.get(run, ()))
     validation = make_file(f"valid_{run}", text, VALIDATION_VOLUMES, VALIDATION_SEED, flags)
     command = ["--experiment_title", run, "--log_path", str(flags.directory)]
     command += ["--max_minutes", str(flags.minutes), "--checkpoint_policy", "all"]
@@ -271,11 +279,11 @@ def score(
         for key, ignored in (("auc", (OUTSIDE,)), ("auc_stained", (OUTSIDE, LEFT_OUT))):
             asked = ~np.isin(kind, ignored)
             row[key] = area_under_curve(ratings[asked], kind[asked] <= LEFT_OUT)
-        if name != SHEET:  # columns of the map as it is, without smoothing or lattice
-            labels = find_instances(ratings, ratings >= at, (1.0, 1.0, 1.0))
-            measured = measure_columns(labels, (1.0, 1.0, 1.0), ratings)
-            found = score_instances(labels, measured.paths, measured.axis, Truth.of(volume))
+        if name != SHEET:
+            likely = expit(ratings - at) if name == GAUSSIANS else ratings  # at least 0.5 from at
+            found = score_found(columns_of(likely, (1.0, 1.0, 1.0)), volume, Truth.of(volume))
             row |= {key: found[f"instance_{key}"] for key in ("f1_line", "f1_iou30")}
+            row["pairs"] = found["instance_pairs_right_any_basis"]
         rows.append(row)
     return pd.DataFrame(rows, columns=SCORES), mean
 

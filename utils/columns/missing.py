@@ -54,7 +54,7 @@ def infer_columns(
         count = (around >= 0).sum(axis=1)
         opposite = ((around[:, :3] >= 0) & (around[:, 3:] >= 0)).any(axis=1)
         asked = np.flatnonzero((count >= LEAST_NEIGHBOURS) | opposite)
-        paths, spacing = _places(sites[asked], pq[own], depths[own])
+        paths, spacing = places(sites[asked], pq[own], depths[own])
         clear = np.isfinite(spacing)
         clear[clear] = tree.query(paths[clear, 0])[0] > CLEAR * spacing[clear]
         asked, paths = asked[clear], paths[clear]
@@ -84,7 +84,7 @@ def _free_sites(pq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sites + low, grid[around[..., 0], around[..., 1]]
 
 
-def _places(sites: np.ndarray, pq: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def places(sites: np.ndarray, pq: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where ``sites`` (S, 2) are at all depths, (S, D, 3), and the spacing about each (S,).
 
     An affine map is fitted to the columns about each site; the spacing is NaN where there is none.
