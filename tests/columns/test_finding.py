@@ -285,3 +285,10 @@ def test_predict_py_finds_the_same_columns_in_its_map(tmp_path, capsys):
     assert predict.main([*flags, "--columns", "--overwrite"]) == 0
     assert "lobe_lattice.png" in capsys.readouterr().out
     assert {"lobe_lattice.png", "lobe_columns.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_predict_py_refuses_columns_of_an_image_before_it_predicts(tmp_path, capsys):
+    source = write(tmp_path / "plane.tif", rods()[0][..., 15], spacing=(0.5, 0.5))
+    assert predict.main(["--input", str(source), "--columns"]) == 2
+    assert "plane.tif is an image of two axes, not a stack" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["plane.tif"]

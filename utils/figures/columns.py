@@ -99,7 +99,7 @@ def save_lattice_map(
         if number == len(votes):
             figure.colorbar(cells, ax=grid, label=words, shrink=0.6, extend="both")
     figure.suptitle(_map_title(found, name), fontsize=9)
-    return canvas.save_figure(figure, path, dpi=150)
+    return canvas.save_figure(figure, path, dpi=300)  # to be printed
 
 
 def _measure(found: FoundColumns, field: str | None) -> tuple[np.ndarray, str]:
