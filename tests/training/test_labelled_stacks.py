@@ -211,6 +211,10 @@ BAD: list[tuple[Given, str]] = [
         "--channel: is for labelled stacks, and none are named",
     ),
     (lambda lab: [str(lab / "ours"), "--preset", "wide"], "--mix beside labelled stacks"),
+    (
+        lambda lab: [str(lab / "ours"), f"{lab}/volumes.h5", "--mix", "0.5", "--preset", "wide"],
+        "--preset: is for volumes simulated meanwhile, and --train_files names files of volumes",
+    ),
 ]
 
 
