@@ -15,6 +15,7 @@ from utils.data import OnTheFly3DDataset
 from utils.data.epochs import EpochDataset
 from utils.data.mixed import MixedDataset, split_batch
 from utils.devices import Compute
+from utils.errors import UserError
 from utils.simulation import VolumeConfig
 from utils.training import ranks
 from utils.training.ending import record_exit
@@ -24,6 +25,7 @@ from utils.training.loaders import EpochSampler, build_loader
 from utils.training.loop import evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
+from utils.training.run import load_in_turn
 
 TRAINING, VALIDATION, BATCH = 10, 3, 5
 """Items and batch size; two ranks share batches of five unevenly."""
@@ -111,6 +113,23 @@ def mixed(fabric: Fabric) -> list[list[list[float]]]:
     return epochs
 
 
+def refused(fabric: Fabric) -> list[str]:
+    """Return how loading ends where the first rank finds a mistake, and where there is none."""
+    ends = []
+    for mistake in (True, False):
+
+        def load(mistake: bool = mistake) -> str:
+            if mistake and not ranks.rank():
+                raise UserError("no labels")
+            return "loaded"
+
+        try:
+            ends.append(load_in_turn(fabric, load))
+        except (UserError, SystemExit) as error:
+            ends.append(repr(error))
+    return ends
+
+
 def average_of_ranks() -> float:
     """Return the mean over ranks of a running mean that is the rank's number."""
     norm = nn.BatchNorm3d(1)
@@ -122,6 +141,7 @@ def average_of_ranks() -> float:
 def share(fabric: Fabric, folder: Path) -> None:
     """Measure; each rank writes what it found."""
     found = {**measure(fabric), "average": average_of_ranks(), "mixed": mixed(fabric)}
+    found["refused"] = refused(fabric)
     found["word"] = ranks.word_of_the_first(not ranks.rank())
     torch.save(found, folder / f"rank_{ranks.rank()}.pt")
 

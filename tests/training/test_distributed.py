@@ -100,6 +100,13 @@ def test_every_batch_of_each_rank_is_mixed_and_no_patch_is_another_ranks(
     assert both[0]["mixed"][0] != both[0]["mixed"][1]
 
 
+def test_a_mistake_in_the_data_is_told_by_the_first_rank_alone(both: list[dict]) -> None:
+    assert [found["refused"] for found in both] == [
+        ["UserError('no labels')", "loaded"],
+        ["SystemExit(0)", "loaded"],
+    ]
+
+
 def test_ranks_report_the_sums_of_all(single: dict, both: list[dict]) -> None:
     for found in both:
         assert found["losses"] == pytest.approx(single["losses"], rel=1e-5)
