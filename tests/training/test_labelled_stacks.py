@@ -120,7 +120,10 @@ def test_two_planes_are_trained_on_from_a_network(
 
 
 def test_volumes_on_the_fly_are_mixed_in_of_any_preset(
-    lab: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: VolumeConfig
+    lab: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_config: VolumeConfig,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = []
 
@@ -133,6 +136,7 @@ def test_volumes_on_the_fly_are_mixed_in_of_any_preset(
     mixed = ["--mix", "0.25", "--presets", "wide=0.5,reference=0.5", "--patches_per_epoch", "8"]
     assert train_basic_3dunet.main([*flags(lab, "live"), *given, *mixed]) == 0
     assert asked == [({"wide": 0.5, "reference": 0.5}, [])]
+    assert "simulated on the fly, 8 patches of each\n" in capsys.readouterr().out
     data = json.loads((lab / "logs" / "live" / "config.json").read_text())["data"]
     assert [entry["in_a_batch"] for entry in data["train"]] == [1, 3]
     assert data["train"][0]["on_the_fly"] == tiny_config.to_dict()

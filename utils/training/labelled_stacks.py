@@ -83,7 +83,7 @@ def load_labelled(
     about = {"labels": _describe(everything)}
     explained = [stack for stack in everything if stack.reasons]
     for k, stack in enumerate(explained, 1):
-        about[f"stack {k}"] = f"{stack.pair.image.name}: {'; '.join(stack.reasons)}"
+        about[f"stack {k}"] = f"{stack.pair.file.name}: {'; '.join(stack.reasons)}"
     if known is None:
         known = float(np.median(measured)) if measured else _crowding(everything)
     if flags.val_share is not None:
