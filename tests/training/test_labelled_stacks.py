@@ -177,6 +177,8 @@ def test_defaults_suit_little_data(lab: Path) -> None:
     assert parse([]).val_share is None and parse([]).augment == "none"
     images = train_basic_2dunet.parse_flags(["--train_file", str(lab / "ours")])
     assert (images.validation_file, images.test_file, images.val_share) == (None, None, 0.2)
+    unnamed = ["--train_file", str(lab / "ours"), "--validation_file", ""]
+    assert train_basic_2dunet.parse_flags(unnamed).val_share == 0.2
 
 
 Given = Callable[[Path], list[str]]
@@ -205,6 +207,10 @@ BAD: list[tuple[Given, str]] = [
             str(lab / "ours"),
         ],
         "--val_share: holds a part of labelled training stacks out",
+    ),
+    (
+        lambda lab: [str(lab / "nnunet"), "--val_files", str(lab / "nnunet")],
+        "labelsTr/a.tif: is named to train on and to validate on",
     ),
     (
         lambda lab: [str(lab / "ours"), "--val_files", str(lab / "ours"), f"{lab}/volumes.h5"],
@@ -272,6 +278,8 @@ def test_stacks_are_scaled_as_in_prediction(lab: Path) -> None:
         assert found.train.stacks[0].shape == shape and found.validation is None
         assert found.spacing == spacing if spacing else found.spacing > 0
         assert found.about["stack 1"].startswith("stack.tif: ") or not spacing
+    unused = load_labelled(labelled(ignore_label=77, scale=1.0), names, [], **sizes)
+    assert unused.about["labels"].endswith("; --ignore_label 77 marks no voxel")
 
 
 def test_held_out_patches_overlap_none_to_train_on(lab: Path) -> None:
@@ -308,6 +316,8 @@ def test_labelled_images_train_a_network_of_images(
         "test": [[0, 160], [0, 120]],
     }
     assert json.loads((tmp_path / "flat" / "logs.json").read_text())["test"]["iou"] >= 0
-    simulated = ["--train_file", str(tmp_path), "--validation_file", "validation.h5"]
-    assert train_basic_2dunet.main([*given[:2], "--experiment_title", "bad", *simulated]) == 2
-    assert "labelled images go with labelled images" in capsys.readouterr().err
+    both, only = [str(tmp_path), "validation.h5"], ["", str(tmp_path)]
+    for train, valid in (both, only):
+        sets = ["--train_file", train, "--validation_file", valid, "--test_file", ""]
+        assert train_basic_2dunet.main([*given[:2], "--experiment_title", "bad", *sets]) == 2
+        assert "labelled images go with labelled images" in capsys.readouterr().err
