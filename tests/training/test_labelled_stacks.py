@@ -22,6 +22,7 @@ from utils.data import AugmentedDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.labelled_stacks import load_labelled
+from utils.training.losses import LossByParts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -88,9 +89,16 @@ SPARSE = ["--ignore_label", str(NOT_ANNOTATED), "--patches_per_epoch", "8"]
 
 
 def test_two_planes_are_trained_on_from_a_network(
-    lab: Path, capsys: pytest.CaptureFixture[str]
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With half of each batch from a file; the second half of the run is resumed."""
+    taken = []
+    forward = LossByParts.forward
+    monkeypatch.setattr(
+        LossByParts,
+        "forward",
+        lambda loss, *batch: taken.append(loss.parts) or forward(loss, *batch),
+    )
     given = ["--train_files", pair(lab, "stack", "planes"), f"{lab}/volumes.h5", *SPARSE]
     more = ["--init", str(lab / "logs" / "first"), "--mix", "0.5"]
     assert train_basic_3dunet.main([*flags(lab, "sparse"), *given, *more]) == 0
@@ -98,6 +106,7 @@ def test_two_planes_are_trained_on_from_a_network(
     assert "2,048 annotated (6.25 %)" in output and "columns" in output
     assert "2 simulated and 2 labelled patches in every batch" in output
     assert "augmentation full" in output and "held out" in output
+    assert taken == [(2, 2)] * 2  # in training alone
 
     directory = lab / "logs" / "sparse"
     config = json.loads((directory / "config.json").read_text())

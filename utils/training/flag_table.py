@@ -31,8 +31,8 @@ HELP = {
     "val_files": "likewise to validate on; default with labelled stacks: --val_share of them",
     "val_share": "share of the annotated voxels of each labelled stack that is held out, on one "
     "side of a plane, to validate on; default: 0.2 where no others are named",
-    "mix": "share of simulated patches beside labelled ones in every batch: of the files among "
-    "--train_files, else simulated meanwhile",
+    "mix": "share of simulated patches beside labelled ones in every batch and its loss: of the "
+    "files among --train_files, else simulated meanwhile",
     "channel": "channel of labelled stacks, from 0; needed if there are several",
     "axes": "what the axes of labelled images are, as for predict.py, such as ZCYX",
     "voxel_size": "edge of a voxel of labelled stacks in micrometres, where files do not tell",
