@@ -137,6 +137,7 @@ def test_what_is_no_pair_is_named(tmp_path: Path, files: str, given: str, messag
 def test_files_of_simulated_volumes_are_no_labelled_stacks(tmp_path: Path) -> None:
     (tmp_path / "run=3.h5").touch()
     assert not is_labelled(tmp_path / "run=3.h5") and not is_labelled("train.h5")
+    assert not is_labelled("")  # a set that is kept in memory
     assert is_labelled("a.tif=b.tif") and is_labelled(tmp_path)
 
 

@@ -186,6 +186,7 @@ def test_defaults_suit_little_data(lab: Path) -> None:
     assert parse([]).val_share is None and parse([]).augment == "none"
     images = train_basic_2dunet.parse_flags(["--train_file", str(lab / "ours")])
     assert (images.validation_file, images.test_file, images.val_share) == (None, None, 0.2)
+    assert train_basic_2dunet.parse_flags(["--train_file", ""]).augment == "none"
     unnamed = ["--train_file", str(lab / "ours"), "--validation_file", ""]
     assert train_basic_2dunet.parse_flags(unnamed).val_share == 0.2
 
