@@ -184,12 +184,18 @@ def test_formats_of_other_programs(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(stack.target, labels > 0)
 
 
-def test_imaris_beside_labels(tmp_path: Path) -> None:
-    from tests.stacks.formats.test_hdf5_split import imaris
+@pytest.mark.parametrize("name", ["a.ims", "a.h5", "a.xml"])
+def test_stacks_whose_channels_are_arrays(tmp_path: Path, name: str) -> None:
+    """Imaris's, and BigDataViewer's by both of its files, beside labels in another format."""
+    from tests.stacks.formats.test_hdf5_split import describe, imaris, views
 
-    image = imaris(tmp_path / "a.ims", times=1)[0, 1].T
+    if name == "a.ims":
+        image = imaris(tmp_path / name, times=1)[0, 1].T
+    else:
+        image = views(tmp_path / "a.h5", times=1)[0, 1].T
+        describe(tmp_path / "a.xml", ["1 1 1"] * 2)
     np.save(tmp_path / "l.npy", (image > np.median(image)).T.astype(np.uint8))
-    (pair,) = find_pairs(f"{tmp_path}/a.ims={tmp_path}/l.npy", channel=1)
+    (pair,) = find_pairs(f"{tmp_path}/{name}={tmp_path}/l.npy", channel=1)
     stack = open_pair(pair)
     np.testing.assert_array_equal(stack.target, image > np.median(image))
     assert stack.image[stack.target == 1].min() >= stack.image[stack.target == 0].max()
