@@ -62,6 +62,8 @@ def scale(text: str) -> float | str:
 
 def is_labelled(name: str | Path) -> bool:
     """Return whether ``name`` means labelled stacks: a folder, or ``IMAGE=LABELS``, but no file."""
+    if not str(name):
+        return False  # Path("") is the folder where it is called
     return Path(name).is_dir() or ("=" in str(name) and not Path(name).exists())
 
 

@@ -140,6 +140,29 @@ def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None
     assert b"/lab/" not in file.read_bytes()
 
 
+def test_the_card_of_a_network_of_labelled_stacks(log: Path, tmp_path: Path) -> None:
+    config = json.loads((log / "config.json").read_text())
+    stack = {"file": "/lab/crop.tif", "box": [[0, 64], [0, 48]], "annotated": 900, "labelled": 300}
+    config["data"] = {"train": [stack, {"file": "/lab/a.h5", "seed": 512, "in_a_batch": 2}]}
+    config["flags"] |= {"train_files": ["/lab/crop.tif=/lab/l.tif"], "voxel_size": [1.0, 0.5, 0.5]}
+    (log / "config.json").write_text(json.dumps(config))
+    given = {"file": "/lab/next", "volumes": [0], "stacks": [{"name": "a", "shape": [8, 9, 10]}]}
+    score = {"mean": 0.7, "low": None, "high": None, "volumes": 1}
+    scores = {"iou": score, "recall_labelled": score}
+    evaluation = write_evaluation(tmp_path / "scores", data=given, scores=scores)
+    text = save(log, tmp_path / "p", evaluation).with_suffix(".md").read_text()
+    for words in (
+        "file crop.tif, box 0,64 0,48, annotated 900, labelled 300",
+        "--train_files crop.tif=l.tif",
+        "--voxel_size 1.0,0.5,0.5",
+        "on 1 labelled stacks (`next`), windows of 16",
+        "| recall in labelled columns | 0.700 | - to - |",
+        "It has been trained on the labelled stacks above",
+    ):
+        assert words in " ".join(text.split()), words
+    assert "simulated volumes only" not in text and "/lab" not in text
+
+
 def test_an_evaluation_of_the_unrounded_weights_says_so(log: Path, tmp_path: Path) -> None:
     evaluation = write_evaluation(tmp_path / "scores", checkpoint="logs/columns")
     text = save(log, tmp_path / "p", evaluation).with_suffix(".md").read_text()
