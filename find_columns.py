@@ -91,7 +91,7 @@ def find_columns(flags: argparse.Namespace) -> None:
     check_colour(flags.colour, measured)
     default = source.with_name(f"{split_ending(source)[0]}_labels.tif")
     files = column_files(Path(flags.output or default), pictures=not flags.no_preview)
-    check_files(source, files, overwrite=flags.overwrite)
+    check_files((source, image), files, overwrite=flags.overwrite)
     choice = {name: getattr(flags, name) for name in CHOICES}
     landmarks = Landmarks(flags.origin, flags.dorsal, flags.hemisphere)
     with ExitStack() as opened:
@@ -133,15 +133,15 @@ def find_columns(flags: argparse.Namespace) -> None:
     print("\n".join(f"wrote {path}" for path in files.values()))
 
 
-def check_files(source: Path, files: dict[str, Path], *, overwrite: bool) -> None:
-    """Raise UserError if an output cannot be written, or is the input."""
+def check_files(sources: Sequence[Path], files: dict[str, Path], *, overwrite: bool) -> None:
+    """Raise UserError if an output cannot be written, or is one of the ``sources``."""
     from utils.stacks import check_output
     from utils.stacks.writing import check_free
 
     check_output(files["labels"], overwrite=overwrite)
     for path in files.values():
         check_free(path, overwrite=overwrite)
-        if path.resolve() == source.resolve():
+        if path.resolve() in [source.resolve() for source in sources]:
             raise UserError(f"{path}: is the input itself; name another file with --output")
 
 

@@ -234,6 +234,7 @@ def test_a_box_keeps_the_places_of_the_file(tmp_path):
         (["--output", "lobe.npy", "--overwrite"], "is the input itself"),
         (["--colour", "mean_1", "--measure", "0"], "--colour mean_1: not measured; give one of"),
         (["--image", "lobe.npy", "--measure", "1"], "--channel 1"),
+        (["--image", "lobe_labels.tif", "--overwrite"], "lobe_labels.tif: is the input itself"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, flags, said):
