@@ -24,7 +24,14 @@ def log(tmp_path: Path) -> Path:
     """A log directory as training leaves it, on a machine with absolute paths."""
     torch.manual_seed(0)
     model = build_model(CONFIG)
-    flags = {"depth": 2, "train_files": ["/lab/a.h5", "b.h5"], "log_path": "/x", "resblocks": True}
+    flags: dict[str, Any] = {"seed": 0, "depth": 2, "train_files": ["/lab/a.h5", "b.h5"]}
+    flags |= {
+        "log_path": "/x",
+        "resblocks": True,
+        "on_the_fly": False,
+        "mix": None,
+        "normalizer": "",
+    }
     config = {
         "flags": flags,
         "parameters": count_parameters(model),
@@ -128,6 +135,7 @@ def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None
         "a toaster; cpu, bf16-mixed",
         "began with first, epoch 7, weights of SHA-256 abc",
         "--train_files a.h5 b.h5",
+        "--seed 0",
         "--resblocks",
         "Of this file, on 2 whole volumes of 8 x 9 x 10 voxels (`val.h5`, seed 9999)",
         "| IoU, whole volume | 0.613 | 0.500 to 0.710 |",
@@ -135,7 +143,8 @@ def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None
         "columns about 10.0 voxels apart",
     ):
         assert words in text, words
-    assert "/lab" not in text and "--log_path" not in text
+    assert "/lab" not in text
+    assert not any(flag in text for flag in ("--log_path", "--on_the_fly", "--mix", "--normalizer"))
     assert "HD95" not in text and "unnamed" not in text
     assert b"/lab/" not in file.read_bytes()
 

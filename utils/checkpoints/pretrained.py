@@ -260,7 +260,7 @@ def _describe_training(
         lines.append(f"- began with {path}, epoch {epoch}, weights of SHA-256 {ancestor['sha256']}")
     words = [f"python {config['script']}"]
     for flag, value in config["flags"].items():
-        if flag not in PLACES and value not in (None, False, ""):
+        if flag not in PLACES and value not in (None, "") and value is not False:  # 0 is a value
             words.append(f"--{flag}" if value is True else f"--{flag} {_portable(value)}")
     return "\n".join([*lines, "", "```bash", " \\\n    ".join(words), "```"])
 
