@@ -58,8 +58,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     # fmt: off
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--checkpoint", metavar="PATH",
-        help="log directory of an experiment (its best.pth, else its last.pth), a .pth file, or a "
-        "pretrained network's name")
+        help="log directory of an experiment (its best.pth, else its last.pth), a .pth file, a "
+        "package of export_model.py, or a pretrained network's name")
     what.add_argument("--predictions", nargs="+", metavar="FILE_OR_FOLDER",
         help="masks or probability maps in any format of predict.py; the last number in a file's "
         "name is the index of its volume, from 0")

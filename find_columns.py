@@ -3,6 +3,7 @@ r"""Find the single columns in a mask, a probability map or labels, and their pl
     python find_columns.py --input brain_mask.tif
     python find_columns.py --input brain_probabilities.nrrd --voxel_size 1,0.5,0.5 \
         --origin 214 --dorsal 0,-1,0 --hemisphere R
+    python find_columns.py --input brain_mask.tif --image brain.tif --measure 0,1 --colour mean_1
     python find_columns.py --input brain_mask.tif --corrections brain_columns.csv --overwrite
 
 Writes NAME_labels.tif (each column with its own number), NAME_columns.csv (a row a column: place,
@@ -14,7 +15,6 @@ NAME_columns.png (planes and a view in 3D). predict.py --columns does the same w
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, voxel_ranges, voxel_size
+from utils.flags import FlagParser, add_column_flags, voxel_ranges, voxel_size
 
 if TYPE_CHECKING:
     from utils.stacks import Stack
+
+CHOICES = ("voxel_size", "key", "index", "series", "axes")  # what open_stack reads of the input
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,6 +40,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="FILE",
         help="the labels, in the format of its ending; default: NAME_labels.tif beside the input; "
         "tables stand beside them")
+    add("--image", metavar="FILE",
+        help="stack of the same size, whose channels --measure measures, and which the pictures "
+        "show; default: the input")
     add("--no-preview", action="store_true",
         help="draw no pictures: neither NAME_lattice.png nor NAME_columns.png")
     add("--corrections", metavar="FILE",
@@ -51,39 +56,20 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--crop", type=voxel_ranges, metavar="Z0:Z1,Y0:Y1,X0:X1",
         help="only this box, in voxels from 0; places stay those in the file")
     add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
+    add("--series", type=int, metavar="INT",
+        help="image or position in a TIFF that holds several, from 0; or scene of a CZI")
     add("--index", type=int, metavar="INT", help="time point, from 0")
+    add("--axes", metavar="STR",
+        help="what the array's axes are, slowest first, where the file does not tell or is wrong, "
+        "such as ZYX; predict.py --list FILE shows what is in a file")
     add("--threshold", type=float, metavar="FLOAT",
         help="value from which a voxel belongs to a column; default: 0.5 of probabilities, Otsu's "
         "threshold of grey values")
     add("--memory", type=float, metavar="GB",
         help="most memory to take, in GB (1e9 bytes); default: most of what is free")
-    add = parser.add_argument_group("columns and lattice").add_argument
-    add("--measure", type=channel_numbers, default=(), metavar="C,C",
-        help="channels of the input whose mean and peak in each column are measured")
-    add("--origin", type=int, metavar="COLUMN_ID", help="the column that becomes p = q = 0")
-    add("--dorsal", type=direction, metavar="X,Y,Z",
-        help="direction in the file's space along which p + q runs")
-    add("--hemisphere", choices=("L", "R"), help="side of the brain, which settles the hand")
     # fmt: on
+    add_column_flags(parser, "columns and lattice")
     return parser.parse_args(arguments)
-
-
-def channel_numbers(text: str) -> tuple[int, ...]:
-    """Return the channels that ``text`` lists; ArgumentTypeError for anything else."""
-    if not all(part.strip().isdigit() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: give channels from 0, such as 0,1")
-    return tuple(int(part) for part in text.split(","))
-
-
-def direction(text: str) -> tuple[float, ...]:
-    """Return the direction that ``text`` writes; ArgumentTypeError for anything else."""
-    try:
-        vector = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        vector = ()
-    if len(vector) != 3 or not 0 < math.hypot(*vector) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a direction x,y,z, such as 0,-1,0")
-    return vector
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,22 +82,35 @@ def find_columns(flags: argparse.Namespace) -> None:
     """Do the work; raises UserError for what a user can mend."""
     from utils.columns.corrections import read_corrections
     from utils.columns.finding import Landmarks, column_files, find_in_stack
+    from utils.columns.table import check_colour
     from utils.stacks import check_input, crop_stack, open_stack, split_ending
 
-    source = Path(flags.input)
+    source, image = Path(flags.input), Path(flags.image or flags.input)
     check_input(source)
+    measured = flags.measure or ((0,) if flags.image else ())
+    check_colour(flags.colour, measured)
     default = source.with_name(f"{split_ending(source)[0]}_labels.tif")
     files = column_files(Path(flags.output or default), pictures=not flags.no_preview)
-    check_files(source, files, overwrite=flags.overwrite)
-    choice = {name: getattr(flags, name) for name in ("voxel_size", "key", "index")}
+    check_files((source, image), files, overwrite=flags.overwrite)
+    choice = {name: getattr(flags, name) for name in CHOICES}
     landmarks = Landmarks(flags.origin, flags.dorsal, flags.hemisphere)
     with ExitStack() as opened:
 
-        def enter(channel: int | None) -> Stack:
-            whole = opened.enter_context(open_stack(source, channel=channel, **choice))
+        def enter(path: Path, channel: int | None) -> Stack:
+            given = choice if path == source else {}
+            whole = opened.enter_context(open_stack(path, channel=channel, **given))
             return whole if flags.crop is None else crop_stack(whole, flags.crop)
 
-        stack = enter(flags.channel)
+        stack = enter(source, flags.channel)
+        channels = {number: enter(image, number) for number in measured}
+        for channel in channels.values():
+            if channel.shape != stack.shape:
+                raise UserError(
+                    f"--image {image}: has {channel.shape} voxels (x, y, z), the input "
+                    f"{stack.shape}"
+                )
+        if warning := stack.warning():
+            print(f"warning: {warning}")
         corrections = None
         if flags.corrections is not None:
             corrections = read_corrections(Path(flags.corrections), stack.shape)
@@ -119,7 +118,7 @@ def find_columns(flags: argparse.Namespace) -> None:
             stack,
             files,
             threshold=flags.threshold,
-            channels={number: enter(number) for number in flags.measure},
+            channels=channels,
             landmarks=landmarks,
             corrections=corrections,
             memory=flags.memory,
@@ -129,19 +128,20 @@ def find_columns(flags: argparse.Namespace) -> None:
         if not flags.no_preview:
             from utils.figures.columns import save_column_pictures
 
-            save_column_pictures(found, stack, files, source.name)
+            shown = channels[measured[0]] if flags.image else stack
+            save_column_pictures(found, shown, files, source.name, flags.colour)
     print("\n".join(f"wrote {path}" for path in files.values()))
 
 
-def check_files(source: Path, files: dict[str, Path], *, overwrite: bool) -> None:
-    """Raise UserError if an output cannot be written, or is the input."""
+def check_files(sources: Sequence[Path], files: dict[str, Path], *, overwrite: bool) -> None:
+    """Raise UserError if an output cannot be written, or is one of the ``sources``."""
     from utils.stacks import check_output
     from utils.stacks.writing import check_free
 
     check_output(files["labels"], overwrite=overwrite)
     for path in files.values():
         check_free(path, overwrite=overwrite)
-        if path.resolve() == source.resolve():
+        if path.resolve() in [source.resolve() for source in sources]:
             raise UserError(f"{path}: is the input itself; name another file with --output")
 
 

@@ -19,12 +19,13 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, scale, voxel_ranges, voxel_size
+from utils.flags import FlagParser, add_column_flags, scale, voxel_ranges, voxel_size
 from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--probabilities", nargs="?", const=BESIDE_OUTPUT, metavar="FILE",
         help="write the probability map as well; without a name, beside the output")
     add("--columns", action="store_true",
-        help="find the single columns as well, as find_columns.py does with this mask: "
-        "NAME_labels.tif, NAME_columns.csv, NAME_paths.csv and NAME_lattice.json beside it, "
-        "and the pictures NAME_lattice.png and NAME_columns.png")
+        help="find the single columns as well, as find_columns.py does with the probability map, "
+        "which is written too: NAME_labels.tif, NAME_columns.csv, NAME_paths.csv and "
+        "NAME_lattice.json beside the mask, and the pictures NAME_lattice.png and NAME_columns.png")
     add("--no-preview", action="store_true",
         help="draw no NAME_preview.png of the mask NAME, three planes with the mask's outline, and "
         "no pictures of --columns")
@@ -128,6 +129,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--memory", type=float, metavar="GB",
         help="most memory to take, in GB (1e9 bytes); default: most of what is free")
     # fmt: on
+    add_column_flags(parser, "columns and lattice, with --columns")
     flags = parser.parse_args(arguments)
     if flags.input is None and flags.list is None:
         parser.error("--input FILE is needed, or --list FILE to see what is in one")
@@ -175,22 +177,27 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.stacks.endings import not_kept
 
     choice = {name: getattr(flags, name) for name in CHOICES}
-    with (
-        open_stack(flags.input, **choice) as whole,
-        memory_advice("lower --batch_size or --window"),
-    ):
-        stack = whole if flags.crop is None else crop_stack(whole, flags.crop)
+    with ExitStack() as opened, memory_advice("lower --batch_size or --window"):
+
+        def enter(**chosen: Any) -> Stack:
+            whole = opened.enter_context(open_stack(flags.input, **{**choice, **chosen}))
+            return whole if flags.crop is None else crop_stack(whole, flags.crop)
+
+        stack = enter()
+        if flags.columns and len(stack.shape) != 3:
+            raise UserError(f"--columns: {stack.path} is an image of two axes, not a stack")
+        measured = {number: enter(channel=number) for number in flags.measure}
         network = read_network(flags.checkpoint)
         normalizer = network.normalizer
         if flags.percentiles:
             normalizer = PercentileNormalizer(*flags.percentiles, rule="percentiles")
-        measured = functools.cache(lambda: measure_limits(stack, normalizer))
-        plan = make_plan(flags, stack, network, outputs, normalizer, measured)
+        limits_of = functools.cache(lambda: measure_limits(stack, normalizer))
+        plan = make_plan(flags, stack, network, outputs, normalizer, limits_of)
         warning = stack.warning()
         tell_plan(stack, network, plan, warning)
         for lost in filter(None, (not_kept(path, stack.place) for path in outputs.values())):
             print(f"note: {lost}")
-        limits = measured()
+        limits = limits_of()
         tell_grey_values(stack, limits, flags)
         found = stack.path.stat()
         source = [str(stack.path.resolve()), found.st_size, found.st_mtime_ns]
@@ -212,7 +219,7 @@ def predict(flags: argparse.Namespace) -> None:
         sections = write_prediction(ready, outputs, flags.threshold, **kept)
         trust = [] if flags.no_trust else tell_trust(ready, network, plan)
         if columns:
-            write_columns_of(flags, stack, outputs, columns)
+            write_columns_of(flags, stack, measured, outputs["probabilities"], columns)
     written = {**outputs, **columns}
     if preview and sections:
         written["preview"] = save_preview(sections, preview, stack.path.name)
@@ -233,6 +240,14 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
     if flags.memory is not None and not 0 < flags.memory < math.inf:
         raise UserError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
+    if flags.columns:
+        from utils.columns.table import check_colour
+
+        check_colour(flags.colour, flags.measure)
+        return
+    for name in ("measure", "colour", "origin", "dorsal", "hemisphere"):
+        if getattr(flags, name) not in (None, ()):
+            raise UserError(f"--{name}: is of single columns; add --columns")
 
 
 def name_outputs(flags: argparse.Namespace) -> tuple[dict[str, Path], Path | None, dict[str, Path]]:
@@ -245,7 +260,7 @@ def name_outputs(flags: argparse.Namespace) -> tuple[dict[str, Path], Path | Non
     mask = default if flags.output is None else Path(flags.output)
     stem, ending = split_ending(mask)
     outputs = {"mask": mask}
-    if flags.probabilities == BESIDE_OUTPUT:
+    if flags.probabilities == BESIDE_OUTPUT or (flags.columns and flags.probabilities is None):
         outputs["probabilities"] = mask.with_name(f"{stem}_probabilities{ending}")
     elif flags.probabilities is not None:
         outputs["probabilities"] = Path(flags.probabilities)
@@ -460,23 +475,31 @@ def tell_trust(ready: StackPrediction, network: TrainedNetwork, plan: Plan) -> l
 
 
 def write_columns_of(
-    flags: argparse.Namespace, stack: Stack, outputs: dict[str, Path], files: dict[str, Path]
+    flags: argparse.Namespace,
+    stack: Stack,
+    measured: Mapping[int, Stack],
+    probabilities: Path,
+    files: dict[str, Path],
 ) -> None:
-    """Find the columns in what was written, and print what a user should know."""
-    from utils.columns.finding import find_in_stack
+    """Find the columns in the map that was written, and print what a user should know."""
+    from utils.columns.finding import Landmarks, find_in_stack
     from utils.stacks import open_stack
 
-    source = outputs.get("probabilities", outputs["mask"])
-    with open_stack(source, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
-        placed = replace(found, place=stack.place, origin=stack.origin)
-        threshold = flags.threshold if "probabilities" in outputs else None
-        given = {"threshold": threshold, "memory": flags.memory, "script": __file__}
-        columns = find_in_stack(placed, files, **given)
+    with open_stack(probabilities, voxel_size=stack.spacing and stack.spacing[::-1]) as found:
+        columns = find_in_stack(
+            replace(found, place=stack.place, origin=stack.origin),
+            files,
+            threshold=flags.threshold,
+            channels=measured,
+            landmarks=Landmarks(flags.origin, flags.dorsal, flags.hemisphere),
+            memory=flags.memory,
+            script=__file__,
+        )
     print("\n".join(columns.notes))
     if not flags.no_preview:
         from utils.figures.columns import save_column_pictures
 
-        save_column_pictures(columns, stack, files, stack.path.name)
+        save_column_pictures(columns, stack, files, stack.path.name, flags.colour)
 
 
 def describe_entries(path: str) -> str:

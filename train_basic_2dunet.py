@@ -164,7 +164,8 @@ def check_files(flags: argparse.Namespace) -> bool:
     labelled = [flag for flag, name in names.items() if is_labelled(name)]
     check_label_flags(flags, "train_file" in labelled, bool(labelled))
     if labelled:
-        if len(labelled) < len(names) or flags.objective != "segmentation":
+        missing = "train_file" not in labelled or len(labelled) < len(names)
+        if missing or flags.objective != "segmentation":
             raise UserError(
                 f"--{labelled[0]} {names[labelled[0]]}: is a folder or pair of labelled images; "
                 "labelled images go with labelled images in all sets, and with --objective "

@@ -202,10 +202,13 @@ def load_data(
             seed=flags.seed,
             **patches,
         )
-        idle = ", --no_shuffle has no effect" * flags.no_shuffle
+        notes = [
+            *["files of volumes in --train_files are not read"] * flags.on_the_fly,
+            *["--no_shuffle has no effect"] * flags.no_shuffle,
+        ]
         about["volumes"] = (
-            f"training volumes simulated on the fly, {flags.patches_per_volume} patches of each "
-            f"(--train_files are not read{idle})"
+            f"training volumes simulated on the fly, {flags.patches_per_volume} patches of each"
+            + f" ({', '.join(notes)})" * bool(notes)
         )
     if samples:
         about["files"] = f"{' and '.join(samples)} samples"

@@ -23,7 +23,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -45,6 +45,7 @@ from utils.evaluation.instances import Truth, match_lines, score_found, score_in
 from utils.evaluation.lattice import score_lattice, true_pairs
 from utils.evaluation.prediction_files import stacks_at
 from utils.evaluation.scoring import ToScore
+from utils.evaluation.statistics import means_over_volumes
 from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng
 from utils.simulation.geometry import draw_optic_lobe
 from utils.simulation.lattice import neighbours_among
@@ -290,25 +291,36 @@ def main() -> int:
     print(describe_machine() + "\n")
     if args.set:
         table = pd.DataFrame(of_ways(args.set, args.tuned_on, args.volumes)).drop(columns="volume")
-        print_means(table, ["set", "way"])
+        print_table(
+            table, ["set", "way"], with_interval, "Mean, 95 % bootstrap interval over volumes"
+        )
     rows = list(of_volumes(args.lobes))
     rows += of_columns(args.columns, args.seeds, args.windows) if args.columns else []
     rows += of_facets(args.facets, args.seeds) if args.facets else []
     if rows:
-        print_means(pd.DataFrame([{"lattice": name} | row for name, row in rows]), ["lattice"])
+        table = pd.DataFrame([{"lattice": name} | row for name, row in rows])
+        print_table(table, ["lattice"], with_least, "Mean (least) of each")
     return 0
 
 
-def print_means(table: pd.DataFrame, by: list[str]) -> None:
-    """Print the mean, and the least, of each group of rows as a table."""
-    groups = table.groupby(by, sort=False)
-    mean, least, count = groups.mean(), groups.min(), groups.size()
-    print("Mean (least) of each:\n\n| " + " | ".join([*by, "runs", *mean.columns]) + " |")
-    print("| --- " * (len(by) + 1 + len(mean.columns)) + "|")
-    for name in mean.index:
-        names = [name] if isinstance(name, str) else [*name]
-        cells = [f"{mean[c][name]:.3g} ({least[c][name]:.3g})" for c in mean.columns]
-        print("| " + " | ".join([*names, str(count[name]), *cells]) + " |")
+def with_least(table: pd.DataFrame) -> list[str]:
+    return [f"{table[name].mean():.3g} ({table[name].min():.3g})" for name in table]
+
+
+def with_interval(table: pd.DataFrame) -> list[str]:
+    rows = means_over_volumes(table, seed=0).itertuples()
+    return [f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" for row in rows]
+
+
+def print_table(
+    table: pd.DataFrame, by: list[str], cells: Callable[[pd.DataFrame], list[str]], what: str
+) -> None:
+    """Print a row for each group of rows: how many they are, and a cell for each column."""
+    names = [name for name in table if name not in by]
+    print(f"{what}:\n\n| " + " | ".join([*by, "runs", *names]) + " |")
+    print("| --- " * (len(by) + 1 + len(names)) + "|")
+    for group, rows in table.groupby(by, sort=False):
+        print("| " + " | ".join([*group, str(len(rows)), *cells(rows[names])]) + " |")
 
 
 if __name__ == "__main__":

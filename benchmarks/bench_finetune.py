@@ -1,14 +1,15 @@
 """Measure what a few annotated planes of a lab's stack are worth, to the shipped network and alone.
 
     python benchmarks/bench_finetune.py                # 8 stacks, five planes, 10 minutes each
-    python benchmarks/bench_finetune.py --planes 1 5 25 --stacks 3
+    python benchmarks/bench_finetune.py --planes 1 5 25 --stacks 3 --alone_minutes 60
     python benchmarks/bench_finetune.py --stacks 2 --minutes 3
 
 The lab's stain lies outside of what preset wide draws: rims darker than the gaps, at half the
 contrast. Each stack has its own instance of it: what the preset draws for a volume is drawn once
 and kept, but for the brightness of structures. Two volumes are made of it. Some planes of the first
-are annotated and trained on; scored are the first without these planes, the second, and volumes of
-the default preset, which must not be forgotten. Each training is a run of train_basic_3dunet.py.
+are annotated and trained on; scored are the first without these planes (of any number of them, for
+all networks alike), the second, and volumes of the default preset, which must not be forgotten.
+Each training is a run of train_basic_3dunet.py; those in the folder go on where they ended.
 """
 
 from __future__ import annotations
@@ -45,13 +46,20 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--stacks", type=int, default=8, metavar="INT", help="lab stacks, each trained on alone")
     add("--planes", type=int, nargs="+", default=[5], metavar="INT", help="annotated planes")
     add("--minutes", type=float, default=10, metavar="FLOAT", help="of each training")
+    add(
+        "--alone_minutes",
+        type=float,
+        metavar="FLOAT",
+        help="of another training from nothing, such as 60",
+    )
     add("--default_volumes", type=int, default=4, metavar="INT", help="of the default preset")
     add("--edge", type=int, default=128, metavar="INT", help="edge of all volumes in voxels")
     add("--directory", type=Path, default=Path("logs/finetune"), help="of stacks and runs")
     add("--train_flags", default="", metavar="STR", help="further flags of each training")
     flags = parser.parse_args(arguments)
-    if min(flags.stacks, flags.default_volumes, *flags.planes) < 1 or not flags.minutes > 0:
-        parser.error("--stacks, --planes, --default_volumes and --minutes must be above 0")
+    minutes = min(flags.minutes, flags.alone_minutes or flags.minutes)
+    if min(flags.stacks, flags.default_volumes, *flags.planes) < 1 or not minutes > 0:
+        parser.error("--stacks, --planes, --default_volumes and all minutes must be above 0")
     return flags
 
 
@@ -74,8 +82,9 @@ def run(flags: argparse.Namespace) -> int:
     scores: dict[str, list[dict[str, float]]] = {}
     for number in range(flags.stacks):
         own, after = lab_volumes(number, flags.edge)
-        for name, checkpoint, planes in trained(flags, number, own):
-            found = score(checkpoint, own, after, known, planes)
+        planes = {count: annotated_planes(own, count) for count in flags.planes}
+        for name, checkpoint in trained(flags, number, own, planes):
+            found = score(checkpoint, own, after, known, sorted({*sum(planes.values(), [])}))
             scores.setdefault(name, []).append(found)
             told = ", ".join(f"{place} {iou:.3f}" for place, iou in found.items())
             print(f"stack {number + 1}, {name}: {told}", file=sys.stderr, flush=True)
@@ -112,34 +121,44 @@ def lab_volumes(number: int, edge: int) -> list[Any]:
     return [simulate_volume(config, sample_rng(SEED + 1 + number, k)) for k in range(2)]
 
 
+def annotated_planes(own: Any, count: int) -> list[int]:
+    """Return so many planes, spread evenly over those that hold columns."""
+    import numpy as np
+
+    busy = np.flatnonzero(own.mask.any((0, 1)))
+    return np.unique(np.linspace(busy[0], busy[-1], count + 2).round()[1:-1]).astype(int).tolist()
+
+
 def trained(
-    flags: argparse.Namespace, number: int, own: Any
-) -> Iterator[tuple[str, str | Path, list[int]]]:
-    """Yield name, checkpoint and annotated planes of each variant, trained when it is its turn."""
+    flags: argparse.Namespace, number: int, own: Any, planes: dict[int, list[int]]
+) -> Iterator[tuple[str, str | Path]]:
+    """Yield name and checkpoint of each variant, trained when it is its turn."""
     import numpy as np
     import tifffile
 
-    yield "as shipped", flags.init, []
+    yield "as shipped", flags.init
     stack = flags.directory / f"stack_{number}.tif"
     tifffile.imwrite(stack, own.image.astype(np.float32).T)
-    busy = np.flatnonzero(own.mask.any((0, 1)))
-    for count in flags.planes:
-        planes = np.unique(np.linspace(busy[0], busy[-1], count + 2).round().astype(int)[1:-1])
+    for count, places in planes.items():
         labels = np.full(own.mask.shape, NOT_ANNOTATED, np.uint8)
-        labels[..., planes] = own.mask[..., planes]
+        labels[..., places] = own.mask[..., places]
         drawn = flags.directory / f"labels_{number}_{count}.tif"
         tifffile.imwrite(drawn, labels.T)
         words = f"{count} plane{'s' * (count > 1)}"
-        for name, more in (
-            (f"from it, {words}", ["--init", flags.init]),
-            (f"from it, {words}, --mix 0.5", ["--init", flags.init, "--mix", "0.5"]),
-            (f"from nothing, {words}", []),
-        ):
+        variants: list[tuple[str, list[str], float]] = [
+            (f"from it, {words}", ["--init", flags.init], flags.minutes),
+            (f"from it, {words}, --mix 0.5", ["--init", flags.init, "--mix", "0.5"], flags.minutes),
+            (f"from nothing, {words}", [], flags.minutes),
+        ]
+        if alone := flags.alone_minutes:
+            variants.append((f"from nothing, {words}, {alone:g} minutes", [], alone))
+        for name, more, minutes in variants:
             title = f"{number} {name}".replace(" ", "_").replace(",", "").replace(".", "")
             command = [sys.executable, str(ROOT / "train_basic_3dunet.py"), "--recipe", "fast"]
             command += ["--train_files", f"{stack}={drawn}", "--ignore_label", str(NOT_ANNOTATED)]
-            command += ["--scale", "1", "--max_minutes", str(flags.minutes), "--epochs", "1000"]
+            command += ["--scale", "1", "--max_minutes", str(minutes), "--epochs", "1000"]
             command += ["--log_path", str(flags.directory), "--experiment_title", title]
+            command += ["--resume"] * (flags.directory / title).exists()
             ended = subprocess.run(
                 [*command, *more, *flags.train_flags.split()],
                 stdout=subprocess.DEVNULL,
@@ -148,13 +167,13 @@ def trained(
             )
             if ended.returncode:
                 raise UserError(f"{title}: the training failed: {ended.stderr.strip()[-300:]}")
-            yield name, flags.directory / title, planes.tolist()
+            yield name, flags.directory / title
 
 
 def score(
     checkpoint: str | Path, own: Any, after: Any, known: Sequence[Any], planes: list[int]
 ) -> dict[str, float]:
-    """Return the IoU at each of :data:`PLACES`; of the trained stack without what was annotated."""
+    """Return the IoU at each of :data:`PLACES`, of the trained stack without ``planes``."""
     import numpy as np
 
     from models import ModelConfig, build_model

@@ -228,15 +228,18 @@ def test_a_few_planes_are_trained_on_in_every_way(
     volumes = [simulate_volume(tiny_config, sample_rng(1, k)) for k in range(2)]
     monkeypatch.setattr(bench_finetune, "lab_volumes", lambda number, edge: volumes)
     command = ["--stacks", "2", "--planes", "1", "3", "--edge", "32", "--default_volumes", "1"]
-    assert bench_finetune.main([*command, "--directory", str(tmp_path), "--minutes", "1"]) == 0
+    command += ["--directory", str(tmp_path), "--minutes", "1", "--alone_minutes", "6"]
+    assert bench_finetune.main(command) == 0
     table = rows(capsys.readouterr().out)
-    trainings = ("from it, {}", "from it, {}, --mix 0.5", "from nothing, {}")
+    alone = "from nothing, {}", "from nothing, {}, 6 minutes"
+    trainings = ("from it, {}", "from it, {}, --mix 0.5", *alone)
     names = [name.format(n) for n in ("1 plane", "3 planes") for name in trainings]
     assert [row[0] for row in table[1:]] == ["as shipped", *names]
     assert all(0 <= float(cell.split()[0]) <= 1 for row in table[1:] for cell in row[1:])
-    assert [flags.mix for flags in told] == [None, 0.5, None] * 4
-    assert [bool(flags.init) for flags in told] == [True, True, False] * 4
-    assert all(flags.ignore_label == 99 and flags.max_minutes == 1 for flags in told)
+    assert [flags.mix for flags in told] == [None, 0.5, None, None] * 4
+    assert [bool(flags.init) for flags in told] == [True, True, False, False] * 4
+    assert [flags.max_minutes for flags in told] == [1, 1, 1, 6] * 4
+    assert all(flags.ignore_label == 99 for flags in told)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert {len(found) for found in scores.values()} == {2}
 

@@ -13,7 +13,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_all_are_there() -> None:
-    expected = ["fine_tune", "predict_real_stack", "quickstart_2d", "quickstart_3d"]
+    expected = ["columns", "fine_tune", "predict_real_stack", "quickstart_2d", "quickstart_3d"]
     assert [path.stem for path in NOTEBOOKS] == expected
 
 

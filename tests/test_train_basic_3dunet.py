@@ -185,7 +185,7 @@ def test_volumes_on_the_fly_need_no_training_files(
     assert main([*tiny, *more, "--train_files", "none.h5"]) == 0
     output = capsys.readouterr().out
     for part in (
-        "simulated on the fly, 3 patches of each (--train_files are not read, --no_shuffle has no ",
+        "3 patches of each (files of volumes in --train_files are not read, --no_shuffle has no ",
         "augmentation full",
         " volumes/s, wai",
     ):

@@ -62,6 +62,8 @@ def scale(text: str) -> float | str:
 
 def is_labelled(name: str | Path) -> bool:
     """Return whether ``name`` means labelled stacks: a folder, or ``IMAGE=LABELS``, but no file."""
+    if not str(name):
+        return False  # Path("") is the folder where it is called
     return Path(name).is_dir() or ("=" in str(name) and not Path(name).exists())
 
 
@@ -82,3 +84,37 @@ def voxel_ranges(text: str) -> tuple[tuple[int | None, int | None], ...]:
             raise argparse.ArgumentTypeError(message)
         ranges.append(ends)
     return tuple(ranges)
+
+
+def channel_numbers(text: str) -> tuple[int, ...]:
+    """Return the channels that ``text`` lists; ArgumentTypeError for anything else."""
+    if not all(part.strip().isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: give channels from 0, such as 0,1")
+    return tuple(int(part) for part in text.split(","))
+
+
+def direction(text: str) -> tuple[float, ...]:
+    """Return the direction that ``text`` writes; ArgumentTypeError for anything else."""
+    try:
+        vector = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        vector = ()
+    if len(vector) != 3 or not 0 < math.hypot(*vector) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a direction x,y,z, such as 0,-1,0")
+    return vector
+
+
+def add_column_flags(parser: argparse.ArgumentParser, title: str) -> None:
+    """Add what may be asked of single columns and their lattice, as a group with a ``title``."""
+    add = parser.add_argument_group(title).add_argument
+    # fmt: off
+    add("--measure", type=channel_numbers, default=(), metavar="C,C",
+        help="channels whose mean and peak in each column are measured")
+    add("--colour", metavar="FIELD",
+        help="field of NAME_columns.csv that colours the map; default: the mean of the first "
+        "channel of --measure, else length")
+    add("--origin", type=int, metavar="COLUMN_ID", help="the column that becomes p = q = 0")
+    add("--dorsal", type=direction, metavar="X,Y,Z",
+        help="direction along the file's x, y, z along which p + q runs")
+    add("--hemisphere", choices=("L", "R"), help="side of the brain, which settles the hand")
+    # fmt: on

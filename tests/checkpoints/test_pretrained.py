@@ -24,7 +24,14 @@ def log(tmp_path: Path) -> Path:
     """A log directory as training leaves it, on a machine with absolute paths."""
     torch.manual_seed(0)
     model = build_model(CONFIG)
-    flags = {"depth": 2, "train_files": ["/lab/a.h5", "b.h5"], "log_path": "/x", "resblocks": True}
+    flags: dict[str, Any] = {"seed": 0, "depth": 2, "train_files": ["/lab/a.h5", "b.h5"]}
+    flags |= {
+        "log_path": "/x",
+        "resblocks": True,
+        "on_the_fly": False,
+        "mix": None,
+        "normalizer": "",
+    }
     config = {
         "flags": flags,
         "parameters": count_parameters(model),
@@ -128,6 +135,7 @@ def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None
         "a toaster; cpu, bf16-mixed",
         "began with first, epoch 7, weights of SHA-256 abc",
         "--train_files a.h5 b.h5",
+        "--seed 0",
         "--resblocks",
         "Of this file, on 2 whole volumes of 8 x 9 x 10 voxels (`val.h5`, seed 9999)",
         "| IoU, whole volume | 0.613 | 0.500 to 0.710 |",
@@ -135,9 +143,33 @@ def test_the_card_tells_what_the_records_hold(log: Path, tmp_path: Path) -> None
         "columns about 10.0 voxels apart",
     ):
         assert words in text, words
-    assert "/lab" not in text and "--log_path" not in text
+    assert "/lab" not in text
+    assert not any(flag in text for flag in ("--log_path", "--on_the_fly", "--mix", "--normalizer"))
     assert "HD95" not in text and "unnamed" not in text
     assert b"/lab/" not in file.read_bytes()
+
+
+def test_the_card_of_a_network_of_labelled_stacks(log: Path, tmp_path: Path) -> None:
+    config = json.loads((log / "config.json").read_text())
+    stack = {"file": "/lab/crop.tif", "box": [[0, 64], [0, 48]], "annotated": 900, "labelled": 300}
+    config["data"] = {"train": [stack, {"file": "/lab/a.h5", "seed": 512, "in_a_batch": 2}]}
+    config["flags"] |= {"train_files": ["/lab/crop.tif=/lab/l.tif"], "voxel_size": [1.0, 0.5, 0.5]}
+    (log / "config.json").write_text(json.dumps(config))
+    given = {"file": "/lab/next", "volumes": [0], "stacks": [{"name": "a", "shape": [8, 9, 10]}]}
+    score = {"mean": 0.7, "low": None, "high": None, "volumes": 1}
+    scores = {"iou": score, "recall_labelled": score}
+    evaluation = write_evaluation(tmp_path / "scores", data=given, scores=scores)
+    text = save(log, tmp_path / "p", evaluation).with_suffix(".md").read_text()
+    for words in (
+        "file crop.tif, box 0,64 0,48, annotated 900, labelled 300",
+        "--train_files crop.tif=l.tif",
+        "--voxel_size 1.0,0.5,0.5",
+        "on 1 labelled stacks (`next`), windows of 16",
+        "| recall in labelled columns | 0.700 | - to - |",
+        "It has been trained on the labelled stacks above",
+    ):
+        assert words in " ".join(text.split()), words
+    assert "simulated volumes only" not in text and "/lab" not in text
 
 
 def test_an_evaluation_of_the_unrounded_weights_says_so(log: Path, tmp_path: Path) -> None:

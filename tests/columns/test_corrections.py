@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 import find_columns
 from tests.columns.test_finding import write
@@ -69,6 +70,24 @@ def test_one_place_for_two_columns_is_refused() -> None:
         fit_lattice(points, axes, fixed=(np.array([1, 8]), np.array([[1, 2], [1, 2]])))
 
 
+def test_a_row_that_was_changed_takes_the_place_of_one_that_was_not() -> None:
+    pq = disk(4)
+    points, axes = plane(pq)
+    points = np.concatenate([points, points[:1] + [2.5, 1.5, 0.0]])  # two stand on one site
+    axes = np.tile(axes[:1], (len(points), 1))
+    before = fit_lattice(points, axes)
+    assert sorted(before.patch[[0, -1]]) == [0, 1]
+    lost = 0 if before.patch[0] == 0 else len(points) - 1
+    held = len(points) - 1 - lost
+    rows = np.append(np.flatnonzero(before.patch), lost)
+    wanted = np.concatenate([before.pq[rows[:-1]], before.pq[[held]]])
+    after = fit_lattice(points, axes, fixed=(rows, wanted))
+    assert (after.patch[lost], after.patch[held]) == (1, 0)
+    np.testing.assert_array_equal(after.pq[lost], before.pq[held])
+    others = np.setdiff1d(rows, [lost, held])
+    np.testing.assert_array_equal(after.pq[others], before.pq[others])
+
+
 def test_labels_are_numbered_in_order() -> None:
     np.testing.assert_array_equal(
         numbered(np.array([[0, 7, -1], [9, 7, 0]]), np.zeros((2, 3), int)), [[0, 1, 0], [2, 1, 0]]
@@ -91,6 +110,36 @@ def test_rows_name_columns_by_number_or_by_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "a.csv",
+            "\ufeffcolumn_id,p,q,pos_x,pos_y,pos_z,status\n7,3,-1,,,,detected\n,4,0,1.5,2,3,\n",
+        ),
+        ("a.CSV", "column_id;p;q;pos_x;pos_y;pos_z\n7;3;-1;;;\n;4;0;1,5;2;3\n"),
+        ("a.tsv", "column_id\tp\tq\tpos_x\tpos_y\tpos_z\n7.0\t3.0\t-1\t\t\t\n\t4\t0\t1.5\t2\t3\n"),
+        (
+            "Results.csv",
+            " ,column_id,p,q,pos_x,pos_y,pos_z,status\n1,7,3,-1,NaN,NaN,NaN,detected\n"
+            "2,NaN,4,0,1.500,2,3,detected\n3,8,1,1,0,0,0,inferred\n4,9,NaN,NaN,0,0,0,detected\n",
+        ),
+    ],
+    ids=["byte order mark", "semicolons", "tabs", "Fiji"],
+)
+def test_tables_as_programs_save_them(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    rows = read_corrections(path, (2, 2, 2)).rows
+    assert rows is not None
+    assert rows[["p", "q"]].to_numpy().tolist() == [[3, -1], [4, 0]]
+    assert rows["column_id"].tolist()[0] == 7 and np.isnan(rows["column_id"].tolist()[1])
+    labels = np.zeros((3, 3, 7), np.int32)
+    labels[2, 2, 2], labels[0, 0, 6] = 4, 7
+    found, pq = fixed_columns(rows, labels, (1.0, 1.0, 1.0), (0.0, 0.0, 1.0))
+    assert found.tolist() == [6, 3] and pq.tolist() == [[3, -1], [4, 0]]
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("column_id,p\n1,2\n", "must have the columns p, q"),
@@ -98,6 +147,7 @@ def test_rows_name_columns_by_number_or_by_place() -> None:
         ("column_id,p,q\n1,2,x\n", "line 2"),
         ("column_id,p,q\n1,0,0\n2,1.5,0\n", "line 3"),
         ("column_id,p,q\n1,,\n", "no row"),
+        ("column_id,p,q\n,1,2\n", "line 2"),
         ("", "cannot be read"),
     ],
 )
@@ -137,3 +187,8 @@ def test_the_script_takes_both_kinds(tmp_path: Path, capsys: pytest.CaptureFixtu
     small = write(tmp_path / "small.tif", labels[:9])
     assert find_columns.main([*flags, "--corrections", str(small)]) == 2
     assert "the input (48, 48, 30)" in capsys.readouterr().err
+    assert find_columns.main([*flags, "--corrections", str(source)]) == 2
+    assert "labels are whole numbers" in capsys.readouterr().err
+    tifffile.imwrite(tmp_path / "channels.tif", labels.T, imagej=True, metadata={"axes": "CYX"})
+    assert find_columns.main([*flags, "--corrections", str(tmp_path / "channels.tif")]) == 0
+    assert pd.read_csv(path).n_voxels.tolist() == [6 * 6 * 20] * 2

@@ -28,6 +28,7 @@ def test_most_defects_are_named_and_placed(fold: int) -> None:
         lattice = fit_lattice(points, axes if seed % 2 else -axes)
         lengths = np.linalg.norm(points[lattice.pairs[:, 0]] - points[lattice.pairs[:, 1]], axis=1)
         assert lengths.max() < 15.0 and (lattice.patch > 0).mean() > 0.95
+        assert lattice.n_neighbors.max() <= 6, "what lies across the cut is no neighbour by p, q"
         if [defect.fold for defect in lattice.defects] == [fold]:
             close = np.linalg.norm(lattice.defects[0].position) < 2 * 7.0
             named += close and bool((lattice.cut >= 0).all() and (lattice.cut == 1).any())

@@ -129,3 +129,17 @@ def test_axes_of_a_cap_point_outward_and_are_smoother_than_each_alone():
     signs = np.where(rng.random(81) < 0.5, -1, 1)[:, None]
     np.testing.assert_allclose(same_way(signs * noisy, 50 * true), noisy)
     assert spreading(true, 50 * true) == 1 and spreading(-true, 50 * true) == -1
+
+
+def test_the_axis_of_columns_flatter_than_wide_is_across_them():
+    """Lenses or cones of an eye may be discs: their longest extent lies in the sheet."""
+    turn = np.linspace(-0.6, 0.6, 9)
+    flat = np.stack(np.meshgrid(turn, turn), axis=-1).reshape(-1, 2)
+    true = np.concatenate([flat, np.ones((81, 1))], axis=1)
+    true /= np.linalg.norm(true, axis=1, keepdims=True)
+    along = np.cross(true, np.random.default_rng(0).normal(size=true.shape))
+    along /= np.linalg.norm(along, axis=1, keepdims=True)
+    discs = 9 * np.eye(3) - 7 * true[:, :, None] * true[:, None, :]
+    discs += 2 * along[:, :, None] * along[:, None, :]  # none is round
+    found = smooth_axes(Moments(np.full(81, 100), 50 * true, discs))
+    assert (np.sum(true * found, axis=1) > 0.99).all()

@@ -38,6 +38,19 @@ def test_landmarks_that_say_nothing_are_named() -> None:
             orient(flagged, axes, origin=origin)
 
 
+def test_a_streak_along_the_dorsal_direction_keeps_its_orientation() -> None:
+    points, axes = plane(disk(4))
+    streak, _ = plane(disk(2))
+    both = np.concatenate([points, streak[:, [2, 0, 1]] + [150.0, 0.0, 0.0]])
+    ways = np.concatenate([axes, np.tile([1.0, 0.0, 0.0], (len(streak), 1))])
+    lattice = fit_lattice(both, ways)
+    assert lattice.patch.max() == 2
+    oriented = orient(lattice, ways, dorsal=np.array([1.0, 0.0, 0.0]))
+    own = lattice.patch == 1
+    assert (oriented.steps[own].mean(axis=0) @ [1, 1] / 7.0)[0] > 0.8
+    np.testing.assert_array_equal(oriented.pq[~own], lattice.pq[~own])
+
+
 def test_proposed_columns_and_defects_turn_with_the_lattice() -> None:
     pq = disk(4)
     kept = ~(pq == [1, 0]).all(axis=1)

@@ -10,8 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
+import nibabel
+import nrrd
 import numpy as np
 import pytest
+import tifffile
 import torch
 from torch.utils.data import DataLoader
 
@@ -134,6 +137,7 @@ def test_what_is_no_pair_is_named(tmp_path: Path, files: str, given: str, messag
 def test_files_of_simulated_volumes_are_no_labelled_stacks(tmp_path: Path) -> None:
     (tmp_path / "run=3.h5").touch()
     assert not is_labelled(tmp_path / "run=3.h5") and not is_labelled("train.h5")
+    assert not is_labelled("")  # a set that is kept in memory
     assert is_labelled("a.tif=b.tif") and is_labelled(tmp_path)
 
 
@@ -149,6 +153,54 @@ def test_every_format_gives_the_same_stack(tmp_path: Path, name: str) -> None:
     assert "14 x 12 x 10 voxels, 1,680 annotated (100 %), 630 of these in 3 columns" in stack.line()
 
 
+def write_as_others_do(path: Path, image: np.ndarray) -> None:
+    """Write (X, Y, Z) uint16 in a format that is only read."""
+    if path.suffix == ".czi":
+        pytest.importorskip("pylibCZIrw")
+        from tests.stacks.formats.test_czi import write
+
+        write(path, [image.T[None, None]])
+    elif path.suffix == ".nhdr":
+        nrrd.write(str(path), image, detached_header=True)
+    elif path.suffix == ".hdr":
+        analyze = nibabel.Spm2AnalyzeImage(image.astype(np.int16), np.eye(4))
+        nibabel.save(analyze, path.with_suffix(".img"))
+    else:
+        path.mkdir()
+        for z in range(image.shape[2]):
+            tifffile.imwrite(path / f"plane_{z:02d}.tif", image[..., z].T)
+
+
+@pytest.mark.parametrize("name", ["a.czi", "a.nhdr", "a.hdr", "a"])
+def test_formats_of_other_programs(tmp_path: Path, name: str) -> None:
+    image, labels = drawn()
+    for part, array in {"images": image, "labels": labels}.items():
+        (tmp_path / part).mkdir()
+        write_as_others_do(tmp_path / part / name, array.astype(np.uint16))
+    stack = opened(str(tmp_path))
+    normalizer = PercentileNormalizer()
+    expected = normalizer.apply(image, *normalizer.fit(image))
+    np.testing.assert_allclose(stack.image, expected, atol=1e-6)
+    np.testing.assert_array_equal(stack.target, labels > 0)
+
+
+@pytest.mark.parametrize("name", ["a.ims", "a.h5", "a.xml"])
+def test_stacks_whose_channels_are_arrays(tmp_path: Path, name: str) -> None:
+    """Imaris's, and BigDataViewer's by both of its files, beside labels in another format."""
+    from tests.stacks.formats.test_hdf5_split import describe, imaris, views
+
+    if name == "a.ims":
+        image = imaris(tmp_path / name, times=1)[0, 1].T
+    else:
+        image = views(tmp_path / "a.h5", times=1)[0, 1].T
+        describe(tmp_path / "a.xml", ["1 1 1"] * 2)
+    np.save(tmp_path / "l.npy", (image > np.median(image)).T.astype(np.uint8))
+    (pair,) = find_pairs(f"{tmp_path}/{name}={tmp_path}/l.npy", channel=1)
+    stack = open_pair(pair)
+    np.testing.assert_array_equal(stack.target, image > np.median(image))
+    assert stack.image[stack.target == 1].min() >= stack.image[stack.target == 0].max()
+
+
 def test_arrays_in_one_file_are_named_by_their_path(tmp_path: Path) -> None:
     image, labels = drawn()
     with h5py.File(tmp_path / "both.h5", "w") as file:
@@ -156,7 +208,7 @@ def test_arrays_in_one_file_are_named_by_their_path(tmp_path: Path) -> None:
     path = tmp_path / "both.h5"
     stack = opened(f"{path}/raw={path}/drawn/columns")
     np.testing.assert_array_equal(stack.target, labels > 0)
-    assert stack.pair.name == "both"
+    assert stack.pair.name == "both" and stack.pair.file == path
 
 
 def test_axes_and_channels_are_those_of_the_image(tmp_path: Path) -> None:
@@ -253,12 +305,33 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         opened(f"{given}={tmp_path}/mask.tif")
     with pytest.raises(UserError, match=r"mask.npy: no such file"):
         opened(f"{given}={tmp_path}/mask.npy")
+    np.save(tmp_path / "mask.npy", np.full(SHAPE[::-1], 0.5, np.float32))
+    with pytest.raises(UserError, match=r"mask.npy: holds fractions or NaN"):
+        opened(f"{given}={tmp_path}/mask.npy")
     save(tmp_path / "image.tif", NOTHING)
     with pytest.raises(UserError, match=r"image.tif: nothing to see: nearly all voxels are 0"):
         opened(given)
     (tmp_path / "image.tif").write_bytes(b"II*\0 cut")
     with pytest.raises(UserError, match=r"image.tif: cut or damaged"):
         opened(given)
+
+
+def test_flags_that_only_prediction_has_are_explained(tmp_path: Path) -> None:
+    image, labels = drawn()
+    given = write_pair(tmp_path, image, labels, ".tif")
+    tifffile.imwrite(tmp_path / "rgb.tif", np.stack([labels.T] * 3, -1), photometric="rgb")
+    with pytest.raises(UserError, match=r"name one with --channel 0..2; labels have one value"):
+        opened(given.replace("labels.tif", "rgb.tif"))
+    with pytest.raises(UserError, match=r"name one with --channel 0..2$"):
+        opened(given.replace("image.tif", "rgb.tif"))
+    times = {"imagej": True, "metadata": {"axes": "TZYX"}}
+    tifffile.imwrite(tmp_path / "times.tif", np.stack([image.T] * 2), **times)
+    with pytest.raises(UserError, match=r"name one with --index 0..1; here it must be in a file"):
+        opened(given.replace("image.tif", "times.tif"))
+    with h5py.File(tmp_path / "both.h5", "w") as file:
+        file["raw"], file["label"] = image.T, labels.T
+    with pytest.raises(UserError, match=r"name one with --key: .*; here FILE/KEY is the name"):
+        opened(given.replace("image.tif", "both.h5"))
 
 
 def test_too_little_room_is_told_before_anything_is_written(

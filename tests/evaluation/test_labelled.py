@@ -165,5 +165,7 @@ def test_stacks_are_read_as_they_were_drawn(tmp_path):
 def test_all_labelled_and_nothing_else(tmp_path):
     for name, value in {"i": np.arange(60), "l": np.ones(60)}.items():
         np.save(tmp_path / f"{name}.npy", value.reshape(3, 4, 5).astype(np.uint8))
-    volume = LabelledSet(f"{tmp_path}/i.npy={tmp_path}/l.npy").read_volume(0)
+    given = f"{tmp_path}/i.npy={tmp_path}/l.npy"
+    assert "--ignore_label 7 marks no voxel" in LabelledSet(given, ignore_label=7).notes
+    volume = LabelledSet(given).read_volume(0)
     assert (volume.instances == 1).all() and not volume.told_apart

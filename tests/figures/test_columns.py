@@ -1,5 +1,6 @@
 """Pictures of single columns, checked on what is drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from PIL import Image
 
 from tests.columns.test_instances import STEPS, rods
 from utils.columns.finding import FoundColumns, Landmarks, columns_of
+from utils.columns.table import MAPPED, check_colour
+from utils.errors import UserError
 from utils.figures import canvas, columns
 from utils.prediction.sections import cut, middle_of
 
@@ -52,6 +55,31 @@ def test_the_map_has_a_full_cell_a_column_and_a_hollow_one_for_the_missing(
     title = figures[0].get_suptitle()
     assert "dorsal (p + q) upwards" in title and "free: origin, hemisphere" in title
     assert "votes" in axes.get_title() and "1 inferred" in axes.get_title()
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("diameter", "diameter (voxels)"),
+        ("lattice_residual", "lattice residual (steps)"),
+        ("peak_3", "peak of channel 3 (grey values)"),
+        (None, "mean of channel 3 (grey values)"),
+    ],
+)
+def test_the_map_is_coloured_by_any_field(
+    tmp_path: Path, figures: list[Any], found: FoundColumns, field: str | None, words: str
+) -> None:
+    known = {"mean_3": np.arange(24.0), "peak_3": np.arange(24.0) ** 2}
+    measured = replace(found.measured, channels=found.measured.channels | known)
+    columns.save_lattice_map(replace(found, measured=measured), tmp_path / "a.png", "a", field)
+    values = measured.values(found.steps, found.lattice)
+    assert {*values} == {*MAPPED, *known}
+    shown = figures[0].axes[0].collections[0].get_array()
+    np.testing.assert_allclose(shown, values[field or "mean_3"])
+    assert figures[0].axes[-1].get_ylabel() == words
+    check_colour(field, [3])
+    with pytest.raises(UserError, match="--colour mean_4"):
+        check_colour("mean_4", [3])
 
 
 def test_a_cell_has_another_colour_than_its_neighbours(found: FoundColumns) -> None:

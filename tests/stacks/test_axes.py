@@ -206,6 +206,10 @@ def test_z_stored_as_time_is_offered_and_read(tmp_path):
     with open_stack(tmp_path / "a.tif", axes="ZYX") as stack:
         np.testing.assert_array_equal(stack.read(), array.T)
         assert stack.spacing == (0.5, 0.5, 1.5)
+    # Unless told otherwise, tifffile calls the planes of an array channels of ImageJ's.
+    tifffile.imwrite(tmp_path / "b.tif", random_stack((9, 6, 7)), imagej=True)
+    with pytest.raises(UserError, match="9 channels; .* or --axes ZYX if they are planes"):
+        open_stack(tmp_path / "b.tif")
 
 
 def test_sizes_follow_their_axes(tmp_path):

@@ -11,8 +11,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from models import ModelConfig, build_model
+from utils.data import OnTheFly3DDataset
 from utils.data.epochs import EpochDataset
+from utils.data.mixed import MixedDataset, split_batch
 from utils.devices import Compute
+from utils.errors import UserError
+from utils.simulation import VolumeConfig
 from utils.training import ranks
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
@@ -21,6 +25,7 @@ from utils.training.loaders import EpochSampler, build_loader
 from utils.training.loop import evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
+from utils.training.run import load_in_turn
 
 TRAINING, VALIDATION, BATCH = 10, 3, 5
 """Items and batch size; two ranks share batches of five unevenly."""
@@ -44,6 +49,14 @@ class Patches(EpochDataset):
         image[0, 0, 0, 0] = index
         mask = (rng.random((1, 8, 8, 8)) < rng.random()).astype(np.float32)
         return torch.from_numpy(image), torch.from_numpy(mask)
+
+
+class Real(Patches):
+    """Patches that are -1 - index in every voxel, where simulated ones lie in 0..1."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = super().__getitem__(index)
+        return torch.full_like(image, -1 - index), mask
 
 
 def network() -> nn.Module:
@@ -87,6 +100,36 @@ def measure(fabric: Fabric) -> dict[str, object]:
     }
 
 
+def mixed(fabric: Fabric) -> list[list[list[float]]]:
+    """Return the mean of each image, batch by batch, of two epochs of ``--mix 0.5``."""
+    volumes = VolumeConfig(shape=(32, 32, 32), lattice_intervals=(4, 5), min_columns=5)
+    live = OnTheFly3DDataset(volumes, patch_size=8, patches_per_epoch=8, patches_per_volume=2)
+    data = MixedDataset(live, Real(8), split_batch(4, 0.5, ranks.world_size()))
+    loader = build_loader(fabric, data, TrainingOptions(batch_size=4))
+    epochs = []
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        epochs.append([images.mean((1, 2, 3, 4)).tolist() for images, _ in loader])
+    return epochs
+
+
+def refused(fabric: Fabric) -> list[str]:
+    """Return how loading ends where the first rank finds a mistake, and where there is none."""
+    ends = []
+    for mistake in (True, False):
+
+        def load(mistake: bool = mistake) -> str:
+            if mistake and not ranks.rank():
+                raise UserError("no labels")
+            return "loaded"
+
+        try:
+            ends.append(load_in_turn(fabric, load))
+        except (UserError, SystemExit) as error:
+            ends.append(repr(error))
+    return ends
+
+
 def average_of_ranks() -> float:
     """Return the mean over ranks of a running mean that is the rank's number."""
     norm = nn.BatchNorm3d(1)
@@ -97,7 +140,8 @@ def average_of_ranks() -> float:
 
 def share(fabric: Fabric, folder: Path) -> None:
     """Measure; each rank writes what it found."""
-    found = {**measure(fabric), "average": average_of_ranks()}
+    found = {**measure(fabric), "average": average_of_ranks(), "mixed": mixed(fabric)}
+    found["refused"] = refused(fabric)
     found["word"] = ranks.word_of_the_first(not ranks.rank())
     torch.save(found, folder / f"rank_{ranks.rank()}.pt")
 

@@ -40,7 +40,8 @@ def run_python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def single() -> dict:
-    return ranks_worker.measure(make_fabric(Compute("cpu", "32-true", "test"), 0))
+    fabric = make_fabric(Compute("cpu", "32-true", "test"), 0)
+    return {**ranks_worker.measure(fabric), "mixed": ranks_worker.mixed(fabric)}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,29 @@ def test_ranks_see_different_patches_that_are_together_the_single_ones(
             shares = {*first[3 * batch : 3 * batch + 3], *second[2 * batch : 2 * batch + 2]}
             assert shares == set(whole[5 * batch : 5 * batch + 5])
     assert single["seen"][0] != single["seen"][1]
+
+
+def test_every_batch_of_each_rank_is_mixed_and_no_patch_is_another_ranks(
+    single: dict, both: list[dict]
+) -> None:
+    """Of four patches each of two ranks has one that is simulated and one that is real."""
+    for epoch in range(2):
+        whole, shares = single["mixed"][epoch], [found["mixed"][epoch] for found in both]
+        assert [len(batches) for batches in (whole, *shares)] == [4, 4, 4]
+        for batch in range(4):
+            parts = [share[batch] for share in shares]
+            assert all(len(part) == 2 and part[0] >= 0 > part[1] for part in parts)
+            assert {part[1] for part in parts} == {m for m in whole[batch] if m < 0}
+        live = [{m for batch in batches for m in batch if m >= 0} for batches in (whole, *shares)]
+        assert live[1] | live[2] == live[0] and not live[1] & live[2] and len(live[1]) == 4
+    assert both[0]["mixed"][0] != both[0]["mixed"][1]
+
+
+def test_a_mistake_in_the_data_is_told_by_the_first_rank_alone(both: list[dict]) -> None:
+    assert [found["refused"] for found in both] == [
+        ["UserError('no labels')", "loaded"],
+        ["SystemExit(0)", "loaded"],
+    ]
 
 
 def test_ranks_report_the_sums_of_all(single: dict, both: list[dict]) -> None:

@@ -22,6 +22,7 @@ from utils.data import AugmentedDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.labelled_stacks import load_labelled
+from utils.training.losses import LossByParts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -88,9 +89,16 @@ SPARSE = ["--ignore_label", str(NOT_ANNOTATED), "--patches_per_epoch", "8"]
 
 
 def test_two_planes_are_trained_on_from_a_network(
-    lab: Path, capsys: pytest.CaptureFixture[str]
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With half of each batch from a file; the second half of the run is resumed."""
+    taken = []
+    forward = LossByParts.forward
+    monkeypatch.setattr(
+        LossByParts,
+        "forward",
+        lambda loss, *batch: taken.append(loss.parts) or forward(loss, *batch),
+    )
     given = ["--train_files", pair(lab, "stack", "planes"), f"{lab}/volumes.h5", *SPARSE]
     more = ["--init", str(lab / "logs" / "first"), "--mix", "0.5"]
     assert train_basic_3dunet.main([*flags(lab, "sparse"), *given, *more]) == 0
@@ -98,6 +106,7 @@ def test_two_planes_are_trained_on_from_a_network(
     assert "2,048 annotated (6.25 %)" in output and "columns" in output
     assert "2 simulated and 2 labelled patches in every batch" in output
     assert "augmentation full" in output and "held out" in output
+    assert taken == [(2, 2)] * 2  # in training alone
 
     directory = lab / "logs" / "sparse"
     config = json.loads((directory / "config.json").read_text())
@@ -120,7 +129,10 @@ def test_two_planes_are_trained_on_from_a_network(
 
 
 def test_volumes_on_the_fly_are_mixed_in_of_any_preset(
-    lab: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: VolumeConfig
+    lab: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_config: VolumeConfig,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = []
 
@@ -133,6 +145,7 @@ def test_volumes_on_the_fly_are_mixed_in_of_any_preset(
     mixed = ["--mix", "0.25", "--presets", "wide=0.5,reference=0.5", "--patches_per_epoch", "8"]
     assert train_basic_3dunet.main([*flags(lab, "live"), *given, *mixed]) == 0
     assert asked == [({"wide": 0.5, "reference": 0.5}, [])]
+    assert "simulated on the fly, 8 patches of each\n" in capsys.readouterr().out
     data = json.loads((lab / "logs" / "live" / "config.json").read_text())["data"]
     assert [entry["in_a_batch"] for entry in data["train"]] == [1, 3]
     assert data["train"][0]["on_the_fly"] == tiny_config.to_dict()
@@ -173,6 +186,9 @@ def test_defaults_suit_little_data(lab: Path) -> None:
     assert parse([]).val_share is None and parse([]).augment == "none"
     images = train_basic_2dunet.parse_flags(["--train_file", str(lab / "ours")])
     assert (images.validation_file, images.test_file, images.val_share) == (None, None, 0.2)
+    assert train_basic_2dunet.parse_flags(["--train_file", ""]).augment == "none"
+    unnamed = ["--train_file", str(lab / "ours"), "--validation_file", ""]
+    assert train_basic_2dunet.parse_flags(unnamed).val_share == 0.2
 
 
 Given = Callable[[Path], list[str]]
@@ -203,6 +219,10 @@ BAD: list[tuple[Given, str]] = [
         "--val_share: holds a part of labelled training stacks out",
     ),
     (
+        lambda lab: [str(lab / "nnunet"), "--val_files", str(lab / "nnunet")],
+        "labelsTr/a.tif: is named to train on and to validate on",
+    ),
+    (
         lambda lab: [str(lab / "ours"), "--val_files", str(lab / "ours"), f"{lab}/volumes.h5"],
         "--val_files: give labelled stacks or files of simulated volumes, not both",
     ),
@@ -211,6 +231,10 @@ BAD: list[tuple[Given, str]] = [
         "--channel: is for labelled stacks, and none are named",
     ),
     (lambda lab: [str(lab / "ours"), "--preset", "wide"], "--mix beside labelled stacks"),
+    (
+        lambda lab: [str(lab / "ours"), f"{lab}/volumes.h5", "--mix", "0.5", "--preset", "wide"],
+        "--preset: is for volumes simulated meanwhile, and --train_files names files of volumes",
+    ),
 ]
 
 
@@ -264,6 +288,8 @@ def test_stacks_are_scaled_as_in_prediction(lab: Path) -> None:
         assert found.train.stacks[0].shape == shape and found.validation is None
         assert found.spacing == spacing if spacing else found.spacing > 0
         assert found.about["stack 1"].startswith("stack.tif: ") or not spacing
+    unused = load_labelled(labelled(ignore_label=77, scale=1.0), names, [], **sizes)
+    assert unused.about["labels"].endswith("; --ignore_label 77 marks no voxel")
 
 
 def test_held_out_patches_overlap_none_to_train_on(lab: Path) -> None:
@@ -300,6 +326,8 @@ def test_labelled_images_train_a_network_of_images(
         "test": [[0, 160], [0, 120]],
     }
     assert json.loads((tmp_path / "flat" / "logs.json").read_text())["test"]["iou"] >= 0
-    simulated = ["--train_file", str(tmp_path), "--validation_file", "validation.h5"]
-    assert train_basic_2dunet.main([*given[:2], "--experiment_title", "bad", *simulated]) == 2
-    assert "labelled images go with labelled images" in capsys.readouterr().err
+    both, only = [str(tmp_path), "validation.h5"], ["", str(tmp_path)]
+    for train, valid in (both, only):
+        sets = ["--train_file", train, "--validation_file", valid, "--test_file", ""]
+        assert train_basic_2dunet.main([*given[:2], "--experiment_title", "bad", *sets]) == 2
+        assert "labelled images go with labelled images" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from utils.training.losses import (
     SMOOTH,
+    LossByParts,
     build_loss,
     foreground_weight,
     measure_foreground,
@@ -186,6 +187,24 @@ def test_only_annotated_voxels_pass_a_gradient(loss_type: str) -> None:
     build_loss(TrainingOptions(loss_type=loss_type), 0.2)(logits, target).backward()
     assert logits.grad.isfinite().all()
     assert not logits.grad[:, :, :2].any() and logits.grad[:, :, 2:].all()
+
+
+@pytest.mark.parametrize("loss_type", CHOICES["loss_type"])
+def test_kinds_of_patches_count_by_their_number_in_a_batch(loss_type: str) -> None:
+    """Two that are annotated in a single plane as much as two that are whole."""
+    logits, target = map(torch.from_numpy, random_case((4, 1, 6, 7, 5)))
+    target[2:, :, 1:] = LEFT_OUT
+    logits.requires_grad_()
+    loss = build_loss(TrainingOptions(loss_type=loss_type, boundary_weight=2.0), 0.2)
+    both = LossByParts(loss, (2, 2))(logits, target)
+    halves = [loss(logits[half], target[half]) for half in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(both, (halves[0] + halves[1]) / 2)
+    one = LossByParts(loss, (6, 2))(logits, target)  # as its rank sees a batch of eight
+    expected = (3 * loss(logits[:3], target[:3]) + loss(logits[3:], target[3:])) / 4
+    torch.testing.assert_close(one, expected)
+    both.backward()
+    whole, plane = logits.grad.abs().sum((1, 2, 3, 4)).split(2)
+    assert plane.sum() > 0.3 * whole.sum()
 
 
 def test_foreground_is_a_share_of_what_is_annotated() -> None:

@@ -223,6 +223,8 @@ def test_flags_that_must_not_change_are_named() -> None:
         check_unchanged(flags, recorded, {"ema": 0.0})
     flags.depth, flags.ema = 4, 0.0
     check_unchanged(flags, recorded, {"ema": 0.0})
+    flags.voxel_size = (1.0, 0.5, 0.5)  # as the command line has it, and below as JSON does
+    check_unchanged(flags, recorded | {"voxel_size": [1.0, 0.5, 0.5]}, {"ema": 0.0})
 
 
 def test_every_flag_that_may_change_exists() -> None:

@@ -44,6 +44,8 @@ SCORE_NAMES = {
     "recall_left_out": "recall in columns left out of the image",
     "covered_rendered": "rendered columns at least half covered",
     "covered_left_out": "left-out columns at least half covered",
+    "recall_labelled": "recall in labelled columns",
+    "covered_labelled": "labelled columns at least half covered",
 }
 """The scores of ``summary.json`` that a card shows, in its order and words."""
 
@@ -149,12 +151,19 @@ whole stack mapped to 0 and 1; columns {spacing} voxels apart; windows of {patch
 
 ## Limits
 
-- It has seen simulated volumes only. No labelled real stack was at hand, so nothing is known of its
-  accuracy on one; near the sampling limit it sees columns in texture.
+- {seen}
 - It knows columns about {mean_spacing:.1f} voxels apart; `--scale` brings a stack there.
 - Columns that are left out of the image (2 of 11 in default volumes) are found only where their
   neighbours give them away.
 """
+
+
+SIMULATED = """\
+It has seen simulated volumes only. No labelled real stack was at hand, so nothing is known of its
+  accuracy on one; near the sampling limit it sees columns in texture."""
+LABELLED = """\
+It has been trained on the labelled stacks above: nothing is known of its accuracy on stacks of
+  other stains and microscopes."""
 
 
 def describe(
@@ -172,6 +181,9 @@ def describe(
     config = _read_json(log_directory / "config.json")
     log = _read_json(log_directory / "logs.json")
     lengths = state["spacing_voxels"]
+    trained_on = config.get("data", {}).get("train", [])
+    entries = trained_on if isinstance(trained_on, list) else [trained_on]
+    labelled = any("annotated" in entry for entry in entries)
     return CARD.format(
         name=name,
         use=use,
@@ -184,6 +196,7 @@ def describe(
         data=_describe_data(config.get("data", {})),
         training=_describe_training(state["epoch"], config, log, hardware),
         scores=_describe_scores(name, state, evaluation),
+        seen=LABELLED if labelled else SIMULATED,
         mean_spacing=sum(lengths) / len(lengths),
     )
 
@@ -202,7 +215,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _portable(value: Any) -> str:
     """Return a flag's value as words, paths from the root without their folders."""
     if isinstance(value, list):
-        return " ".join(map(_portable, value))
+        several = value and isinstance(value[0], str | list)
+        return (" " if several else ",").join(map(_portable, value))
     parts = str(value).split("=")  # of a pair IMAGE=LABELS
     return "=".join(Path(part).name if part.startswith("/") else part for part in parts)
 
@@ -246,7 +260,7 @@ def _describe_training(
         lines.append(f"- began with {path}, epoch {epoch}, weights of SHA-256 {ancestor['sha256']}")
     words = [f"python {config['script']}"]
     for flag, value in config["flags"].items():
-        if flag not in PLACES and value not in (None, False, ""):
+        if flag not in PLACES and value not in (None, "") and value is not False:  # 0 is a value
             words.append(f"--{flag}" if value is True else f"--{flag} {_portable(value)}")
     return "\n".join([*lines, "", "```bash", " \\\n    ".join(words), "```"])
 
@@ -265,10 +279,13 @@ def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | Non
     data, scored = summary["data"], Path(summary["checkpoint"])
     stored = str(scored) == name or scored.name == f"{name}.pth"
     which = "this file" if stored else "its checkpoint, before rounding to bfloat16"
-    shape = " x ".join(map(str, data["shape"]))
+    if "stacks" in data:
+        what = f"labelled stacks (`{_portable(data['file'])}`)"
+    else:
+        shape = " x ".join(map(str, data["shape"]))
+        what = f"whole volumes of {shape} voxels (`{Path(data['file']).name}`, seed {data['seed']})"
     lines = [
-        f"Of {which}, on {len(data['volumes'])} whole volumes of {shape} voxels "
-        f"(`{Path(data['file']).name}`, seed {data['seed']}), windows of {summary['window']} with "
+        f"Of {which}, on {len(data['volumes'])} {what}, windows of {summary['window']} with "
         f"overlap {summary['overlap']}. Means, with 95 % bootstrap intervals over volumes.",
         *("", "| score | mean | 95 % |", "| --- | --- | --- |"),
     ]

@@ -170,6 +170,12 @@ def _notes(found: FoundColumns, note: str) -> list[str]:
     measured, lattice = found.measured, found.lattice
     count, placed = len(measured.axis), int(np.count_nonzero(lattice.patch))
     notes = [note, f"columns: {count}" if count else "columns: none; nothing reaches the threshold"]
+    if count > 1:
+        clear = spreading(measured.axis, measured.centre)
+        notes.append(
+            "axes: towards the side where columns spread, taken for distal "
+            f"({clear:.2f}; 1: all neighbours spread, 0: no side is told)"
+        )
     if count and not placed:
         notes.append("lattice: none; too few columns stand as on one")
     elif count:
@@ -426,6 +432,7 @@ def _shift(stack: Stack, steps: tuple[float, ...]) -> tuple[float, ...]:
 def _side(found: FoundColumns, stack: Stack) -> dict[str, Any]:
     """Return what the tables do not say, as plain JSON."""
     lattice, measured = found.lattice, found.measured
+    place = stack.place.moved([-n for n in stack.origin]).in_units()
     return {
         "landmarks": {
             name: value or ("free" if name in found.free else "as p, q were given")
@@ -433,6 +440,13 @@ def _side(found: FoundColumns, stack: Stack) -> dict[str, Any]:
         },
         "unit": "voxel" if stack.spacing is None else "micrometre",
         "positions": "x, y, z from the centre of the file's first voxel",
+        "file": {
+            "first_voxel": place.first.tolist(),
+            "way_to_next_voxel": place.steps.T.tolist(),
+            "space": place.space,
+        }
+        if place.usable
+        else None,
         "axis": "towards the side where columns spread: distal in medulla and eye",
         "axis_spreading": spreading(measured.axis, measured.centre),
         "patches": [

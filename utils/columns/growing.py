@@ -147,21 +147,33 @@ def grow_around(
 ) -> Growth:
     """Return a patch as it grows again from points ``fixed`` (F,), which keep ``labels`` (F, 2).
 
-    Maps are those of ``growth``, of whose twelve symmetries the one is taken in which most of the
-    labels agree, but for a common step.
+    Maps are those of ``growth``, in the symmetry of :func:`agreeing`.
     """
-    own, held = np.flatnonzero(growth.placed), growth.placed[fixed]
-
-    def agreeing(symmetry: np.ndarray) -> int:
-        steps = labels[held] - growth.labels[fixed[held]] @ symmetry.T
-        return int(np.unique(steps, axis=0, return_counts=True)[1].max(initial=0))
-
+    own = np.flatnonzero(growth.placed)
     nearest = own[cKDTree(points[own]).query(points[fixed])[1]]
     again = Growth.empty(len(points))
     again.placed[fixed], again.labels[fixed] = True, labels
-    again.bases[fixed] = growth.bases[nearest] @ np.linalg.inv(max(SYMMETRIES, key=agreeing))
+    again.bases[fixed] = growth.bases[nearest] @ np.linalg.inv(agreeing(growth, fixed, labels)[0])
     kept = again.placed.copy()
     return _grow_on(again, points, near, free, kept)
+
+
+def agreeing(
+    growth: Growth, fixed: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the symmetry, of twelve, in which most ``labels`` are a growth's, and which (F,) are.
+
+    ``labels`` (F, 2) are those of points ``fixed`` (F,); a common step does not matter.
+    """
+    held = growth.placed[fixed]
+    best, agreed = SYMMETRIES[0], np.zeros(len(fixed), bool)
+    for symmetry in SYMMETRIES:
+        steps = labels - growth.labels[fixed] @ symmetry.T
+        common, counts = np.unique(steps[held], axis=0, return_counts=True)
+        if counts.max(initial=0) > agreed.sum():
+            best = symmetry
+            agreed = held & (steps == common[counts.argmax()]).all(axis=1)
+    return best, agreed
 
 
 def _grow_on(

@@ -317,15 +317,19 @@ def _join(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
 def smooth_axes(moments: Moments) -> np.ndarray:
     """Return unit axes (N, 3): own principal axes, fitted as a linear field around each.
 
-    Neighbouring columns are nearly parallel, and their axes turn evenly along the sheet. An
-    instance counts as its length stands out of its width, and as it is whole. Signs agree within a
-    neighbourhood, and as far as neighbourhoods reach (:func:`same_way`).
+    The principal axis is the longest, or the shortest where most instances are rather discs than
+    rods, as the cones of an eye may be: columns stand across their sheet. Neighbouring columns are
+    nearly parallel, and their axes turn evenly along the sheet. An instance counts as its length
+    stands out of its width, and as it is whole. Signs agree within a neighbourhood, and as far as
+    neighbourhoods reach (:func:`same_way`).
     """
     values, vectors = np.linalg.eigh(moments.covariance)
-    own = same_way(vectors[:, :, 2], moments.centre)
+    flatness, stretch = np.sqrt(values[:, 1:] / np.maximum(values[:, :2], 1e-9)).T
+    discs = len(values) >= 5 and np.median(flatness) > np.median(stretch)
+    own = same_way(vectors[:, :, 0 if discs else 2], moments.centre)
     if len(own) < 5:
         return own
-    stretch = np.sqrt(values[:, 2] / np.maximum(values[:, 1], 1e-9))
+    stretch = flatness if discs else stretch
     weight = np.minimum(moments.count / np.median(moments.count), 1) ** 2
     weight = weight * np.clip(stretch - 1, 0.02, 1) ** 2
     near = _nearest(moments.centre, moments.centre, AXES)

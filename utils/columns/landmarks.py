@@ -39,7 +39,8 @@ def orient(
         hemisphere: "L" or "R"; None: the hand stays as it was found.
 
     Raises:
-        UserError: an origin without a place, or a direction that says nothing.
+        UserError: an origin without a place, or a direction that says nothing in the largest patch;
+            in others, as on a streak along it, the orientation stays as it was found.
     """
     if origin is not None and not (0 <= origin < len(lattice.patch) and lattice.patch[origin]):
         raise UserError("--origin: this column has no place in the lattice; name another one")
@@ -47,7 +48,7 @@ def orient(
     defects = list(lattice.defects)
     for number in range(1, len(lattice.votes) + 1):
         own, theirs = lattice.patch == number, lattice.inferred.patch == number
-        symmetry = _symmetry(steps[own], axes[own], dorsal, hemisphere)
+        symmetry = _symmetry(steps[own], axes[own], dorsal, hemisphere, must=number == 1)
         shift = np.zeros(2, np.int32)
         if origin is not None and own[origin]:
             shift = pq[origin]
@@ -68,9 +69,17 @@ def orient(
 
 
 def _symmetry(
-    steps: np.ndarray, axes: np.ndarray, dorsal: np.ndarray | None, hemisphere: str | None
+    steps: np.ndarray,
+    axes: np.ndarray,
+    dorsal: np.ndarray | None,
+    hemisphere: str | None,
+    *,
+    must: bool,
 ) -> np.ndarray:
-    """Return the (2, 2) matrix, one of twelve, that brings a patch's labels to the landmarks."""
+    """Return the (2, 2) matrix, one of twelve, that brings a patch's labels to the landmarks.
+
+    Where ``dorsal`` says nothing, and it ``must``, UserError.
+    """
     hand = np.sign(np.einsum("nc,nc->n", np.cross(steps[:, :, 0], steps[:, :, 1]), axes)).sum()
     wanted = {"R": hand < 0, "L": hand > 0, None: False}[hemisphere]
     first = SWAP if wanted else np.eye(2, dtype=int)
@@ -80,6 +89,8 @@ def _symmetry(
     axis = axes.mean(axis=0)
     across = np.linalg.norm(np.cross(up, axis))
     if not across > LEAST_ACROSS * np.linalg.norm(up) * np.linalg.norm(axis):
+        if not must:
+            return first
         raise UserError(
             f"--dorsal {','.join(f'{v:g}' for v in up)}: must be a direction across the columns, "
             "which run along " + ",".join(f"{v:.2f}" for v in axis)

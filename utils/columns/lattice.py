@@ -33,7 +33,7 @@ class Lattice:
     residual: np.ndarray
     """(N,) float64 distance in steps from the site that the columns about it see; NaN: no patch."""
     n_neighbors: np.ndarray
-    """(N,) int32 neighbours found, 0 to 6."""
+    """(N,) int32 neighbours found, 0 to 6; those across a cut are not counted."""
     pairs: np.ndarray
     """(E, 2) int32 pairs of neighbours k < l, those across a cut too."""
     cut: np.ndarray
@@ -105,7 +105,9 @@ def fit_lattice(
         patch=_spread(patch, used, len(all_points), 0),
         pq=_spread(pq, used, len(all_points), 0),
         residual=_spread(residual, used, len(all_points), np.nan),
-        n_neighbors=np.bincount(pairs.ravel(), minlength=len(all_points)).astype(np.int32),
+        n_neighbors=np.bincount(pairs[cut == 0].ravel(), minlength=len(all_points)).astype(
+            np.int32
+        ),
         pairs=pairs,
         cut=cut,
         steps=_spread(steps, used, len(all_points), np.nan),
@@ -124,7 +126,9 @@ def _around_fixed(
 ) -> list[growing.Growth]:
     """Return patches of which those with ``rows`` (F,) have grown again from their ``labels``.
 
-    A row without a place belongs to the patch of the point nearest to it that has one.
+    A row without a place belongs to the patch of the point nearest to it that has one. Where most
+    rows say what was found anyway, as those of a whole table do, one of these gives way to a row
+    that was changed to its (p, q).
     """
     owner = np.full(len(points), -1)
     for number, growth in enumerate(growths):
@@ -134,6 +138,10 @@ def _around_fixed(
     again = list(growths)
     for number in np.unique(of):
         fixed, wanted = rows[of == number], labels[of == number]
+        _, found = growing.agreeing(growths[number], fixed, wanted)
+        if 2 * np.count_nonzero(found) > len(found):
+            taken = (wanted[:, None] == wanted[~found]).all(axis=2).any(axis=1)
+            fixed, wanted = fixed[~(found & taken)], wanted[~(found & taken)]
         sites, counts = np.unique(wanted, axis=0, return_counts=True)
         if counts.max() > 1:
             p, q = sites[counts.argmax()]

@@ -6,7 +6,7 @@ the centre of the file's voxel 0 (voxels, where nobody knows their size), vox_* 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,10 @@ import pandas as pd
 from utils.columns.blocks import slabs
 from utils.columns.instances import Moments, Voxels, smooth_axes
 from utils.columns.lattice import Lattice
+from utils.errors import UserError
 
+MAPPED = "length diameter volume n_voxels score lattice_residual n_neighbors".split()
+"""Fields that may colour a map, beside mean_C and peak_C of the channels measured."""
 SLICES = 7
 """Slices across the axis whose centroids make the path; with both ends nine points."""
 
@@ -40,10 +43,29 @@ class Measured:
         """(N,) along the path."""
         return np.linalg.norm(np.diff(self.paths, axis=1), axis=2).sum(axis=1)
 
+    def values(self, steps: tuple[float, ...], lattice: Lattice) -> dict[str, np.ndarray]:
+        """Return the fields (N,) of the table that may colour a map, by name."""
+        return {
+            "length": self.length,
+            "diameter": self.diameter(steps),
+            "volume": self.count * float(np.prod(steps)),
+            "n_voxels": self.count,
+            **self.channels,
+            "lattice_residual": lattice.residual,
+            "n_neighbors": lattice.n_neighbors,
+        }
+
     def diameter(self, steps: tuple[float, ...]) -> np.ndarray:
         """Return those (N,) of cylinders as long and as large; voxels have edges ``steps``."""
         volume = self.count * float(np.prod(steps))
         return 2 * np.sqrt(volume / (np.pi * np.maximum(self.length, 1e-9)))
+
+
+def check_colour(field: str | None, channels: Sequence[int]) -> None:
+    """Raise UserError unless a map can be coloured by ``field``; ``channels`` are measured."""
+    names = [f"{what}_{number}" for number in channels for what in ("mean", "peak")]
+    if field is not None and field not in (known := [*MAPPED, *names]):
+        raise UserError(f"--colour {field}: not measured; give one of {', '.join(known)}")
 
 
 def measure_columns(

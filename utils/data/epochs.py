@@ -26,6 +26,9 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     """Whether it has batches of its own, changed at random already, which training takes from its
     ``make_loader``: see :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`."""
 
+    parts: tuple[int, ...] = ()
+    """Where each batch holds several kinds of patches, one after the other, how many of each."""
+
     def __init__(self) -> None:
         # In shared memory, so that workers that outlive an epoch see the next one's number.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -37,6 +37,12 @@ FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 """Folders of images, and those beside them with their labels."""
 HEADERS = (".nhdr", ".hdr", ".hdr.gz", ".xml")
 """Endings that are read where another file of the same name holds their voxels."""
+HINTS = {
+    "--key": "here FILE/KEY is the name of one",
+    **dict.fromkeys(("--index", "--series"), "here it must be in a file of its own"),
+    "--channel": "labels have one value a voxel: save them in one channel",
+}
+"""What to do where only ``predict.py`` has the flag that a message speaks of."""
 UNKNOWN = -1  # label of voxels that nobody annotated
 IGNORED = 255  # the same in :attr:`LabelledStack.target`; items of the data set have -1 there
 TRIES = 20  # patches that are looked at before one is taken that has any labelled voxel
@@ -55,6 +61,11 @@ class LabelledPair:
     annotated: Path | None = None  # not 0 where somebody has annotated
     channel: int | None = None  # of the image's file
     name: str = ""  # without ending, of a folder's pairs that of both
+
+    @property
+    def file(self) -> Path:
+        """The image's file, also where the image is an array in it."""
+        return _file_around(self.image) or self.image
 
 
 def find_pairs(
@@ -148,10 +159,7 @@ class OpenPair:
 
         Raises UserError for numbers that are no labels.
         """
-        values = self.labels.read(start, stop)
-        if values.dtype.kind == "f" and not (np.isfinite(values) & (values % 1 == 0)).all():
-            raise UserError(f"{self.labels.path}: holds fractions or NaN; labels are whole numbers")
-        ids = values.astype(np.int64)
+        ids = _whole_numbers(self.labels, start, stop)
         ignored = self.ignore_label
         unknown = np.zeros(ids.shape, bool) if ignored is None else ids == ignored
         if (ids[~unknown] < 0).any():
@@ -162,7 +170,7 @@ class OpenPair:
         if ignored == 0:
             ids -= 1
         if self.mask is not None:
-            unknown |= self.mask.read(start, stop) == 0
+            unknown |= _whole_numbers(self.mask, start, stop) == 0
         ids[unknown] = UNKNOWN
         return ids
 
@@ -189,6 +197,14 @@ class OpenPair:
                 f"{name}: no voxel is labelled: all that is annotated is {background}, background"
             )
         return annotated, labelled, len(known - {0, UNKNOWN})
+
+
+def _whole_numbers(stack: Stack, start: int, stop: int) -> np.ndarray:
+    """Return ``start <= z < stop`` as int64; UserError for values that are no labels."""
+    values = stack.read(start, stop)
+    if values.dtype.kind == "f" and not (np.isfinite(values) & (values % 1 == 0)).all():
+        raise UserError(f"{stack.path}: holds fractions or NaN; labels are whole numbers")
+    return values.astype(np.int64)
 
 
 @contextmanager
@@ -229,9 +245,15 @@ def _file_around(path: Path) -> Path | None:
 def _open(path: Path, **given: Any) -> Stack:
     """Open a file, or an array in one."""
     around = _file_around(path)
-    if around is None:
-        return open_stack(path, **given)
-    return open_stack(around, key=path.relative_to(around).as_posix(), **given)
+    try:
+        if around is None:
+            return open_stack(path, **given)
+        return open_stack(around, key=path.relative_to(around).as_posix(), **given)
+    except UserError as error:
+        hints = [hint for flag, hint in HINTS.items() if f"name one with {flag}" in str(error)]
+        if not hints or "channel" in given and hints == [HINTS["--channel"]]:
+            raise
+        raise UserError(f"{error}; {hints[0]}") from error
 
 
 class _Scratch:

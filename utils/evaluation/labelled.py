@@ -78,7 +78,9 @@ class LabelledSet:
     def notes(self) -> list[str]:
         """What a reader of the scores should know."""
         partly = any(one["annotated"] < math.prod(one["shape"]) for one in self.about)
-        return [NOT_TOLD, PARTLY] if partly else [NOT_TOLD]
+        ignored = self._reading.get("ignore_label")
+        unused = [f"--ignore_label {ignored} marks no voxel"] * (ignored is not None and not partly)
+        return [NOT_TOLD, *[PARTLY] * partly, *unused]
 
     @property
     def names(self) -> list[str]:

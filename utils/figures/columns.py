@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_rgb
@@ -32,6 +33,7 @@ UNPLACED = "#9a9a9a"
 ON_THE_MAP = np.array([[1, -1], [1 / np.sqrt(3), 1 / np.sqrt(3)]]) * np.sqrt(3) / 2
 """(2, 2): in columns where one step of p and of q goes on the map; p + q goes up."""
 MOST_PATCHES = 4  # patches on the map, the largest ones
+LEAST_PANEL = 2.0  # inches of a patch, which its title needs
 LABELLED, EACH = 150, 5
 """Columns of a patch of which all have their (p, q) written on the map; of more each fifth one."""
 TEXT = 5.0  # points of the (p, q) in planes
@@ -40,30 +42,36 @@ TILT = np.radians(50)  # angle between the columns and the view in 3D
 
 
 def save_column_pictures(
-    found: FoundColumns, stack: Stack, files: Mapping[str, Path], name: str
+    found: FoundColumns,
+    stack: Stack,
+    files: Mapping[str, Path],
+    name: str,
+    colour: str | None = None,
 ) -> None:
     """Draw ``files["map"]`` and ``files["planes"]``, which show ``stack`` in grey; titles name it.
 
     The stack has the shape of the labels; the files are those of
-    ``utils.columns.finding.column_files``.
+    ``utils.columns.finding.column_files``; ``colour`` is of :func:`save_lattice_map`.
     """
     shape = found.labels.shape
     middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
     parts = (stack.read(z, z + slab.shape[2]) for z, slab in slabs(found.labels))
-    save_lattice_map(found, files["map"], name)
+    save_lattice_map(found, files["map"], name, colour)
     save_planes(found, cut(parts, shape, middle), files["planes"], name, origin=stack.origin)
 
 
-def save_lattice_map(found: FoundColumns, path: str | Path, name: str) -> Path:
+def save_lattice_map(
+    found: FoundColumns, path: str | Path, name: str, colour: str | None = None
+) -> Path:
     """Draw a hexagon for each column that has a place, and return ``path``.
 
-    Seen from the side that axes point to. The colour is the mean of the first channel that was
-    measured, else the length; inferred columns are hollow; stars are defects. Arrows show the
-    file's x, y and z in the middle of each patch.
+    Seen from the side that axes point to. The field ``colour`` of the table gives colours: None is
+    the mean of the first channel that was measured, else the length. Inferred columns are hollow;
+    stars are defects. Arrows show the file's x, y and z beside each patch.
     """
     lattice = found.lattice
     votes = lattice.votes[:MOST_PATCHES]
-    measure, words = _measure(found)
+    measure, words = _measure(found, colour)
     known = measure[(lattice.patch > 0) & np.isfinite(measure)]
     low, high = np.percentile(known, [2, 98]) if len(known) else (0.0, 1.0)
     limits = {"vmin": low, "vmax": max(high, low + 1e-9)}
@@ -71,8 +79,8 @@ def save_lattice_map(found: FoundColumns, path: str | Path, name: str) -> Path:
     sizes = [np.ptp(np.concatenate(pair), axis=0) + 3 for pair in places] or [np.array([6.0, 3.0])]
     wide, tall = sum(size[0] for size in sizes), max(size[1] for size in sizes)
     inch = min(9.0 / wide, 8.0 / tall, 0.6)
-    figure = canvas.new_figure(max(5.0, inch * wide) + 1.4, max(2.0, inch * tall) + 1.6)
-    widths = [size[0] for size in sizes]
+    widths = [max(size[0], LEAST_PANEL / inch) for size in sizes]
+    figure = canvas.new_figure(max(5.0, inch * sum(widths)) + 1.4, max(2.0, inch * tall) + 1.8)
     grid = figure.subplots(1, len(sizes), squeeze=False, width_ratios=widths)[0]
     for axes in grid:
         axes.set_axis_off()
@@ -84,22 +92,28 @@ def save_lattice_map(found: FoundColumns, path: str | Path, name: str) -> Path:
         _label_cells(axes, found, number, own, inferred, inch)
         _draw_directions(axes, found, number, np.concatenate([own, inferred]))
         axes.set_title(
-            f"patch {number}: {len(own)} columns, {len(inferred)} inferred (hollow)\n"
-            f"diagonal: {vote.share:.0%} of {vote.votes} votes (50% would be a toss-up)",
+            f"patch {number}: {len(own)} columns\n{len(inferred)} inferred (hollow)\n"
+            f"diagonal: {vote.share:.0%} of {vote.votes} votes",
             fontsize=8,
         )
         if number == len(votes):
             figure.colorbar(cells, ax=grid, label=words, shrink=0.6, extend="both")
     figure.suptitle(_map_title(found, name), fontsize=9)
-    return canvas.save_figure(figure, path, dpi=150)
+    return canvas.save_figure(figure, path, dpi=300)  # to be printed
 
 
-def _measure(found: FoundColumns) -> tuple[np.ndarray, str]:
+def _measure(found: FoundColumns, field: str | None) -> tuple[np.ndarray, str]:
     """Return what the map's colour shows (N,), and its words."""
-    means = [key for key in found.measured.channels if key.startswith("mean_")]
-    if means:
-        return found.measured.channels[means[0]], f"mean of channel {means[0][5:]} (grey values)"
-    return found.measured.length, f"length ({found.unit})"
+    values = found.measured.values(found.steps, found.lattice)
+    if field is None:
+        field = next((name for name in values if name.startswith("mean_")), "length")
+    what, _, number = field.partition("_")
+    if what in ("mean", "peak"):
+        return values[field], f"{what} of channel {number} (grey values)"
+    cubed = found.unit if found.unit == "voxels" else f"{found.unit}\u00b3"
+    units = {"length": found.unit, "diameter": found.unit, "volume": cubed}
+    units |= {"lattice_residual": "steps"}
+    return values[field], field.replace("_", " ") + (f" ({units[field]})" if field in units else "")
 
 
 def _map_title(found: FoundColumns, name: str) -> str:
@@ -115,6 +129,7 @@ def _map_title(found: FoundColumns, name: str) -> str:
     facts += [f"{rest} in patches not shown"] if rest else []
     free = ", ".join(found.free)
     facts.append(f"free: {free}" if free else "origin and orientation as they were given")
+    facts += ["a diagonal of 50% would be a toss-up"] if lattice.votes else []
     return "\n".join([*lines, "; ".join(facts)])
 
 
@@ -144,7 +159,8 @@ def _draw_cells(axes: Axes, places: np.ndarray, values: np.ndarray | None, limit
     if values is None:
         look: dict[str, Any] = {"facecolors": "none", "edgecolors": "#777777", "linewidths": 0.8}
     else:
-        look = {"array": values, "cmap": "viridis", "clim": tuple(limits.values())}
+        colours = colormaps["viridis"].with_extremes(bad=UNPLACED)
+        look = {"array": values, "cmap": colours, "clim": tuple(limits.values())}
     cells = PolyCollection(polygons, **look)
     axes.add_collection(cells)
     axes.set_aspect("equal")
@@ -300,8 +316,9 @@ def _draw_plane(
 def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     """Draw each column's path as thick as it is, and its axis as a line through it.
 
-    The view is orthographic, tilted against the mean axis, which points up; what lies behind is
-    drawn first and paler.
+    Discs, whose paths are hardly longer than a voxel, are drawn along their axis. The view is
+    orthographic, tilted against the mean axis, which points up; what lies behind is drawn first and
+    paler.
     """
     measured = found.measured
     axes.set_axis_off()
@@ -309,7 +326,11 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     if len(measured.axis) == 0:
         return
     camera = _camera(measured.centre, measured.axis)
-    seen = measured.paths @ camera.T
+    diameter = measured.diameter(found.steps)
+    along = np.linspace(-0.5, 0.5, measured.paths.shape[1])[:, None] * measured.axis[:, None]
+    straight = measured.centre[:, None] + along * measured.length[:, None, None]
+    discs = (measured.length < diameter)[:, None, None]
+    seen = np.where(discs, straight, measured.paths) @ camera.T
     depth = measured.centre @ camera[2]
     fog = 0.55 * ((depth - depth.min()) / max(np.ptp(depth), 1e-9))[:, None]
     tint = colours * (1 - fog) + fog
@@ -327,7 +348,7 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     points = 72 / axes.figure.dpi * min(
         box.width / np.ptp(axes.get_xlim()), box.height / np.ptp(axes.get_ylim())
     )  # fmt: skip
-    width = np.maximum(measured.diameter(found.steps) * points * 0.85, 0.5)
+    width = np.maximum(diameter * points * 0.85, 0.5)
     lines, tints, widths = [], [], []
     for k in np.argsort(depth)[::-1]:  # the farthest first
         lines += [ends[k, :, :2], seen[k, :, :2]]

@@ -16,6 +16,9 @@ from utils.stacks.axes import given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, format_of, module_of
 from utils.stacks.stack import FileArray, Stack
 
+MANY_CHANNELS = 6
+"""More than so many of an image without z may be its planes: so tifffile writes them for ImageJ."""
+
 
 def open_stack(
     path: str | Path,
@@ -181,8 +184,9 @@ def _choose(
         for k in many:
             if wanted is None:
                 advice = f"name one with --{flag} 0..{shape[k] - 1}"
-                if axes[k] == "T" and dict(zip(axes, shape, strict=True)).get("Z", 1) == 1:
-                    planes = axes.translate(str.maketrans("TZ", "ZT"))
+                flat = dict(zip(axes, shape, strict=True)).get("Z", 1) == 1
+                if flat and (axes[k] == "T" or shape[k] > MANY_CHANNELS):
+                    planes = axes.translate(str.maketrans(f"{axes[k]}Z", f"Z{axes[k]}"))
                     advice += f", or --axes {planes} if they are planes"
                 raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
             if not 0 <= wanted < shape[k]:

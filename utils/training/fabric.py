@@ -61,7 +61,7 @@ def choose_processes(
     if planned is None and nodes > 1:
         raise UserError(
             f"--num_nodes {nodes}: start the script on every machine with torchrun or srun "
-            '(README, "Several devices and machines")'
+            "(docs/many_machines.md)"
         )
     if planned is None:
         planned = Processes(devices or found)

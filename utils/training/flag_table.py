@@ -31,8 +31,8 @@ HELP = {
     "val_files": "likewise to validate on; default with labelled stacks: --val_share of them",
     "val_share": "share of the annotated voxels of each labelled stack that is held out, on one "
     "side of a plane, to validate on; default: 0.2 where no others are named",
-    "mix": "share of simulated patches beside labelled ones in every batch: of the files among "
-    "--train_files, else simulated meanwhile",
+    "mix": "share of simulated patches beside labelled ones in every batch and its loss: of the "
+    "files among --train_files, else simulated meanwhile",
     "channel": "channel of labelled stacks, from 0; needed if there are several",
     "axes": "what the axes of labelled images are, as for predict.py, such as ZCYX",
     "voxel_size": "edge of a voxel of labelled stacks in micrometres, where files do not tell",
@@ -72,8 +72,9 @@ HELP = {
     "stem_stride": "edge of the blocks of voxels that the network works on; 1 is full resolution",
     "num_stacks": "U-Nets in a row, for --arch stacked_unet",
     "conv_kernel_size": "edge of the convolution kernels, in voxels; odd",
-    "init": "start from the weights of a network: a log directory, a .pth file or a pretrained "
-    "network's name; the network's flags are then its own, the rate lower and the plan shorter",
+    "init": "start from the weights of a network: a log directory, a .pth file, a package of "
+    "export_model.py or a pretrained network's name; the network's flags are then its own, the "
+    "rate lower and the plan shorter",
     "freeze": "leave the encoder of --init as it is, with its batch norm statistics",
     "resblocks": "residual blocks instead of plain ones",
     "MAX_PARAMS": "training does not start with more parameters; 30e6 can be written too",

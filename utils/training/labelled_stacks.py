@@ -1,6 +1,7 @@
 """Labelled stacks as the data of a training, read as its flags say, scaled as in prediction."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from utils.data.labelled import LabelledDataset, LabelledStack, find_pairs, open_pair
+from utils.errors import UserError
 from utils.prediction.column_spacing import estimate_spacing
 from utils.prediction.network_voxels import network_shape
 from utils.prediction.trained_network import TrainedNetwork
@@ -52,7 +54,7 @@ def load_labelled(
             leaves the stacks' own, and measures it.
 
     Raises:
-        UserError: a pair cannot be read, or gives nothing to train or validate on.
+        UserError: a pair cannot be read, gives nothing to train or validate on, or is for both.
     """
     known = ancestor.spacing if ancestor else spacing
     measured: list[float] = []
@@ -79,11 +81,22 @@ def load_labelled(
         ]
 
     stacks, others = read(train), read(valid)
+    twice = {one.pair.labels.resolve() for one in stacks} & {
+        o.pair.labels.resolve() for o in others
+    }
+    if twice:
+        raise UserError(
+            f"{min(twice)}: is named to train on and to validate on; name other labels to validate "
+            "on, or none: --val_share then holds a part of each stack out"
+        )
     everything = [*stacks, *others]
     about = {"labels": _describe(everything)}
+    whole = all(stack.annotated.sum() == math.prod(stack.shape) for stack in everything)
+    if whole and flags.ignore_label is not None:
+        about["labels"] += f"; --ignore_label {flags.ignore_label} marks no voxel"
     explained = [stack for stack in everything if stack.reasons]
     for k, stack in enumerate(explained, 1):
-        about[f"stack {k}"] = f"{stack.pair.image.name}: {'; '.join(stack.reasons)}"
+        about[f"stack {k}"] = f"{stack.pair.file.name}: {'; '.join(stack.reasons)}"
     if known is None:
         known = float(np.median(measured)) if measured else _crowding(everything)
     if flags.val_share is not None:

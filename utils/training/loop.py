@@ -26,6 +26,7 @@ from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.ending import stop_if_asked
 from utils.training.experiment import LAST, Examples, Experiment
 from utils.training.loaders import EpochSampler, build_loader, loss_weight
+from utils.training.losses import LossByParts
 from utils.training.options import TrainingOptions
 from utils.training.ranks import average_buffers
 from utils.training.records import EpochResult, Tally, epoch_record, estimate, summary
@@ -62,6 +63,9 @@ def train(
     parts = set_up(fabric, model, options, train_data[0][0].ndim + 1)
     compile_network(parts.model.module, compiling)
     loss_function = loss_function.to(fabric.device)
+    train_loss = loss_function
+    if train_data.parts:
+        train_loss = LossByParts(loss_function, train_data.parts)
     sampler = EpochSampler(len(train_data), options.seed, shuffle=not options.no_shuffle)
     train_loader = build_loader(fabric, train_data, options, sampler)
     valid_loader = build_loader(fabric, valid_data, options)
@@ -83,7 +87,7 @@ def train(
             clock.set_rate(parts.optimizer)
             learning_rate = parts.optimizer.param_groups[0]["lr"]
 
-            what = parts.model, loss_function, train_loader, parts.optimizer
+            what = parts.model, train_loss, train_loader, parts.optimizer
             where = f"epoch {epoch}, training"
             trained = train_one_epoch(fabric, *what, where, clock, parts.average)
             average_buffers(parts.model.module, parts.average)

@@ -53,6 +53,25 @@ def of_samples(known: Tensor) -> Tensor:
     return len(known) / known.flatten(1).any(1).sum().clamp(min=1)
 
 
+class LossByParts(nn.Module):
+    """The loss of batches that hold several kinds of patches, one kind after the other.
+
+    ``parts`` says how many of each, and so much each kind counts, however few of its voxels
+    somebody has annotated: sums over whole volumes would drown those of a few planes.
+    """
+
+    def __init__(self, loss: nn.Module, parts: Sequence[int]) -> None:
+        super().__init__()
+        self.loss = loss
+        self.parts = parts
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a batch, or of a rank's equal share of its kinds, a scalar."""
+        counts = [len(target) * part // sum(self.parts) for part in self.parts]
+        kinds = zip(counts, logits.split(counts), target.split(counts), strict=True)
+        return torch.stack([count * self.loss(*kind) for count, *kind in kinds]).sum() / len(target)
+
+
 class BoundaryWeightedDiceLoss(nn.Module):
     """Soft Dice in which false positives hugging a mask weigh more (or less) than others.
 

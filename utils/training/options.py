@@ -257,6 +257,11 @@ def find_sources(flags: argparse.Namespace) -> tuple[Sources, Sources]:
         )
     if flags.mix is not None and not ours:
         raise UserError("--mix: is a share beside labelled stacks; --train_files names none")
+    if volumes and not flags.on_the_fly and (given := live_flags(flags)):
+        raise UserError(
+            f"--{given[0]}: is for volumes simulated meanwhile, and --train_files names files of "
+            "volumes to mix in; give one of both"
+        )
     if checked and others:
         raise UserError("--val_files: give labelled stacks or files of simulated volumes, not both")
     files = [] if flags.on_the_fly else resolve_files(volumes, flags.data_dir, "--train_files")
@@ -285,12 +290,17 @@ def check_label_flags(flags: argparse.Namespace, trained: bool, labelled: bool) 
         )
 
 
+def live_flags(flags: argparse.Namespace) -> list[str]:
+    """Return the flags given that say what volumes on the fly are."""
+    return [name for name in ("preset", "presets", "config") if getattr(flags, name) is not None]
+
+
 def live_shares(flags: argparse.Namespace) -> dict[str, float]:
     """Return the share of each preset that --preset or --presets asks for; empty if neither does.
 
     Raises UserError for flags that do not go together, and shares that cannot be read.
     """
-    given = [name for name in ("preset", "presets", "config") if getattr(flags, name) is not None]
+    given = live_flags(flags)
     if given and not flags.on_the_fly and flags.mix is None:
         raise UserError(
             f"--{given[0]}: is for volumes simulated meanwhile; give --on_the_fly too, or --mix "

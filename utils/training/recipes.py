@@ -99,7 +99,7 @@ def labelled_defaults(first: argparse.Namespace, plain: Mapping[str, Any]) -> di
     if getattr(first, "test_file", None) is plain.get("test_file"):
         defaults["test_file"] = None
     for flag in ("val_files", "validation_file"):
-        if flag in plain and getattr(first, flag) is plain[flag]:
+        if flag in plain and (not getattr(first, flag) or getattr(first, flag) is plain[flag]):
             defaults |= {flag: None, "val_share": 0.2}
     return defaults
 

@@ -69,9 +69,10 @@ def check_unchanged(
 
     A flag that the run did not know yet had its value of ``defaults``.
     """
+    given = json.loads(json.dumps(vars(flags)))  # tuples are lists in the record
     differences = [
         f"--{name}: was {recorded.get(name, defaults.get(name))}, is {value}"
-        for name, value in vars(flags).items()
+        for name, value in given.items()
         if name not in MAY_CHANGE and value != recorded.get(name, defaults.get(name))
     ]
     if differences:

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from utils.checkpoints.loading import load_checkpoint
@@ -39,6 +40,7 @@ from utils.training.recipes import describe_recipe, recipe_values
 from utils.training.resuming import Resumption, check_data, find_resumption
 
 logger = logging.getLogger("utils.training")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,13 @@ def run_training(
     compute = choose_training_compute(options, build_network, shape, processes.total, resumed)
     deterministic = options.deterministic
     fabric = make_fabric(compute, options.seed, processes, deterministic=deterministic)
-    with fabric.rank_zero_first():  # it makes files, the others read them
+
+    def load() -> TrainingData:
         data = load_data()
-    check_shares(data, patch_size, options, flags)
+        check_shares(data, patch_size, options, flags)
+        return data
+
+    data = load_in_turn(fabric, load)
     foreground = measure_foreground(data.train) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     trained_on = data.train
@@ -170,6 +176,23 @@ def run_training(
         return reason
 
     return record_exit(experiment, train_and_test)
+
+
+def load_in_turn(fabric: Fabric, load: Callable[[], T]) -> T:
+    """Return what ``load`` returns on each rank; the first one makes files, the others read them.
+
+    Its UserError ends all of them: it alone raises it, so that it is told once.
+    """
+    loaded, error = None, None
+    with fabric.rank_zero_first():
+        if not ranks.rank():
+            try:
+                loaded = load()
+            except UserError as found:
+                error = found
+    if ranks.word_of_the_first(error is not None):
+        raise error or SystemExit(0)  # the status is the first one's
+    return load() if ranks.rank() else loaded
 
 
 def check_shares(

@@ -242,13 +242,17 @@ def test_white_as_zero_is_inverted_and_said(tmp_path, dtype, compression):
     with open_stack(tmp_path / "a.tif") as stack:
         np.testing.assert_array_equal(stack.read(), array.T)
         assert "inverted" in stack.warning() and stack.dtype == dtype
-    single = array % 2 == 1  # a bit a voxel
-    tifffile.imwrite(tmp_path / "c.tif", ~single, photometric="miniswhite")
-    with open_stack(tmp_path / "c.tif") as stack:
-        np.testing.assert_array_equal(stack.read(), single.T)
     tifffile.imwrite(tmp_path / "b.tif", array.astype(np.float32), **options)
     with pytest.raises(UserError, match="white as zero"):
         open_stack(tmp_path / "b.tif")
+
+
+def test_a_mask_of_a_bit_a_voxel_keeps_its_values(tmp_path):
+    """As tifffile writes boolean arrays: with white as zero, and 1 for True."""
+    mask = random_stack((5, 6, 7), np.uint8) % 2 == 1
+    tifffile.imwrite(tmp_path / "a.tif", mask)
+    with open_stack(tmp_path / "a.tif") as stack:
+        np.testing.assert_array_equal(stack.read(), mask.T)
 
 
 def ome_xml(names, planes, own, *, master=None):

@@ -151,8 +151,8 @@ def _array(path: Path, file: Any, found: list[Any], name: str) -> FileArray:
     array = FileArray.found(path, load, axes=axes, place=place, chunks=chunks)
     if path.is_dir():
         array = array.noted(f"{len(series)} planes in the order of their names")
-    if page.photometric != tifffile.PHOTOMETRIC.MINISWHITE:
-        return array
+    if page.photometric != tifffile.PHOTOMETRIC.MINISWHITE or page.bitspersample == 1:
+        return array  # masks of a bit a voxel are so written by tifffile: 1 is True
     if array.dtype.kind not in "ub":
         raise UserError(f"{path}: {series.dtype} with white as zero; save it with black as zero")
     top = 2 ** int(page.bitspersample) - 1
