@@ -185,7 +185,37 @@ def test_auto_scale_takes_the_most_consistent_one_if_it_is_to_be_trusted(
     said = capsys.readouterr().out
     assert len(set(tried)) == len(network_voxels.SCALES)
     assert ("enlarged 1.25 times, where masks agree best" in said) == enlarged
-    assert ("voxels as they are: no certain" in said) != enlarged
+    assert ("column spacing is seen: voxels as they are; if" in said) != enlarged
+
+
+@pytest.mark.parametrize(
+    ("spacing", "at", "offset", "enlarged"),
+    [
+        (6.0, (30, 27, 36), 0.0, True),  # agreed on
+        (6.0, (20, 18, 24), 0.0, False),  # masks of voxels as they are agree more
+        (6.0, (20, 18, 24), -9.0, True),  # the network makes nothing of either: the spacing counts
+        (7.0, (26, 23, 31), 0.0, False),  # a spacing that it knows as well
+    ],
+)
+def test_auto_scale_asks_masks_about_a_certain_spacing(
+    tmp_path, spacing, at, offset, enlarged, monkeypatch, capsys
+):
+    log = make_bright_log(tmp_path / "bright", trust={**CALIBRATION, "offset": offset})
+    source = save(tmp_path / "a.tif", make_image((20, 18, 24)))
+
+    def measure(ready, *_):
+        return Agreement(0.9 if ready.shape == at else 0.6, 1, 1)
+
+    monkeypatch.setattr("utils.prediction.trust.measure_agreement", measure)
+    found = SpacingEstimate(spacing, spacing, spacing, 3.0, 9)
+    monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: found)
+    assert run(log, source, tmp_path / "m.tif", "--no-trust") == 0
+    said = capsys.readouterr().out
+    assert f"columns {spacing} voxels apart" in said
+    assert ("resampled to 30 x 27 x 36" in said) == enlarged
+    assert ("voxels as they are" in said) != enlarged
+    asked = spacing == 6.0 and offset == 0
+    assert ("masks agree best with those of mirrored windows" in said) == asked
 
 
 def test_one_channel_of_several(log, tmp_path):
@@ -404,7 +434,7 @@ def test_an_input_alone_is_enough(brain, tmp_path, capsys):
     assert predict.main(["--input", str(brain)]) == 0
     said = capsys.readouterr().out
     assert f"network: unet, 3D, epoch {load_checkpoint('columns3d')['epoch']}" in said
-    assert "scale: voxels as they are: no certain column spacing is seen" in said
+    assert "scale: no certain column spacing is seen" in said and "voxels as they are" in said
     names = {"brain.tif", "brain_mask.tif", "brain_mask_preview.png"}
     assert {entry.name for entry in tmp_path.iterdir()} == names
     with Image.open(tmp_path / "brain_mask_preview.png") as picture:
@@ -642,7 +672,7 @@ def test_auto_scale_says_what_it_found(log, tmp_path, monkeypatch, capsys):
     ("found", "words"),
     [
         (SpacingEstimate(6.0, 3.8, 9.1, 0.5, 9), "no certain column spacing is seen (best guess"),
-        (None, "no certain column spacing is seen; if you know it, give --scale 9.0 divided by"),
+        (None, "seen: voxels as they are; if you know it, give --scale 9.0 divided by"),
         (SpacingEstimate(8.0, 7.9, 8.1, 3.0, 9), "the network knows 9.0: near enough"),
     ],
 )
