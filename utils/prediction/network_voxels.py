@@ -12,6 +12,12 @@ from utils.stacks import Stack
 
 SAME_VOXEL = 0.02  # difference of voxel edges that is not worth resampling
 SCALES = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6)  # those that are tried where the spacing is not certain
+ENLARGED = 0.05
+"""By how much more masks of an enlarged stack must agree to be taken.
+
+They are smoother, and agree more whatever they are worth. Of 16 wide and medulla volumes three were
+enlarged 1.25 times for 0.01 to 0.03 more, and gained 0.01 of IoU; a stack of coarse noise along z,
+for 0.02 more, lost 0.2."""
 SAME_SPACING = 1.35
 """Quotient of the stack's spacing and training's up to which voxels stay as they are.
 
@@ -93,7 +99,8 @@ def _measure_scale(
         shapes = {s: scaled_shape(stack.shape, _factors(stack, s, by_planes=False)) for s in tried}
         values = {s: agreement(shape) for s, shape in shapes.items()}
         if not np.isnan(list(values.values())).all():
-            chosen = max(tried, key=lambda s: (np.nan_to_num(values[s], nan=-1.0), s == 1))
+            worth = {s: np.nan_to_num(values[s], nan=-1.0) - ENLARGED * (s > 1) for s in tried}
+            chosen = max(tried, key=lambda s: (worth[s], s == 1))
             others = ", ".join(f"{values[s]:.2f} at {s:.2f}" for s in tried if s != chosen)
             why = (
                 ", where masks agree best with those of mirrored windows "
