@@ -10,7 +10,7 @@ with the real columns of --columns_table. A network is trained without the group
 another, FOLDS, which halves the trainings) by train_basic_3dunet.py, --minutes from --init, and
 scored on it ("left out") beside one that has trained as long on everything ("saw it"), --networks,
 a mask of the whole sheet, and a difference of Gaussians that is told spacing, polarity and mean
-axis, at the group's best threshold. Columns and lattice are found as by predict.py --columns.
+axis, at the group's best threshold. Networks' columns are found as by predict.py --columns.
 Runs and files in the folder are used as they are. Writes transfer.json, .md, .png, examples.png.
 """
 
@@ -32,7 +32,6 @@ import numpy as np
 import pandas as pd
 from bench_learning import choose
 from machine import describe_machine
-from scipy.special import expit
 
 from models import ModelConfig, build_model
 from utils.columns.finding import columns_of
@@ -193,11 +192,11 @@ def run_script(script: str, arguments: Sequence[str], output: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[tuple[float, Path]]:
-    """Return minutes and files of about eight of a run's checkpoints, the last one included."""
+    """Return minutes and files of about four of a run's checkpoints, the last one included."""
     epochs = json.loads((run / "logs.json").read_text())["epochs"]
     if not epochs:
         raise UserError(f"{run}: no epoch was completed; remove it, and give more --minutes")
-    records = choose(epochs, epochs[-1]["minutes"] / 8)
+    records = choose(epochs, epochs[-1]["minutes"] / 4)
     return [(r["minutes"], run / "checkpoints" / f"epoch_{r['epoch']:04d}.pth") for r in records]
 
 
@@ -279,9 +278,8 @@ def score(
         for key, ignored in (("auc", (OUTSIDE,)), ("auc_stained", (OUTSIDE, LEFT_OUT))):
             asked = ~np.isin(kind, ignored)
             row[key] = area_under_curve(ratings[asked], kind[asked] <= LEFT_OUT)
-        if name != SHEET:
-            likely = expit(ratings - at) if name == GAUSSIANS else ratings  # at least 0.5 from at
-            found = score_found(columns_of(likely, (1.0, 1.0, 1.0)), volume, Truth.of(volume))
+        if name not in (SHEET, GAUSSIANS):
+            found = score_found(columns_of(ratings, (1.0, 1.0, 1.0)), volume, Truth.of(volume))
             row |= {key: found[f"instance_{key}"] for key in ("f1_line", "f1_iou30")}
             row["pairs"] = found["instance_pairs_right_any_basis"]
         rows.append(row)

@@ -76,6 +76,17 @@ def test_the_shape_of_neighbours_settles_what_is_doubtful():
     np.testing.assert_array_equal(reshape(few, height, 0.5, STEPS), few)
 
 
+def test_an_instance_of_which_nothing_stays_leaves_no_number():
+    height, centres = rods()
+    labels = find_instances(height, height >= 0.5, STEPS)
+    lost = labels[15, 15, 15]
+    height[labels == lost] = 0.1
+    shaped = reshape(labels, height, 0.5, STEPS)
+    kept = [n - (n > lost) if n != lost else 0 for n in numbers_at(labels, centres)]
+    assert numbers_at(shaped, centres) == kept
+    np.testing.assert_array_equal(np.unique(shaped), np.arange(25))
+
+
 def test_turning_the_map_turns_the_labels():
     height, _ = rods(radius=5.0)
     turned = height.transpose(2, 0, 1)[::-1]

@@ -221,7 +221,8 @@ def reshape(
 
     Around each instance's axis stands a cylinder as long and as large as its neighbours, whose
     place along the axis is theirs. Within it a column reaches down to lower ``probabilities``,
-    elsewhere only to higher ones: odds that are :data:`SHAPE` times those of ``least``.
+    elsewhere only to higher ones: odds that are :data:`SHAPE` times those of ``least``. Instances
+    of which nothing stays are gone, and the others are numbered 1..N in the same order.
     """
     where = np.flatnonzero(labels)
     voxels = Voxels(where, labels.shape, steps)
@@ -246,7 +247,10 @@ def reshape(
     odds = least / max(1 - least, 1e-9)
     low, high = (o / (1 + o) for o in (odds / SHAPE, odds * SHAPE))
     owner = np.where(labels > 0, labels, shape)
-    return np.where(probabilities >= np.where(owner == shape, low, high), owner, 0)
+    owner = np.where(probabilities >= np.where(owner == shape, low, high), owner, 0)
+    stays = np.bincount(owner.ravel(), minlength=len(moments.count) + 1) > 0
+    stays[0] = False
+    return np.cumsum(stays, dtype=labels.dtype)[owner]
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
