@@ -48,10 +48,6 @@ class StainConfig(PlainConfig):
     rims_probability: float = limited(0.15, 0.0, 1.0)  # Probability that columns are rims only
     rods_probability: float = limited(0.2, 0.0, 1.0)
     """Probability that columns are thin rods off the axis over a part of the depth."""
-    clouds_probability: float = limited(0.0, 0.0, 1.0)
-    """Probability of the reference's three kinds of clouds, on nearly dark ground."""
-    cloud_sigma: Range = limited((0.3, 1.2), 0.0, 10.0)
-    """Sigma of the clouds' lognormal intensity, nepers."""
     core_radius: Range = limited((0.2, 0.4), 0.0)
     """Radius of a filled column, or of the inside of a rim, spacings."""
     rim_width: Range = limited((0.1, 0.3), 0.0)
@@ -92,6 +88,10 @@ class StainConfig(PlainConfig):
     debris_radius: Range = limited((0.1, 0.4), 0.0)  # Radius of specks, spacings
     haze_probability: float = limited(0.5, 0.0, 1.0)  # Probability of light from far out of focus
     haze: Range = limited((0.05, 0.5), 0.0)  # Its strength, share of the light
+    clouds_probability: float = limited(0.0, 0.0, 1.0)
+    """Probability of the reference's three kinds of clouds, on nearly dark ground."""
+    cloud_sigma: Range = limited((0.3, 1.2), 0.0, 10.0)
+    """Sigma of the clouds' lognormal intensity, nepers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
