@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from utils.prediction.whole_stack import StackPrediction
     from utils.stacks import FileArray, Stack
 
-THRESHOLD = 0.5  # probability from which a voxel belongs to the mask
+THRESHOLD = "auto"  # probability from which a voxel belongs to the mask
+COLUMNS = 0.5  # the same for single columns, of which lower ones find fewer, where that is auto
 OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
@@ -105,8 +106,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="what NaN and infinite voxels are: background, or a reason to refuse the stack")
 
     add = parser.add_argument_group("prediction").add_argument
-    add("--threshold", type=float, default=THRESHOLD, metavar="FLOAT",
-        help="probability from which a voxel belongs to the mask")
+    add("--threshold", type=scale, default=THRESHOLD, metavar="FLOAT|auto",
+        help="probability from which a voxel belongs to the mask; auto takes the one in 0.2..0.5 "
+        "at which the mask's expected IoU is highest, by the network's own probabilities")
     add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
         help="enlarge the stack so much for the network (and the result back), so that columns "
         "stand as far apart as in training; auto measures how far they do and says so; where that "
@@ -216,7 +218,10 @@ def predict(flags: argparse.Namespace) -> None:
         }
         ready = StackPrediction(plan.model, stack, normalizer, limits, plan.shape, plan.windows)
         kept = {"made_from": made_from, "progress": True, "preview": preview is not None}
-        sections = write_prediction(ready, outputs, flags.threshold, **kept)
+        asked = None if flags.threshold == "auto" else flags.threshold
+        threshold, sections = write_prediction(ready, outputs, asked, **kept)
+        if asked is None:
+            print(f"threshold: {threshold:.2f} (auto: where the mask's expected IoU is highest)")
         trust = [] if flags.no_trust else tell_trust(ready, network, plan)
         if columns:
             write_columns_of(flags, stack, measured, outputs["probabilities"], columns)
@@ -234,8 +239,8 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: must be at least 1")
     if not 0 <= flags.overlap < 1:
         raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    if not 0 < flags.threshold <= 1:
-        raise UserError(f"--threshold {flags.threshold}: must lie above 0 and up to 1")
+    if flags.threshold != "auto" and not 0 < flags.threshold <= 1:
+        raise UserError(f"--threshold {flags.threshold}: must be auto or lie above 0 and up to 1")
     if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
         raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
     if flags.memory is not None and not 0 < flags.memory < math.inf:
@@ -489,7 +494,7 @@ def write_columns_of(
         columns = find_in_stack(
             replace(found, place=stack.place, origin=stack.origin),
             files,
-            threshold=flags.threshold,
+            threshold=COLUMNS if flags.threshold == "auto" else flags.threshold,
             channels=measured,
             landmarks=Landmarks(flags.origin, flags.dorsal, flags.hemisphere),
             memory=flags.memory,

@@ -169,13 +169,13 @@ def train(run: str, flags: argparse.Namespace) -> None:
     command = ["--experiment_title", run, "--log_path", str(flags.directory)]
     command += ["--max_minutes", str(flags.minutes), "--checkpoint_policy", "all"]
     command += ["--epochs", "100000", "--patches_per_epoch", "512", "--val_files", str(validation)]
-    command += ["--init", flags.init, "--recipe", "fast"]
+    command += ["--init", flags.init, "--recipe", "fast", "--augment", "stains"]
     if run == SAW_MEDULLA:
         seen = [f"seen_{MEDULLA}", f"seen_{EVERYTHING}"]
         paths = [make_file(name, "", SEEN_VOLUMES, SEEN_SEED, flags) for name in seen]
         command += ["--train_files", *map(str, paths)]
     else:
-        command += ["--on_the_fly", "--presets", "wide=0.75,reference=0.25", "--augment", "flips"]
+        command += ["--on_the_fly", "--presets", "wide=0.75,reference=0.25"]
         command += ["--config", str(validation.with_suffix(".toml"))]
     print(f"training {run}: {flags.minutes:g} minutes", file=sys.stderr, flush=True)
     command += shlex.split(flags.train_flags)

@@ -15,19 +15,22 @@ from monai.transforms import (
     RandAdjustContrast,
     RandGaussianNoise,
     RandGaussianSmooth,
+    RandHistogramShift,
     RandomizableTransform,
     RandScaleIntensity,
     RandShiftIntensity,
     RandSmoothDeform,
 )
 from torch import Tensor
+from torch.nn import functional as F
 
 from utils.data.epochs import EpochDataset, item_index
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
 
-LEVELS = ("none", "flips", "full")
-"""``flips``: flips, axis permutations and turns by 90 degrees; ``full``: all there is."""
+LEVELS = ("none", "flips", "stains", "full")
+"""``flips``: flips, axis permutations and turns by 90 degrees; ``stains``: these, and grey values
+as another stain may have them; ``full``: flips, and what else may happen to the same stain."""
 
 ELASTIC_PROBABILITY = 0.1
 ELASTIC_SHIFT = 2.0
@@ -41,6 +44,13 @@ INTENSITY_PROBABILITY = 0.3  # of each change of the grey values: gamma, scale a
 GAMMA = (0.7, 1.5)
 SCALE = 0.2  # largest relative change
 SHIFT = 0.05
+CURVE_PROBABILITY = 0.5
+CURVE_POINTS = (3, 8)
+"""Points of the random rising curve that grey values follow, as in Models Genesis (Zhou et al.,
+MICCAI 2019)."""
+FILTER_PROBABILITY = 0.3  # of a random filter
+FILTER_CHANNELS = 2
+NEGATIVE_PROBABILITY = 0.3  # of dark for bright
 
 
 class Augmentation:
@@ -48,10 +58,11 @@ class Augmentation:
 
     ``flips`` draws one of the symmetries of the patch, each equally likely: 48 of a cube, 8 of a
     square; axes of different lengths keep their places. That is one copy, where MONAI's RandFlip
-    and RandRotate90 in a row make one each. ``full`` adds, each with its probability above, a
-    smooth deformation, blur, noise, gamma, scale and shift of the grey values, in this order and
-    from MONAI's transforms; the image is cut off at 0 and 1. Targets take part in the geometry
-    only, and keep their values: the deformation gives them the nearest voxel's.
+    and RandRotate90 in a row make one each. ``stains`` adds, each with its probability above, a
+    random rising curve of the grey values, a random filter, and the negative. ``full`` adds
+    likewise a smooth deformation, blur, noise, gamma, scale and shift of the grey values, in this
+    order and from MONAI's transforms; the image is cut off at 0 and 1. Targets take part in the
+    geometry only, and keep their values: the deformation gives them the nearest voxel's.
     """
 
     def __init__(self, level: str) -> None:
@@ -69,6 +80,8 @@ class Augmentation:
             return item
         with _one_thread():
             state = np.random.RandomState(rng.bit_generator)
+            if self.level == "stains":
+                return _restain(item[0], state), *item[1:]
             image, *targets = _deform(item, state)
             for transform in _image_transforms():
                 image = transform.set_random_state(state=state)(image)
@@ -135,6 +148,41 @@ def _deform(item: tuple[Tensor, ...], state: np.random.RandomState) -> tuple[Ten
         deform.set_grid_mode(mode)
         deformed.append(_plain(deform(tensor, randomize=False)))
     return tuple(deformed)
+
+
+def _restain(image: Tensor, state: np.random.RandomState) -> Tensor:
+    """Return the image as another stain may show the same tissue."""
+    if image.min() < image.max():
+        curve = RandHistogramShift(CURVE_POINTS, prob=CURVE_PROBABILITY)
+        image = _plain(curve.set_random_state(state=state)(image))
+    if state.uniform() < FILTER_PROBABILITY:
+        image = _filter(image, state)
+    return 1.0 - image if state.uniform() < NEGATIVE_PROBABILITY else image
+
+
+def _filter(image: Tensor, state: np.random.RandomState) -> Tensor:
+    """Return the image mixed with what a shallow network of random weights makes of it.
+
+    A layer with kernels of 1 or 3 voxels and one with kernels of 1; a linear mixture of both images
+    in standard deviations, brought back to the mean and the deviation of the first one, and cut off
+    at 0 and 1. After "global intensity non-linear augmentation" (Ouyang et al., IEEE TMI 2022).
+    """
+    space = image.ndim - 1
+    edge = int(state.choice((1, 3)))
+    kernel = torch.from_numpy(state.normal(size=(FILTER_CHANNELS, 1, *[edge] * space))).float()
+    shift = torch.from_numpy(state.normal(size=FILTER_CHANNELS)).float()
+    weights = torch.from_numpy(state.normal(size=FILTER_CHANNELS)).float()
+    convolve = F.conv3d if space == 3 else F.conv2d
+    made = F.leaky_relu(convolve(image[None], kernel, shift, padding=edge // 2), 0.1)[0]
+    made = torch.tensordot(weights, made, 1)[None]
+    share = state.uniform()
+    mixed = share * _standardised(image) + (1 - share) * _standardised(made)
+    return torch.clamp(_standardised(mixed) * image.std() + image.mean(), 0.0, 1.0)
+
+
+def _standardised(image: Tensor) -> Tensor:
+    """Return the image with a mean of 0 and, unless it is constant, a standard deviation of 1."""
+    return (image - image.mean()) / image.std().clamp(min=1e-6)
 
 
 @lru_cache(maxsize=4)

@@ -21,6 +21,7 @@ from utils.prediction.memory import DTYPES
 from utils.prediction.sections import Sections, cut, middle_of
 from utils.prediction.sliding_window import Windows, predict_slabs
 from utils.prediction.staging import open_staging
+from utils.prediction.thresholds import LEVELS, best_threshold, to_levels
 from utils.resampling import Resampling, planes_at_once
 from utils.stacks import Stack, StackLayout, write_stack
 
@@ -104,28 +105,37 @@ class StackPrediction:
 def write_prediction(
     prediction: StackPrediction,
     outputs: Mapping[str, Path],
-    threshold: float,
+    threshold: float | None,
     *,
     made_from: Mapping[str, Any],
     progress: bool = False,
     preview: bool = False,
-) -> Sections | None:
+) -> tuple[float, Sections | None]:
     """Predict a stack and write its outputs, going on where an earlier attempt stopped.
 
     Args:
         prediction: what makes the probabilities.
         outputs: ``mask`` and, if wanted, ``probabilities``, and where they go; beside the mask's
             name the planes that are done are kept.
-        threshold: probability from which a voxel belongs to the mask.
+        threshold: probability from which a voxel belongs to the mask; None takes
+            :func:`best_threshold` of the stack.
         made_from: plain JSON that tells all that the outputs depend on; planes made from something
             else are not taken up.
         progress: show a bar over the windows, and how many planes are there already.
         preview: read the stack once more and return its planes through the middle of the mask.
 
+    Returns the threshold and, with ``preview``, those planes.
     Raises UserError for a stack that cannot be read, or a disk that cannot be written.
     """
     stack, windows = prediction.stack, prediction.windows.count(prediction.shape)
     staged = "probabilities" if "probabilities" in outputs else "mask"
+
+    def kept(slab: np.ndarray) -> np.ndarray:
+        """Return what is staged of probabilities: themselves, or a byte a voxel."""
+        if staged == "probabilities":
+            return slab
+        return to_levels(slab) if threshold is None else slab >= threshold
+
     with (
         open_staging(outputs["mask"], stack.shape, DTYPES[staged], made_from) as staging,
         tqdm(desc="predicting", total=windows, unit="window", disable=not progress) as passed,
@@ -135,13 +145,21 @@ def write_prediction(
             passed.write(known)
         if staging.done < stack.shape[-1]:
             for _, slab in prediction.slabs(staging.done, passed.update):
-                staging.append(slab if staged == "probabilities" else slab >= threshold)
+                staging.append(kept(slab))
+        limit = threshold
+        if threshold is None:
+            slabs = staging.slabs()
+            limit = best_threshold(slabs if staged == "mask" else map(to_levels, slabs))
 
         def masks() -> Iterator[np.ndarray]:
+            """Yield the mask from what is staged: probabilities, their levels, or itself."""
+            least = limit if staged == "probabilities" else 1
+            if staged == "mask" and threshold is None:
+                least = limit * LEVELS
             for slab in staging.slabs():
-                yield slab if staged == "mask" else (slab >= threshold).astype(np.uint8)
+                yield (slab >= least).astype(np.uint8)
 
         slabs = {"mask": masks, "probabilities": staging.slabs}
         for name, path in outputs.items():
             write_stack(path, slabs[name](), StackLayout.like(stack, DTYPES[name]))
-        return prediction.sections(masks) if preview else None
+        return limit, prediction.sections(masks) if preview else None

@@ -21,7 +21,7 @@ PRECISIONS = ("auto", "32", "bf16")
 CHOICES = {
     "checkpoint_policy": ("last", "best", "all"),
     "objective": ("segmentation", "keypoints"),
-    "augment": ("none", "flips", "full"),
+    "augment": ("none", "flips", "stains", "full"),
     "preset": ("reference", "wide"),
     "arch": ("unet", "stacked_unet"),
     "freeze": ("encoder",),
