@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, is_labelled, scale, voxel_size
+from utils.flags import FlagParser, is_labelled, number_or_auto, voxel_size
 from utils.training.options import DEVICES
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "is background")
     add("--channel", type=int, metavar="INT", help="channel of the images, from 0")
     add("--axes", metavar="STR", help="axes of the images, slowest first, as for predict.py")
-    add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
+    add("--scale", type=number_or_auto, default=SCALE, metavar="FACTOR|auto",
         help="enlarge them so much for the network, as predict.py does")
     add = parser.add_argument_group("columns").add_argument
     add("--columns", action="store_true",

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, add_column_flags, scale, voxel_ranges, voxel_size
+from utils.flags import FlagParser, add_column_flags, number_or_auto, voxel_ranges, voxel_size
 from utils.training.options import DEVICES, PRECISIONS
 
 if TYPE_CHECKING:
@@ -106,10 +106,10 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="what NaN and infinite voxels are: background, or a reason to refuse the stack")
 
     add = parser.add_argument_group("prediction").add_argument
-    add("--threshold", type=scale, default=THRESHOLD, metavar="FLOAT|auto",
+    add("--threshold", type=number_or_auto, default=THRESHOLD, metavar="FLOAT|auto",
         help="probability from which a voxel belongs to the mask; auto takes the one in 0.2..0.5 "
         "at which the mask's expected IoU is highest, by the network's own probabilities")
-    add("--scale", type=scale, default=SCALE, metavar="FACTOR|auto",
+    add("--scale", type=number_or_auto, default=SCALE, metavar="FACTOR|auto",
         help="enlarge the stack so much for the network (and the result back), so that columns "
         "stand as far apart as in training; auto measures how far they do and says so; where that "
         "is not certain, it takes the scale at which masks agree best with those of mirror images")

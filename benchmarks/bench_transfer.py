@@ -38,14 +38,14 @@ from utils.columns.finding import columns_of
 from utils.data.normalize import PercentileNormalizer
 from utils.devices import choose_compute
 from utils.errors import UserError, exit_status
-from utils.evaluation.confusion import confusion
 from utils.evaluation.instances import Truth, score_found
 from utils.evaluation.statistics import means_over_volumes
-from utils.evaluation.voxels import area_under_curve
+from utils.evaluation.voxels import area_under_curve, score_voxels
 from utils.figures import canvas
 from utils.figures.predictions import save_predictions
 from utils.flags import FlagParser
 from utils.prediction.sliding_window import predict_volume
+from utils.prediction.thresholds import best_threshold, to_levels
 from utils.prediction.trained_network import read_network
 from utils.simulation import SimulatedVolume
 from utils.storage import VolumeFile
@@ -87,10 +87,13 @@ THRESHOLDS = np.linspace(0.05, 0.95, 19).round(2)
 OF_GAUSSIANS = np.linspace(-1.0, 3.0, 41).round(1)
 STAINED, LEFT_OUT, GAP, OUTSIDE = range(4)
 """What a voxel is: in a stained column, in one without stain, between them, out of the sheet."""
-SCORES = "iou iou_best iou_stained auc auc_stained false_tissue f1_line f1_iou30 pairs".split()
-"""IoU at 0.5 and at the group's best threshold, IoU without the columns that have no stain, AUC in
-the sheet, share of the voxels called column outside of it, F1 by centre line and by IoU 0.3, and
-share of the neighbour pairs found whose step is right modulo any basis."""
+SCORES = (
+    "iou iou_half iou_best iou_stained auc auc_stained false_tissue f1_line f1_iou30 pairs".split()
+)
+"""IoU of networks at the threshold of predict.py --threshold auto, at 0.5, and at the group's best
+threshold, IoU without the columns that have no stain, AUC in the sheet, share of the voxels called
+column outside of it, F1 by centre line and by IoU 0.3, and share of the neighbour pairs found whose
+step is right modulo any basis."""
 Predictor = Callable[[SimulatedVolume], np.ndarray]
 
 
@@ -267,14 +270,17 @@ def score(
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Return the SCORES of each volume, and the mean IoU by threshold.
 
-    Scores are taken at 0.5, those of the difference of Gaussians at its best threshold.
+    Scores are taken at the threshold that predict.py chooses for a volume, those of the difference
+    of Gaussians at its best threshold for all.
     """
     limits = OF_GAUSSIANS if name == GAUSSIANS else THRESHOLDS
     ways = [at_thresholds(m, k, limits) for m, k in zip(maps, kinds, strict=True)]
     mean = pd.concat(way["iou"] for way in ways).groupby(level=0).mean()
-    at, rows = mean.idxmax() if name == GAUSSIANS else 0.5, []
+    best, rows = mean.idxmax(), []
     for ratings, kind, way, volume in zip(maps, kinds, ways, volumes, strict=True):
-        row = {**way.loc[at], "iou_best": way.loc[mean.idxmax(), "iou"]}
+        at = best if name == GAUSSIANS else best_threshold([to_levels(ratings)])
+        row = {**at_thresholds(ratings, kind, np.array([at])).iloc[0]}
+        row |= {"iou_half": way["iou"].get(0.5), "iou_best": way.loc[best, "iou"]}
         for key, ignored in (("auc", (OUTSIDE,)), ("auc_stained", (OUTSIDE, LEFT_OUT))):
             asked = ~np.isin(kind, ignored)
             row[key] = area_under_curve(ratings[asked], kind[asked] <= LEFT_OUT)
@@ -303,7 +309,8 @@ def score_group(group: str, path: Path, flags: argparse.Namespace) -> dict[str, 
         methods |= {"saw it": network_maps(saw[-1][1]), "left out": network_maps(left_out[-1][1])}
         for minutes, checkpoint in [(0.0, flags.init), *left_out]:
             predict = network_maps(checkpoint)
-            curve.append([minutes, np.mean([confusion(predict(v), v.mask).iou for v in volumes])])
+            ious = [score_voxels(predict(v), v.mask, None)["iou_auto"] for v in volumes]
+            curve.append([minutes, np.mean(ious)])
     scores, limits = {}, {}
     for name, predict in methods.items():
         maps = [predict(volume) for volume in volumes]

@@ -30,7 +30,7 @@ from models import ModelConfig, build_model
 from utils.checkpoints.pretrained import find_pretrained
 from utils.data.normalize import measure_limits
 from utils.errors import exit_status
-from utils.evaluation.confusion import confusion
+from utils.evaluation.voxels import score_voxels
 from utils.flags import FlagParser
 from utils.prediction.adapting import fused
 from utils.prediction.sliding_window import Windows, window_within
@@ -38,7 +38,6 @@ from utils.prediction.trained_network import TrainedNetwork, read_network
 from utils.prediction.trust import (
     CHANGES,
     MOST_WINDOWS,
-    THRESHOLD,
     Calibration,
     logit,
     measure_agreement,
@@ -84,7 +83,7 @@ def stored_volumes(path: str, count: int) -> Iterable[SimulatedVolume]:
 def score(
     network: TrainedNetwork, model: torch.nn.Module, volume: SimulatedVolume, precision: str
 ) -> tuple[float, float]:
-    """Return agreement and true IoU of one volume, as it is."""
+    """Return agreement and true IoU, with predict.py's own threshold, of one volume as it is."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "volume.npy"
         np.save(path, volume.image.T)
@@ -95,8 +94,7 @@ def score(
             slabs = [slab.copy() for _, slab in ready.slabs()]
             most = MOST_WINDOWS * passes_of(CHANGES)
             agreement = measure_agreement(ready, most, np.random.default_rng(0)).value
-    found = (np.concatenate(slabs, axis=-1) >= THRESHOLD).astype(np.float32)
-    return agreement, confusion(found, volume.mask).iou
+    return agreement, score_voxels(np.concatenate(slabs, axis=-1), volume.mask, None)["iou_auto"]
 
 
 def fit(agreements: np.ndarray, ious: np.ndarray) -> Calibration:

@@ -21,6 +21,7 @@ from utils.prediction.adapting import PlaneByPlane
 from utils.prediction.column_spacing import SpacingEstimate
 from utils.prediction.sliding_window import predict_volume
 from utils.prediction.staging import Staging
+from utils.prediction.thresholds import best_threshold, to_levels
 from utils.prediction.trust import Agreement
 from utils.stacks import StackLayout, open_stack, write_stack
 from utils.training.experiment import Experiment
@@ -103,6 +104,17 @@ def test_a_stack_becomes_a_mask_and_a_map(log, brain, tmp_path, ending, capsys):
     assert "window" in printed.err
     names = {"log", "brain.tif", f"mask{ending}", f"mask_probabilities{ending}"}
     assert {entry.name for entry in tmp_path.iterdir()} == names
+
+
+def test_the_threshold_is_the_best_for_the_map_unless_it_is_given(log, brain, tmp_path, capsys):
+    assert run(log, brain, tmp_path / "m.npy", "--probabilities") == 0
+    found = np.load(tmp_path / "m_probabilities.npy")
+    threshold = best_threshold([to_levels(found)])
+    np.testing.assert_array_equal(np.load(tmp_path / "m.npy"), found >= threshold)
+    assert f"threshold: {threshold:.2f} (auto" in capsys.readouterr().out
+    assert run(log, brain, tmp_path / "n.npy", "--threshold", "0.5") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "n.npy"), found >= 0.5)
+    assert "threshold:" not in capsys.readouterr().out
 
 
 def test_flips_and_windows(log, brain, tmp_path):
@@ -759,7 +771,7 @@ def mistakes(tmp_path_factory):
         (["--window", "0"], "--window 0"),
         (["--batch_size", "-1"], "--batch_size -1"),
         (["--overlap", "1"], "--overlap 1"),
-        (["--threshold", "2"], "--threshold 2"),
+        (["--threshold", "2"], "--threshold 2.0: must be auto or lie above 0"),
         (["--scale", "0"], "--scale 0"),
         (["--memory", "0.001"], "GB are allowed; raise --memory"),
         (["--memory", "nan"], "--memory nan"),

@@ -51,12 +51,12 @@ def voxel_size(text: str) -> tuple[float, ...]:
     return sizes
 
 
-def scale(text: str) -> float | str:
-    """Return the factor, or ``auto``; ArgumentTypeError for anything else."""
+def number_or_auto(text: str) -> float | str:
+    """Return the number, or ``auto``; ArgumentTypeError for anything else."""
     try:
         return text if text == "auto" else float(text)
     except ValueError:
-        message = f"{text!r}: give a factor such as 2.5, or auto"
+        message = f"{text!r}: give a number, or auto"
         raise argparse.ArgumentTypeError(message) from None
 
 

@@ -137,6 +137,43 @@ def test_nothing_drawn_changes_nothing_but_the_symmetry(monkeypatch: pytest.Monk
     assert torch.equal(changed("full", image)[0], changed("flips", image)[0])
 
 
+@pytest.mark.parametrize("shape", [(24, 24, 24), (24, 24)])
+def test_other_stains_show_the_same_tissue_in_other_greys(shape: tuple[int, ...]) -> None:
+    mask = blobs(shape, 5)
+    grey = 0.2 + 0.5 * mask + 0.1 * torch.rand(mask.shape, generator=torch.manual_seed(0))
+    inverted = unchanged = 0
+    for index in range(400):
+        image, target = changed("stains", grey, mask, index=index)
+        turned = changed("flips", grey, mask, index=index)
+        assert torch.equal(target, turned[1])
+        unchanged += int(torch.equal(image, turned[0]))
+        inverted += int(image[target > 0].mean() < image[target == 0].mean())
+    # No curve, no filter and no negative: 0.5 x 0.7 x 0.7. A filter turns bright and dark as well.
+    assert 0.19 < unchanged / 400 < 0.30
+    assert 0.25 < inverted / 400 < 0.45
+
+
+def test_a_rising_curve_keeps_the_order_and_a_negative_turns_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(augmentation, "CURVE_PROBABILITY", 1.0)
+    monkeypatch.setattr(augmentation, "FILTER_PROBABILITY", 0.0)
+    image = torch.rand(1, 9, 9, 9, generator=torch.manual_seed(1))
+    for probability, sign in ((0.0, 1), (1.0, -1)):
+        monkeypatch.setattr(augmentation, "NEGATIVE_PROBABILITY", probability)
+        for index in range(10):
+            result = changed("stains", image, index=index)[0]
+            order = changed("flips", image, index=index)[0].flatten().argsort()
+            steps = sign * result.flatten()[order].diff()
+            assert steps.min() > -1e-6 and steps.max() > 0
+
+
+def test_a_constant_patch_has_no_grey_values_to_change() -> None:
+    for index in range(40):
+        image = changed("stains", torch.full((1, 8, 8, 8), 0.25), index=index)[0]
+        assert torch.isfinite(image).all() and image.std() < 1e-6
+
+
 def test_all_symmetries_of_a_cube_are_drawn_equally() -> None:
     numbers = torch.arange(8.0).reshape(1, 2, 2, 2)
     rng = np.random.default_rng(0)
@@ -173,7 +210,7 @@ def test_the_flags_offer_all_levels() -> None:
 
 
 def test_an_unknown_level_is_named() -> None:
-    with pytest.raises(ValueError, match="'heavy': must be one of none, flips, full"):
+    with pytest.raises(ValueError, match="'heavy': must be one of none, flips, stains, full"):
         AugmentedDataset(Same(), "heavy")
 
 

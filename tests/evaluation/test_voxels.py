@@ -47,6 +47,14 @@ def test_scores_from_hand_counted_voxels():
     assert scores["sheet_auc"] == pytest.approx(4 / 9)
 
 
+def test_the_threshold_of_predict_is_that_of_the_whole_map():
+    mask = np.repeat(np.array([1, 0, 1, 0, 0], np.uint8), [30, 10, 20, 30, 10])
+    chance = np.repeat(np.array([0.75, 0.75, 0.35, 0.35, 0.0], np.float32), [30, 10, 20, 30, 10])
+    scores = score_voxels(chance, mask, None)
+    # Expected: 30 of 57.5 from 0.5 on, 47.5 of 90 from 0.35 on.
+    assert scores["iou"] == 30 / 60 and scores["iou_auto"] == 50 / 90
+
+
 def test_the_sheet_itself_scores_the_baseline():
     mask, sheet = cube(3, 6), cube(2, 8)
     scores = score_voxels(sheet.astype(np.float32), mask, sheet)

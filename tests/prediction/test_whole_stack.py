@@ -8,6 +8,7 @@ from torch import nn
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer, measure_limits
 from utils.prediction.sliding_window import Windows, predict_volume
+from utils.prediction.thresholds import best_threshold, to_levels
 from utils.prediction.whole_stack import StackPrediction, write_prediction
 from utils.stacks import open_stack
 
@@ -129,3 +130,19 @@ def test_empty_outputs(open_array, tmp_path):
         with open_stack(path) as stack:
             assert (stack.shape, stack.dtype, stack.spacing) == ((5, 6, 7), dtype, (1, 1, 2))
             assert not stack.read().any()
+
+
+@pytest.mark.parametrize("kept", [("mask",), ("mask", "probabilities")])
+def test_the_best_threshold_is_that_of_the_whole_map(open_array, tmp_path, kept):
+    outputs = {name: tmp_path / f"{name}.npy" for name in kept}
+    image = noise((11, 12, 13))
+    with open_array(image) as stack:
+        limits = measure_limits(stack, NORMALIZER)
+        windows = Windows((6, 6, 6))
+        ready = StackPrediction(Identity(), stack, NORMALIZER, limits, stack.shape, windows)
+        found = np.concatenate([slab.copy() for _, slab in ready.slabs()], axis=-1)
+        threshold, sections = write_prediction(ready, outputs, None, made_from={}, preview=True)
+    assert threshold == best_threshold([to_levels(found)]) < 0.4
+    mask = np.load(outputs["mask"]).T
+    np.testing.assert_array_equal(mask, found >= threshold)
+    assert sections.marked

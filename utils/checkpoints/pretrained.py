@@ -30,6 +30,7 @@ PLACES = ("log_path", "data_dir", "resume", "experiment_title")
 """Flags that say where something lies on one machine, not what was trained."""
 SCORE_NAMES = {
     "iou": "IoU, whole volume",
+    "iou_auto": "IoU at the threshold that predict.py chooses",
     "baseline_iou": "IoU of a mask of the whole sheet",
     "iou_gain": "the difference",
     "sheet_iou": "IoU inside the sheet",

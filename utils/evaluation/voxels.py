@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from utils.evaluation.confusion import confusion, ratio
+from utils.prediction.thresholds import best_threshold, to_levels
 
 
 def score_voxels(
@@ -25,7 +26,8 @@ def score_voxels(
 
     Returns:
         ``foreground``, the labelled share of the volume, and ``found``, the share called
-        foreground; ``iou``, ``dice``, ``precision``, ``recall`` and ``total_error``, the share of
+        foreground; ``iou``, ``iou_auto`` at the threshold of ``predict.py --threshold auto``,
+        ``dice``, ``precision``, ``recall`` and ``total_error``, the share of
         wrong voxels; ``baseline_iou`` of the whole sheet. Of the voxels inside the sheet alone,
         where finding it earns nothing and columns must be told apart: ``sheet_iou``;
         ``sheet_baseline_iou``, their labelled share; ``sheet_auc``, the probability that a labelled
@@ -35,6 +37,7 @@ def score_voxels(
     lacking = sheet is None
     sheet = np.zeros_like(mask) if sheet is None else sheet
     within = sheet > 0
+    threshold = best_threshold([to_levels(probabilities)])
     whole = confusion(probabilities, mask)
     inside = confusion(probabilities[within], mask[within])
     sheet_ious = inside.iou, confusion(sheet[within], mask[within]).iou
@@ -43,6 +46,7 @@ def score_voxels(
         "foreground": (whole.tp + whole.fn) / mask.size,
         "found": (whole.tp + whole.fp) / mask.size,
         "iou": whole.iou,
+        "iou_auto": confusion(probabilities >= threshold, mask).iou,
         "baseline_iou": math.nan if lacking else confusion(sheet, mask).iou,
         "dice": whole.dice,
         "precision": ratio(whole.tp, whole.tp + whole.fp),

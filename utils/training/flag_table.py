@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from utils.flags import FlagParser, scale, voxel_size, whole_number
+from utils.flags import FlagParser, number_or_auto, voxel_size, whole_number
 from utils.training import options
 from utils.training.recipes import RECIPES
 
@@ -130,7 +130,7 @@ TYPES: Mapping[str, Callable[[str], Any]] = {
     "ignore_label": int,
     "mix": float,
     "val_share": float,
-    "scale": scale,
+    "scale": number_or_auto,
     "voxel_size": voxel_size,
     "presets": str,
     "config": str,
@@ -144,7 +144,7 @@ TYPES: Mapping[str, Callable[[str], Any]] = {
 
 METAVARS = {
     **{float: "FLOAT", str: "STR", list: "FILE"},
-    **{scale: "FACTOR|auto", voxel_size: "Z,Y,X"},
+    **{number_or_auto: "FACTOR|auto", voxel_size: "Z,Y,X"},
 }
 
 
