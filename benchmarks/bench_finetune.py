@@ -173,12 +173,16 @@ def trained(
 def score(
     checkpoint: str | Path, own: Any, after: Any, known: Sequence[Any], planes: list[int]
 ) -> dict[str, float]:
-    """Return the IoU at each of :data:`PLACES`, of the trained stack without ``planes``."""
+    """Return the IoU at each of :data:`PLACES`, of the trained stack without ``planes``.
+
+    Masks are cut at the threshold that predict.py chooses for them.
+    """
     import numpy as np
 
     from models import ModelConfig, build_model
     from utils.evaluation.confusion import Confusion, confusion
     from utils.prediction.sliding_window import predict_volume
+    from utils.prediction.thresholds import best_threshold, to_levels
     from utils.prediction.trained_network import read_network
 
     network = read_network(checkpoint)
@@ -187,7 +191,8 @@ def score(
     def counted(volume: Any, but: list[int]) -> Confusion:
         window = min(network.patch_size, *volume.mask.shape)
         found = predict_volume(model, volume.image, network.normalizer, window=window)
-        return confusion(np.delete(found, but, axis=2), np.delete(volume.mask, but, axis=2))
+        called = found >= best_threshold([to_levels(found)])
+        return confusion(np.delete(called, but, axis=2), np.delete(volume.mask, but, axis=2))
 
     ious = counted(own, planes).iou, counted(after, []).iou
     return dict(
