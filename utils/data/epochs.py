@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from utils.data.normalize import PercentileNormalizer
 from utils.simulation.streams import Purpose, make_rng
@@ -25,7 +25,6 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     makes_batches = False
     """Whether it has batches of its own, changed at random already, which training takes from its
     ``make_loader``: see :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`."""
-
     parts: tuple[int, ...] = ()
     """Where each batch holds several kinds of patches, one after the other, how many of each."""
 
@@ -53,6 +52,12 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
         stands the version of the simulation, which is not compared: older records lack it.
         """
         return {}
+
+
+def own_loader(data: Dataset, num_workers: int = 0, **options: Any) -> DataLoader:
+    """Return a loader that outlives epochs, and draws nothing from torch's global generator."""
+    kept = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    return DataLoader(data, generator=torch.Generator(), **kept, **options)
 
 
 def item_index(index: Any, length: int) -> int:

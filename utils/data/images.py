@@ -105,7 +105,6 @@ class Fake2DDataset(EpochDataset):
         self.seed = self._image_set.seed
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self._samples.images)
 
     def __repr__(self) -> str:
@@ -119,12 +118,9 @@ class Fake2DDataset(EpochDataset):
 
     def describe(self) -> dict[str, Any]:
         """Return file (None in memory), seed, number of samples and the simulation's version."""
-        return {
-            "file": None if self.h5path is None else str(self.h5path),
-            "seed": self.seed,
-            "samples": len(self),
-            "version": self._image_set.program_version,
-        }
+        file = None if self.h5path is None else str(self.h5path)
+        version = self._image_set.program_version
+        return {"file": file, "seed": self.seed, "samples": len(self), "version": version}
 
     def column_spacing(self, samples: int = 32) -> list[float]:
         """Return the columns' distance in pixels along x and y: the median over the first ones.
@@ -142,8 +138,7 @@ class Fake2DDataset(EpochDataset):
         """
         from utils.figures.samples import draw_image_sample
 
-        i = item_index(index, len(self))
-        samples = self._samples
+        i, samples = item_index(index, len(self)), self._samples
         return draw_image_sample(samples.images[i], samples.masks[i], samples.centres[i])
 
     def _simulate(self) -> ImageSamples:
@@ -155,9 +150,8 @@ class Fake2DDataset(EpochDataset):
         with nullcontext() if path is None else new_image_file(path, image_set) as file:
             for i in rows:
                 sample = simulate_image(self.config, image_rng(image_set.seed, i))
-                samples.images[i] = self.normalizer.apply(
-                    sample.image, *self.normalizer.fit(sample.image)
-                )
+                limits = self.normalizer.fit(sample.image)
+                samples.images[i] = self.normalizer.apply(sample.image, *limits)
                 samples.masks[i] = sample.mask
                 samples.centres[i] = sample.centres
                 if file is not None:
@@ -179,7 +173,6 @@ class SegmentationFake2DDataset(Fake2DDataset):
     """
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image and mask, (1, X, Y) float32, of one sample."""
         i = item_index(index, len(self))
         return self._image(i), torch.from_numpy(self._samples.masks[i].astype(np.float32))[None]
 
@@ -216,14 +209,12 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
         self.with_centres = with_centres
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
-        """Return image and heat map, (1, X, Y), and centres (max_centres, 2), all float32."""
         i = item_index(index, len(self))
         centres = self._samples.centres[i]
         heat = torch.from_numpy(heat_map(self.config.shape, centres, self.sigma, self.type))[None]
         if not self.with_centres:
             return self._image(i), heat
-        padding = np.full(2, KEYPOINT_PADDING, np.float32)
-        return self._image(i), heat, _padded(centres, self.config.max_centres, padding)
+        return self._image(i), heat, _padded(centres, self.config.max_centres, KEYPOINT_PADDING)
 
 
 class RegressionFake2DDataset(Fake2DDataset):
@@ -234,7 +225,6 @@ class RegressionFake2DDataset(Fake2DDataset):
     """
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image (1, X, Y) and centres (max_centres, 2), float32, of one sample."""
         i = item_index(index, len(self))
         relative = self._samples.centres[i] / np.array(self.config.shape, np.float32) - 0.5
         relative = relative.astype(np.float32)
@@ -246,17 +236,16 @@ def heat_map(
 ) -> np.ndarray:
     """Return the largest of the bumps of height 1 about ``centres`` (n, 2), (X, Y) float32."""
     x, y = (np.arange(edge, dtype=np.float32)[:, None] + 0.5 for edge in shape)
-    from_x = (x - centres[:, 0]) ** 2
-    from_y = (y - centres[:, 1]) ** 2
+    from_x, from_y = (x - centres[:, 0]) ** 2, (y - centres[:, 1]) ** 2
     nearest = np.min(from_x[:, None] + from_y[None], axis=-1)
     if type == "Cauchy":
         return 1.0 / (1.0 + nearest / np.float32(sigma**2))
     return np.exp(-nearest / np.float32(2.0 * sigma**2))
 
 
-def _padded(centres: np.ndarray, length: int, padding: np.ndarray) -> torch.Tensor:
-    """Return ``centres`` (n, 2) with rows of ``padding`` (2,) added up to ``length``."""
-    rows = np.repeat(padding[None], length, axis=0)
+def _padded(centres: np.ndarray, length: int, padding: np.ndarray | float) -> torch.Tensor:
+    """Return ``centres`` (n, 2) with rows of ``padding`` added up to ``length``."""
+    rows = np.full((length, 2), padding, np.float32)
     rows[: len(centres)] = centres
     return torch.from_numpy(rows)
 

@@ -15,7 +15,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from utils.data.epochs import EpochDataset, in_turn, item_index
 from utils.data.normalize import PercentileNormalizer, measure_limits
-from utils.data.patches import Slices, patch_slices
+from utils.data.patches import Slices, check_patches, patch_slices
 from utils.errors import UserError, disk_errors
 from utils.resampling import Resampling, planes_at_once
 from utils.simulation.streams import Purpose, check_seed, make_rng
@@ -65,7 +65,7 @@ class LabelledPair:
     @property
     def file(self) -> Path:
         """The image's file, also where the image is an array in it."""
-        return _file_around(self.image) or self.image
+        return _file_around(self.image)
 
 
 def find_pairs(
@@ -84,22 +84,20 @@ def find_pairs(
         if len(files) not in (2, 3) or not all(files):
             raise UserError(f"{given}: give a folder, IMAGE=LABELS or IMAGE=LABELS=MASK")
         image, labels, *masks = map(Path, files)
-        name = split_ending(_file_around(image) or image)[0]
+        name = split_ending(_file_around(image))[0]
         return [LabelledPair(image, labels, masks[0] if masks else None, channel, name)]
-    names = [folder.name] if folder.name in FOLDERS else ["images", *(f"images{p}" for p in parts)]
-    root = folder.parent if folder.name in FOLDERS else folder
-    there = [name for name in names if (root / name).is_dir() and (root / FOLDERS[name]).is_dir()]
+    places = [folder] if folder.name in FOLDERS else [folder / f"images{p}" for p in ("", *parts)]
+    beside = [(images, images.with_name(FOLDERS[images.name])) for images in places]
+    there = [both for both in beside if all(map(Path.is_dir, both))]
     if not there:
         raise UserError(
             f"{given}: no labelled stacks: it must hold images/ and labels/, or imagesTr/ and "
             "labelsTr/ as for nnU-Net"
         )
-    images, labels = root / there[0], root / FOLDERS[there[0]]
-    drawn = _stacks_in(labels)
-    seen = {
-        name: LabelledPair(path, path, None, channel) for name, path in _stacks_in(images).items()
-    }
-    if there[0] != "images":
+    images, labels = there[0]
+    drawn, found = _stacks_in(labels), _stacks_in(images)
+    seen = {name: LabelledPair(path, path, None, channel) for name, path in found.items()}
+    if images.name != "images":
         seen = _one_channel(seen, channel)
     if not drawn or not seen:
         known = ", ".join(ENDINGS)
@@ -116,14 +114,13 @@ def _stacks_in(folder: Path) -> dict[str, Path]:
     with disk_errors(folder):
         paths = sorted(folder.iterdir())
     for path in paths:
-        ends = path.name.lower().endswith(tuple(ENDINGS))
-        if path.name.startswith(".") or not (ends or path.is_dir()):
+        file = path.name.lower()
+        if file.startswith(".") or not (file.endswith(tuple(ENDINGS)) or path.is_dir()):
             continue
-        name = split_ending(path)[0]
-        other = found.get(name)
-        if other is None or path.name.lower().endswith(HEADERS):
-            found[name] = path
-        elif not other.name.lower().endswith(HEADERS):
+        other = found.setdefault(split_ending(path)[0], path)
+        if file.endswith(HEADERS):
+            found[split_ending(path)[0]] = path
+        elif other != path and not other.name.lower().endswith(HEADERS):
             raise UserError(f"{path}: {other.name} has the same name; keep one of them there")
     return found
 
@@ -163,10 +160,8 @@ class OpenPair:
         ignored = self.ignore_label
         unknown = np.zeros(ids.shape, bool) if ignored is None else ids == ignored
         if (ids[~unknown] < 0).any():
-            raise UserError(
-                f"{self.labels.path}: holds the label {ids[~unknown].min()}; name the value of "
-                "voxels that nobody annotated with --ignore_label"
-            )
+            advice = "name the value of voxels that nobody annotated with --ignore_label"
+            raise UserError(f"{self.labels.path}: holds the label {ids[~unknown].min()}; {advice}")
         if ignored == 0:
             ids -= 1
         if self.mask is not None:
@@ -187,15 +182,13 @@ class OpenPair:
             annotated += int(np.count_nonzero(ids != UNKNOWN))
             labelled += int(np.count_nonzero(ids > 0))
             known.update(np.unique(ids).tolist())
-        name = self.labels.path
+        name, background = self.labels.path, int(self.ignore_label == 0)
         if not annotated:
             what = f" but for what {self.pair.annotated} leaves out" if self.mask else ""
             raise UserError(f"{name}: no voxel is annotated{what}; nothing is to be learned of it")
         if not labelled:
-            background = 1 if self.ignore_label == 0 else 0
-            raise UserError(
-                f"{name}: no voxel is labelled: all that is annotated is {background}, background"
-            )
+            said = f"all that is annotated is {background}, background"
+            raise UserError(f"{name}: no voxel is labelled: {said}")
         return annotated, labelled, len(known - {0, UNKNOWN})
 
 
@@ -229,26 +222,24 @@ def reading_pair(
         for path in filter(None, (pair.labels, pair.annotated)):
             stack = files.enter_context(_open(path, axes=spatial))
             if stack.shape != image.shape:
-                raise UserError(
-                    f"{path}: has shape {stack.shape} (x, y, z), and {pair.image} {image.shape}"
-                )
+                other = f"(x, y, z), and {pair.image} {image.shape}"
+                raise UserError(f"{path}: has shape {stack.shape} {other}")
             dtype = stack.part((slice(0, 1),) * len(stack.shape)).dtype
             drawn.append(replace(stack, dtype=dtype))  # ids above 2^24 are lost in float32
         yield OpenPair(pair, image, drawn[0], drawn[1] if len(drawn) > 1 else None, ignore_label)
 
 
-def _file_around(path: Path) -> Path | None:
-    """Return the file that ``FILE.h5/KEY`` is an array of; None for a file itself."""
-    return next((folder for folder in path.parents if folder.is_file()), None)
+def _file_around(path: Path) -> Path:
+    """Return the file that ``FILE.h5/KEY`` is an array of, and a file itself as it is."""
+    return next((folder for folder in path.parents if folder.is_file()), path)
 
 
 def _open(path: Path, **given: Any) -> Stack:
     """Open a file, or an array in one."""
-    around = _file_around(path)
+    file = _file_around(path)
+    key = None if file == path else path.relative_to(file).as_posix()
     try:
-        if around is None:
-            return open_stack(path, **given)
-        return open_stack(around, key=path.relative_to(around).as_posix(), **given)
+        return open_stack(file, key=key, **given)
     except UserError as error:
         hints = [hint for flag, hint in HINTS.items() if f"name one with {flag}" in str(error)]
         if not hints or "channel" in given and hints == [HINTS["--channel"]]:
@@ -281,9 +272,7 @@ class LabelledStack:
     box: Slices  # the part of the copies that this is; all of them, but for :meth:`split`
     normalizer: PercentileNormalizer
     numbered: bool  # whether labels tell columns apart
-    # labels of the whole stack, or of a mask its connected parts; None where there are too many
-    # voxels to count them
-    columns: int | None
+    columns: int | None  # labels of the whole stack, or of a mask its parts; None: too large
     reasons: tuple[str, ...]  # lines that say why it has this shape
 
     @property
@@ -328,10 +317,8 @@ class LabelledStack:
                 boxes = ((*self.box[:axis], side, *self.box[axis + 1 :]) for side in sides)
                 first, second = (replace(self, box=box) for box in boxes)
                 return first, second
-        raise UserError(
-            f"{self.pair.labels}: too little is labelled to hold a share of {share:g} out for "
-            "validation"
-        )
+        held_out = f"to hold a share of {share:g} out for validation"
+        raise UserError(f"{self.pair.labels}: too little is labelled {held_out}")
 
     def describe(self) -> dict[str, Any]:
         """Return what it is as plain JSON, as data sets do."""
@@ -346,9 +333,8 @@ class LabelledStack:
         """Return a line on how much of it is annotated."""
         told = f"{self.columns} {'columns' if self.numbered else 'connected parts of a mask'}"
         told = "a mask" if self.columns is None else told
-        return annotation_line(
-            self.pair, self.shape, self.annotated.sum(), self.labelled.sum(), told
-        )
+        counts = self.annotated.sum(), self.labelled.sum()
+        return annotation_line(self.pair, self.shape, *counts, told)
 
 
 def annotation_line(
@@ -404,29 +390,26 @@ def open_pair(
             scaled[~np.isfinite(planes)] = 0  # as in prediction
             return scaled
 
-        _write(scratch, opened, shape, grey)
+        target = _write(scratch.path, opened, shape, grey)
+    columns: int | None = ids
+    if ids == 1:
+        counted = math.prod(shape) <= MOST_COUNTED
+        columns = ndimage.label(target == 1)[1] if counted else None
     box = tuple(slice(0, length) for length in shape)
-    stack = LabelledStack(pair, scratch, box, normalizer, ids > 1, ids, tuple(reasons))
-    if ids > 1:
-        return stack
-    counted = math.prod(shape) <= MOST_COUNTED
-    return replace(stack, columns=ndimage.label(stack.target == 1)[1] if counted else None)
+    return LabelledStack(pair, scratch, box, normalizer, ids > 1, columns, tuple(reasons))
 
 
 def _write(
-    scratch: _Scratch,
-    opened: OpenPair,
-    shape: tuple[int, ...],
-    grey: Callable[[int, int], np.ndarray],
-) -> None:
-    """Write image and target in the network's voxels, slab by slab."""
+    folder: Path, opened: OpenPair, shape: tuple[int, ...], grey: Callable[[int, int], np.ndarray]
+) -> np.ndarray:
+    """Write image and target in the network's voxels, slab by slab; return the target."""
     source = opened.image.shape
     resampling = Resampling.between(source, shape)
     nearest = [_candidates(old, new) for old, new in zip(source, shape, strict=True)]
     made = {"mode": "w+", "shape": shape, "fortran_order": True}
-    with disk_errors(scratch.path, "written"):
-        image = np.lib.format.open_memmap(scratch.path / "image.npy", dtype=np.float32, **made)
-        target = np.lib.format.open_memmap(scratch.path / "target.npy", dtype=np.uint8, **made)
+    with disk_errors(folder, "written"):
+        image = np.lib.format.open_memmap(folder / "image.npy", dtype=np.float32, **made)
+        target = np.lib.format.open_memmap(folder / "target.npy", dtype=np.uint8, **made)
     planes = planes_at_once(8 * math.prod(map(max, source[:-1], shape[:-1])))
     for start in range(0, shape[-1], planes):
         stop = min(start + planes, shape[-1])
@@ -440,6 +423,7 @@ def _write(
         target[..., start:stop] = np.where(ids == UNKNOWN, IGNORED, ids > 0)
     if not (target == 1).any():
         raise UserError(f"{opened.labels.path}: its labels are lost at the network's voxel size")
+    return target
 
 
 def _candidates(old: int, new: int) -> np.ndarray:
@@ -461,6 +445,7 @@ def _nearest_known(ids: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray
     return found
 
 
+@dataclass(eq=False, repr=False)
 class LabelledDataset(EpochDataset):
     """Patches of labelled stacks of any sizes: (image, target), each (1, p, p, p) or (1, p, p).
 
@@ -474,43 +459,33 @@ class LabelledDataset(EpochDataset):
     Raises UserError for a stack of other axes than ``spatial_dims``, or a number out of range.
     """
 
-    def __init__(
-        self,
-        stacks: Sequence[LabelledStack],
-        *,
-        patch_size: int = 64,
-        spatial_dims: int = 3,
-        background_threshold: float = 0.95,
-        seed: int = 0,
-        patches_per_epoch: int | None = None,
-    ) -> None:
+    stacks: Sequence[LabelledStack]
+    _: KW_ONLY
+    patch_size: int = 64
+    spatial_dims: int = 3
+    background_threshold: float = 0.95
+    seed: int = 0
+    patches_per_epoch: int | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for stack in stacks:
-            if len(stack.shape) != spatial_dims:
+        for stack in self.stacks:
+            if len(stack.shape) != self.spatial_dims:
                 raise UserError(
-                    f"{stack.pair.image}: has {len(stack.shape)} axes, and {spatial_dims} are "
+                    f"{stack.pair.image}: has {len(stack.shape)} axes, and {self.spatial_dims} are "
                     f"needed; train_basic_{len(stack.shape)}dunet.py takes it"
                 )
-        if patch_size < 1 or not 0 <= background_threshold <= 1 or patches_per_epoch == 0:
-            raise UserError(
-                f"patches of {patch_size} voxels an edge, {patches_per_epoch} an epoch, at most "
-                f"{background_threshold} background: none can be cut"
-            )
-        self.stacks = list(stacks)
-        self.normalizer = stacks[0].normalizer
-        self.patch_shape = (patch_size,) * spatial_dims
-        self.background_threshold = background_threshold
-        self.seed = check_seed(seed)
-        self.patches_per_epoch = patches_per_epoch or sum(
-            math.prod(-(-length // patch_size) for length in stack.shape) for stack in stacks
-        )
+        edge, number = self.patch_size, self.patches_per_epoch
+        check_patches((edge,), edge, self.background_threshold, patches_per_epoch=number)
+        self.normalizer = self.stacks[0].normalizer
+        self.patch_shape = (edge,) * self.spatial_dims
+        self.seed = check_seed(self.seed)
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return self.patches_per_epoch
+        covering = (math.prod(-(-n // self.patch_size) for n in one.shape) for one in self.stacks)
+        return self.patches_per_epoch or sum(covering)
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        """Return image and target of one patch."""
         item = item_index(item, len(self))
         place = in_turn(self.seed, self.epoch * len(self) + item, len(self.stacks))
         stack = self.stacks[place]

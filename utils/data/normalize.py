@@ -36,7 +36,6 @@ class PercentileNormalizer:
     days of that one; on volumes as they were trained on both give the same limits."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         if not 0 <= self.low_percent < self.high_percent <= 100:
             raise UserError(
                 "percentiles must be 0 <= low_percent < high_percent <= 100, got "

@@ -7,6 +7,7 @@ processes, forked or spawned, sees the same. Each process opens the files for it
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from utils.storage import VolumeFile, version_note
 FilePath = str | os.PathLike[str]
 
 
+@dataclass(eq=False, repr=False)
 class SegmentationFake3DDataset(EpochDataset):
     """Patches with enough foreground: (image, mask), each (1, p, p, p) float32.
 
@@ -34,26 +36,21 @@ class SegmentationFake3DDataset(EpochDataset):
     first, if the patch is larger than the volumes or a number is out of range.
     """
 
-    def __init__(
-        self,
-        files: FilePath | Sequence[FilePath],
-        *,
-        patch_size: int = 64,
-        background_threshold: float = 0.95,
-        seed: int = 0,
-        patches_per_epoch: int | None = None,
-    ) -> None:
+    files: InitVar[FilePath | Sequence[FilePath]]
+    _: KW_ONLY
+    patch_size: int = 64
+    background_threshold: float = 0.95
+    seed: int = 0
+    patches_per_epoch: int | None = None
+
+    def __post_init__(self, files: FilePath | Sequence[FilePath]) -> None:
         super().__init__()
-        paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+        paths = [files] if isinstance(files, str | os.PathLike) else files
         self.files = [VolumeFile(path) for path in paths]
         self.volume_shape, self._rows = _list_rows(self.files)
-        check_patches(
-            self.volume_shape, patch_size, background_threshold, patches_per_epoch=patches_per_epoch
-        )
-        self.patch_size = patch_size
-        self.background_threshold = background_threshold
-        self.seed = check_seed(seed)
-        self.patches_per_epoch = patches_per_epoch
+        self.seed = check_seed(self.seed)
+        number = {"patches_per_epoch": self.patches_per_epoch}
+        check_patches(self.volume_shape, self.patch_size, self.background_threshold, **number)
 
     @property
     def num_samples(self) -> int:
@@ -61,20 +58,17 @@ class SegmentationFake3DDataset(EpochDataset):
         return len(self._rows)
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch."""
         return self.patches_per_epoch or self.num_samples
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image and mask, (1, p, p, p) float32, of one patch."""
         item = item_index(item, len(self))
-        epoch = self.epoch
-        file, row = self._rows[self._sample(epoch, item)]
+        file, row = self._rows[self._sample(self.epoch, item)]
         slices, mask = choose_patch(
             lambda part: file.read_mask(row, part),
             self.volume_shape,
             (self.patch_size,) * 3,
             self.background_threshold,
-            make_rng(Purpose.PATCH, self.seed, epoch, item),
+            make_rng(Purpose.PATCH, self.seed, self.epoch, item),
         )
         image = self.normalizer.apply(file.read_image(row, slices), *file.percentiles(row))
         return torch.from_numpy(image)[None], torch.from_numpy(mask.astype(np.float32))[None]
@@ -120,7 +114,7 @@ def _list_rows(
             rows += [(file, row) for row in range(len(file))]
             note = version_note(file.path, file.program_version)
         if note:
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=4)
         if shapes[-1] != shapes[0]:
             raise UserError(
                 f"{file.path}: volumes of {shapes[-1]} voxels, but {files[0].path} has {shapes[0]}"
