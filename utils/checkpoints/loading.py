@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from utils.checkpoints.pretrained import find_pretrained, pretrained_names, unpack_weights
+from utils.checkpoints.pretrained import find_pretrained, pretrained_names
 from utils.errors import UserError
 from utils.provenance import CHECKPOINT_FORMAT
 
@@ -32,28 +32,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     foreign file.
     """
     path = Path(path)
-    if not path.exists():
-        path = find_pretrained(path) or path
+    if not path.exists() and not find_pretrained(path):
+        known = f"pretrained networks known by name: {', '.join(pretrained_names()) or 'none'}"
+        raise UserError(f"the checkpoint {path} does not exist ({known})")
+    path = path if path.exists() else find_pretrained(path)
     if path.is_dir():
-        folder = path / "checkpoints"
-        found = [folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()]
-        if not found:
+        files = [path / "checkpoints" / name for name in ("best.pth", "last.pth")]
+        if not any(map(Path.exists, files)):
             raise UserError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
-        path = found[0]
-    if not path.exists():
-        names = ", ".join(pretrained_names()) or "none"
-        raise UserError(
-            f"the checkpoint {path} does not exist (pretrained networks known by name: {names})"
-        )
+        path = next(filter(Path.exists, files))
     state = _load_plain(path)
     if not isinstance(state, dict) or not isinstance(state.get("model_state"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of this project")
     if state.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {state.get('format')}; this program reads "
-            f"{CHECKPOINT_FORMAT}"
-        )
-    return {**state, "model_state": unpack_weights(state["model_state"])}
+        found = f"checkpoint format {state.get('format')}"
+        raise CheckpointError(f"{path} has {found}; this program reads {CHECKPOINT_FORMAT}")
+    weights = state["model_state"].items()
+    plain = {n: w.float() if w.dtype == torch.bfloat16 else w for n, w in weights}
+    return {**state, "model_state": plain}
 
 
 def _load_plain(path: Path) -> Any:
@@ -85,9 +81,9 @@ def _unpackaged(path: Path) -> Path | io.BytesIO:
             if PACKAGED in names:
                 return io.BytesIO(files.read(PACKAGED))
             if names & {"bioimageio.yaml", "rdf.yaml"}:
+                lacks = f"it has no {PACKAGED}, as those of export_model.py do"
                 raise CheckpointError(
-                    f"{path} is a bioimage.io package of another program: it has no {PACKAGED}, as "
-                    "those of export_model.py do"
+                    f"{path} is a bioimage.io package of another program: {lacks}"
                 )
     return path
 

@@ -84,10 +84,9 @@ def check_origin(authors: Sequence[str], license: str | None) -> None:
         if license is not None:
             LicenseId(license)
     except ValidationError as error:
-        told = error.errors()[0]
         raise UserError(
-            f"bioimage.io does not take {told['input']!r}: --authors are names without a slash, "
-            "--license is an identifier of SPDX such as MIT or CC-BY-4.0"
+            f"bioimage.io does not take {error.errors()[0]['input']!r}: --authors are names "
+            "without a slash, --license is an identifier of SPDX such as MIT or CC-BY-4.0"
         ) from error
 
 
@@ -102,8 +101,7 @@ class Probabilities(nn.Module):
         """Map (batch, 1, z, y, x), or (batch, 1, y, x), to probabilities of that shape."""
         order = (0, 1, *reversed(range(2, image.ndim)))
         logits = self.network(image.permute(order))
-        if isinstance(logits, (list, tuple)):
-            logits = logits[-1]
+        logits = logits[-1] if isinstance(logits, list) else logits
         return torch.sigmoid(logits).permute(order)
 
 
@@ -235,15 +233,13 @@ def _description(network: nn.Module, state: Mapping[str, Any], highest: float) -
     space = [{"type": "space", "id": a, "size": lengths, "concatenable": True} for a in axes]
     limits = {"min_percentile": rule.low_percent, "max_percentile": rule.high_percent}
     scaling = {"axes": ["channel", *axes], **limits, "eps": 1e-9}
+    clipping = {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}}
     image = {
         "id": "image",
         "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["fluorescence"]}, *space],
         "test_tensor": {"source": "test_input.npy"},
         "pad": {"mode": "edge"},
-        "preprocessing": [
-            {"id": "scale_range", "kwargs": scaling},
-            {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}},
-        ],
+        "preprocessing": [{"id": "scale_range", "kwargs": scaling}, clipping],
     }
     same = {a: {"tensor_id": "image", "axis_id": a} for a in axes}
     space = [{"type": "space", "id": a, "size": same[a], "halo": edge} for a in axes]
@@ -252,11 +248,8 @@ def _description(network: nn.Module, state: Mapping[str, Any], highest: float) -
         "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["column"]}, *space],
         "test_tensor": {"source": "test_output.npy"},
     }
-    tolerance = {
-        "relative_tolerance": 0.0,
-        "absolute_tolerance": min(TOLERANCE, highest / 200),  # must be less than a hundredth of it
-        "mismatched_elements_per_million": 0,
-    }
+    tolerance: dict[str, float] = {"relative_tolerance": 0, "mismatched_elements_per_million": 0}
+    tolerance["absolute_tolerance"] = min(TOLERANCE, highest / 200)  # below a hundredth of it
     return {
         "type": "model",
         "description": "Probability that a voxel belongs to a column of the fly's optic lobe, in a "

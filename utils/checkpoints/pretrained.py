@@ -21,10 +21,7 @@ from utils.replacing import make_folder, replacing
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"  # where names are looked up
 MOST_BYTES = 3_000_000  # a file must be smaller: it is part of every clone
-KEPT = (
-    *("format", "model_config", "normalizer", "spacing_voxels", "patch_size", "epoch", "metrics"),
-    "trust",
-)
+KEPT = "format model_config normalizer spacing_voxels patch_size epoch metrics trust".split()
 """Entries of a checkpoint that go into the file as they are, beside its weights and objective."""
 PLACES = ("log_path", "data_dir", "resume", "experiment_title")
 """Flags that say where something lies on one machine, not what was trained."""
@@ -61,14 +58,6 @@ def find_pretrained(checkpoint: str | Path, folder: Path = FOLDER) -> Path | Non
     return folder / f"{name}.pth" if name in pretrained_names(folder) else None
 
 
-def unpack_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights with all that is bfloat16 as float32."""
-    return {
-        name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-        for name, tensor in weights.items()
-    }
-
-
 def save_pretrained(
     name: str,
     state: Mapping[str, Any],
@@ -95,22 +84,19 @@ def save_pretrained(
     if weights.exists() and not overwrite:
         raise UserError(f"{weights} exists already; --overwrite replaces it and its card")
     packed = pack(state, torch.bfloat16)
-    size = len(packed)
-    if size >= MOST_BYTES:
-        raise UserError(
-            f"{name}: {size:,} bytes in bfloat16, and less than {MOST_BYTES:,} are allowed; "
-            "train a network of fewer channels"
-        )
+    size = f"{len(packed):,} bytes"
+    if len(packed) >= MOST_BYTES:
+        allowed = f"less than {MOST_BYTES:,} are allowed; train a network of fewer channels"
+        raise UserError(f"{name}: {size} in bfloat16, and {allowed}")
     use = (
         f"`python predict.py --checkpoint {name} --input STACK --output MASK` uses it. "
-        f"{size:,} bytes; kernels in bfloat16, computed with in float32 or bfloat16."
+        f"{size}; kernels in bfloat16, computed with in float32 or bfloat16."
     )
     text = describe(name, use, state, log_directory, evaluation, hardware)
     make_folder(folder)
-    with replacing(weights) as temporary:
-        temporary.write_bytes(packed)
-    with replacing(card) as temporary:
-        temporary.write_text(text)
+    for path, content in ((weights, packed), (card, text.encode())):
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     return weights, card
 
 
@@ -120,10 +106,10 @@ def pack(state: Mapping[str, Any], kernels: torch.dtype) -> bytes:
         name: tensor.to(kernels) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in state["model_state"].items()
     }
-    flags = {"objective": state.get("flags", {}).get("objective")}
     kept = {name: state[name] for name in KEPT if name in state}
+    kept["flags"] = {"objective": state.get("flags", {}).get("objective")}
     packed = io.BytesIO()
-    torch.save({**kept, "flags": flags, "model_state": weights}, packed)
+    torch.save({**kept, "model_state": weights}, packed)
     return packed.getvalue()
 
 
@@ -178,12 +164,9 @@ def describe(
 
     The other arguments, and the UserErrors, are those of :func:`save_pretrained`.
     """
-    config = _read_json(log_directory / "config.json")
-    log = _read_json(log_directory / "logs.json")
-    lengths = state["spacing_voxels"]
-    trained_on = config.get("data", {}).get("train", [])
-    entries = trained_on if isinstance(trained_on, list) else [trained_on]
-    labelled = any("annotated" in entry for entry in entries)
+    config, log = (_read_json(log_directory / name) for name in ("config.json", "logs.json"))
+    lengths, data = state["spacing_voxels"], config.get("data", {})
+    labelled = any("annotated" in entry for entry in _entries(data.get("train", [])))
     return CARD.format(
         name=name,
         use=use,
@@ -193,7 +176,7 @@ def describe(
         high=state["normalizer"]["high_percent"],
         spacing=" x ".join(f"{edge:.2f}" for edge in lengths),
         patch_size=state["patch_size"],
-        data=_describe_data(config.get("data", {})),
+        data=_describe_data(data),
         training=_describe_training(state["epoch"], config, log, hardware),
         scores=_describe_scores(name, state, evaluation),
         seen=LABELLED if labelled else SIMULATED,
@@ -227,11 +210,10 @@ def _describe_data(data: Mapping[str, Any]) -> str:
     Of a stream (``on_the_fly``), whose every parameter stands there, presets and shares.
     """
     lines = []
-    for role, entries in data.items():
-        for entry in entries if isinstance(entries, list) else [entries]:
-            stream = entry.get("on_the_fly", [])
+    for role, given in data.items():
+        for entry in _entries(given):
             words = [f"{k} {_portable(value)}" for k, value in entry.items() if k != "on_the_fly"]
-            for part in stream if isinstance(stream, list) else [stream]:
+            for part in _entries(entry.get("on_the_fly", [])):
                 shape = " x ".join(map(str, part["shape"]))
                 name = part.get("preset", "wide" if "sheet" in part else "reference")
                 share = f"share {part.get('share', 1):g}, {shape} voxels"
@@ -240,11 +222,16 @@ def _describe_data(data: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _entries(given: Any) -> list[Any]:
+    """Return what may be one entry or a list of them as a list."""
+    return given if isinstance(given, list) else [given]
+
+
 def _describe_training(
     best: int, config: Mapping[str, Any], log: Mapping[str, Any], hardware: str | None
 ) -> str:
     """Return how long it trained, from what, on what, and its command, a flag a line."""
-    epochs, machine = log["epochs"], config["machine"]
+    epochs, machine, compute = log["epochs"], config["machine"], config["compute"]
     hours = sum(record["seconds"] for record in epochs) / 3600
     until = sum(r["seconds"] for r in epochs if r["epoch"] <= best) / 3600
     where = hardware or f"{machine['cores']} cores, {machine['processor']}"
@@ -252,7 +239,7 @@ def _describe_training(
     lines = [
         f"- epoch {best} of {len(epochs)} trained; {until:.1f} of {hours:.1f} hours; the run "
         f"ended: {log['exit']['reason']}",
-        f"- hardware: {where}; {config['compute']['device']}, {config['compute']['precision']}",
+        f"- hardware: {where}; {compute['device']}, {compute['precision']}",
         f"- versions: {versions}; program {config['git_revision']}",
     ]
     if ancestor := config.get("ancestor"):

@@ -97,7 +97,12 @@ class Fake2DDataset(EpochDataset):
         self.config = ImageConfig.from_dict(parameters)
         self.h5path = None if h5path is None else Path(h5path)
         if self.h5path is not None and self.h5path.is_file():
-            self._image_set, self._samples = _load(self.h5path, self.config, seed, L)
+            self._image_set = read_image_set(self.h5path)
+            if note := version_note(self.h5path, self._image_set.program_version):
+                warnings.warn(note, stacklevel=3)
+            asked = ImageSet(self.config, self._image_set.seed if seed is None else seed, int(L))
+            self._image_set.check_serves(self.h5path, asked)
+            self._samples = read_images(self.h5path, int(L))
         else:
             fresh = secrets.randbits(32) if seed is None else seed
             self._image_set = ImageSet(self.config, fresh, int(L))
@@ -248,15 +253,3 @@ def _padded(centres: np.ndarray, length: int, padding: np.ndarray | float) -> to
     rows = np.full((length, 2), padding, np.float32)
     rows[: len(centres)] = centres
     return torch.from_numpy(rows)
-
-
-def _load(
-    path: Path, config: ImageConfig, seed: int | None, count: int
-) -> tuple[ImageSet, ImageSamples]:
-    """Return what a file holds and its first ``count`` samples, if that serves who asks."""
-    found = read_image_set(path)
-    if note := version_note(path, found.program_version):
-        warnings.warn(note, stacklevel=4)
-    asked = ImageSet(config, found.seed if seed is None else seed, int(count))
-    found.check_serves(path, asked)
-    return found, read_images(path, count)

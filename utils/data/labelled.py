@@ -419,7 +419,9 @@ def _write(
         first = int(wanted.min())
         ids = opened.read_labels(first, int(wanted.max()) + 1)
         for axis, places in enumerate((*nearest[:-1], wanted - first)):
-            ids = _nearest_known(ids, axis, places)
+            whole, ids = ids, ids.take(places[0], axis)
+            for other in places[1:]:  # so that no annotated plane gets lost between larger voxels
+                ids = np.where(ids == UNKNOWN, whole.take(other, axis), ids)
         target[..., start:stop] = np.where(ids == UNKNOWN, IGNORED, ids > 0)
     if not (target == 1).any():
         raise UserError(f"{opened.labels.path}: its labels are lost at the network's voxel size")
@@ -432,17 +434,6 @@ def _candidates(old: int, new: int) -> np.ndarray:
     reach = max(0, math.ceil((old / new - 1) / 2))
     steps = sorted(range(-reach, reach + 1), key=abs)
     return np.clip(np.rint(centres).astype(int) + np.array(steps)[:, None], 0, old - 1)
-
-
-def _nearest_known(ids: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray:
-    """Return ``ids`` at ``places`` along an axis: the first of them that somebody annotated.
-
-    So that no annotated plane gets lost between larger voxels.
-    """
-    found = ids.take(places[0], axis)
-    for other in places[1:]:
-        found = np.where(found == UNKNOWN, ids.take(other, axis), found)
-    return found
 
 
 @dataclass(eq=False, repr=False)

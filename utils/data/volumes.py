@@ -33,7 +33,8 @@ class SegmentationFake3DDataset(EpochDataset):
     across epochs, so that all are used evenly.
 
     Raises UserError, naming the file, if one is missing, broken, or of other voxel numbers than the
-    first, if the patch is larger than the volumes or a number is out of range.
+    first, if the patch is larger than the volumes or a number is out of range. Warns of files of
+    another version of the program.
     """
 
     files: InitVar[FilePath | Sequence[FilePath]]
@@ -47,7 +48,20 @@ class SegmentationFake3DDataset(EpochDataset):
         super().__init__()
         paths = [files] if isinstance(files, str | os.PathLike) else files
         self.files = [VolumeFile(path) for path in paths]
-        self.volume_shape, self._rows = _list_rows(self.files)
+        if not self.files:
+            raise UserError("no data file given; generate_3d_data.py makes them")
+        shapes, self._rows = [], []
+        for file in self.files:
+            with file:
+                shapes.append(file.shape)
+                self._rows += [(file, row) for row in range(len(file))]
+                note = version_note(file.path, file.program_version)
+            if note:
+                warnings.warn(note, stacklevel=3)
+            if shapes[-1] != shapes[0]:
+                other = f"but {self.files[0].path} has {shapes[0]}"
+                raise UserError(f"{file.path}: volumes of {shapes[-1]} voxels, {other}")
+        self.volume_shape = shapes[0]
         self.seed = check_seed(self.seed)
         number = {"patches_per_epoch": self.patches_per_epoch}
         check_patches(self.volume_shape, self.patch_size, self.background_threshold, **number)
@@ -96,27 +110,3 @@ class SegmentationFake3DDataset(EpochDataset):
         if len(self) == self.num_samples:
             return item
         return in_turn(self.seed, epoch * len(self) + item, self.num_samples)
-
-
-def _list_rows(
-    files: list[VolumeFile],
-) -> tuple[tuple[int, int, int], list[tuple[VolumeFile, int]]]:
-    """Return the volumes' shape, and file and row of each sample; leaves the files closed.
-
-    Warns of files of another version of the program.
-    """
-    if not files:
-        raise UserError("no data file given; generate_3d_data.py makes them")
-    shapes, rows = [], []
-    for file in files:
-        with file:
-            shapes.append(file.shape)
-            rows += [(file, row) for row in range(len(file))]
-            note = version_note(file.path, file.program_version)
-        if note:
-            warnings.warn(note, stacklevel=4)
-        if shapes[-1] != shapes[0]:
-            raise UserError(
-                f"{file.path}: volumes of {shapes[-1]} voxels, but {files[0].path} has {shapes[0]}"
-            )
-    return shapes[0], rows

@@ -26,9 +26,9 @@ MICROMETRES = {
 }
 """Micrometres of a unit by its name in small letters, ``u`` for the sign of micro."""
 SAME_SIZE = 1e-4  # by which sizes may differ that are one: TIFF rounds, NIfTI has float32
-SIGNS = {"left-posterior-superior": (-1, -1, 1), "LPS": (-1, -1, 1), "LAS": (-1, 1, 1)}
-SIGNS |= {"right-anterior-superior": (1, 1, 1), "RAS": (1, 1, 1)}
-SIGNS |= {"left-anterior-superior": SIGNS["LAS"]}
+SIGNS = dict.fromkeys(("left-posterior-superior", "LPS"), (-1, -1, 1))
+SIGNS |= dict.fromkeys(("left-anterior-superior", "LAS"), (-1, 1, 1))
+SIGNS |= dict.fromkeys(("right-anterior-superior", "RAS"), (1, 1, 1))
 """Spaces of NRRD, and the signs that turn their axes into those of NIfTI, which is RAS."""
 
 
@@ -154,13 +154,12 @@ class Place:
 
     def note(self) -> str | None:
         """Return what a person must know of sizes that the file does not tell; None if it does."""
+        if not self.guessed and (self.has_unit or not self.tells_ratio):
+            return None
+        said = "the voxel size in the file has no unit, its ratio is used and kept"
         if self.guessed:
             axes = " and ".join(self.guessed.lower())
             said = f"no voxel size along {axes} in the file, taken for that of the finest axis"
-        elif not self.has_unit and self.tells_ratio:
-            said = "the voxel size in the file has no unit, its ratio is used and kept"
-        else:
-            return None
         sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         return f"{said}: {sizes} (x, y, z); --voxel_size Z,Y,X gives it in micrometres"
 
