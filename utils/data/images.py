@@ -5,17 +5,16 @@ that exists is loaded. Axis order is (x, y); the pixel ``image[0, i, j]`` has it
 (i + 0.5, j + 0.5), and columns' centres are in those pixels.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from tqdm import tqdm
 
 from utils.data.epochs import EpochDataset, item_index
@@ -25,9 +24,6 @@ from utils.simulation.image import ImageConfig, image_rng, simulate_image
 from utils.simulation.streams import check_seed
 from utils.storage import version_note
 from utils.storage.images import ImageSamples, ImageSet, new_image_file, read_image_set, read_images
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 KEYPOINT_PADDING = 999.0  # stands in both coordinates of rows that hold no centre
 HEAT_MAPS = ("Gaussian", "Cauchy")

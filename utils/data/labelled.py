@@ -7,6 +7,7 @@ has annotated anything. If that value is 0, as programs for painting have it, 1 
 Arrays are (X, Y, Z) or (X, Y).
 """
 
+import functools
 import math
 import os
 import re
@@ -44,7 +45,6 @@ HINTS = {
 }
 """What to do where only ``predict.py`` has the flag that a message speaks of."""
 UNKNOWN = -1  # label of voxels that nobody annotated
-IGNORED = 255  # the same in :attr:`LabelledStack.target`; items of the data set have -1 there
 TRIES = 20  # patches that are looked at before one is taken that has any labelled voxel
 MOST_COUNTED = 1 << 26  # voxels up to which the connected parts of a mask are counted
 
@@ -282,7 +282,7 @@ class LabelledStack:
 
     @property
     def target(self) -> np.ndarray:
-        """Uint8 of that shape: 0, 1, or :data:`IGNORED`."""
+        """Int8 of that shape: 0, 1, or :data:`UNKNOWN`."""
         return np.load(self.scratch.path / "target.npy", mmap_mode="r")[self.box]
 
     @property
@@ -351,7 +351,7 @@ def annotation_line(
 def _count_planes(target: np.ndarray) -> np.ndarray:
     """Return the annotated and the labelled voxels of each plane of the last axis, (2, Z) int64."""
     planes = (target[..., z] for z in range(target.shape[-1]))  # one by one: it may be a file
-    counts = [(np.count_nonzero(p != IGNORED), np.count_nonzero(p == 1)) for p in planes]
+    counts = [(np.count_nonzero(p != UNKNOWN), np.count_nonzero(p == 1)) for p in planes]
     return np.array(counts, np.int64).T
 
 
@@ -383,14 +383,8 @@ def open_pair(
                 f"{pair.image}: needs {needed / 1e9:.1f} GB in {scratch.path.parent}, and "
                 f"{free / 1e9:.1f} GB are free; TMPDIR names another folder"
             )
-
-        def grey(start: int, stop: int) -> np.ndarray:
-            planes = opened.image.read(start, stop)
-            scaled = normalizer.apply(planes, limits.low, limits.high)
-            scaled[~np.isfinite(planes)] = 0  # as in prediction
-            return scaled
-
-        target = _write(scratch.path, opened, shape, grey)
+        scale = functools.partial(normalizer.apply, low=limits.low, high=limits.high)
+        target = _write(scratch.path, opened, shape, scale)
     columns: int | None = ids
     if ids == 1:
         counted = math.prod(shape) <= MOST_COUNTED
@@ -400,7 +394,7 @@ def open_pair(
 
 
 def _write(
-    folder: Path, opened: OpenPair, shape: tuple[int, ...], grey: Callable[[int, int], np.ndarray]
+    folder: Path, opened: OpenPair, shape: tuple[int, ...], scale: Callable[..., np.ndarray]
 ) -> np.ndarray:
     """Write image and target in the network's voxels, slab by slab; return the target."""
     source = opened.image.shape
@@ -409,12 +403,14 @@ def _write(
     made = {"mode": "w+", "shape": shape, "fortran_order": True}
     with disk_errors(folder, "written"):
         image = np.lib.format.open_memmap(folder / "image.npy", dtype=np.float32, **made)
-        target = np.lib.format.open_memmap(folder / "target.npy", dtype=np.uint8, **made)
+        target = np.lib.format.open_memmap(folder / "target.npy", dtype=np.int8, **made)
     planes = planes_at_once(8 * math.prod(map(max, source[:-1], shape[:-1])))
     for start in range(0, shape[-1], planes):
         stop = min(start + planes, shape[-1])
         begin, end = resampling.needed(start, stop)
-        image[..., start:stop] = resampling.apply(grey(begin, end), begin, start, stop)
+        read = opened.image.read(begin, end)
+        grey = np.where(np.isfinite(read), scale(read), np.float32(0))  # as in prediction
+        image[..., start:stop] = resampling.apply(grey, begin, start, stop)
         wanted = nearest[-1][:, start:stop]
         first = int(wanted.min())
         ids = opened.read_labels(first, int(wanted.max()) + 1)
@@ -422,7 +418,7 @@ def _write(
             whole, ids = ids, ids.take(places[0], axis)
             for other in places[1:]:  # so that no annotated plane gets lost between larger voxels
                 ids = np.where(ids == UNKNOWN, whole.take(other, axis), ids)
-        target[..., start:stop] = np.where(ids == UNKNOWN, IGNORED, ids > 0)
+        target[..., start:stop] = np.sign(ids)
     if not (target == 1).any():
         raise UserError(f"{opened.labels.path}: its labels are lost at the network's voxel size")
     return target
@@ -486,8 +482,7 @@ class LabelledDataset(EpochDataset):
         missing = [p - (s.stop - s.start) for p, s in zip(self.patch_shape, slices, strict=True)]
         pads = [(n // 2, n - n // 2) for n in missing]
         seen = np.pad(image[slices], pads, mode="reflect")
-        drawn = np.pad(target[slices], pads, constant_values=IGNORED).astype(np.float32)
-        drawn[drawn == IGNORED] = -1.0
+        drawn = np.pad(target[slices], pads, constant_values=UNKNOWN).astype(np.float32)
         return torch.from_numpy(seen)[None], torch.from_numpy(drawn)[None]
 
     def describe(self) -> list[dict[str, Any]]:
@@ -501,12 +496,12 @@ class LabelledDataset(EpochDataset):
         for attempt in range(TRIES + 1):
             counts = stack.annotated if attempt < TRIES else stack.labelled
             z = int(rng.choice(len(counts), p=counts / counts.sum()))
-            plane = target[..., z] != IGNORED if attempt < TRIES else target[..., z] == 1
+            plane = target[..., z] != UNKNOWN if attempt < TRIES else target[..., z] == 1
             voxel = np.array([*np.unravel_index(rng.choice(np.flatnonzero(plane)), plane.shape), z])
             corner = np.clip(voxel - rng.integers(patch), 0, shape - patch)
             slices = patch_slices(corner, tuple(patch))
             drawn = target[slices]
-            known = np.count_nonzero(drawn != IGNORED)
+            known = np.count_nonzero(drawn != UNKNOWN)
             if np.count_nonzero(drawn == 1) >= (1 - self.background_threshold) * known:
                 break
         return slices

@@ -5,21 +5,17 @@ by its own percentiles: else a patch without columns would be stretched until it
 one. Works for arrays of any dimension.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.grey_values import RULES, GreyCounts, Limits, find_limits
 from utils.resampling import planes_at_once
-
-if TYPE_CHECKING:
-    from utils.stacks import Stack
+from utils.stacks import Stack
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class PercentileNormalizer:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PercentileNormalizer:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a normaliser from :meth:`to_dict`'s result."""
         return cls(**values)
 

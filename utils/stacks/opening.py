@@ -1,7 +1,5 @@
 """A stack opened by its file's ending: the format's reader, then channel, axes, spacing and box."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing

@@ -1,7 +1,5 @@
 """NRRD by pynrrd, which reads and writes files as a whole; unpacked voxels are mapped instead."""
 
-from __future__ import annotations
-
 import functools
 import io
 import math
