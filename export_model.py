@@ -120,10 +120,8 @@ def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path
     config = network.parse_config(ModelConfig.from_dict)
     model = network.restore(build_model(config), "cpu", config.spatial_dims)
     if flags.bioimageio and network.objective not in (None, "segmentation"):
-        raise UserError(
-            f"--bioimageio: {flags.checkpoint} was trained with --objective {network.objective}; "
-            "packages hold networks that segment"
-        )
+        other = f"{flags.checkpoint} was trained with --objective {network.objective}"
+        raise UserError(f"--bioimageio: {other}; packages hold networks that segment")
     name, card = read_card(flags, source, state) if flags.bioimageio else ("", "")
     with tempfile.TemporaryDirectory() as folder:
         onnx = flags.onnx or Path(folder) / "network.onnx"

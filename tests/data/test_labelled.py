@@ -320,17 +320,17 @@ def test_flags_that_only_prediction_has_are_explained(tmp_path: Path) -> None:
     image, labels = drawn()
     given = write_pair(tmp_path, image, labels, ".tif")
     tifffile.imwrite(tmp_path / "rgb.tif", np.stack([labels.T] * 3, -1), photometric="rgb")
-    with pytest.raises(UserError, match=r"name one with --channel 0..2; labels have one value"):
+    with pytest.raises(UserError, match=r"name one with --channel 0..2; .* is a file of its own"):
         opened(given.replace("labels.tif", "rgb.tif"))
     with pytest.raises(UserError, match=r"name one with --channel 0..2$"):
         opened(given.replace("image.tif", "rgb.tif"))
     times = {"imagej": True, "metadata": {"axes": "TZYX"}}
     tifffile.imwrite(tmp_path / "times.tif", np.stack([image.T] * 2), **times)
-    with pytest.raises(UserError, match=r"name one with --index 0..1; here it must be in a file"):
+    with pytest.raises(UserError, match=r"name one with --index 0..1; .* is a file of its own"):
         opened(given.replace("image.tif", "times.tif"))
     with h5py.File(tmp_path / "both.h5", "w") as file:
         file["raw"], file["label"] = image.T, labels.T
-    with pytest.raises(UserError, match=r"name one with --key: .*; here FILE/KEY is the name"):
+    with pytest.raises(UserError, match=r"name one with --key: .*; here FILE/KEY names an array"):
         opened(given.replace("image.tif", "both.h5"))
 
 

@@ -12,8 +12,7 @@ from utils.checkpoints.pretrained import find_pretrained, pretrained_names
 from utils.errors import UserError
 from utils.provenance import CHECKPOINT_FORMAT
 
-PACKAGED = "checkpoint.pth"
-"""The checkpoint among the files of a package of bioimage.io (``utils.checkpoints.packages``)."""
+PACKAGED = "checkpoint.pth"  # in a package of bioimage.io (``utils.checkpoints.packages``)
 
 
 class CheckpointError(UserError):
@@ -81,10 +80,8 @@ def _unpackaged(path: Path) -> Path | io.BytesIO:
             if PACKAGED in names:
                 return io.BytesIO(files.read(PACKAGED))
             if names & {"bioimageio.yaml", "rdf.yaml"}:
-                lacks = f"it has no {PACKAGED}, as those of export_model.py do"
-                raise CheckpointError(
-                    f"{path} is a bioimage.io package of another program: {lacks}"
-                )
+                package = "a bioimage.io package of another program than export_model.py"
+                raise CheckpointError(f"{path} is {package}: it has no {PACKAGED}")
     return path
 
 

@@ -27,10 +27,8 @@ from utils.errors import UserError
 from utils.replacing import replacing
 
 OPSET = 18
-TOLERANCE = 1e-4
-"""Most that a probability of another program's may differ; measured: 3e-6 with ONNX Runtime."""
-HALO_SHARE = 1 / 8
-"""Of a window, on each side: half of the overlap with which ``predict.py`` lays its windows."""
+TOLERANCE = 1e-4  # of another program's probabilities; measured: 3e-6 with ONNX Runtime
+HALO_SHARE = 1 / 8  # of a window, on each side: half of the overlap in ``predict.py``
 PAPERS = {
     "unet": {"text": "U-Net", "doi": "10.1007/978-3-319-24574-4_28"},
     "stacked_unet": {"text": "Stacked hourglass", "doi": "10.1007/978-3-319-46484-8_29"},
@@ -68,9 +66,8 @@ def check_installed(flag: str, *names: str) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"{flag} needs {error.name}: pip install -r requirements-export.txt"
-            ) from error
+            needs = f"needs {error.name}: pip install -r requirements-export.txt"
+            raise UserError(f"{flag} {needs}") from error
 
 
 def check_origin(authors: Sequence[str], license: str | None) -> None:
@@ -84,10 +81,9 @@ def check_origin(authors: Sequence[str], license: str | None) -> None:
         if license is not None:
             LicenseId(license)
     except ValidationError as error:
-        raise UserError(
-            f"bioimage.io does not take {error.errors()[0]['input']!r}: --authors are names "
-            "without a slash, --license is an identifier of SPDX such as MIT or CC-BY-4.0"
-        ) from error
+        right = "--authors are names without a slash, --license is one of SPDX such as CC-BY-4.0"
+        given = error.errors()[0]["input"]
+        raise UserError(f"bioimage.io does not take {given!r}: {right}") from error
 
 
 class Probabilities(nn.Module):

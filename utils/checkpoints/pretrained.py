@@ -259,10 +259,9 @@ def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | Non
     summary = _read_json(evaluation / "summary.json")
     epoch, model = summary.get("epoch"), summary.get("model") or {}
     if epoch != state["epoch"] or not state["model_config"].items() <= model.items():
-        raise UserError(
-            f"{evaluation / 'summary.json'}: is of another network (epoch {epoch}, {model}); the "
-            f"checkpoint's is of epoch {state['epoch']}, {state['model_config']}"
-        )
+        other = f"is of another network (epoch {epoch}, {model})"
+        own = f"the checkpoint's is of epoch {state['epoch']}, {state['model_config']}"
+        raise UserError(f"{evaluation / 'summary.json'}: {other}; {own}")
     data, scored = summary["data"], Path(summary["checkpoint"])
     stored = str(scored) == name or scored.name == f"{name}.pth"
     which = "this file" if stored else "its checkpoint, before rounding to bfloat16"

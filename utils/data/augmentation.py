@@ -30,8 +30,7 @@ LEVELS = ("none", "flips", "full")
 """``flips``: flips, axis permutations and turns by 90 degrees; ``full``: all there is."""
 
 ELASTIC_PROBABILITY = 0.1
-ELASTIC_SHIFT = 2.0
-"""Largest shift along an axis, in voxels: a fifth of the usual distance between columns."""
+ELASTIC_SHIFT = 2.0  # largest shift along an axis, in voxels: a fifth of columns' distance
 ELASTIC_DISTANCE = 16  # voxels between the points that are shifted independently, roughly
 BLUR_PROBABILITY = 0.15
 BLUR_SIGMA = (0.3, 1.0)  # in voxels, drawn for each axis

@@ -20,8 +20,7 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     A subclass gives ``__len__``, the items of an epoch, and ``__getitem__``; all else it may leave.
     """
 
-    normalizer = PercentileNormalizer()
-    """What has scaled the images; checkpoints tell it to prediction."""
+    normalizer = PercentileNormalizer()  # that has scaled the images; checkpoints tell prediction
     makes_batches = False
     """Whether it has batches of its own, changed at random already, which training takes from its
     ``make_loader``: see :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`."""
@@ -68,10 +67,8 @@ def item_index(index: Any, length: int) -> int:
     try:
         number = operator.index(index)
     except TypeError:
-        raise TypeError(
-            f"data sets take whole numbers, not {index!r}; "
-            "torch.utils.data.Subset(dataset, range(2)) is a data set of the first two"
-        ) from None
+        advice = "torch.utils.data.Subset(dataset, range(2)) is a data set of the first two"
+        raise TypeError(f"data sets take whole numbers, not {index!r}; {advice}") from None
     if not -length <= number < length:
         raise IndexError(f"item {number} is outside {-length}..{length - 1}")
     return number % length

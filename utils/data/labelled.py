@@ -38,12 +38,6 @@ FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 """Folders of images, and those beside them with their labels."""
 HEADERS = (".nhdr", ".hdr", ".hdr.gz", ".xml")
 """Endings that are read where another file of the same name holds their voxels."""
-HINTS = {
-    "--key": "here FILE/KEY is the name of one",
-    **dict.fromkeys(("--index", "--series"), "here it must be in a file of its own"),
-    "--channel": "labels have one value a voxel: save them in one channel",
-}
-"""What to do where only ``predict.py`` has the flag that a message speaks of."""
 UNKNOWN = -1  # label of voxels that nobody annotated
 TRIES = 20  # patches that are looked at before one is taken that has any labelled voxel
 MOST_COUNTED = 1 << 26  # voxels up to which the connected parts of a mask are counted
@@ -90,10 +84,8 @@ def find_pairs(
     beside = [(images, images.with_name(FOLDERS[images.name])) for images in places]
     there = [both for both in beside if all(map(Path.is_dir, both))]
     if not there:
-        raise UserError(
-            f"{given}: no labelled stacks: it must hold images/ and labels/, or imagesTr/ and "
-            "labelsTr/ as for nnU-Net"
-        )
+        needed = "images/ and labels/, or imagesTr/ and labelsTr/ as for nnU-Net"
+        raise UserError(f"{given}: no labelled stacks: it must hold {needed}")
     images, labels = there[0]
     drawn, found = _stacks_in(labels), _stacks_in(images)
     seen = {name: LabelledPair(path, path, None, channel) for name, path in found.items()}
@@ -241,10 +233,11 @@ def _open(path: Path, **given: Any) -> Stack:
     try:
         return open_stack(file, key=key, **given)
     except UserError as error:
-        hints = [hint for flag, hint in HINTS.items() if f"name one with {flag}" in str(error)]
-        if not hints or "channel" in given and hints == [HINTS["--channel"]]:
+        foreign = "key|index|series" if "channel" in given else "key|index|series|channel"
+        if not re.search(f"name one with --({foreign})", str(error)):  # flags of predict.py
             raise
-        raise UserError(f"{error}; {hints[0]}") from error
+        advice = "here FILE/KEY names an array, and what else is chosen is a file of its own"
+        raise UserError(f"{error}; {advice}") from error
 
 
 class _Scratch:
@@ -322,12 +315,9 @@ class LabelledStack:
 
     def describe(self) -> dict[str, Any]:
         """Return what it is as plain JSON, as data sets do."""
-        return {
-            "file": str(self.pair.image),
-            "box": [[part.start, part.stop] for part in self.box],
-            "annotated": int(self.annotated.sum()),
-            "labelled": int(self.labelled.sum()),
-        }
+        box = [[part.start, part.stop] for part in self.box]
+        counts = {"annotated": int(self.annotated.sum()), "labelled": int(self.labelled.sum())}
+        return {"file": str(self.pair.image), "box": box, **counts}
 
     def line(self) -> str:
         """Return a line on how much of it is annotated."""
@@ -379,10 +369,8 @@ def open_pair(
         scratch = _Scratch()
         needed, free = 5 * math.prod(shape), shutil.disk_usage(scratch.path).free
         if needed > free:
-            raise UserError(
-                f"{pair.image}: needs {needed / 1e9:.1f} GB in {scratch.path.parent}, and "
-                f"{free / 1e9:.1f} GB are free; TMPDIR names another folder"
-            )
+            room = f"{needed / 1e9:.1f} GB in {scratch.path.parent}, and {free / 1e9:.1f} are free"
+            raise UserError(f"{pair.image}: needs {room}; TMPDIR names another folder")
         scale = functools.partial(normalizer.apply, low=limits.low, high=limits.high)
         target = _write(scratch.path, opened, shape, scale)
     columns: int | None = ids
@@ -457,11 +445,9 @@ class LabelledDataset(EpochDataset):
     def __post_init__(self) -> None:
         super().__init__()
         for stack in self.stacks:
-            if len(stack.shape) != self.spatial_dims:
-                raise UserError(
-                    f"{stack.pair.image}: has {len(stack.shape)} axes, and {self.spatial_dims} are "
-                    f"needed; train_basic_{len(stack.shape)}dunet.py takes it"
-                )
+            if (axes := len(stack.shape)) != self.spatial_dims:
+                has = f"has {axes} axes, and {self.spatial_dims} are needed"
+                raise UserError(f"{stack.pair.image}: {has}; train_basic_{axes}dunet.py takes it")
         edge, number = self.patch_size, self.patches_per_epoch
         check_patches((edge,), edge, self.background_threshold, patches_per_epoch=number)
         self.normalizer = self.stacks[0].normalizer

@@ -24,15 +24,11 @@ def split_batch(batch_size: int, share: float, ranks: int = 1) -> tuple[int, int
     simulated = round(share * batch_size)
     real = batch_size - simulated
     if not simulated or not real:
-        raise UserError(
-            f"--mix {share:g}: of a batch of {batch_size} patches that is {simulated}; every batch "
-            "needs real and simulated ones: raise --batch_size or choose another share"
-        )
+        said = f"of a batch of {batch_size} patches that is {simulated}; every batch needs both"
+        raise UserError(f"--mix {share:g}: {said}: raise --batch_size or choose another share")
     if simulated % ranks or real % ranks:
-        raise UserError(
-            f"--mix {share:g}: {ranks} devices cannot share {simulated} simulated and {real} real "
-            "patches evenly; choose another --batch_size"
-        )
+        said = f"{ranks} devices cannot share {simulated} simulated and {real} real patches evenly"
+        raise UserError(f"--mix {share:g}: {said}; choose another --batch_size")
     return simulated, real
 
 

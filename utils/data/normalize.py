@@ -33,10 +33,8 @@ class PercentileNormalizer:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low_percent < self.high_percent <= 100:
-            raise UserError(
-                "percentiles must be 0 <= low_percent < high_percent <= 100, got "
-                f"{self.low_percent} and {self.high_percent}"
-            )
+            given = f"got {self.low_percent} and {self.high_percent}"
+            raise UserError(f"percentiles must be 0 <= low_percent < high_percent <= 100, {given}")
         if self.rule not in RULES:
             raise UserError(f"the rule of grey values {self.rule!r}: must be of {', '.join(RULES)}")
 

@@ -60,8 +60,7 @@ class OnTheFly3DDataset(EpochDataset):
         check_patches(self.volume_shape, self.patch_size, self.background_threshold, **counts)
         self.seed = check_seed(self.seed)
         self.augmentation = Augmentation(augment)
-        self.measured: dict[str, float] = {}
-        """What the latest epoch's :class:`PatchMixer` has measured."""
+        self.measured: dict[str, float] = {}  # by the latest epoch's :class:`PatchMixer`
         self._last: tuple[tuple[int, int], list[tuple[Tensor, ...]]] | None = None
 
     def __len__(self) -> int:
@@ -128,12 +127,8 @@ class OnTheFly3DDataset(EpochDataset):
 
     def describe(self) -> dict[str, Any]:
         """Return the volumes' parameters and version, the seed and the patches of each volume."""
-        return {
-            "on_the_fly": self.mixture.to_dict(),
-            "seed": self.seed,
-            "patches_per_volume": self.patches_per_volume,
-            "version": DATA_VERSION,
-        }
+        cut = {"seed": self.seed, "patches_per_volume": self.patches_per_volume}
+        return {"on_the_fly": self.mixture.to_dict(), **cut, "version": DATA_VERSION}
 
 
 @dataclass(eq=False)
@@ -173,10 +168,8 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
                 taken += 1
             now = time.perf_counter()
             waited += now - began
-            source.measured = {
-                "volumes_per_second": self.world_size * taken / (now - started),
-                "seconds_waiting_for_data": waited,
-            }
+            rate = self.world_size * taken / (now - started)
+            source.measured = {"volumes_per_second": rate, "seconds_waiting_for_data": waited}
             size = min(self.batch_size, self.num_patches - first)
             chosen = rng.choice(len(waiting), size, replace=False).tolist()
             images, masks = zip(*(waiting[place] for place in chosen), strict=True)

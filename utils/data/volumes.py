@@ -4,6 +4,7 @@ Which patch item k of epoch e shows depends on (seed, e, k) alone, so that any n
 processes, forked or spawned, sees the same. Each process opens the files for itself, at first use.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Sequence
@@ -77,13 +78,10 @@ class SegmentationFake3DDataset(EpochDataset):
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
         item = item_index(item, len(self))
         file, row = self._rows[self._sample(self.epoch, item)]
-        slices, mask = choose_patch(
-            lambda part: file.read_mask(row, part),
-            self.volume_shape,
-            (self.patch_size,) * 3,
-            self.background_threshold,
-            make_rng(Purpose.PATCH, self.seed, self.epoch, item),
-        )
+        shapes = self.volume_shape, (self.patch_size,) * 3
+        rng = make_rng(Purpose.PATCH, self.seed, self.epoch, item)
+        read_mask = functools.partial(file.read_mask, row)
+        slices, mask = choose_patch(read_mask, *shapes, self.background_threshold, rng)
         image = self.normalizer.apply(file.read_image(row, slices), *file.percentiles(row))
         return torch.from_numpy(image)[None], torch.from_numpy(mask.astype(np.float32))[None]
 

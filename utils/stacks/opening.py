@@ -14,8 +14,7 @@ from utils.stacks.axes import given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, format_of, module_of
 from utils.stacks.stack import FileArray, Stack
 
-MANY_CHANNELS = 6
-"""More than so many of an image without z may be its planes: so tifffile writes them for ImageJ."""
+MANY_CHANNELS = 6  # more, of an image without z, may be planes: as tifffile writes for ImageJ
 
 
 def open_stack(
