@@ -70,10 +70,7 @@ def _load_plain(path: Path) -> Any:
 
 
 def _unpackaged(path: Path) -> Path | io.BytesIO:
-    """Return the checkpoint in a package of bioimage.io, and what is no package as it is.
-
-    Checkpoints are zip files too, with other files in them.
-    """
+    """Return the checkpoint in a package of bioimage.io; other files, also zipped, as they are."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as files:
             names = set(files.namelist())

@@ -160,10 +160,7 @@ def describe(
     evaluation: Path | None = None,
     hardware: str | None = None,
 ) -> str:
-    """Return the card of a network as Markdown; ``use`` is its first paragraph.
-
-    The other arguments, and the UserErrors, are those of :func:`save_pretrained`.
-    """
+    """Return a card as Markdown that begins with ``use``; else as :func:`save_pretrained`."""
     config, log = (_read_json(log_directory / name) for name in ("config.json", "logs.json"))
     lengths, data = state["spacing_voxels"], config.get("data", {})
     labelled = any("annotated" in entry for entry in _entries(data.get("train", [])))
@@ -205,10 +202,7 @@ def _portable(value: Any) -> str:
 
 
 def _describe_data(data: Mapping[str, Any]) -> str:
-    """List what stands in ``config.json``, a line a file or stream.
-
-    Of a stream (``on_the_fly``), whose every parameter stands there, presets and shares.
-    """
+    """List the files and streams of ``config.json``, a line each; of streams presets and shares."""
     lines = []
     for role, given in data.items():
         for entry in _entries(given):

@@ -60,10 +60,7 @@ def own_loader(data: Dataset, num_workers: int = 0, **options: Any) -> DataLoade
 
 
 def item_index(index: Any, length: int) -> int:
-    """Return an index as an int of 0..length - 1; negative ones count from the end.
-
-    Raises IndexError, naming it, for another number, and TypeError for what is no whole number.
-    """
+    """Return an int of 0..length - 1, from the end if negative; or raise IndexError, TypeError."""
     try:
         number = operator.index(index)
     except TypeError:
@@ -75,9 +72,6 @@ def item_index(index: Any, length: int) -> int:
 
 
 def in_turn(seed: int, place: int, samples: int) -> int:
-    """Return the sample at a place of an endless order in which all come equally often.
-
-    One seeded random order of 0..samples - 1 after the other.
-    """
+    """Return the sample at a place of seeded random orders of 0..samples - 1, one after another."""
     order, within = divmod(place, samples)
     return int(make_rng(Purpose.SAMPLE_ORDER, seed, order).permutation(samples)[within])

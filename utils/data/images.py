@@ -133,10 +133,7 @@ class Fake2DDataset(EpochDataset):
         return [float(scale) * self.config.column_distance] * 2
 
     def show(self, index: int = 0) -> Image:
-        """Return a picture of a sample, with outlines of the mask and centres; notebooks show it.
-
-        Elsewhere its ``.show()`` opens and its ``.save(path)`` writes it.
-        """
+        """Return a picture of a sample, its mask's outlines and centres, which notebooks show."""
         from utils.figures.samples import draw_image_sample
 
         i, samples = item_index(index, len(self)), self._samples

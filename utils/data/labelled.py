@@ -144,10 +144,7 @@ class OpenPair:
     ignore_label: int | None
 
     def read_labels(self, start: int, stop: int) -> np.ndarray:
-        """Return ``start <= z < stop`` as (X, Y, n) int64, :data:`UNKNOWN` where nobody annotated.
-
-        Raises UserError for numbers that are no labels.
-        """
+        """Return planes as (X, Y, n) int64, -1 where nobody annotated; UserError for no labels."""
         ids = _whole_numbers(self.labels, start, stop)
         ignored = self.ignore_label
         unknown = np.zeros(ids.shape, bool) if ignored is None else ids == ignored
@@ -162,10 +159,7 @@ class OpenPair:
         return ids
 
     def count(self) -> tuple[int, int, int]:
-        """Return the number of annotated and of labelled voxels, and of ids, read by slabs.
-
-        Raises UserError where nothing is annotated, or nothing that is annotated is labelled.
-        """
+        """Return how many voxels are annotated and labelled, and ids there are; UserError for 0."""
         annotated = labelled = 0
         known: set[int] = set()
         planes = planes_at_once(8 * math.prod(self.image.shape[:-1]))

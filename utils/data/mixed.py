@@ -88,9 +88,8 @@ class MixedDataset(EpochDataset):
     ) -> DataLoader:
         """Return a loader of batches (images, masks), both (batch, 1, *space) float32.
 
-        Args are those of :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`; the batch
-        size is the sum of the parts. The workers are for the simulated items, one more for the
-        real ones.
+        Args as of :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`; the batch size is the
+        sum of the parts. The workers are for the simulated items, one more for the real ones.
         """
         if batch_size != sum(self.parts):
             raise ValueError(f"batches of {batch_size} of the parts {self.parts}")

@@ -49,10 +49,7 @@ class PercentileNormalizer:
         return find_limits(counts, self.low_percent, self.high_percent, self.rule)
 
     def apply(self, array: np.ndarray, low: float, high: float) -> np.ndarray:
-        """Return ``array`` as float32 with ``low`` at 0 and ``high`` at 1, clipped to 0..1.
-
-        A constant volume (``high`` not above ``low``) becomes zeros.
-        """
+        """Return ``array`` as float32 in 0..1 from ``low`` to ``high``; zeros unless low < high."""
         if not high > low:
             return np.zeros(array.shape, np.float32)
         scaled = np.subtract(array, np.float32(low), dtype=np.float32)
@@ -70,10 +67,7 @@ class PercentileNormalizer:
 
 
 def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:
-    """Return the normaliser's limits of the whole stack, read by slabs.
-
-    Raises UserError for a stack that cannot be read.
-    """
+    """Return the normaliser's limits of the whole stack, read by slabs; UserError if it cannot."""
     planes = planes_at_once(4 * math.prod(stack.shape[:-1]))
 
     def slabs() -> Iterator[np.ndarray]:

@@ -37,10 +37,7 @@ def box_counts(mask: np.ndarray, patch_shape: tuple[int, ...]) -> np.ndarray:
 def check_patches(
     shape: tuple[int, ...], patch_size: int, background_threshold: float, **counts: int | None
 ) -> None:
-    """Raise UserError for patches larger than a volume, a share outside 0..1, or no patch at all.
-
-    ``counts`` are numbers of patches by the name of their argument.
-    """
+    """Raise UserError for patches that do not fit, a share outside 0..1, or a count below 1."""
     if not 1 <= patch_size <= min(shape):
         fits = f"does not fit into volumes of {shape}"
         raise UserError(f"a patch of {patch_size} voxels an edge {fits}")

@@ -119,10 +119,7 @@ class OnTheFly3DDataset(EpochDataset):
         return own_loader(mixer, batch_size=None, pin_memory=pin_memory)
 
     def epoch_record(self) -> dict[str, float]:
-        """Return how fast the loader's last epoch came; empty before the first batch.
-
-        Volumes a second are of all processes together, the waiting is of this one.
-        """
+        """Return the last epoch's volumes a second of all processes, and how long this waited."""
         return self.measured
 
     def describe(self) -> dict[str, Any]:

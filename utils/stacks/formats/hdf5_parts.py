@@ -23,10 +23,7 @@ def beside(array: Any) -> Any:
 
 
 def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
-    """Return chunks and warning, fields of FileArray, of datasets that are alike.
-
-    Raises UserError if a filter of a dataset, or a file of its bytes is not there.
-    """
+    """Return chunks and warning of datasets alike; UserError if a filter or bytes are not there."""
     with library_errors(path):
         made = [array.id.get_create_plist() for array in arrays]
         with contextlib.suppress(ImportError):
