@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.simulation.image import ImageConfig, image_rng, simulate_image
 from utils.simulation.streams import check_seed
 from utils.storage import version_note
+from utils.storage.config_files import field_texts
 from utils.storage.images import ImageSamples, ImageSet, new_image_file, read_image_set, read_images
 
 KEYPOINT_PADDING = 999.0  # stands in both coordinates of rows that hold no centre
@@ -53,38 +54,16 @@ class Fake2DDataset(EpochDataset):
             h5path: file to load, or to make where there is none yet (its folder must exist); it
                 may hold more samples than ``L``. None keeps the samples in memory only. One of
                 another version of the program is loaded as it is, with a warning.
-            **parameters: any of the generator's parameters below, ranges as (low, high).
-
-        Parameters of the generator, with their defaults (those of
-        :class:`utils.simulation.image.ImageConfig`); lengths are in units of length, of which one
-        has ``scale`` pixels:
-
-            shape (128, 128): pixels along x and y
-            scale_range (1.152, 1.92): pixels per unit of length, drawn for each image
-            lattice_angle_range (50, 90): degrees between the lattice's basis vectors
-            column_distance 10: length of both basis vectors
-            label_radius 3.5: radius of the disks in the mask
-            baseline_intensity 50: a column has this x lognormal(1, std_intensity)
-            std_intensity 0.5: sigma of that lognormal
-            v_std 5: standard deviation of a point's intensity about its column's
-            points_per_column 10: points of a column beside its centre, times the scale
-            cloud_sd 2: standard deviation of a Gaussian column's points
-            ring_radius 3.5, ring_sd 0.1: distance of a ring column's points, mean and deviation
-            ring_share_range (0, 1): share of ring columns, drawn for each image
-            box_size 2: edge of the box mean
-            blur_sizes (5, 7, 9): Gaussian kernels in pixels, one of which is drawn
-            background_size 21: kernel of the wide blur that is added, in pixels
-            gain 1: photons per unit of intensity
-            read_noise_share 0.1: deviation of the read noise in that of the counts
-            min_labelled 0.30: least labelled share of an image
-            max_centres 128: an image has fewer centres than this
-            max_tries 2000: placements drawn before giving up
+            **parameters: any of the generator's parameters, ranges as (low, high).
 
         Raises:
             UserError: a number out of range; a file that cannot be made or loaded, or that holds
                 other parameters or another seed, with its name and the difference.
             TypeError: a parameter that the generator does not have.
             GeometryError: no placement is labelled enough within ``max_tries``.
+
+        Parameters of the generator, those of :class:`utils.simulation.image.ImageConfig`, with
+        their defaults; lengths are in units of length, of which one has ``scale`` pixels:
         """
         super().__init__()
         if not isinstance(L, int | np.integer) or L < 1:
@@ -159,6 +138,12 @@ class Fake2DDataset(EpochDataset):
     def _image(self, index: int) -> torch.Tensor:
         """Return the image (1, X, Y) float32 in 0..1."""
         return torch.from_numpy(self._samples.images[index].copy())[None]
+
+
+# ``help`` lists what stands beside the parameters where they are defined.
+for _name, _text in field_texts(ImageConfig).items():
+    _default = ", ".join(f"{number:g}" for number in np.ravel(getattr(ImageConfig(), _name)))
+    Fake2DDataset.__init__.__doc__ += f"\n            {_name} ({_default}): {_text}"
 
 
 class SegmentationFake2DDataset(Fake2DDataset):
