@@ -127,8 +127,9 @@ class Fake2DDataset(EpochDataset):
         with nullcontext() if path is None else new_image_file(path, image_set) as file:
             for i in rows:
                 sample = simulate_image(self.config, image_rng(image_set.seed, i))
-                limits = self.normalizer.fit(sample.image)
-                samples.images[i] = self.normalizer.apply(sample.image, *limits)
+                samples.images[i] = self.normalizer.apply(
+                    sample.image, *self.normalizer.fit(sample.image)
+                )
                 samples.masks[i] = sample.mask
                 samples.centres[i] = sample.centres
                 if file is not None:

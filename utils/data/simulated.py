@@ -92,13 +92,7 @@ class OnTheFly3DDataset(EpochDataset):
         return patches
 
     def make_loader(
-        self,
-        batch_size: int,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        self, batch_size: int, *, num_workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> DataLoader:
         """Return a loader of mixed batches (images, masks), both (batch, 1, p, p, p) float32.
 
@@ -116,7 +110,7 @@ class OnTheFly3DDataset(EpochDataset):
         volumes = groupby(items, lambda item: item // self.patches_per_volume)
         patches = own_loader(self, num_workers, batch_sampler=[[*items] for _, items in volumes])
         mixer = PatchMixer(self, patches, len(items), own_batch, rank, world_size)
-        return own_loader(mixer, batch_size=None, pin_memory=pin_memory)
+        return own_loader(mixer, batch_size=None)
 
     def epoch_record(self) -> dict[str, float]:
         """Return the last epoch's volumes a second of all processes, and how long this waited."""

@@ -95,13 +95,9 @@ def build_loader(
     workers = loader_processes(options.num_workers, local_ranks)
     pin_memory = fabric.device.type == "cuda"
     if data.makes_batches:
-        loader = data.make_loader(
-            options.batch_size,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-        )
+        ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+        loader = data.make_loader(options.batch_size, num_workers=workers, **ranks)
+        loader.pin_memory = pin_memory
     else:
         if sampler:
             batches = BatchShares(sampler, options.batch_size, rank(), world_size())
