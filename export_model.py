@@ -97,13 +97,12 @@ def check_outputs(flags: argparse.Namespace) -> None:
 
     needs = {"onnx": (".onnx", TO_WRITE), "bioimageio": (".zip", TO_WRITE + TO_CHECK)}
     for flag, (ending, modules) in needs.items():
-        path = getattr(flags, flag)
-        if path is not None:
+        if path := getattr(flags, flag):
             if path.suffix != ending:
                 raise UserError(f"--{flag} {path}: the name must end with {ending}")
             check_free(path, overwrite=flags.overwrite)
             check_installed(f"--{flag}", *modules)
-    if flags.bioimageio is not None:
+    if flags.bioimageio:
         check_origin(flags.authors, flags.license)
 
 

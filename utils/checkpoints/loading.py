@@ -60,26 +60,19 @@ def _load_plain(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(_unpackaged(path), map_location="cpu", weights_only=True)
+            source: Path | io.BytesIO = path
+            if zipfile.is_zipfile(path):  # so are checkpoints, with other files in them
+                with zipfile.ZipFile(path) as files:
+                    if PACKAGED in files.namelist():
+                        source = io.BytesIO(files.read(PACKAGED))
+            return torch.load(source, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path}: may not be read ({error.strerror})") from error
-    except (MemoryError, UserError):
+    except MemoryError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
-
-
-def _unpackaged(path: Path) -> Path | io.BytesIO:
-    """Return the checkpoint in a package of bioimage.io; other files, also zipped, as they are."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as files:
-            names = set(files.namelist())
-            if PACKAGED in names:
-                return io.BytesIO(files.read(PACKAGED))
-            if names & {"bioimageio.yaml", "rdf.yaml"}:
-                package = "a bioimage.io package of another program than export_model.py"
-                raise CheckpointError(f"{path} is {package}: it has no {PACKAGED}")
-    return path
+        foreign = f"damaged, or of another program: packages of this one hold {PACKAGED}"
+        raise CheckpointError(f"{path} is no readable checkpoint ({foreign})") from error
 
 
 def log_directory(checkpoint: str | Path) -> Path:
