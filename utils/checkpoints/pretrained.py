@@ -163,7 +163,7 @@ def describe(
     """Return a card as Markdown that begins with ``use``; else as :func:`save_pretrained`."""
     config, log = (_read_json(log_directory / name) for name in ("config.json", "logs.json"))
     lengths, data = state["spacing_voxels"], config.get("data", {})
-    labelled = any("annotated" in entry for entry in _entries(data.get("train", [])))
+    labelled = '"annotated":' in json.dumps(data.get("train"))
     return CARD.format(
         name=name,
         use=use,
@@ -204,21 +204,17 @@ def _portable(value: Any) -> str:
 def _describe_data(data: Mapping[str, Any]) -> str:
     """List the files and streams of ``config.json``, a line each; of streams presets and shares."""
     lines = []
-    for role, given in data.items():
-        for entry in _entries(given):
+    for role, entries in data.items():
+        for entry in entries if isinstance(entries, list) else [entries]:
+            stream = entry.get("on_the_fly", [])
             words = [f"{k} {_portable(value)}" for k, value in entry.items() if k != "on_the_fly"]
-            for part in _entries(entry.get("on_the_fly", [])):
+            for part in stream if isinstance(stream, list) else [stream]:
                 shape = " x ".join(map(str, part["shape"]))
                 name = part.get("preset", "wide" if "sheet" in part else "reference")
                 share = f"share {part.get('share', 1):g}, {shape} voxels"
                 words.append(f"volumes of preset {name} on the fly, {share}")
             lines.append(f"- {role}: " + ", ".join(words))
     return "\n".join(lines)
-
-
-def _entries(given: Any) -> list[Any]:
-    """Return what may be one entry or a list of them as a list."""
-    return given if isinstance(given, list) else [given]
 
 
 def _describe_training(

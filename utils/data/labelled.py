@@ -42,9 +42,6 @@ UNKNOWN = -1  # label of voxels that nobody annotated
 TRIES = 20  # patches that are looked at before one is taken that has any labelled voxel
 MOST_COUNTED = 1 << 26  # voxels up to which the connected parts of a mask are counted
 
-ShapeFor = Callable[[Stack], tuple[tuple[int, ...], list[str]]]
-"""Returns the shape in which a network sees a stack, and lines that say why."""
-
 
 @dataclass(frozen=True)
 class LabelledPair:
@@ -342,16 +339,16 @@ def _count_planes(target: np.ndarray) -> np.ndarray:
 def open_pair(
     pair: LabelledPair,
     *,
-    shape_for: ShapeFor = lambda stack: (stack.shape, []),
+    shape_for: Callable[[Stack], tuple[Any, list[str]]] = lambda stack: (stack.shape, []),
     normalizer: PercentileNormalizer | None = None,
     **reading: Any,
 ) -> LabelledStack:
     """Read a pair, and keep it as a network sees it: its grey values from 0 to 1, its own voxels.
 
-    ``reading`` is for :func:`reading_pair`. The network sees the stack's own shape, and grey values
-    by the rule of volumes, unless ``shape_for`` and ``normalizer`` say otherwise. Raises UserError
-    as :func:`reading_pair` and :meth:`OpenPair.count`; for an image of one grey value alone, and
-    where the temporary folder has no room.
+    ``reading`` is for :func:`reading_pair`. The network sees the shape that ``shape_for`` returns
+    with lines that say why, and grey values by ``normalizer``, or the rule of volumes. Raises
+    UserError as :func:`reading_pair` and :meth:`OpenPair.count`; for an image of one grey value
+    alone, and where the temporary folder has no room.
     """
     normalizer = normalizer or PercentileNormalizer()
     with reading_pair(pair, **reading) as opened:
