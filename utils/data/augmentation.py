@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from monai.data import set_track_meta
 from monai.transforms import (
     RandAdjustContrast,
     RandGaussianNoise,
@@ -26,6 +27,7 @@ from utils.data.epochs import EpochDataset, item_index
 from utils.errors import UserError
 from utils.simulation.streams import Purpose, check_seed, make_rng
 
+set_track_meta(False)  # MONAI's tensors with metadata are none of ours
 LEVELS = ("none", "flips", "full")
 """``flips``: flips, axis permutations and turns by 90 degrees; ``full``: all there is."""
 
@@ -71,7 +73,7 @@ class Augmentation:
             image, *targets = _deform(item, state)
             for transform in _image_transforms():
                 image = transform.set_random_state(state=state)(image)
-            return torch.clamp(_plain(image), 0.0, 1.0), *targets
+            return torch.clamp(image, 0.0, 1.0), *targets
 
 
 class AugmentedDataset(EpochDataset):
@@ -127,7 +129,7 @@ def _deform(item: tuple[Tensor, ...], state: np.random.RandomState) -> tuple[Ten
     deformed = []
     for place, tensor in enumerate(item):
         deform.set_grid_mode("nearest" if place else "bilinear")
-        deformed.append(_plain(deform(tensor, randomize=False)))
+        deformed.append(deform(tensor, randomize=False))
     return tuple(deformed)
 
 
@@ -157,11 +159,6 @@ def _image_transforms() -> tuple[RandomizableTransform, ...]:
         RandScaleIntensity(SCALE, prob=INTENSITY_PROBABILITY),
         RandShiftIntensity(SHIFT, prob=INTENSITY_PROBABILITY),
     )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor without MONAI's metadata."""
-    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 
 
 @contextmanager

@@ -26,9 +26,10 @@ def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
     """Return chunks and warning of datasets alike; UserError if a filter or bytes are not there."""
     with library_errors(path):
         made = [array.id.get_create_plist() for array in arrays]
-        with contextlib.suppress(ImportError):
-            importlib.import_module("hdf5plugin")  # makes its filters available
         for code, name in {m.get_filter(k)[::3] for m in made for k in range(m.get_nfilters())}:
+            if not h5py.h5z.filter_avail(code):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module("hdf5plugin")  # which makes its filters available
             if not h5py.h5z.filter_avail(code):
                 called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
                 packed = f"{arrays[0].name} is packed by a filter ({called}, number {code})"
