@@ -67,7 +67,7 @@ class PercentileNormalizer:
 
 
 def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:
-    """Return the normaliser's limits of the whole stack, read by slabs; UserError if it cannot."""
+    """Return the normaliser's limits of the whole stack, read by slabs; UserError if it fails."""
     planes = planes_at_once(4 * math.prod(stack.shape[:-1]))
 
     def slabs() -> Iterator[np.ndarray]:
