@@ -78,7 +78,7 @@ class MixedDataset(EpochDataset):
             one.set_epoch(epoch)
 
     def make_loader(
-        self, batch_size: int, *, num_workers: int = 0, rank: int = 0, world_size: int = 1
+        self, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1, **how: Any
     ) -> DataLoader:
         """Return a loader of batches (images, masks), both (batch, 1, *space) float32.
 
@@ -97,7 +97,7 @@ class MixedDataset(EpochDataset):
                 starts = range(0, len(one), part)
                 batches = [range(a, a + part)[rank::world_size] for a in starts]
                 loaders.append(own_loader(one, workers, batch_sampler=batches))
-        return own_loader(JoinedBatches(loaders), batch_size=None)
+        return own_loader(JoinedBatches(loaders), batch_size=None, **how)
 
     def epoch_record(self) -> dict[str, float]:
         """Return what the simulated set has measured."""

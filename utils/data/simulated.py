@@ -92,7 +92,7 @@ class OnTheFly3DDataset(EpochDataset):
         return patches
 
     def make_loader(
-        self, batch_size: int, *, num_workers: int = 0, rank: int = 0, world_size: int = 1
+        self, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1, **how: Any
     ) -> DataLoader:
         """Return a loader of mixed batches (images, masks), both (batch, 1, p, p, p) float32.
 
@@ -100,6 +100,7 @@ class OnTheFly3DDataset(EpochDataset):
         ``batch_size`` patches of a batch, from its ``rank``'s block of the epoch's items. A last
         batch of one patch is left out where there are others, since batch norm would take its
         statistics from it. ``num_workers`` processes simulate; 0 does it in the calling one.
+        ``how`` is for torch, such as ``pin_memory``.
         """
         own_batch, count = batch_size // world_size, self.patches_per_epoch // world_size
         items = range(rank * count, (rank + 1) * count)
@@ -110,7 +111,7 @@ class OnTheFly3DDataset(EpochDataset):
         volumes = groupby(items, lambda item: item // self.patches_per_volume)
         patches = own_loader(self, num_workers, batch_sampler=[[*items] for _, items in volumes])
         mixer = PatchMixer(self, patches, len(items), own_batch, rank, world_size)
-        return own_loader(mixer, batch_size=None)
+        return own_loader(mixer, batch_size=None, **how)
 
     def epoch_record(self) -> dict[str, float]:
         """Return the last epoch's volumes a second of all processes, and how long this waited."""

@@ -95,9 +95,13 @@ def build_loader(
     workers = loader_processes(options.num_workers, local_ranks)
     pin_memory = fabric.device.type == "cuda"
     if data.makes_batches:
-        ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-        loader = data.make_loader(options.batch_size, num_workers=workers, **ranks)
-        loader.pin_memory = pin_memory
+        loader = data.make_loader(
+            options.batch_size,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
     else:
         if sampler:
             batches = BatchShares(sampler, options.batch_size, rank(), world_size())
