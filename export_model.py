@@ -46,19 +46,19 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "pretrained network's name")
     add("--pretrained", metavar="NAME",
         help="name of the network; replaces a path wherever a checkpoint is asked for")
-    add("--onnx", metavar="FILE.onnx",
+    add("--onnx", type=Path, metavar="FILE.onnx",
         help="write the network from scaled grey values to probabilities for ONNX Runtime and "
         "others: axes batch, channel, z, y, x, of any lengths that the network takes")
-    add("--bioimageio", metavar="FILE.zip",
+    add("--bioimageio", type=Path, metavar="FILE.zip",
         help="write a package of bioimage.io: the ONNX file, the scaling of grey values, test "
         "tensors, a cover, the card, and the checkpoint itself")
     add("--authors", nargs="+", default=[], metavar="NAME", help="for the package: who made it")
     add("--license", metavar="SPDX", help="for the package: its licence, such as MIT or CC-BY-4.0")
-    add("--evaluation", metavar="FOLDER",
+    add("--evaluation", type=Path, metavar="FOLDER",
         help="folder of evaluate.py's results of this network; without it the card has no scores")
     add("--hardware", metavar="STR",
         help="for the card: the machine it was trained on, in words (default: what was recorded)")
-    add("--output", metavar="FOLDER", help="other folder than assets/pretrained")
+    add("--output", type=Path, metavar="FOLDER", help="other folder than assets/pretrained")
     add("--overwrite", action="store_true", help="replace what is there")
     # fmt: on
     flags = parser.parse_args(arguments)
@@ -81,15 +81,10 @@ def export(flags: argparse.Namespace) -> None:
     check_outputs(flags)
     written = []
     if flags.pretrained is not None:
-        written += save_pretrained(
-            flags.pretrained,
-            load_checkpoint(flags.checkpoint),
-            log_directory(flags.checkpoint),
-            None if flags.evaluation is None else Path(flags.evaluation),
-            folder=FOLDER if flags.output is None else Path(flags.output),
-            hardware=flags.hardware,
-            overwrite=flags.overwrite,
-        )
+        trained = load_checkpoint(flags.checkpoint), log_directory(flags.checkpoint)
+        about = {"evaluation": flags.evaluation, "hardware": flags.hardware}
+        where = {"folder": flags.output or FOLDER, "overwrite": flags.overwrite}
+        written += save_pretrained(flags.pretrained, *trained, **about, **where)
     if flags.onnx or flags.bioimageio:
         written += export_to_others(flags, written[0] if written else flags.checkpoint)
     print("\n".join(f"wrote {path}" for path in written))
@@ -102,13 +97,12 @@ def check_outputs(flags: argparse.Namespace) -> None:
 
     needs = {"onnx": (".onnx", TO_WRITE), "bioimageio": (".zip", TO_WRITE + TO_CHECK)}
     for flag, (ending, modules) in needs.items():
-        path = getattr(flags, flag)
-        if path is not None:
-            if not path.endswith(ending):
+        if path := getattr(flags, flag):
+            if path.suffix != ending:
                 raise UserError(f"--{flag} {path}: the name must end with {ending}")
-            check_free(Path(path), overwrite=flags.overwrite)
+            check_free(path, overwrite=flags.overwrite)
             check_installed(f"--{flag}", *modules)
-    if flags.bioimageio is not None:
+    if flags.bioimageio:
         check_origin(flags.authors, flags.license)
 
 
@@ -125,25 +119,23 @@ def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path
     config = network.parse_config(ModelConfig.from_dict)
     model = network.restore(build_model(config), "cpu", config.spatial_dims)
     if flags.bioimageio and network.objective not in (None, "segmentation"):
-        raise UserError(
-            f"--bioimageio: {flags.checkpoint} was trained with --objective {network.objective}; "
-            "packages hold networks that segment"
-        )
+        other = f"{flags.checkpoint} was trained with --objective {network.objective}"
+        raise UserError(f"--bioimageio: {other}; packages hold networks that segment")
     name, card = read_card(flags, source, state) if flags.bioimageio else ("", "")
     with tempfile.TemporaryDirectory() as folder:
-        onnx = Path(flags.onnx or f"{folder}/network.onnx")
+        onnx = flags.onnx or Path(folder) / "network.onnx"
         save_onnx(model, state, onnx)
         if flags.bioimageio:
-            least = 2 * halo(model.size_multiple, network.patch_size) + model.size_multiple
+            step = model.size_multiple
             most = min(network.patch_size, TESTED)
-            edge = max(least, most - most % model.size_multiple)
+            edge = max(2 * halo(step, network.patch_size) + step, most - most % step)
             image, mask = draw_sample(config.spatial_dims, edge)
             probability = predict_volume(model, image, network.normalizer, window=edge)
             cover = save_cover(image, mask, probability, Path(folder) / "cover.png")
             about = {"name": name, "card": card, "sample": image, "cover": cover}
             origin = {"authors": flags.authors, "license": flags.license}
-            save_package(model, state, Path(flags.bioimageio), onnx=onnx, **about, **origin)
-    return [Path(path) for path in (flags.onnx, flags.bioimageio) if path]
+            save_package(model, state, flags.bioimageio, onnx=onnx, **about, **origin)
+    return [path for path in (flags.onnx, flags.bioimageio) if path]
 
 
 def read_card(
@@ -157,10 +149,10 @@ def read_card(
     card = file.with_suffix(".md")
     if file.is_file() and card.is_file() and (flags.pretrained or not flags.evaluation):
         return file.stem, card.read_text()
-    name = Path(flags.bioimageio).stem
+    name = flags.bioimageio.stem
     use = f"`python predict.py --checkpoint {name}.zip --input STACK --output MASK` uses it."
-    evaluation = None if flags.evaluation is None else Path(flags.evaluation)
-    return name, describe(name, use, state, log_directory(source), evaluation, flags.hardware)
+    about = flags.evaluation, flags.hardware
+    return name, describe(name, use, state, log_directory(source), *about)
 
 
 def draw_sample(dims: int, edge: int) -> tuple[np.ndarray, np.ndarray]:

@@ -575,7 +575,7 @@ def test_chunks_that_are_absent_are_counted(log, tmp_path, capsys):
     assert run(log, source, tmp_path / "m.tif") == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert len(warnings) == 2 and "lies near the noise" in warnings[1]  # it is noise
-    assert "a.ome.zarr: 1 of the 2 chunks of its array 0 is absent" in warnings[0]
+    assert "a.ome.zarr: chunks absent from its array 0: 1 of 2" in warnings[0]
     assert run(log, source, tmp_path / "n.tif", "--crop", ":16,:,:") == 0
     assert "absent" in capsys.readouterr().out
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tests.stacks.stacks import NAMES, save
 from utils.data import labelled
 from utils.data.labelled import (
-    IGNORED,
+    UNKNOWN,
     LabelledDataset,
     LabelledPair,
     LabelledStack,
@@ -149,7 +149,7 @@ def test_every_format_gives_the_same_stack(tmp_path: Path, name: str) -> None:
     expected = normalizer.apply(image, *normalizer.fit(image))
     np.testing.assert_array_equal(stack.image, expected)
     np.testing.assert_array_equal(stack.target, labels > 0)
-    assert (stack.image.dtype, stack.target.dtype, stack.columns) == (np.float32, np.uint8, 3)
+    assert (stack.image.dtype, stack.target.dtype, stack.columns) == (np.float32, np.int8, 3)
     assert "14 x 12 x 10 voxels, 1,680 annotated (100 %), 630 of these in 3 columns" in stack.line()
 
 
@@ -225,7 +225,7 @@ def test_axes_and_channels_are_those_of_the_image(tmp_path: Path) -> None:
 def test_what_nobody_annotated_is_ignored(tmp_path: Path) -> None:
     image, labels = drawn()
     unknown = np.random.default_rng(1).random(SHAPE) < 0.5
-    expected = np.where(unknown, IGNORED, labels > 0)
+    expected = np.where(unknown, UNKNOWN, labels > 0)
     stack = opened(write_pair(tmp_path, image, np.where(unknown, 7, labels)), ignore_label=7)
     np.testing.assert_array_equal(stack.target, expected)
     given = write_pair(tmp_path, image, np.where(unknown, 2, labels).astype(np.uint8))
@@ -243,7 +243,7 @@ def test_where_0_is_what_nobody_painted_1_is_background(tmp_path: Path) -> None:
     image, labels = drawn()
     painted = np.where(labels == 3, 0, labels + 1).astype(np.uint8)
     stack = opened(write_pair(tmp_path, image, painted), ignore_label=0)
-    np.testing.assert_array_equal(stack.target, np.where(labels == 3, IGNORED, labels > 0))
+    np.testing.assert_array_equal(stack.target, np.where(labels == 3, UNKNOWN, labels > 0))
     assert stack.columns == 2 and stack.line().endswith("in 2 columns")
     mask = np.where(labels == 3, 0, 1 + (labels > 0)).astype(np.uint8)
     stack = opened(write_pair(tmp_path, image, mask), ignore_label=0)
@@ -320,17 +320,17 @@ def test_flags_that_only_prediction_has_are_explained(tmp_path: Path) -> None:
     image, labels = drawn()
     given = write_pair(tmp_path, image, labels, ".tif")
     tifffile.imwrite(tmp_path / "rgb.tif", np.stack([labels.T] * 3, -1), photometric="rgb")
-    with pytest.raises(UserError, match=r"name one with --channel 0..2; labels have one value"):
+    with pytest.raises(UserError, match=r"name one with --channel 0..2; .* is a file of its own"):
         opened(given.replace("labels.tif", "rgb.tif"))
     with pytest.raises(UserError, match=r"name one with --channel 0..2$"):
         opened(given.replace("image.tif", "rgb.tif"))
     times = {"imagej": True, "metadata": {"axes": "TZYX"}}
     tifffile.imwrite(tmp_path / "times.tif", np.stack([image.T] * 2), **times)
-    with pytest.raises(UserError, match=r"name one with --index 0..1; here it must be in a file"):
+    with pytest.raises(UserError, match=r"name one with --index 0..1; .* is a file of its own"):
         opened(given.replace("image.tif", "times.tif"))
     with h5py.File(tmp_path / "both.h5", "w") as file:
         file["raw"], file["label"] = image.T, labels.T
-    with pytest.raises(UserError, match=r"name one with --key: .*; here FILE/KEY is the name"):
+    with pytest.raises(UserError, match=r"name one with --key: .*; here FILE/KEY names an array"):
         opened(given.replace("image.tif", "both.h5"))
 
 
@@ -372,7 +372,7 @@ def test_lone_annotated_planes_outlive_larger_voxels(
     given = write_pair(tmp_path, image, np.where(known, labels, 9))
     monkeypatch.setattr(labelled, "planes_at_once", lambda plane_bytes: planes)
     stack = opened(given, ignore_label=9, shape_for=lambda stack: ((14, 12, 10), []))
-    seen = (stack.target != IGNORED).any(axis=(0, 1))
+    seen = (stack.target != UNKNOWN).any(axis=(0, 1))
     np.testing.assert_array_equal(np.flatnonzero(seen), [0, 4, 9])
     for z in (0, 4, 9):
         np.testing.assert_array_equal(stack.target[..., z], labels[..., 0] > 0)
@@ -470,9 +470,9 @@ def test_images_of_two_axes(tmp_path: Path) -> None:
     assert len(dataset) == 4 and dataset[3][0].shape == (1, 16, 16)
     with pytest.raises(UserError, match=r"image.npy: has 2 axes, and 3 are needed; train_basic_2d"):
         LabelledDataset([stack])
-    for wrong in ({"patch_size": 0}, {"background_threshold": 1.5}, {"patches_per_epoch": 0}):
-        with pytest.raises(UserError, match="none can be cut"):
-            LabelledDataset([stack], spatial_dims=2, **wrong)  # type: ignore[arg-type]
+    for name, wrong in (("patch_size", 0), ("background_threshold", 1.5), ("patches_per_epoch", 0)):
+        with pytest.raises(UserError, match=f"a patch of {wrong} voxels|{name} must be .*{wrong}"):
+            LabelledDataset([stack], spatial_dims=2, **{name: wrong})  # type: ignore[arg-type]
 
 
 def test_parts_held_out_share_no_voxel(tmp_path: Path) -> None:

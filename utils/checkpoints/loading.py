@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from utils.checkpoints.pretrained import find_pretrained, pretrained_names, unpack_weights
+from utils.checkpoints.pretrained import find_pretrained, pretrained_names
 from utils.errors import UserError
 from utils.provenance import CHECKPOINT_FORMAT
 
-PACKAGED = "checkpoint.pth"
-"""The checkpoint among the files of a package of bioimage.io (``utils.checkpoints.packages``)."""
+PACKAGED = "checkpoint.pth"  # in a package of bioimage.io (``utils.checkpoints.packages``)
 
 
 class CheckpointError(UserError):
@@ -32,28 +31,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     foreign file.
     """
     path = Path(path)
-    if not path.exists():
-        path = find_pretrained(path) or path
+    if not path.exists() and not find_pretrained(path):
+        known = f"pretrained networks known by name: {', '.join(pretrained_names()) or 'none'}"
+        raise UserError(f"the checkpoint {path} does not exist ({known})")
+    path = path if path.exists() else find_pretrained(path)
     if path.is_dir():
-        folder = path / "checkpoints"
-        found = [folder / name for name in ("best.pth", "last.pth") if (folder / name).exists()]
-        if not found:
+        files = [path / "checkpoints" / name for name in ("best.pth", "last.pth")]
+        if not any(map(Path.exists, files)):
             raise UserError(f"{path} holds no checkpoints/best.pth or checkpoints/last.pth")
-        path = found[0]
-    if not path.exists():
-        names = ", ".join(pretrained_names()) or "none"
-        raise UserError(
-            f"the checkpoint {path} does not exist (pretrained networks known by name: {names})"
-        )
+        path = next(filter(Path.exists, files))
     state = _load_plain(path)
     if not isinstance(state, dict) or not isinstance(state.get("model_state"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of this project")
     if state.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {state.get('format')}; this program reads "
-            f"{CHECKPOINT_FORMAT}"
-        )
-    return {**state, "model_state": unpack_weights(state["model_state"])}
+        found = f"checkpoint format {state.get('format')}"
+        raise CheckpointError(f"{path} has {found}; this program reads {CHECKPOINT_FORMAT}")
+    weights = state["model_state"].items()
+    plain = {n: w.float() if w.dtype == torch.bfloat16 else w for n, w in weights}
+    return {**state, "model_state": plain}
 
 
 def _load_plain(path: Path) -> Any:
@@ -65,31 +60,19 @@ def _load_plain(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(_unpackaged(path), map_location="cpu", weights_only=True)
+            source: Path | io.BytesIO = path
+            if zipfile.is_zipfile(path):  # so are checkpoints, with other files in them
+                with zipfile.ZipFile(path) as files:
+                    if PACKAGED in files.namelist():
+                        source = io.BytesIO(files.read(PACKAGED))
+            return torch.load(source, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path}: may not be read ({error.strerror})") from error
-    except (MemoryError, UserError):
+    except MemoryError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} is no readable checkpoint (damaged or foreign)") from error
-
-
-def _unpackaged(path: Path) -> Path | io.BytesIO:
-    """Return the checkpoint in a package of bioimage.io, and what is no package as it is.
-
-    Checkpoints are zip files too, with other files in them.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as files:
-            names = set(files.namelist())
-            if PACKAGED in names:
-                return io.BytesIO(files.read(PACKAGED))
-            if names & {"bioimageio.yaml", "rdf.yaml"}:
-                raise CheckpointError(
-                    f"{path} is a bioimage.io package of another program: it has no {PACKAGED}, as "
-                    "those of export_model.py do"
-                )
-    return path
+        foreign = f"damaged, or of another program: packages of this one hold {PACKAGED}"
+        raise CheckpointError(f"{path} is no readable checkpoint ({foreign})") from error
 
 
 def log_directory(checkpoint: str | Path) -> Path:

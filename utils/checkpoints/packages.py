@@ -27,10 +27,8 @@ from utils.errors import UserError
 from utils.replacing import replacing
 
 OPSET = 18
-TOLERANCE = 1e-4
-"""Most that a probability of another program's may differ; measured: 3e-6 with ONNX Runtime."""
-HALO_SHARE = 1 / 8
-"""Of a window, on each side: half of the overlap with which ``predict.py`` lays its windows."""
+TOLERANCE = 1e-4  # of another program's probabilities; measured: 3e-6 with ONNX Runtime
+HALO_SHARE = 1 / 8  # of a window, on each side: half of the overlap in ``predict.py``
 PAPERS = {
     "unet": {"text": "U-Net", "doi": "10.1007/978-3-319-24574-4_28"},
     "stacked_unet": {"text": "Stacked hourglass", "doi": "10.1007/978-3-319-46484-8_29"},
@@ -68,9 +66,8 @@ def check_installed(flag: str, *names: str) -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"{flag} needs {error.name}: pip install -r requirements-export.txt"
-            ) from error
+            needs = f"needs {error.name}: pip install -r requirements-export.txt"
+            raise UserError(f"{flag} {needs}") from error
 
 
 def check_origin(authors: Sequence[str], license: str | None) -> None:
@@ -84,11 +81,9 @@ def check_origin(authors: Sequence[str], license: str | None) -> None:
         if license is not None:
             LicenseId(license)
     except ValidationError as error:
-        told = error.errors()[0]
-        raise UserError(
-            f"bioimage.io does not take {told['input']!r}: --authors are names without a slash, "
-            "--license is an identifier of SPDX such as MIT or CC-BY-4.0"
-        ) from error
+        right = "--authors are names without a slash, --license is one of SPDX such as CC-BY-4.0"
+        given = error.errors()[0]["input"]
+        raise UserError(f"bioimage.io does not take {given!r}: {right}") from error
 
 
 class Probabilities(nn.Module):
@@ -102,8 +97,7 @@ class Probabilities(nn.Module):
         """Map (batch, 1, z, y, x), or (batch, 1, y, x), to probabilities of that shape."""
         order = (0, 1, *reversed(range(2, image.ndim)))
         logits = self.network(image.permute(order))
-        if isinstance(logits, (list, tuple)):
-            logits = logits[-1]
+        logits = logits[-1] if isinstance(logits, list) else logits
         return torch.sigmoid(logits).permute(order)
 
 
@@ -235,15 +229,13 @@ def _description(network: nn.Module, state: Mapping[str, Any], highest: float) -
     space = [{"type": "space", "id": a, "size": lengths, "concatenable": True} for a in axes]
     limits = {"min_percentile": rule.low_percent, "max_percentile": rule.high_percent}
     scaling = {"axes": ["channel", *axes], **limits, "eps": 1e-9}
+    clipping = {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}}
     image = {
         "id": "image",
         "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["fluorescence"]}, *space],
         "test_tensor": {"source": "test_input.npy"},
         "pad": {"mode": "edge"},
-        "preprocessing": [
-            {"id": "scale_range", "kwargs": scaling},
-            {"id": "clip", "kwargs": {"min": 0.0, "max": 1.0}},
-        ],
+        "preprocessing": [{"id": "scale_range", "kwargs": scaling}, clipping],
     }
     same = {a: {"tensor_id": "image", "axis_id": a} for a in axes}
     space = [{"type": "space", "id": a, "size": same[a], "halo": edge} for a in axes]
@@ -252,11 +244,8 @@ def _description(network: nn.Module, state: Mapping[str, Any], highest: float) -
         "axes": [{"type": "batch"}, {"type": "channel", "channel_names": ["column"]}, *space],
         "test_tensor": {"source": "test_output.npy"},
     }
-    tolerance = {
-        "relative_tolerance": 0.0,
-        "absolute_tolerance": min(TOLERANCE, highest / 200),  # must be less than a hundredth of it
-        "mismatched_elements_per_million": 0,
-    }
+    tolerance: dict[str, float] = {"relative_tolerance": 0, "mismatched_elements_per_million": 0}
+    tolerance["absolute_tolerance"] = min(TOLERANCE, highest / 200)  # below a hundredth of it
     return {
         "type": "model",
         "description": "Probability that a voxel belongs to a column of the fly's optic lobe, in a "

@@ -21,10 +21,7 @@ from utils.replacing import make_folder, replacing
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"  # where names are looked up
 MOST_BYTES = 3_000_000  # a file must be smaller: it is part of every clone
-KEPT = (
-    *("format", "model_config", "normalizer", "spacing_voxels", "patch_size", "epoch", "metrics"),
-    "trust",
-)
+KEPT = "format model_config normalizer spacing_voxels patch_size epoch metrics trust".split()
 """Entries of a checkpoint that go into the file as they are, beside its weights and objective."""
 PLACES = ("log_path", "data_dir", "resume", "experiment_title")
 """Flags that say where something lies on one machine, not what was trained."""
@@ -62,14 +59,6 @@ def find_pretrained(checkpoint: str | Path, folder: Path = FOLDER) -> Path | Non
     return folder / f"{name}.pth" if name in pretrained_names(folder) else None
 
 
-def unpack_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights with all that is bfloat16 as float32."""
-    return {
-        name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
-        for name, tensor in weights.items()
-    }
-
-
 def save_pretrained(
     name: str,
     state: Mapping[str, Any],
@@ -96,22 +85,19 @@ def save_pretrained(
     if weights.exists() and not overwrite:
         raise UserError(f"{weights} exists already; --overwrite replaces it and its card")
     packed = pack(state, torch.bfloat16)
-    size = len(packed)
-    if size >= MOST_BYTES:
-        raise UserError(
-            f"{name}: {size:,} bytes in bfloat16, and less than {MOST_BYTES:,} are allowed; "
-            "train a network of fewer channels"
-        )
+    size = f"{len(packed):,} bytes"
+    if len(packed) >= MOST_BYTES:
+        allowed = f"less than {MOST_BYTES:,} are allowed; train a network of fewer channels"
+        raise UserError(f"{name}: {size} in bfloat16, and {allowed}")
     use = (
         f"`python predict.py --checkpoint {name} --input STACK --output MASK` uses it. "
-        f"{size:,} bytes; kernels in bfloat16, computed with in float32 or bfloat16."
+        f"{size}; kernels in bfloat16, computed with in float32 or bfloat16."
     )
     text = describe(name, use, state, log_directory, evaluation, hardware)
     make_folder(folder)
-    with replacing(weights) as temporary:
-        temporary.write_bytes(packed)
-    with replacing(card) as temporary:
-        temporary.write_text(text)
+    for path, content in ((weights, packed), (card, text.encode())):
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     return weights, card
 
 
@@ -121,10 +107,10 @@ def pack(state: Mapping[str, Any], kernels: torch.dtype) -> bytes:
         name: tensor.to(kernels) if tensor.is_floating_point() and tensor.ndim > 1 else tensor
         for name, tensor in state["model_state"].items()
     }
-    flags = {"objective": state.get("flags", {}).get("objective")}
     kept = {name: state[name] for name in KEPT if name in state}
+    kept["flags"] = {"objective": state.get("flags", {}).get("objective")}
     packed = io.BytesIO()
-    torch.save({**kept, "flags": flags, "model_state": weights}, packed)
+    torch.save({**kept, "model_state": weights}, packed)
     return packed.getvalue()
 
 
@@ -175,16 +161,10 @@ def describe(
     evaluation: Path | None = None,
     hardware: str | None = None,
 ) -> str:
-    """Return the card of a network as Markdown; ``use`` is its first paragraph.
-
-    The other arguments, and the UserErrors, are those of :func:`save_pretrained`.
-    """
-    config = _read_json(log_directory / "config.json")
-    log = _read_json(log_directory / "logs.json")
-    lengths = state["spacing_voxels"]
-    trained_on = config.get("data", {}).get("train", [])
-    entries = trained_on if isinstance(trained_on, list) else [trained_on]
-    labelled = any("annotated" in entry for entry in entries)
+    """Return a card as Markdown that begins with ``use``; else as :func:`save_pretrained`."""
+    config, log = (_read_json(log_directory / name) for name in ("config.json", "logs.json"))
+    lengths, data = state["spacing_voxels"], config.get("data", {})
+    labelled = '"annotated":' in json.dumps(data.get("train"))
     return CARD.format(
         name=name,
         use=use,
@@ -194,7 +174,7 @@ def describe(
         high=state["normalizer"]["high_percent"],
         spacing=" x ".join(f"{edge:.2f}" for edge in lengths),
         patch_size=state["patch_size"],
-        data=_describe_data(config.get("data", {})),
+        data=_describe_data(data),
         training=_describe_training(state["epoch"], config, log, hardware),
         scores=_describe_scores(name, state, evaluation),
         seen=LABELLED if labelled else SIMULATED,
@@ -223,10 +203,7 @@ def _portable(value: Any) -> str:
 
 
 def _describe_data(data: Mapping[str, Any]) -> str:
-    """List what stands in ``config.json``, a line a file or stream.
-
-    Of a stream (``on_the_fly``), whose every parameter stands there, presets and shares.
-    """
+    """List the files and streams of ``config.json``, a line each; of streams presets and shares."""
     lines = []
     for role, entries in data.items():
         for entry in entries if isinstance(entries, list) else [entries]:
@@ -245,7 +222,7 @@ def _describe_training(
     best: int, config: Mapping[str, Any], log: Mapping[str, Any], hardware: str | None
 ) -> str:
     """Return how long it trained, from what, on what, and its command, a flag a line."""
-    epochs, machine = log["epochs"], config["machine"]
+    epochs, machine, compute = log["epochs"], config["machine"], config["compute"]
     hours = sum(record["seconds"] for record in epochs) / 3600
     until = sum(r["seconds"] for r in epochs if r["epoch"] <= best) / 3600
     where = hardware or f"{machine['cores']} cores, {machine['processor']}"
@@ -253,7 +230,7 @@ def _describe_training(
     lines = [
         f"- epoch {best} of {len(epochs)} trained; {until:.1f} of {hours:.1f} hours; the run "
         f"ended: {log['exit']['reason']}",
-        f"- hardware: {where}; {config['compute']['device']}, {config['compute']['precision']}",
+        f"- hardware: {where}; {compute['device']}, {compute['precision']}",
         f"- versions: {versions}; program {config['git_revision']}",
     ]
     if ancestor := config.get("ancestor"):
@@ -273,10 +250,9 @@ def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | Non
     summary = _read_json(evaluation / "summary.json")
     epoch, model = summary.get("epoch"), summary.get("model") or {}
     if epoch != state["epoch"] or not state["model_config"].items() <= model.items():
-        raise UserError(
-            f"{evaluation / 'summary.json'}: is of another network (epoch {epoch}, {model}); the "
-            f"checkpoint's is of epoch {state['epoch']}, {state['model_config']}"
-        )
+        other = f"is of another network (epoch {epoch}, {model})"
+        own = f"the checkpoint's is of epoch {state['epoch']}, {state['model_config']}"
+        raise UserError(f"{evaluation / 'summary.json'}: {other}; {own}")
     data, scored = summary["data"], Path(summary["checkpoint"])
     stored = str(scored) == name or scored.name == f"{name}.pth"
     which = "this file" if stored else "its checkpoint, before rounding to bfloat16"

@@ -7,7 +7,7 @@ threads of the process that does it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,8 +33,7 @@ LEVELS = ("none", "flips", "stains", "full")
 as another stain may have them; ``full``: flips, and what else may happen to the same stain."""
 
 ELASTIC_PROBABILITY = 0.1
-ELASTIC_SHIFT = 2.0
-"""Largest shift along an axis, in voxels: a fifth of the usual distance between columns."""
+ELASTIC_SHIFT = 2.0  # largest shift along an axis, in voxels: a fifth of columns' distance
 ELASTIC_DISTANCE = 16  # voxels between the points that are shifted independently, roughly
 BLUR_PROBABILITY = 0.15
 BLUR_SIGMA = (0.3, 1.0)  # in voxels, drawn for each axis
@@ -98,7 +97,6 @@ class AugmentedDataset(EpochDataset):
         self.seed = check_seed(seed)
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch."""
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
@@ -107,7 +105,6 @@ class AugmentedDataset(EpochDataset):
         self.dataset.set_epoch(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """Return the changed image and targets of one item."""
         index = item_index(index, len(self))
         rng = augmentation_rng(self.seed, self.epoch, index)
         return self.augmentation(rng, *self.dataset[index])
@@ -118,24 +115,21 @@ def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return make_rng(Purpose.AUGMENTATION, seed, epoch, index)
 
 
-def draw_symmetry(
-    shape: tuple[int, ...], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_symmetry(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Return a random permutation of the axes of a patch, and which of them to turn round (bool).
 
     Only axes of equal length change places; a turn by 90 degrees is one such exchange and a flip.
     """
     permutation = np.arange(len(shape))
-    for edge in sorted(set(shape)):
-        alike = np.flatnonzero(np.array(shape) == edge)
+    for edge in np.unique(shape):
+        alike = np.flatnonzero(np.equal(shape, edge))
         permutation[alike] = rng.permutation(alike)
     return permutation, rng.random(len(shape)) < 0.5
 
 
 def apply_symmetry(tensor: Tensor, permutation: np.ndarray, flipped: np.ndarray) -> Tensor:
     """Return ``tensor`` (channels, *space) with its axes of space permuted, then flipped."""
-    steps = tuple(slice(None, None, -1 if flip else 1) for flip in flipped)
-    turned = tensor.numpy().transpose(0, *(permutation + 1))[(slice(None), *steps)]
+    turned = np.flip(tensor.numpy().transpose(0, *(permutation + 1)), np.flatnonzero(flipped) + 1)
     return torch.from_numpy(np.ascontiguousarray(turned))
 
 
@@ -144,8 +138,8 @@ def _deform(item: tuple[Tensor, ...], state: np.random.RandomState) -> tuple[Ten
     deform = _smooth_deform(item[0].shape[1:])
     deform.set_random_state(state=state).randomize()
     deformed = []
-    for tensor, mode in zip(item, ["bilinear"] + ["nearest"] * (len(item) - 1), strict=True):
-        deform.set_grid_mode(mode)
+    for place, tensor in enumerate(item):
+        deform.set_grid_mode("nearest" if place else "bilinear")
         deformed.append(_plain(deform(tensor, randomize=False)))
     return tuple(deformed)
 
@@ -201,7 +195,7 @@ def _smooth_deform(shape: tuple[int, ...]) -> RandSmoothDeform:
     )
 
 
-@lru_cache(maxsize=1)
+@cache
 def _image_transforms() -> tuple[RandomizableTransform, ...]:
     """Return what happens to the image alone, in the order of a microscope."""
     return (

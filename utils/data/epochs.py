@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from utils.data.normalize import PercentileNormalizer
 from utils.simulation.streams import Purpose, make_rng
@@ -20,12 +20,10 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     A subclass gives ``__len__``, the items of an epoch, and ``__getitem__``; all else it may leave.
     """
 
-    normalizer = PercentileNormalizer()
-    """What has scaled the images; checkpoints tell it to prediction."""
+    normalizer = PercentileNormalizer()  # that has scaled the images; checkpoints tell prediction
     makes_batches = False
     """Whether it has batches of its own, changed at random already, which training takes from its
     ``make_loader``: see :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`."""
-
     parts: tuple[int, ...] = ()
     """Where each batch holds several kinds of patches, one after the other, how many of each."""
 
@@ -55,27 +53,25 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
         return {}
 
 
-def item_index(index: Any, length: int) -> int:
-    """Return an index as an int of 0..length - 1; negative ones count from the end.
+def own_loader(data: Dataset, num_workers: int = 0, **options: Any) -> DataLoader:
+    """Return a loader that outlives epochs, and draws nothing from torch's global generator."""
+    kept = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    return DataLoader(data, generator=torch.Generator(), **kept, **options)
 
-    Raises IndexError, naming it, for another number, and TypeError for what is no whole number.
-    """
+
+def item_index(index: Any, length: int) -> int:
+    """Return an int of 0..length - 1, from the end if negative; or raise IndexError, TypeError."""
     try:
         number = operator.index(index)
     except TypeError:
-        raise TypeError(
-            f"data sets take whole numbers, not {index!r}; "
-            "torch.utils.data.Subset(dataset, range(2)) is a data set of the first two"
-        ) from None
+        advice = "torch.utils.data.Subset(dataset, range(2)) is a data set of the first two"
+        raise TypeError(f"data sets take whole numbers, not {index!r}; {advice}") from None
     if not -length <= number < length:
         raise IndexError(f"item {number} is outside {-length}..{length - 1}")
     return number % length
 
 
 def in_turn(seed: int, place: int, samples: int) -> int:
-    """Return the sample at a place of an endless order in which all come equally often.
-
-    One seeded random order of 0..samples - 1 after the other.
-    """
+    """Return the sample at a place of seeded random orders of 0..samples - 1, one after another."""
     order, within = divmod(place, samples)
     return int(make_rng(Purpose.SAMPLE_ORDER, seed, order).permutation(samples)[within])

@@ -5,17 +5,16 @@ that exists is loaded. Axis order is (x, y); the pixel ``image[0, i, j]`` has it
 (i + 0.5, j + 0.5), and columns' centres are in those pixels.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from tqdm import tqdm
 
 from utils.data.epochs import EpochDataset, item_index
@@ -24,10 +23,8 @@ from utils.errors import UserError
 from utils.simulation.image import ImageConfig, image_rng, simulate_image
 from utils.simulation.streams import check_seed
 from utils.storage import version_note
+from utils.storage.config_files import field_texts
 from utils.storage.images import ImageSamples, ImageSet, new_image_file, read_image_set, read_images
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 KEYPOINT_PADDING = 999.0  # stands in both coordinates of rows that hold no centre
 HEAT_MAPS = ("Gaussian", "Cauchy")
@@ -57,38 +54,16 @@ class Fake2DDataset(EpochDataset):
             h5path: file to load, or to make where there is none yet (its folder must exist); it
                 may hold more samples than ``L``. None keeps the samples in memory only. One of
                 another version of the program is loaded as it is, with a warning.
-            **parameters: any of the generator's parameters below, ranges as (low, high).
-
-        Parameters of the generator, with their defaults (those of
-        :class:`utils.simulation.image.ImageConfig`); lengths are in units of length, of which one
-        has ``scale`` pixels:
-
-            shape (128, 128): pixels along x and y
-            scale_range (1.152, 1.92): pixels per unit of length, drawn for each image
-            lattice_angle_range (50, 90): degrees between the lattice's basis vectors
-            column_distance 10: length of both basis vectors
-            label_radius 3.5: radius of the disks in the mask
-            baseline_intensity 50: a column has this x lognormal(1, std_intensity)
-            std_intensity 0.5: sigma of that lognormal
-            v_std 5: standard deviation of a point's intensity about its column's
-            points_per_column 10: points of a column beside its centre, times the scale
-            cloud_sd 2: standard deviation of a Gaussian column's points
-            ring_radius 3.5, ring_sd 0.1: distance of a ring column's points, mean and deviation
-            ring_share_range (0, 1): share of ring columns, drawn for each image
-            box_size 2: edge of the box mean
-            blur_sizes (5, 7, 9): Gaussian kernels in pixels, one of which is drawn
-            background_size 21: kernel of the wide blur that is added, in pixels
-            gain 1: photons per unit of intensity
-            read_noise_share 0.1: deviation of the read noise in that of the counts
-            min_labelled 0.30: least labelled share of an image
-            max_centres 128: an image has fewer centres than this
-            max_tries 2000: placements drawn before giving up
+            **parameters: any of the generator's parameters, ranges as (low, high).
 
         Raises:
             UserError: a number out of range; a file that cannot be made or loaded, or that holds
                 other parameters or another seed, with its name and the difference.
             TypeError: a parameter that the generator does not have.
             GeometryError: no placement is labelled enough within ``max_tries``.
+
+        Parameters of the generator, those of :class:`utils.simulation.image.ImageConfig`, with
+        their defaults; lengths are in units of length, of which one has ``scale`` pixels:
         """
         super().__init__()
         if not isinstance(L, int | np.integer) or L < 1:
@@ -97,7 +72,12 @@ class Fake2DDataset(EpochDataset):
         self.config = ImageConfig.from_dict(parameters)
         self.h5path = None if h5path is None else Path(h5path)
         if self.h5path is not None and self.h5path.is_file():
-            self._image_set, self._samples = _load(self.h5path, self.config, seed, L)
+            self._image_set = read_image_set(self.h5path)
+            if note := version_note(self.h5path, self._image_set.program_version):
+                warnings.warn(note, stacklevel=3)
+            asked = ImageSet(self.config, self._image_set.seed if seed is None else seed, int(L))
+            self._image_set.check_serves(self.h5path, asked)
+            self._samples = read_images(self.h5path, int(L))
         else:
             fresh = secrets.randbits(32) if seed is None else seed
             self._image_set = ImageSet(self.config, fresh, int(L))
@@ -105,7 +85,6 @@ class Fake2DDataset(EpochDataset):
         self.seed = self._image_set.seed
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self._samples.images)
 
     def __repr__(self) -> str:
@@ -119,12 +98,9 @@ class Fake2DDataset(EpochDataset):
 
     def describe(self) -> dict[str, Any]:
         """Return file (None in memory), seed, number of samples and the simulation's version."""
-        return {
-            "file": None if self.h5path is None else str(self.h5path),
-            "seed": self.seed,
-            "samples": len(self),
-            "version": self._image_set.program_version,
-        }
+        file = None if self.h5path is None else str(self.h5path)
+        version = self._image_set.program_version
+        return {"file": file, "seed": self.seed, "samples": len(self), "version": version}
 
     def column_spacing(self, samples: int = 32) -> list[float]:
         """Return the columns' distance in pixels along x and y: the median over the first ones.
@@ -136,14 +112,10 @@ class Fake2DDataset(EpochDataset):
         return [float(scale) * self.config.column_distance] * 2
 
     def show(self, index: int = 0) -> Image:
-        """Return a picture of a sample, with outlines of the mask and centres; notebooks show it.
-
-        Elsewhere its ``.show()`` opens and its ``.save(path)`` writes it.
-        """
+        """Return a picture of a sample, its mask's outlines and centres, which notebooks show."""
         from utils.figures.samples import draw_image_sample
 
-        i = item_index(index, len(self))
-        samples = self._samples
+        i, samples = item_index(index, len(self)), self._samples
         return draw_image_sample(samples.images[i], samples.masks[i], samples.centres[i])
 
     def _simulate(self) -> ImageSamples:
@@ -169,6 +141,12 @@ class Fake2DDataset(EpochDataset):
         return torch.from_numpy(self._samples.images[index].copy())[None]
 
 
+# ``help`` lists what stands beside the parameters where they are defined.
+for _name, _text in field_texts(ImageConfig).items():
+    _default = ", ".join(f"{number:g}" for number in np.ravel(getattr(ImageConfig(), _name)))
+    Fake2DDataset.__init__.__doc__ += f"\n            {_name} ({_default}): {_text}"
+
+
 class SegmentationFake2DDataset(Fake2DDataset):
     """Images and masks: items are (image, mask), each (1, X, Y) float32.
 
@@ -179,7 +157,6 @@ class SegmentationFake2DDataset(Fake2DDataset):
     """
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image and mask, (1, X, Y) float32, of one sample."""
         i = item_index(index, len(self))
         return self._image(i), torch.from_numpy(self._samples.masks[i].astype(np.float32))[None]
 
@@ -216,14 +193,12 @@ class KeypointDetectionFake2DDataset(Fake2DDataset):
         self.with_centres = with_centres
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
-        """Return image and heat map, (1, X, Y), and centres (max_centres, 2), all float32."""
         i = item_index(index, len(self))
         centres = self._samples.centres[i]
         heat = torch.from_numpy(heat_map(self.config.shape, centres, self.sigma, self.type))[None]
         if not self.with_centres:
             return self._image(i), heat
-        padding = np.full(2, KEYPOINT_PADDING, np.float32)
-        return self._image(i), heat, _padded(centres, self.config.max_centres, padding)
+        return self._image(i), heat, _padded(centres, self.config.max_centres, KEYPOINT_PADDING)
 
 
 class RegressionFake2DDataset(Fake2DDataset):
@@ -234,7 +209,6 @@ class RegressionFake2DDataset(Fake2DDataset):
     """
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image (1, X, Y) and centres (max_centres, 2), float32, of one sample."""
         i = item_index(index, len(self))
         relative = self._samples.centres[i] / np.array(self.config.shape, np.float32) - 0.5
         relative = relative.astype(np.float32)
@@ -246,28 +220,15 @@ def heat_map(
 ) -> np.ndarray:
     """Return the largest of the bumps of height 1 about ``centres`` (n, 2), (X, Y) float32."""
     x, y = (np.arange(edge, dtype=np.float32)[:, None] + 0.5 for edge in shape)
-    from_x = (x - centres[:, 0]) ** 2
-    from_y = (y - centres[:, 1]) ** 2
+    from_x, from_y = (x - centres[:, 0]) ** 2, (y - centres[:, 1]) ** 2
     nearest = np.min(from_x[:, None] + from_y[None], axis=-1)
     if type == "Cauchy":
         return 1.0 / (1.0 + nearest / np.float32(sigma**2))
     return np.exp(-nearest / np.float32(2.0 * sigma**2))
 
 
-def _padded(centres: np.ndarray, length: int, padding: np.ndarray) -> torch.Tensor:
-    """Return ``centres`` (n, 2) with rows of ``padding`` (2,) added up to ``length``."""
-    rows = np.repeat(padding[None], length, axis=0)
+def _padded(centres: np.ndarray, length: int, padding: np.ndarray | float) -> torch.Tensor:
+    """Return ``centres`` (n, 2) with rows of ``padding`` added up to ``length``."""
+    rows = np.full((length, 2), padding, np.float32)
     rows[: len(centres)] = centres
     return torch.from_numpy(rows)
-
-
-def _load(
-    path: Path, config: ImageConfig, seed: int | None, count: int
-) -> tuple[ImageSet, ImageSamples]:
-    """Return what a file holds and its first ``count`` samples, if that serves who asks."""
-    found = read_image_set(path)
-    if note := version_note(path, found.program_version):
-        warnings.warn(note, stacklevel=4)
-    asked = ImageSet(config, found.seed if seed is None else seed, int(count))
-    found.check_serves(path, asked)
-    return found, read_images(path, count)

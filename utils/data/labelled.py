@@ -7,6 +7,7 @@ has annotated anything. If that value is 0, as programs for painting have it, 1 
 Arrays are (X, Y, Z) or (X, Y).
 """
 
+import functools
 import math
 import os
 import re
@@ -15,7 +16,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from utils.data.epochs import EpochDataset, in_turn, item_index
 from utils.data.normalize import PercentileNormalizer, measure_limits
-from utils.data.patches import Slices, patch_slices
+from utils.data.patches import Slices, check_patches, patch_slices
 from utils.errors import UserError, disk_errors
 from utils.resampling import Resampling, planes_at_once
 from utils.simulation.streams import Purpose, check_seed, make_rng
@@ -37,19 +38,9 @@ FOLDERS = {"images": "labels", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 """Folders of images, and those beside them with their labels."""
 HEADERS = (".nhdr", ".hdr", ".hdr.gz", ".xml")
 """Endings that are read where another file of the same name holds their voxels."""
-HINTS = {
-    "--key": "here FILE/KEY is the name of one",
-    **dict.fromkeys(("--index", "--series"), "here it must be in a file of its own"),
-    "--channel": "labels have one value a voxel: save them in one channel",
-}
-"""What to do where only ``predict.py`` has the flag that a message speaks of."""
 UNKNOWN = -1  # label of voxels that nobody annotated
-IGNORED = 255  # the same in :attr:`LabelledStack.target`; items of the data set have -1 there
 TRIES = 20  # patches that are looked at before one is taken that has any labelled voxel
 MOST_COUNTED = 1 << 26  # voxels up to which the connected parts of a mask are counted
-
-ShapeFor = Callable[[Stack], tuple[tuple[int, ...], list[str]]]
-"""Returns the shape in which a network sees a stack, and lines that say why."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ class LabelledPair:
     @property
     def file(self) -> Path:
         """The image's file, also where the image is an array in it."""
-        return _file_around(self.image) or self.image
+        return _file_around(self.image)
 
 
 def find_pairs(
@@ -84,22 +75,18 @@ def find_pairs(
         if len(files) not in (2, 3) or not all(files):
             raise UserError(f"{given}: give a folder, IMAGE=LABELS or IMAGE=LABELS=MASK")
         image, labels, *masks = map(Path, files)
-        name = split_ending(_file_around(image) or image)[0]
+        name = split_ending(_file_around(image))[0]
         return [LabelledPair(image, labels, masks[0] if masks else None, channel, name)]
-    names = [folder.name] if folder.name in FOLDERS else ["images", *(f"images{p}" for p in parts)]
-    root = folder.parent if folder.name in FOLDERS else folder
-    there = [name for name in names if (root / name).is_dir() and (root / FOLDERS[name]).is_dir()]
+    places = [folder] if folder.name in FOLDERS else [folder / f"images{p}" for p in ("", *parts)]
+    beside = [(images, images.with_name(FOLDERS[images.name])) for images in places]
+    there = [both for both in beside if all(map(Path.is_dir, both))]
     if not there:
-        raise UserError(
-            f"{given}: no labelled stacks: it must hold images/ and labels/, or imagesTr/ and "
-            "labelsTr/ as for nnU-Net"
-        )
-    images, labels = root / there[0], root / FOLDERS[there[0]]
-    drawn = _stacks_in(labels)
-    seen = {
-        name: LabelledPair(path, path, None, channel) for name, path in _stacks_in(images).items()
-    }
-    if there[0] != "images":
+        needed = "images/ and labels/, or imagesTr/ and labelsTr/ as for nnU-Net"
+        raise UserError(f"{given}: no labelled stacks: it must hold {needed}")
+    images, labels = there[0]
+    drawn, found = _stacks_in(labels), _stacks_in(images)
+    seen = {name: LabelledPair(path, path, None, channel) for name, path in found.items()}
+    if images.name != "images":
         seen = _one_channel(seen, channel)
     if not drawn or not seen:
         known = ", ".join(ENDINGS)
@@ -116,14 +103,13 @@ def _stacks_in(folder: Path) -> dict[str, Path]:
     with disk_errors(folder):
         paths = sorted(folder.iterdir())
     for path in paths:
-        ends = path.name.lower().endswith(tuple(ENDINGS))
-        if path.name.startswith(".") or not (ends or path.is_dir()):
+        file = path.name.lower()
+        if file.startswith(".") or not (file.endswith(tuple(ENDINGS)) or path.is_dir()):
             continue
-        name = split_ending(path)[0]
-        other = found.get(name)
-        if other is None or path.name.lower().endswith(HEADERS):
-            found[name] = path
-        elif not other.name.lower().endswith(HEADERS):
+        other = found.setdefault(split_ending(path)[0], path)
+        if file.endswith(HEADERS):
+            found[split_ending(path)[0]] = path
+        elif other != path and not other.name.lower().endswith(HEADERS):
             raise UserError(f"{path}: {other.name} has the same name; keep one of them there")
     return found
 
@@ -155,18 +141,13 @@ class OpenPair:
     ignore_label: int | None
 
     def read_labels(self, start: int, stop: int) -> np.ndarray:
-        """Return ``start <= z < stop`` as (X, Y, n) int64, :data:`UNKNOWN` where nobody annotated.
-
-        Raises UserError for numbers that are no labels.
-        """
+        """Return planes as (X, Y, n) int64, -1 where nobody annotated; UserError for no labels."""
         ids = _whole_numbers(self.labels, start, stop)
         ignored = self.ignore_label
         unknown = np.zeros(ids.shape, bool) if ignored is None else ids == ignored
         if (ids[~unknown] < 0).any():
-            raise UserError(
-                f"{self.labels.path}: holds the label {ids[~unknown].min()}; name the value of "
-                "voxels that nobody annotated with --ignore_label"
-            )
+            advice = "name the value of voxels that nobody annotated with --ignore_label"
+            raise UserError(f"{self.labels.path}: holds the label {ids[~unknown].min()}; {advice}")
         if ignored == 0:
             ids -= 1
         if self.mask is not None:
@@ -175,10 +156,7 @@ class OpenPair:
         return ids
 
     def count(self) -> tuple[int, int, int]:
-        """Return the number of annotated and of labelled voxels, and of ids, read by slabs.
-
-        Raises UserError where nothing is annotated, or nothing that is annotated is labelled.
-        """
+        """Return how many voxels are annotated and labelled, and ids there are; UserError for 0."""
         annotated = labelled = 0
         known: set[int] = set()
         planes = planes_at_once(8 * math.prod(self.image.shape[:-1]))
@@ -187,15 +165,13 @@ class OpenPair:
             annotated += int(np.count_nonzero(ids != UNKNOWN))
             labelled += int(np.count_nonzero(ids > 0))
             known.update(np.unique(ids).tolist())
-        name = self.labels.path
+        name, background = self.labels.path, int(self.ignore_label == 0)
         if not annotated:
             what = f" but for what {self.pair.annotated} leaves out" if self.mask else ""
             raise UserError(f"{name}: no voxel is annotated{what}; nothing is to be learned of it")
         if not labelled:
-            background = 1 if self.ignore_label == 0 else 0
-            raise UserError(
-                f"{name}: no voxel is labelled: all that is annotated is {background}, background"
-            )
+            said = f"all that is annotated is {background}, background"
+            raise UserError(f"{name}: no voxel is labelled: {said}")
         return annotated, labelled, len(known - {0, UNKNOWN})
 
 
@@ -229,31 +205,30 @@ def reading_pair(
         for path in filter(None, (pair.labels, pair.annotated)):
             stack = files.enter_context(_open(path, axes=spatial))
             if stack.shape != image.shape:
-                raise UserError(
-                    f"{path}: has shape {stack.shape} (x, y, z), and {pair.image} {image.shape}"
-                )
+                other = f"(x, y, z), and {pair.image} {image.shape}"
+                raise UserError(f"{path}: has shape {stack.shape} {other}")
             dtype = stack.part((slice(0, 1),) * len(stack.shape)).dtype
             drawn.append(replace(stack, dtype=dtype))  # ids above 2^24 are lost in float32
         yield OpenPair(pair, image, drawn[0], drawn[1] if len(drawn) > 1 else None, ignore_label)
 
 
-def _file_around(path: Path) -> Path | None:
-    """Return the file that ``FILE.h5/KEY`` is an array of; None for a file itself."""
-    return next((folder for folder in path.parents if folder.is_file()), None)
+def _file_around(path: Path) -> Path:
+    """Return the file that ``FILE.h5/KEY`` is an array of, and a file itself as it is."""
+    return next((folder for folder in path.parents if folder.is_file()), path)
 
 
 def _open(path: Path, **given: Any) -> Stack:
     """Open a file, or an array in one."""
-    around = _file_around(path)
+    file = _file_around(path)
+    key = None if file == path else path.relative_to(file).as_posix()
     try:
-        if around is None:
-            return open_stack(path, **given)
-        return open_stack(around, key=path.relative_to(around).as_posix(), **given)
+        return open_stack(file, key=key, **given)
     except UserError as error:
-        hints = [hint for flag, hint in HINTS.items() if f"name one with {flag}" in str(error)]
-        if not hints or "channel" in given and hints == [HINTS["--channel"]]:
+        foreign = "key|index|series" if "channel" in given else "key|index|series|channel"
+        if not re.search(f"name one with --({foreign})", str(error)):  # flags of predict.py
             raise
-        raise UserError(f"{error}; {hints[0]}") from error
+        advice = "here FILE/KEY names an array, and what else is chosen is a file of its own"
+        raise UserError(f"{error}; {advice}") from error
 
 
 class _Scratch:
@@ -281,9 +256,7 @@ class LabelledStack:
     box: Slices  # the part of the copies that this is; all of them, but for :meth:`split`
     normalizer: PercentileNormalizer
     numbered: bool  # whether labels tell columns apart
-    # labels of the whole stack, or of a mask its connected parts; None where there are too many
-    # voxels to count them
-    columns: int | None
+    columns: int | None  # labels of the whole stack, or of a mask its parts; None: too large
     reasons: tuple[str, ...]  # lines that say why it has this shape
 
     @property
@@ -293,7 +266,7 @@ class LabelledStack:
 
     @property
     def target(self) -> np.ndarray:
-        """Uint8 of that shape: 0, 1, or :data:`IGNORED`."""
+        """Int8 of that shape: 0, 1, or :data:`UNKNOWN`."""
         return np.load(self.scratch.path / "target.npy", mmap_mode="r")[self.box]
 
     @property
@@ -328,27 +301,21 @@ class LabelledStack:
                 boxes = ((*self.box[:axis], side, *self.box[axis + 1 :]) for side in sides)
                 first, second = (replace(self, box=box) for box in boxes)
                 return first, second
-        raise UserError(
-            f"{self.pair.labels}: too little is labelled to hold a share of {share:g} out for "
-            "validation"
-        )
+        held_out = f"to hold a share of {share:g} out for validation"
+        raise UserError(f"{self.pair.labels}: too little is labelled {held_out}")
 
     def describe(self) -> dict[str, Any]:
         """Return what it is as plain JSON, as data sets do."""
-        return {
-            "file": str(self.pair.image),
-            "box": [[part.start, part.stop] for part in self.box],
-            "annotated": int(self.annotated.sum()),
-            "labelled": int(self.labelled.sum()),
-        }
+        box = [[part.start, part.stop] for part in self.box]
+        counts = {"annotated": int(self.annotated.sum()), "labelled": int(self.labelled.sum())}
+        return {"file": str(self.pair.image), "box": box, **counts}
 
     def line(self) -> str:
         """Return a line on how much of it is annotated."""
         told = f"{self.columns} {'columns' if self.numbered else 'connected parts of a mask'}"
         told = "a mask" if self.columns is None else told
-        return annotation_line(
-            self.pair, self.shape, self.annotated.sum(), self.labelled.sum(), told
-        )
+        counts = self.annotated.sum(), self.labelled.sum()
+        return annotation_line(self.pair, self.shape, *counts, told)
 
 
 def annotation_line(
@@ -365,23 +332,23 @@ def annotation_line(
 def _count_planes(target: np.ndarray) -> np.ndarray:
     """Return the annotated and the labelled voxels of each plane of the last axis, (2, Z) int64."""
     planes = (target[..., z] for z in range(target.shape[-1]))  # one by one: it may be a file
-    counts = [(np.count_nonzero(p != IGNORED), np.count_nonzero(p == 1)) for p in planes]
+    counts = [(np.count_nonzero(p != UNKNOWN), np.count_nonzero(p == 1)) for p in planes]
     return np.array(counts, np.int64).T
 
 
 def open_pair(
     pair: LabelledPair,
     *,
-    shape_for: ShapeFor = lambda stack: (stack.shape, []),
+    shape_for: Callable[[Stack], tuple[Any, list[str]]] = lambda stack: (stack.shape, []),
     normalizer: PercentileNormalizer | None = None,
     **reading: Any,
 ) -> LabelledStack:
     """Read a pair, and keep it as a network sees it: its grey values from 0 to 1, its own voxels.
 
-    ``reading`` is for :func:`reading_pair`. The network sees the stack's own shape, and grey values
-    by the rule of volumes, unless ``shape_for`` and ``normalizer`` say otherwise. Raises UserError
-    as :func:`reading_pair` and :meth:`OpenPair.count`; for an image of one grey value alone, and
-    where the temporary folder has no room.
+    ``reading`` is for :func:`reading_pair`. The network sees the shape that ``shape_for`` returns
+    with lines that say why, and grey values by ``normalizer``, or the rule of volumes. Raises
+    UserError as :func:`reading_pair` and :meth:`OpenPair.count`; for an image of one grey value
+    alone, and where the temporary folder has no room.
     """
     normalizer = normalizer or PercentileNormalizer()
     with reading_pair(pair, **reading) as opened:
@@ -393,53 +360,47 @@ def open_pair(
         scratch = _Scratch()
         needed, free = 5 * math.prod(shape), shutil.disk_usage(scratch.path).free
         if needed > free:
-            raise UserError(
-                f"{pair.image}: needs {needed / 1e9:.1f} GB in {scratch.path.parent}, and "
-                f"{free / 1e9:.1f} GB are free; TMPDIR names another folder"
-            )
-
-        def grey(start: int, stop: int) -> np.ndarray:
-            planes = opened.image.read(start, stop)
-            scaled = normalizer.apply(planes, limits.low, limits.high)
-            scaled[~np.isfinite(planes)] = 0  # as in prediction
-            return scaled
-
-        _write(scratch, opened, shape, grey)
+            room = f"{needed / 1e9:.1f} GB in {scratch.path.parent}, and {free / 1e9:.1f} are free"
+            raise UserError(f"{pair.image}: needs {room}; TMPDIR names another folder")
+        scale = functools.partial(normalizer.apply, low=limits.low, high=limits.high)
+        target = _write(scratch.path, opened, shape, scale)
+    columns: int | None = ids
+    if ids == 1:
+        counted = math.prod(shape) <= MOST_COUNTED
+        columns = ndimage.label(target == 1)[1] if counted else None
     box = tuple(slice(0, length) for length in shape)
-    stack = LabelledStack(pair, scratch, box, normalizer, ids > 1, ids, tuple(reasons))
-    if ids > 1:
-        return stack
-    counted = math.prod(shape) <= MOST_COUNTED
-    return replace(stack, columns=ndimage.label(stack.target == 1)[1] if counted else None)
+    return LabelledStack(pair, scratch, box, normalizer, ids > 1, columns, tuple(reasons))
 
 
 def _write(
-    scratch: _Scratch,
-    opened: OpenPair,
-    shape: tuple[int, ...],
-    grey: Callable[[int, int], np.ndarray],
-) -> None:
-    """Write image and target in the network's voxels, slab by slab."""
+    folder: Path, opened: OpenPair, shape: tuple[int, ...], scale: Callable[..., np.ndarray]
+) -> np.ndarray:
+    """Write image and target in the network's voxels, slab by slab; return the target."""
     source = opened.image.shape
     resampling = Resampling.between(source, shape)
     nearest = [_candidates(old, new) for old, new in zip(source, shape, strict=True)]
     made = {"mode": "w+", "shape": shape, "fortran_order": True}
-    with disk_errors(scratch.path, "written"):
-        image = np.lib.format.open_memmap(scratch.path / "image.npy", dtype=np.float32, **made)
-        target = np.lib.format.open_memmap(scratch.path / "target.npy", dtype=np.uint8, **made)
+    with disk_errors(folder, "written"):
+        image = np.lib.format.open_memmap(folder / "image.npy", dtype=np.float32, **made)
+        target = np.lib.format.open_memmap(folder / "target.npy", dtype=np.int8, **made)
     planes = planes_at_once(8 * math.prod(map(max, source[:-1], shape[:-1])))
     for start in range(0, shape[-1], planes):
         stop = min(start + planes, shape[-1])
         begin, end = resampling.needed(start, stop)
-        image[..., start:stop] = resampling.apply(grey(begin, end), begin, start, stop)
+        read = opened.image.read(begin, end)
+        grey = np.where(np.isfinite(read), scale(read), np.float32(0))  # as in prediction
+        image[..., start:stop] = resampling.apply(grey, begin, start, stop)
         wanted = nearest[-1][:, start:stop]
         first = int(wanted.min())
         ids = opened.read_labels(first, int(wanted.max()) + 1)
         for axis, places in enumerate((*nearest[:-1], wanted - first)):
-            ids = _nearest_known(ids, axis, places)
-        target[..., start:stop] = np.where(ids == UNKNOWN, IGNORED, ids > 0)
+            whole, ids = ids, ids.take(places[0], axis)
+            for other in places[1:]:  # so that no annotated plane gets lost between larger voxels
+                ids = np.where(ids == UNKNOWN, whole.take(other, axis), ids)
+        target[..., start:stop] = np.sign(ids)
     if not (target == 1).any():
         raise UserError(f"{opened.labels.path}: its labels are lost at the network's voxel size")
+    return target
 
 
 def _candidates(old: int, new: int) -> np.ndarray:
@@ -450,17 +411,7 @@ def _candidates(old: int, new: int) -> np.ndarray:
     return np.clip(np.rint(centres).astype(int) + np.array(steps)[:, None], 0, old - 1)
 
 
-def _nearest_known(ids: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray:
-    """Return ``ids`` at ``places`` along an axis: the first of them that somebody annotated.
-
-    So that no annotated plane gets lost between larger voxels.
-    """
-    found = ids.take(places[0], axis)
-    for other in places[1:]:
-        found = np.where(found == UNKNOWN, ids.take(other, axis), found)
-    return found
-
-
+@dataclass(eq=False, repr=False)
 class LabelledDataset(EpochDataset):
     """Patches of labelled stacks of any sizes: (image, target), each (1, p, p, p) or (1, p, p).
 
@@ -474,43 +425,31 @@ class LabelledDataset(EpochDataset):
     Raises UserError for a stack of other axes than ``spatial_dims``, or a number out of range.
     """
 
-    def __init__(
-        self,
-        stacks: Sequence[LabelledStack],
-        *,
-        patch_size: int = 64,
-        spatial_dims: int = 3,
-        background_threshold: float = 0.95,
-        seed: int = 0,
-        patches_per_epoch: int | None = None,
-    ) -> None:
+    stacks: Sequence[LabelledStack]
+    _: KW_ONLY
+    patch_size: int = 64
+    spatial_dims: int = 3
+    background_threshold: float = 0.95
+    seed: int = 0
+    patches_per_epoch: int | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for stack in stacks:
-            if len(stack.shape) != spatial_dims:
-                raise UserError(
-                    f"{stack.pair.image}: has {len(stack.shape)} axes, and {spatial_dims} are "
-                    f"needed; train_basic_{len(stack.shape)}dunet.py takes it"
-                )
-        if patch_size < 1 or not 0 <= background_threshold <= 1 or patches_per_epoch == 0:
-            raise UserError(
-                f"patches of {patch_size} voxels an edge, {patches_per_epoch} an epoch, at most "
-                f"{background_threshold} background: none can be cut"
-            )
-        self.stacks = list(stacks)
-        self.normalizer = stacks[0].normalizer
-        self.patch_shape = (patch_size,) * spatial_dims
-        self.background_threshold = background_threshold
-        self.seed = check_seed(seed)
-        self.patches_per_epoch = patches_per_epoch or sum(
-            math.prod(-(-length // patch_size) for length in stack.shape) for stack in stacks
-        )
+        for stack in self.stacks:
+            if (axes := len(stack.shape)) != self.spatial_dims:
+                has = f"has {axes} axes, and {self.spatial_dims} are needed"
+                raise UserError(f"{stack.pair.image}: {has}; train_basic_{axes}dunet.py takes it")
+        edge, number = self.patch_size, self.patches_per_epoch
+        check_patches((edge,), edge, self.background_threshold, patches_per_epoch=number)
+        self.normalizer = self.stacks[0].normalizer
+        self.patch_shape = (edge,) * self.spatial_dims
+        self.seed = check_seed(self.seed)
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return self.patches_per_epoch
+        covering = (math.prod(-(-n // self.patch_size) for n in one.shape) for one in self.stacks)
+        return self.patches_per_epoch or sum(covering)
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        """Return image and target of one patch."""
         item = item_index(item, len(self))
         place = in_turn(self.seed, self.epoch * len(self) + item, len(self.stacks))
         stack = self.stacks[place]
@@ -520,8 +459,7 @@ class LabelledDataset(EpochDataset):
         missing = [p - (s.stop - s.start) for p, s in zip(self.patch_shape, slices, strict=True)]
         pads = [(n // 2, n - n // 2) for n in missing]
         seen = np.pad(image[slices], pads, mode="reflect")
-        drawn = np.pad(target[slices], pads, constant_values=IGNORED).astype(np.float32)
-        drawn[drawn == IGNORED] = -1.0
+        drawn = np.pad(target[slices], pads, constant_values=UNKNOWN).astype(np.float32)
         return torch.from_numpy(seen)[None], torch.from_numpy(drawn)[None]
 
     def describe(self) -> list[dict[str, Any]]:
@@ -535,12 +473,12 @@ class LabelledDataset(EpochDataset):
         for attempt in range(TRIES + 1):
             counts = stack.annotated if attempt < TRIES else stack.labelled
             z = int(rng.choice(len(counts), p=counts / counts.sum()))
-            plane = target[..., z] != IGNORED if attempt < TRIES else target[..., z] == 1
+            plane = target[..., z] != UNKNOWN if attempt < TRIES else target[..., z] == 1
             voxel = np.array([*np.unravel_index(rng.choice(np.flatnonzero(plane)), plane.shape), z])
             corner = np.clip(voxel - rng.integers(patch), 0, shape - patch)
             slices = patch_slices(corner, tuple(patch))
             drawn = target[slices]
-            known = np.count_nonzero(drawn != IGNORED)
+            known = np.count_nonzero(drawn != UNKNOWN)
             if np.count_nonzero(drawn == 1) >= (1 - self.background_threshold) * known:
                 break
         return slices

@@ -4,7 +4,7 @@ Items, and with them batches, depend on (seed, epoch, index) alone, whatever the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from utils.data.augmentation import AugmentedDataset
-from utils.data.epochs import EpochDataset, item_index
+from utils.data.epochs import EpochDataset, item_index, own_loader
 from utils.errors import UserError
 
 
@@ -24,18 +24,15 @@ def split_batch(batch_size: int, share: float, ranks: int = 1) -> tuple[int, int
     simulated = round(share * batch_size)
     real = batch_size - simulated
     if not simulated or not real:
-        raise UserError(
-            f"--mix {share:g}: of a batch of {batch_size} patches that is {simulated}; every batch "
-            "needs real and simulated ones: raise --batch_size or choose another share"
-        )
+        said = f"of a batch of {batch_size} patches that is {simulated}; every batch needs both"
+        raise UserError(f"--mix {share:g}: {said}: raise --batch_size or choose another share")
     if simulated % ranks or real % ranks:
-        raise UserError(
-            f"--mix {share:g}: {ranks} devices cannot share {simulated} simulated and {real} real "
-            "patches evenly; choose another --batch_size"
-        )
+        said = f"{ranks} devices cannot share {simulated} simulated and {real} real patches evenly"
+        raise UserError(f"--mix {share:g}: {said}; choose another --batch_size")
     return simulated, real
 
 
+@dataclass(eq=False, repr=False)
 class MixedDataset(EpochDataset):
     """Items of two data sets in batches that hold the same number of each, simulated ones first.
 
@@ -46,28 +43,26 @@ class MixedDataset(EpochDataset):
 
     makes_batches = True
 
-    def __init__(
-        self,
-        simulated: EpochDataset,
-        real: EpochDataset,
-        parts: tuple[int, int],
-        augment: str = "none",
-        seed: int = 0,
-    ) -> None:
+    simulated: EpochDataset
+    real: EpochDataset
+    parts: tuple[int, int]
+    augment: InitVar[str] = "none"
+    seed: InitVar[int] = 0
+
+    def __post_init__(self, augment: str, seed: int) -> None:
         super().__init__()
-        self.plain = (simulated, real)
+        self.plain = (self.simulated, self.real)
         self.sets = [
             one if one.makes_batches else AugmentedDataset(one, augment, seed) for one in self.plain
         ]
-        self.parts = parts
-        self.normalizer = real.normalizer
-        batches = {len(one) / part for one, part in zip(self.sets, parts, strict=True)}
+        self.normalizer = self.real.normalizer
+        sizes = [len(one) for one in self.plain]
+        batches = {size / part for size, part in zip(sizes, self.parts, strict=True)}
         if len(batches) != 1 or not min(batches).is_integer():
-            raise ValueError(f"{len(simulated)} and {len(real)} items in batches of {parts}")
+            raise ValueError(f"{sizes[0]} and {sizes[1]} items in batches of {self.parts}")
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch."""
-        return len(self.sets[0]) + len(self.sets[1])
+        return len(self.simulated) + len(self.real)
 
     def __getitem__(self, item: int) -> tuple[Tensor, ...]:
         """Return an item, by its place in the batches one after the other."""
@@ -83,48 +78,30 @@ class MixedDataset(EpochDataset):
             one.set_epoch(epoch)
 
     def make_loader(
-        self,
-        batch_size: int,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        self, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1, **how: Any
     ) -> DataLoader:
         """Return a loader of batches (images, masks), both (batch, 1, *space) float32.
 
-        Args are those of :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`; the batch
-        size is the sum of the parts. The workers are for the simulated items, one more for the
-        real ones.
+        Args as of :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`; the batch size is the
+        sum of the parts. The workers are for the simulated items, one more for the real ones.
         """
         if batch_size != sum(self.parts):
             raise ValueError(f"batches of {batch_size} of the parts {self.parts}")
         loaders = []
         for one, part in zip(self.sets, self.parts, strict=True):
+            workers = num_workers if one is self.sets[0] else min(num_workers, 1)
             if one.makes_batches:
-                loaders.append(
-                    one.make_loader(part, num_workers=num_workers, rank=rank, world_size=world_size)
-                )
-                continue
-            workers = min(num_workers, 1) if one is self.sets[1] else num_workers
-            starts = range(0, len(one), part)
-            loaders.append(
-                DataLoader(
-                    one,
-                    batch_sampler=[range(a, a + part)[rank::world_size] for a in starts],
-                    num_workers=workers,
-                    persistent_workers=workers > 0,
-                    generator=torch.Generator(),
-                )
-            )
-        joined = JoinedBatches(loaders)
-        return DataLoader(
-            joined, batch_size=None, pin_memory=pin_memory, generator=torch.Generator()
-        )
+                sharing = {"num_workers": num_workers, "rank": rank, "world_size": world_size}
+                loaders.append(one.make_loader(part, **sharing))
+            else:
+                starts = range(0, len(one), part)
+                batches = [range(a, a + part)[rank::world_size] for a in starts]
+                loaders.append(own_loader(one, workers, batch_sampler=batches))
+        return own_loader(JoinedBatches(loaders), batch_size=None, **how)
 
     def epoch_record(self) -> dict[str, float]:
         """Return what the simulated set has measured."""
-        return self.plain[0].epoch_record()
+        return self.simulated.epoch_record()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what both sets say, with the number of their items in a batch."""
@@ -143,10 +120,8 @@ class JoinedBatches(IterableDataset[tuple[Tensor, ...]]):
     loaders: list[DataLoader]
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return len(self.loaders[0])
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the batches of the epoch."""
         for batches in zip(*self.loaders, strict=True):
             yield tuple(torch.cat(parts) for parts in zip(*batches, strict=True))

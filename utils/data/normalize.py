@@ -5,21 +5,17 @@ by its own percentiles: else a patch without columns would be stretched until it
 one. Works for arrays of any dimension.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.grey_values import RULES, GreyCounts, Limits, find_limits
 from utils.resampling import planes_at_once
-
-if TYPE_CHECKING:
-    from utils.stacks import Stack
+from utils.stacks import Stack
 
 
 @dataclass(frozen=True)
@@ -36,12 +32,9 @@ class PercentileNormalizer:
     days of that one; on volumes as they were trained on both give the same limits."""
 
     def __post_init__(self) -> None:
-        """Check the range."""
         if not 0 <= self.low_percent < self.high_percent <= 100:
-            raise UserError(
-                "percentiles must be 0 <= low_percent < high_percent <= 100, got "
-                f"{self.low_percent} and {self.high_percent}"
-            )
+            given = f"got {self.low_percent} and {self.high_percent}"
+            raise UserError(f"percentiles must be 0 <= low_percent < high_percent <= 100, {given}")
         if self.rule not in RULES:
             raise UserError(f"the rule of grey values {self.rule!r}: must be of {', '.join(RULES)}")
 
@@ -56,10 +49,7 @@ class PercentileNormalizer:
         return find_limits(counts, self.low_percent, self.high_percent, self.rule)
 
     def apply(self, array: np.ndarray, low: float, high: float) -> np.ndarray:
-        """Return ``array`` as float32 with ``low`` at 0 and ``high`` at 1, clipped to 0..1.
-
-        A constant volume (``high`` not above ``low``) becomes zeros.
-        """
+        """Return ``array`` as float32 in 0..1 from ``low`` to ``high``; zeros unless low < high."""
         if not high > low:
             return np.zeros(array.shape, np.float32)
         scaled = np.subtract(array, np.float32(low), dtype=np.float32)
@@ -71,16 +61,13 @@ class PercentileNormalizer:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PercentileNormalizer:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a normaliser from :meth:`to_dict`'s result."""
         return cls(**values)
 
 
 def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:
-    """Return the normaliser's limits of the whole stack, read by slabs.
-
-    Raises UserError for a stack that cannot be read.
-    """
+    """Return the normaliser's limits of the whole stack, read by slabs; UserError if it fails."""
     planes = planes_at_once(4 * math.prod(stack.shape[:-1]))
 
     def slabs() -> Iterator[np.ndarray]:

@@ -11,8 +11,7 @@ from utils.errors import UserError
 
 Slices = tuple[slice, ...]
 
-_READ_TRIES = 4
-"""Patches read from the file before its whole mask: that costs as much as three of them."""
+_READ_TRIES = 4  # patches read from a file before its whole mask, which costs as much as three
 _TRIES = 200  # misses before all corners are counted
 
 
@@ -27,26 +26,21 @@ def box_counts(mask: np.ndarray, patch_shape: tuple[int, ...]) -> np.ndarray:
     Shape: ``mask.shape - patch_shape + 1``. Sums along one axis after the other, each the
     difference of a running sum with itself shifted by the patch's edge.
     """
-    counts = mask.astype(np.int32)
+    counts = mask
     for axis, edge in enumerate(patch_shape):
-        running = np.cumsum(counts, axis=axis, dtype=np.int32)
-        counts = np.take(running, np.arange(edge - 1, mask.shape[axis]), axis=axis)
-        later = (slice(None),) * axis + (slice(1, None),)
-        counts[later] -= np.take(running, np.arange(mask.shape[axis] - edge), axis=axis)
+        running = np.cumsum(np.insert(counts, 0, 0, axis), axis, dtype=np.int32)
+        length = running.shape[axis]
+        counts = running.take(range(edge, length), axis) - running.take(range(length - edge), axis)
     return counts
 
 
 def check_patches(
     shape: tuple[int, ...], patch_size: int, background_threshold: float, **counts: int | None
 ) -> None:
-    """Raise UserError for patches larger than a volume, a share outside 0..1, or no patch at all.
-
-    ``counts`` are numbers of patches by the name of their argument.
-    """
+    """Raise UserError for patches that do not fit, a share outside 0..1, or a count below 1."""
     if not 1 <= patch_size <= min(shape):
-        raise UserError(
-            f"a patch of {patch_size} voxels an edge does not fit into volumes of {shape}"
-        )
+        fits = f"does not fit into volumes of {shape}"
+        raise UserError(f"a patch of {patch_size} voxels an edge {fits}")
     if not 0 <= background_threshold <= 1:
         raise UserError(f"background_threshold must be in 0..1, got {background_threshold}")
     for name, count in counts.items():
@@ -72,16 +66,14 @@ def choose_patch(
     # Rounded so that 0.95 of 20 voxels leaves 1, not 2.
     enough = int(np.ceil(round((1 - max_background) * np.prod(patch_shape), 6)))
     corners = np.subtract(shape, patch_shape) + 1
-    for _ in range(_READ_TRIES):
-        slices = patch_slices(rng.integers(corners), patch_shape)
-        mask = read_mask(slices)
-        if np.count_nonzero(mask) >= enough:
-            return slices, mask
-    whole = read_mask(patch_slices(np.zeros(len(shape)), shape))
-    for _ in range(_TRIES - _READ_TRIES):
-        slices = patch_slices(rng.integers(corners), patch_shape)
-        if np.count_nonzero(whole[slices]) >= enough:
-            return slices, whole[slices]
+    for tries in (_READ_TRIES, _TRIES - _READ_TRIES):
+        for _ in range(tries):
+            slices = patch_slices(rng.integers(corners), patch_shape)
+            mask = read_mask(slices)
+            if np.count_nonzero(mask) >= enough:
+                return slices, mask
+        whole = read_mask(patch_slices(np.zeros(len(shape)), shape))
+        read_mask = whole.__getitem__
     counts = box_counts(whole, patch_shape)
     valid = np.flatnonzero(counts >= enough)
     flat = rng.choice(valid) if valid.size else np.argmax(counts)

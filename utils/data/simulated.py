@@ -6,7 +6,7 @@ the same batches to the bit, no volume comes twice, and none is a sample of a fi
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from utils.data.augmentation import Augmentation, augmentation_rng
-from utils.data.epochs import EpochDataset, item_index
+from utils.data.epochs import EpochDataset, item_index, own_loader
 from utils.data.patches import check_patches, choose_patch
 from utils.provenance import DATA_VERSION
 from utils.simulation.presets import Config, Mixture, compile_kernels
@@ -26,6 +26,7 @@ from utils.storage import stored_image
 BUFFERED_VOLUMES = 8  # volumes whose patches wait in the training process to be mixed into batches
 
 
+@dataclass(eq=False, repr=False)
 class OnTheFly3DDataset(EpochDataset):
     """Patches with enough foreground: (image, mask), each (1, p, p, p) float32.
 
@@ -42,46 +43,31 @@ class OnTheFly3DDataset(EpochDataset):
 
     makes_batches = True
 
-    def __init__(
-        self,
-        config: Config | Mixture,
-        *,
-        patch_size: int = 64,
-        background_threshold: float = 0.95,
-        seed: int = 0,
-        patches_per_epoch: int = 2048,
-        patches_per_volume: int = 8,
-        augment: str = "none",
-    ) -> None:
+    config: InitVar[Config | Mixture]
+    _: KW_ONLY
+    patch_size: int = 64
+    background_threshold: float = 0.95
+    seed: int = 0
+    patches_per_epoch: int = 2048
+    patches_per_volume: int = 8
+    augment: InitVar[str] = "none"
+
+    def __post_init__(self, config: Config | Mixture, augment: str) -> None:
         super().__init__()
         self.mixture = config if isinstance(config, Mixture) else Mixture(((config, 1.0),))
         self.volume_shape = self.mixture.configs[0].shape
-        check_patches(
-            self.volume_shape,
-            patch_size,
-            background_threshold,
-            patches_per_epoch=patches_per_epoch,
-            patches_per_volume=patches_per_volume,
-        )
-        self.patch_size = patch_size
-        self.background_threshold = background_threshold
-        self.seed = check_seed(seed)
-        self.patches_per_epoch = patches_per_epoch
-        self.patches_per_volume = patches_per_volume
+        counts = {name: getattr(self, name) for name in ("patches_per_epoch", "patches_per_volume")}
+        check_patches(self.volume_shape, self.patch_size, self.background_threshold, **counts)
+        self.seed = check_seed(self.seed)
         self.augmentation = Augmentation(augment)
-        self.measured: dict[str, float] = {}
-        """What the latest epoch's :class:`PatchMixer` has measured."""
+        self.measured: dict[str, float] = {}  # by the latest epoch's :class:`PatchMixer`
         self._last: tuple[tuple[int, int], list[tuple[Tensor, ...]]] | None = None
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch."""
         return self.patches_per_epoch
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
-        """Return image and mask, (1, p, p, p) float32, of one patch.
-
-        The image is the one that is remembered: copy it before you change it in place.
-        """
+        """Return a patch; its image is the one that is remembered: copy it before you change it."""
         volume, place = divmod(item_index(item, len(self)), self.patches_per_volume)
         if self._last is None or self._last[0] != (self.epoch, volume):
             self._last = (self.epoch, volume), self.cut_patches(volume)
@@ -91,19 +77,13 @@ class OnTheFly3DDataset(EpochDataset):
     def cut_patches(self, index: int) -> list[tuple[Tensor, ...]]:
         """Return image float32 and mask uint8, (1, p, p, p), of each patch of a volume."""
         rng = make_rng(Purpose.LIVE_VOLUME, self.seed, self.epoch, index)
-        config = self.mixture.choose(self.seed, self.epoch, index)
-        volume = simulate_volume(config, rng)
+        volume = simulate_volume(self.mixture.choose(self.seed, self.epoch, index), rng)
         whole, percentiles = stored_image(volume.image)
-        mask = volume.mask
+        read_mask, patch_shape = volume.mask.__getitem__, (self.patch_size,) * 3
+        cutting = (read_mask, self.volume_shape, patch_shape, self.background_threshold, rng)
         patches = []
         for place in range(self.patches_per_volume):
-            slices, labels = choose_patch(
-                mask.__getitem__,
-                self.volume_shape,
-                (self.patch_size,) * 3,
-                self.background_threshold,
-                rng,
-            )
+            slices, labels = choose_patch(*cutting)
             image = self.normalizer.apply(whole[slices], *percentiles.tolist())
             item = index * self.patches_per_volume + place
             changes = augmentation_rng(self.seed, self.epoch, item)
@@ -112,13 +92,7 @@ class OnTheFly3DDataset(EpochDataset):
         return patches
 
     def make_loader(
-        self,
-        batch_size: int,
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        self, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1, **how: Any
     ) -> DataLoader:
         """Return a loader of mixed batches (images, masks), both (batch, 1, p, p, p) float32.
 
@@ -126,6 +100,7 @@ class OnTheFly3DDataset(EpochDataset):
         ``batch_size`` patches of a batch, from its ``rank``'s block of the epoch's items. A last
         batch of one patch is left out where there are others, since batch norm would take its
         statistics from it. ``num_workers`` processes simulate; 0 does it in the calling one.
+        ``how`` is for torch, such as ``pin_memory``.
         """
         own_batch, count = batch_size // world_size, self.patches_per_epoch // world_size
         items = range(rank * count, (rank + 1) * count)
@@ -133,37 +108,19 @@ class OnTheFly3DDataset(EpochDataset):
             items = items[:-1]
         if num_workers:
             compile_kernels(*self.mixture.configs)
-        # Generators of their own keep the loaders from drawing from torch's.
-        volumes = DataLoader(
-            self,
-            batch_sampler=[
-                list(patches)
-                for _, patches in groupby(items, lambda item: item // self.patches_per_volume)
-            ],
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator(),
-        )
-        mixer = PatchMixer(self, volumes, len(items), own_batch, rank, world_size)
-        return DataLoader(
-            mixer, batch_size=None, pin_memory=pin_memory, generator=torch.Generator()
-        )
+        volumes = groupby(items, lambda item: item // self.patches_per_volume)
+        patches = own_loader(self, num_workers, batch_sampler=[[*items] for _, items in volumes])
+        mixer = PatchMixer(self, patches, len(items), own_batch, rank, world_size)
+        return own_loader(mixer, batch_size=None, **how)
 
     def epoch_record(self) -> dict[str, float]:
-        """Return how fast the loader's last epoch came; empty before the first batch.
-
-        Volumes a second are of all processes together, the waiting is of this one.
-        """
+        """Return the last epoch's volumes a second of all processes, and how long this waited."""
         return self.measured
 
     def describe(self) -> dict[str, Any]:
         """Return the volumes' parameters and version, the seed and the patches of each volume."""
-        return {
-            "on_the_fly": self.mixture.to_dict(),
-            "seed": self.seed,
-            "patches_per_volume": self.patches_per_volume,
-            "version": DATA_VERSION,
-        }
+        cut = {"seed": self.seed, "patches_per_volume": self.patches_per_volume}
+        return {"on_the_fly": self.mixture.to_dict(), **cut, "version": DATA_VERSION}
 
 
 @dataclass(eq=False)
@@ -183,11 +140,9 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
     world_size: int = 1
 
     def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
         return -(-self.num_patches // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of the source's epoch."""
         source = self.source
         rng = make_rng(Purpose.MIXING, source.seed, source.epoch, self.rank)
         each = source.patches_per_volume
@@ -205,10 +160,8 @@ class PatchMixer(IterableDataset[tuple[Tensor, Tensor]]):
                 taken += 1
             now = time.perf_counter()
             waited += now - began
-            source.measured = {
-                "volumes_per_second": self.world_size * taken / (now - started),
-                "seconds_waiting_for_data": waited,
-            }
+            rate = self.world_size * taken / (now - started)
+            source.measured = {"volumes_per_second": rate, "seconds_waiting_for_data": waited}
             size = min(self.batch_size, self.num_patches - first)
             chosen = rng.choice(len(waiting), size, replace=False).tolist()
             images, masks = zip(*(waiting[place] for place in chosen), strict=True)

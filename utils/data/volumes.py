@@ -4,9 +4,11 @@ Which patch item k of epoch e shows depends on (seed, e, k) alone, so that any n
 processes, forked or spawned, sees the same. Each process opens the files for itself, at first use.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from utils.storage import VolumeFile, version_note
 FilePath = str | os.PathLike[str]
 
 
+@dataclass(eq=False, repr=False)
 class SegmentationFake3DDataset(EpochDataset):
     """Patches with enough foreground: (image, mask), each (1, p, p, p) float32.
 
@@ -31,29 +34,38 @@ class SegmentationFake3DDataset(EpochDataset):
     across epochs, so that all are used evenly.
 
     Raises UserError, naming the file, if one is missing, broken, or of other voxel numbers than the
-    first, if the patch is larger than the volumes or a number is out of range.
+    first, if the patch is larger than the volumes or a number is out of range. Warns of files of
+    another version of the program.
     """
 
-    def __init__(
-        self,
-        files: FilePath | Sequence[FilePath],
-        *,
-        patch_size: int = 64,
-        background_threshold: float = 0.95,
-        seed: int = 0,
-        patches_per_epoch: int | None = None,
-    ) -> None:
+    files: InitVar[FilePath | Sequence[FilePath]]
+    _: KW_ONLY
+    patch_size: int = 64
+    background_threshold: float = 0.95
+    seed: int = 0
+    patches_per_epoch: int | None = None
+
+    def __post_init__(self, files: FilePath | Sequence[FilePath]) -> None:
         super().__init__()
-        paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+        paths = [files] if isinstance(files, str | os.PathLike) else files
         self.files = [VolumeFile(path) for path in paths]
-        self.volume_shape, self._rows = _list_rows(self.files)
-        check_patches(
-            self.volume_shape, patch_size, background_threshold, patches_per_epoch=patches_per_epoch
-        )
-        self.patch_size = patch_size
-        self.background_threshold = background_threshold
-        self.seed = check_seed(seed)
-        self.patches_per_epoch = patches_per_epoch
+        if not self.files:
+            raise UserError("no data file given; generate_3d_data.py makes them")
+        shapes, self._rows = [], []
+        for file in self.files:
+            with file:
+                shapes.append(file.shape)
+                self._rows += [(file, row) for row in range(len(file))]
+                note = version_note(file.path, file.program_version)
+            if note:
+                warnings.warn(note, stacklevel=3)
+            if shapes[-1] != shapes[0]:
+                other = f"but {self.files[0].path} has {shapes[0]}"
+                raise UserError(f"{file.path}: volumes of {shapes[-1]} voxels, {other}")
+        self.volume_shape = shapes[0]
+        self.seed = check_seed(self.seed)
+        number = {"patches_per_epoch": self.patches_per_epoch}
+        check_patches(self.volume_shape, self.patch_size, self.background_threshold, **number)
 
     @property
     def num_samples(self) -> int:
@@ -61,21 +73,15 @@ class SegmentationFake3DDataset(EpochDataset):
         return len(self._rows)
 
     def __len__(self) -> int:
-        """Return the number of items in an epoch."""
         return self.patches_per_epoch or self.num_samples
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image and mask, (1, p, p, p) float32, of one patch."""
         item = item_index(item, len(self))
-        epoch = self.epoch
-        file, row = self._rows[self._sample(epoch, item)]
-        slices, mask = choose_patch(
-            lambda part: file.read_mask(row, part),
-            self.volume_shape,
-            (self.patch_size,) * 3,
-            self.background_threshold,
-            make_rng(Purpose.PATCH, self.seed, epoch, item),
-        )
+        file, row = self._rows[self._sample(self.epoch, item)]
+        shapes = self.volume_shape, (self.patch_size,) * 3
+        rng = make_rng(Purpose.PATCH, self.seed, self.epoch, item)
+        read_mask = functools.partial(file.read_mask, row)
+        slices, mask = choose_patch(read_mask, *shapes, self.background_threshold, rng)
         image = self.normalizer.apply(file.read_image(row, slices), *file.percentiles(row))
         return torch.from_numpy(image)[None], torch.from_numpy(mask.astype(np.float32))[None]
 
@@ -102,27 +108,3 @@ class SegmentationFake3DDataset(EpochDataset):
         if len(self) == self.num_samples:
             return item
         return in_turn(self.seed, epoch * len(self) + item, self.num_samples)
-
-
-def _list_rows(
-    files: list[VolumeFile],
-) -> tuple[tuple[int, int, int], list[tuple[VolumeFile, int]]]:
-    """Return the volumes' shape, and file and row of each sample; leaves the files closed.
-
-    Warns of files of another version of the program.
-    """
-    if not files:
-        raise UserError("no data file given; generate_3d_data.py makes them")
-    shapes, rows = [], []
-    for file in files:
-        with file:
-            shapes.append(file.shape)
-            rows += [(file, row) for row in range(len(file))]
-            note = version_note(file.path, file.program_version)
-        if note:
-            warnings.warn(note, stacklevel=3)
-        if shapes[-1] != shapes[0]:
-            raise UserError(
-                f"{file.path}: volumes of {shapes[-1]} voxels, but {files[0].path} has {shapes[0]}"
-            )
-    return shapes[0], rows

@@ -3,8 +3,6 @@
 Axes are letters, slowest first: X, Y, Z, C or S (channels), T (time), N (sample), Q (unknown).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -42,9 +42,7 @@ def format_of(path: str | Path) -> str:
     if name and Path(path).is_dir():
         return "tiff" if zarr_around(path) == Path(path) else "zarr"
     known = f"the known ones are {', '.join(ENDINGS)}, and folders of planes in .tif"
-    raise UserError(
-        f"{path}: unknown ending; {known}; Fiji (Bio-Formats) saves most others as .tif"
-    )
+    raise UserError(f"{path}: unknown ending; {known}; Fiji saves most others as .tif")
 
 
 def module_of(path: str | Path) -> Any:

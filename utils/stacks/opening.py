@@ -1,7 +1,5 @@
 """A stack opened by its file's ending: the format's reader, then channel, axes, spacing and box."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -16,8 +14,7 @@ from utils.stacks.axes import given_axes, unclear, usual_axes
 from utils.stacks.endings import ENDINGS, format_of, module_of
 from utils.stacks.stack import FileArray, Stack
 
-MANY_CHANNELS = 6
-"""More than so many of an image without z may be its planes: so tifffile writes them for ImageJ."""
+MANY_CHANNELS = 6  # more, of an image without z, may be planes: as tifffile writes for ImageJ
 
 
 def open_stack(
@@ -182,16 +179,16 @@ def _choose(
         if not many and wanted:
             raise UserError(f"{path}: --{flag} {wanted}: the file has no {noun} to choose from")
         for k in many:
+            every = f"0..{shape[k] - 1}"
             if wanted is None:
-                advice = f"name one with --{flag} 0..{shape[k] - 1}"
+                advice = f"name one with --{flag} {every}"
                 flat = dict(zip(axes, shape, strict=True)).get("Z", 1) == 1
                 if flat and (axes[k] == "T" or shape[k] > MANY_CHANNELS):
                     planes = axes.translate(str.maketrans(f"{axes[k]}Z", f"Z{axes[k]}"))
                     advice += f", or --axes {planes} if they are planes"
                 raise UserError(f"{path}: holds {shape[k]} {noun}; {advice}")
             if not 0 <= wanted < shape[k]:
-                last = shape[k] - 1
-                raise UserError(f"{path}: --{flag} {wanted}: the file's {noun} are 0..{last}")
+                raise UserError(f"{path}: --{flag} {wanted}: the file's {noun} are {every}")
             chosen[k] = wanted
     return chosen
 

@@ -1,13 +1,11 @@
 """Where a stack stands in space: size, directions and place of its voxels, and units of length."""
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,9 +24,9 @@ MICROMETRES = {
 }
 """Micrometres of a unit by its name in small letters, ``u`` for the sign of micro."""
 SAME_SIZE = 1e-4  # by which sizes may differ that are one: TIFF rounds, NIfTI has float32
-SIGNS = {"left-posterior-superior": (-1, -1, 1), "LPS": (-1, -1, 1), "LAS": (-1, 1, 1)}
-SIGNS |= {"right-anterior-superior": (1, 1, 1), "RAS": (1, 1, 1)}
-SIGNS |= {"left-anterior-superior": SIGNS["LAS"]}
+SIGNS = dict.fromkeys(("left-posterior-superior", "LPS"), (-1, -1, 1))
+SIGNS |= dict.fromkeys(("left-anterior-superior", "LAS"), (-1, 1, 1))
+SIGNS |= dict.fromkeys(("right-anterior-superior", "RAS"), (1, 1, 1))
 """Spaces of NRRD, and the signs that turn their axes into those of NIfTI, which is RAS."""
 
 
@@ -43,7 +41,7 @@ class Place:
     guessed: str = ""  # axes without a size in the file: they have the finest of the others
 
     @classmethod
-    def aligned(cls, sizes: Mapping[str, float], unit: float = 1.0) -> Place:
+    def aligned(cls, sizes: Mapping[str, float], unit: float = 1.0) -> Self:
         """Return the place of a stack at 0 along the axes of space; ``sizes`` as far as known."""
         known = {a: abs(float(sizes.get(a, math.nan))) for a in "XYZ"}
         known = {a: n for a, n in known.items() if 0 < n < math.inf}
@@ -53,7 +51,7 @@ class Place:
         return cls(steps, np.zeros(3), unit if known else math.nan, guessed=guessed)
 
     @classmethod
-    def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Place:
+    def measured(cls, sizes: Mapping[str, float], units: Mapping[str, str]) -> Self:
         """Return the place of sizes with the names of their units; if none has one, of a ratio."""
         known = cls.aligned({a: n * micrometres_per(units.get(a, "")) for a, n in sizes.items()})
         return known if known.has_unit else cls.aligned(sizes, math.nan)
@@ -100,7 +98,7 @@ class Place:
         """How far the first voxel lies from 0 along each axis of the stack, in units."""
         return tuple(map(float, np.linalg.pinv(self.steps) @ self.first * self.sizes))
 
-    def within(self, axes: int) -> Place:
+    def within(self, axes: int) -> Self:
         """Return the place of a plane of the stack, or of the stack itself."""
         guessed = "".join(a for a in self.guessed if a in "XYZ"[:axes])
         flat = not self.space and not self.steps[axes:, :axes].any() and not self.first[axes:].any()
@@ -108,7 +106,7 @@ class Place:
         steps, first = self.steps[:ways, :axes], self.first[:ways]
         return replace(self, steps=steps, first=first, guessed=guessed)
 
-    def renamed(self, axes: Mapping[str, str]) -> Place:
+    def renamed(self, axes: Mapping[str, str]) -> Self:
         """Return the place with axes called otherwise: ``axes`` has the former names by the new."""
         flat = self.steps.shape[1] < 3
         place = Place.aligned(self.known, self.unit / self.unit) if flat else self
@@ -121,12 +119,12 @@ class Place:
         guessed = "".join(a for a, b in zip("XYZ", former, strict=True) if b in place.guessed)
         return replace(place, steps=steps, first=first, guessed=guessed)
 
-    def moved(self, voxels: Sequence[float] | np.ndarray) -> Place:
+    def moved(self, voxels: Sequence[float] | np.ndarray) -> Self:
         """Return the place of a part that begins so many voxels on, 0 where they are not finite."""
         known = np.where(np.isfinite(voxels), voxels, 0)
         return replace(self, first=self.first + self.steps[:, : len(known)] @ known)
 
-    def resized(self, sizes: Iterable[float]) -> Place:
+    def resized(self, sizes: Iterable[float]) -> Self:
         """Return the place with voxels of ``sizes`` micrometres along x, y, z (or x, y).
 
         Directions stay, and 0 lies at the same voxel. Its own sizes change nothing else.
@@ -139,13 +137,13 @@ class Place:
         moved = (steps - self.steps * unit) @ np.linalg.pinv(self.steps) @ self.first
         return replace(self, steps=steps, first=self.first * unit + moved, unit=1.0, guessed="")
 
-    def in_units(self, units: Collection[float] = ()) -> Place:
+    def in_units(self, units: Collection[float] = ()) -> Self:
         """Return the same in one of ``units``, or micrometres; itself if its own is not known."""
         if self.unit in units or not self.has_unit:
             return self
         return replace(self, steps=self.steps * self.unit, first=self.first * self.unit, unit=1.0)
 
-    def in_space(self, space: str) -> Place:
+    def in_space(self, space: str) -> Self:
         """Return the same in another space; itself where either is not one of :data:`SIGNS`."""
         if not {self.space, space} <= {*SIGNS} or len(self.first) != 3:
             return self
@@ -154,13 +152,12 @@ class Place:
 
     def note(self) -> str | None:
         """Return what a person must know of sizes that the file does not tell; None if it does."""
+        if not self.guessed and (self.has_unit or not self.tells_ratio):
+            return None
+        said = "the voxel size in the file has no unit, its ratio is used and kept"
         if self.guessed:
             axes = " and ".join(self.guessed.lower())
             said = f"no voxel size along {axes} in the file, taken for that of the finest axis"
-        elif not self.has_unit and self.tells_ratio:
-            said = "the voxel size in the file has no unit, its ratio is used and kept"
-        else:
-            return None
         sizes = " x ".join(f"{size:.4g}" for size in self.sizes)
         return f"{said}: {sizes} (x, y, z); --voxel_size Z,Y,X gives it in micrometres"
 

@@ -27,8 +27,6 @@ UNSUPPORTED = re.compile(
     "not supported|unsupported|not implemented|codec|required filter|/plugin|requires the", re.I
 )
 """What the libraries say of files that are sound, but stored in a way that is not read here."""
-OF_THE_SYSTEM = "EACCES EPERM ENOENT EIO ESTALE ETIMEDOUT EMFILE ENFILE EAGAIN".split()
-"""What the system says of files and disks, not of bytes that make no sense."""
 CHUNK_PLANES, CHUNK_EDGE = 16, 128  # of outputs' chunks: few planes, so that few are held
 
 
@@ -114,7 +112,6 @@ class Stack(StackLayout, AbstractContextManager):
         return self.part(box).astype(self.dtype, copy=False)
 
     def __exit__(self, *error: object) -> None:
-        """Close."""
         self.close()
 
 
@@ -182,13 +179,12 @@ class Contents:
         if name:
             found = [name] if name in self.arrays else self.group(name)
         if name and not found:
-            held = self._shown([name for name in self.arrays if name] or [""])
+            held = self._shown([name for name in self.arrays if name] or [*self.arrays])
             raise UserError(f"{self.path}: {self.flag} {key!r}: not there; it holds {held}")
         if len(found) != 1:
             several = f"several arrays; name one with {self.flag}: "
             raise UserError(f"{self.path}: holds {several if found else ''}{self._shown(found)}")
-        array = self.open(found[0])
-        return array.noted(None if key else self.note)
+        return self.open(found[0]).noted(None if key else self.note)
 
     def _shown(self, names: Sequence[str]) -> str:
         shown = ", ".join(f"{name} {self.arrays[name].shape}".strip() for name in names[:8])
@@ -219,12 +215,11 @@ def library_errors(path: Path) -> Iterator[list[str]]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        name = errno.errorcode.get(getattr(error, "errno", None))
         said = "damaged, cut or not of its ending's format"
         if isinstance(error, MemoryError):
             said = "not enough memory to read it"
-        elif name in OF_THE_SYSTEM or "already open" in reason:
-            said = "cannot be read"
+        elif getattr(error, "errno", None) not in (None, errno.EINVAL) or "already open" in reason:
+            said = "cannot be read"  # the system's words; EINVAL is of places that make no sense
         elif isinstance(error, ImportError | NotImplementedError) or UNSUPPORTED.search(reason):
             said = "stored in a way that cannot be read here"
         raise UserError(f"{path}: {said} ({reason})") from error

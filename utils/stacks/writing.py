@@ -1,7 +1,5 @@
 """A stack written by its output's ending, under a temporary name that is renamed when complete."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Iterable

@@ -56,12 +56,11 @@ def test_virtual_datasets(tmp_path, how):
         "absent": "a part of data stands in 1.h5, which is absent",
         "hole": "120 of the 240 voxels of data stand nowhere",
         "no dataset": "a part of data is raw of 1.h5, which lacks it",
-        "short": "a part of data is raw of 1.h5, which holds less",
         "unwritten": "4 of the 4 chunks of raw were never written",
     }
-    if how == "whole":
+    if how in ("whole", "short"):
         assert said is None
-        np.testing.assert_array_equal(read[..., 4:], parts[1].T)
+        np.testing.assert_array_equal(read[..., 4:], parts[1].T[..., : read.shape[-1] - 4])
     else:
         assert expected[how] in said and "\n" not in said
 

@@ -100,12 +100,12 @@ def test_units_that_are_no_lengths_leave_directions_and_origin(tmp_path, units, 
         assert (stack.warning() is None) == (size is not None)
 
 
-def test_an_axis_of_space_without_a_unit_does_not_forget_the_others(tmp_path):
+def test_an_axis_of_space_without_a_unit_leaves_a_ratio(tmp_path):
     path = with_header(tmp_path / "a.nrrd", random_stack(), PLACED + '"um" "um" ""')
     with open_stack(path) as stack:
-        assert stack.place.known == {"X": 0.5, "Y": 0.5} and "along z" in stack.warning()
-        np.testing.assert_allclose(stack.place.steps, np.diag([-0.5, 0.5, 0.5]))
-        np.testing.assert_allclose(stack.place.first, [10, 20, 10])
+        assert stack.spacing is None and "no unit" in stack.warning()
+        np.testing.assert_allclose(stack.place.steps, np.diag([-0.5, 0.5, 1.5]))
+        np.testing.assert_allclose(stack.place.first, [10, 20, 30])
     with open_stack(path, voxel_size=(1.5, 0.5, 0.5)) as stack:
         np.testing.assert_allclose(stack.place.steps, np.diag([-0.5, 0.5, 1.5]))
         np.testing.assert_allclose(stack.place.first, [10, 20, 30])

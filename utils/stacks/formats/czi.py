@@ -45,10 +45,7 @@ def contents(path: Path) -> Contents:
 
 
 def _scene(path: Path, file: Any, number: Any, blocks: Sequence[Any], place: Place) -> FileArray:
-    """Return a scene as (T, C, Z, Y, X), from coordinates, which need not begin at 0, and blocks.
-
-    Along all other axes the first place is read.
-    """
+    """Return a scene as (T, C, Z, Y, X), whose coordinates may begin anywhere; of others one."""
     along = {a: sorted({at.get(a, 0) for at, _ in blocks}) for a in "TCZRIHVB"}
     others = {a: along[a][0] for a in "RIHVB" if len(along[a]) > 1}
     blocks = [(at, block) for at, block in blocks if others.items() <= at.items()]

@@ -1,7 +1,5 @@
 """HDF5 by h5py: any array of Fiji, ilastik and others, and this project's simulated volumes."""
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator

@@ -1,5 +1,6 @@
 """What HDF5 arrays need beside their file: filters, other files, chunks that were written."""
 
+import contextlib
 import importlib
 import math
 from collections.abc import Iterator, Sequence
@@ -22,21 +23,18 @@ def beside(array: Any) -> Any:
 
 
 def readable(path: Path, arrays: Sequence[Any]) -> dict[str, Any]:
-    """Return chunks and warning, fields of FileArray, of datasets that are alike.
-
-    Raises UserError if a filter of a dataset, or a file of its bytes is not there.
-    """
+    """Return chunks and warning of datasets alike; UserError if a filter or bytes are not there."""
     with library_errors(path):
         made = [array.id.get_create_plist() for array in arrays]
         for code, name in {m.get_filter(k)[::3] for m in made for k in range(m.get_nfilters())}:
             if not h5py.h5z.filter_avail(code):
-                try:
-                    importlib.import_module("hdf5plugin")
-                except ImportError:
-                    called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
-                    packed = f"{arrays[0].name} is packed by a filter ({called}, number {code})"
-                    needs = "which needs the package hdf5plugin: pip install hdf5plugin"
-                    raise UserError(f"{path}: {packed}, {needs}") from None
+                with contextlib.suppress(ImportError):
+                    importlib.import_module("hdf5plugin")  # which makes its filters available
+            if not h5py.h5z.filter_avail(code):
+                called = name.decode("utf-8", "replace").split(";")[0] or "without a name"
+                packed = f"{arrays[0].name} is packed by a filter ({called}, number {code})"
+                needs = "which needs the package hdf5plugin: pip install hdf5plugin"
+                raise UserError(f"{path}: {packed}, {needs}")
         for array in arrays:
             needed = array.nbytes
             for name, first, size in array.external or ():
@@ -66,8 +64,7 @@ def _losses(array: Any) -> Iterator[str]:
     if array.is_virtual:
         yield from _lost_sources(array, name)
     elif array.chunks:
-        edges = zip(array.shape, array.chunks, strict=True)
-        total = math.prod(math.ceil(n / edge) for n, edge in edges)
+        total = math.prod(-(-n // edge) for n, edge in zip(array.shape, array.chunks, strict=True))
         absent = total - array.id.get_num_chunks()
         if absent > 0:
             yield f"{absent} of the {total} chunks of {name} were never written"
@@ -79,24 +76,19 @@ def _lost_sources(array: Any, name: str) -> Iterator[str]:
     """Yield what a virtual dataset refers to without its being there, or refers to nothing."""
     own, mapped = Path(array.file.filename), 0
     for source in array.virtual_sources():
-        count = source.vspace.get_select_npoints()
         if "%" in source.file_name + source.dset_name:  # a pattern of files, read as far as they go
             mapped = array.size
             continue
-        mapped += count
+        mapped += source.vspace.get_select_npoints()
         places = (own.parent / source.file_name, Path(source.file_name))
         file = own if source.file_name == "." else next(filter(Path.is_file, places), None)
         if file is None:
             yield f"a part of {name} stands in {source.file_name}, which is absent"
             continue
         with h5py.File(file, "r") as opened:
-            found = opened.get(source.dset_name)
-            there = f"a part of {name} is {source.dset_name} of {file.name}"
-            if found is None:
-                yield f"{there}, which lacks it"
-            elif count > found.size:
-                yield f"{there}, which holds less"
+            if source.dset_name in opened:
+                yield from _losses(opened[source.dset_name])
             else:
-                yield from _losses(found)
+                yield f"a part of {name} is {source.dset_name} of {file.name}, which lacks it"
     if mapped < array.size:
         yield f"{array.size - mapped:,} of the {array.size:,} voxels of {name} stand nowhere"

@@ -5,8 +5,6 @@ are called int16. Imaris: https://imaris.oxinst.com (its file format 5.5), array
 than the stack, and attributes as arrays of single letters.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """NIfTI, and Analyze, by nibabel; packed files are unpacked as far as a slab reaches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

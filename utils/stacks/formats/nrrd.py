@@ -1,14 +1,10 @@
 """NRRD by pynrrd, which reads and writes files as a whole; unpacked voxels are mapped instead."""
 
-from __future__ import annotations
-
 import functools
 import io
-import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -83,30 +79,14 @@ def _axes(header: Mapping[str, Any], count: int) -> tuple[str, Place]:
         steps = np.array(directions, float)[spatial[:3]].T
         lengths = np.array([micrometres_per(str(n)) for n in header.get("space units", [""])])
         first = np.array(header.get("space origin", np.zeros(len(steps))), float)
-        place = Place(steps, first, float(lengths[0]), str(header.get("space", "")))
-        if len({*lengths.tolist()}) > 1:
-            place = _in_micrometres(place, lengths)
+        if lengths.min() < lengths.max():  # each axis of space has a unit of its own
+            steps, first, lengths = steps * lengths[:, None], first * lengths, np.ones(1)
+        place = Place(steps, first, float(lengths.max()), str(header.get("space", "")))
         if place.usable:
             return "".join(letters), place
     names = list(header.get("units", [""] * count))
     units = {letters[axis]: str(names[axis]) for axis in spatial[:3]}
     return "".join(letters), Place.measured({a: sizes[letters.index(a)] for a in units}, units)
-
-
-def _in_micrometres(place: Place, lengths: np.ndarray) -> Place:
-    """Return the place where each axis of space has a unit of its own; NaN for an unknown one.
-
-    Axes of the stack along such a one get the others' finest size; if all do, a ratio is left.
-    """
-    known = np.isfinite(lengths)
-    guessed = place.steps[~known].any(0)
-    if guessed.all():
-        return replace(place, unit=math.nan)
-    if guessed.any():
-        finest = np.linalg.norm(place.steps[known] * lengths[known, None], axis=0)[~guessed].min()
-        lengths = np.where(known, lengths, finest / np.abs(place.steps).max(1))
-    steps, axes = place.steps * lengths[:, None], "".join(itertools.compress("XYZ", guessed))
-    return replace(place, steps=steps, first=place.first * lengths, unit=1.0, guessed=axes)
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:

@@ -1,7 +1,5 @@
 """TIFF by tifffile: ImageJ's, OME's, Zeiss's LSM and others, big ones, folders of planes."""
 
-from __future__ import annotations
-
 import functools
 import math
 import operator

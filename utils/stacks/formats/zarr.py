@@ -1,7 +1,5 @@
 """Zarr and OME-Zarr (https://ngff.openmicroscopy.org) by zarr-python: folders of chunks."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -140,12 +138,10 @@ def _warn_of_absent(path: Path, array: Any) -> str | None:
     folder, total = path / array.path, math.prod(counts)
     keys = map(array.metadata.encode_chunk_key, itertools.product(*map(range, counts)))
     absent = sum(not os.path.isfile(os.path.join(folder, key)) for key in keys)
-    of = f"the {total} chunks of its array {array.path}" if array.path else f"its {total} chunks"
-    if not absent:
-        return None
-    said = f"{absent} of {of} {'is' if absent == 1 else 'are'} absent"
+    said = f"chunks absent from {f'its array {array.path}'.strip()}: {absent} of {total}"
     reason = "right if nothing was to be stored there, wrong if the copy is not complete"
-    return f"{path}: {said} and read as the fill value, {array.fill_value}: {reason}"
+    told = f"{path}: {said}, read as the fill value, {array.fill_value}: {reason}"
+    return told if absent else None
 
 
 def write(path: Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
