@@ -179,7 +179,7 @@ def _standardised(image: Tensor) -> Tensor:
     return (image - image.mean()) / image.std().clamp(min=1e-6)
 
 
-@lru_cache(maxsize=4)
+@cache
 def _smooth_deform(shape: tuple[int, ...]) -> RandSmoothDeform:
     """Return the deformation of patches of this shape."""
     # Powers of two: MONAI computes the field's size from their ratio to the shape, in floats.
