@@ -319,7 +319,7 @@ def _grow_on(growth, points, near, free, kept):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True)
 def _place(asked, growth, points, near, taken, sites, means):  # type: ignore[no-untyped-def]
-    """Label the best supported of ``asked`` points that stand on free sites; return which these are.
+    """Label the best supported of ``asked`` points on free sites; return which these are.
 
     Of several on one site it is the nearest. ``taken``: keys of the labels that are given.
     """
