@@ -286,7 +286,8 @@ def _otsu(volume: np.ndarray, low: float, high: float, *, whole: bool) -> float:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     """Return ``values`` with 0 for those that are not finite."""
-    return values if values.dtype.kind in "bui" else np.where(np.isfinite(values), values, 0)
+    whole = values.dtype.kind in "bui" or np.isfinite(values).all()
+    return values if whole else np.where(np.isfinite(values), values, 0)
 
 
 def _instances(

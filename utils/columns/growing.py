@@ -414,12 +414,13 @@ def _refit(i, growth, points, near, bases, offsets):  # type: ignore[no-untyped-
 def _fit(which, growth, points, near, places, fitted, moved):  # type: ignore[no-untyped-def]
     """Write maps of placed points ``which`` (A,) into rows of ``fitted`` and ``moved``.
 
-    Ridge regression of the ``places`` (N, 3) on (p, q, 1), towards the mean of the maps about each.
-    Points that miss the map at ``points`` (N, 3), as across a cut, do not count.
+    Ridge regression of the ``places`` (N, 3) on (p, q, 1), towards the mean of the maps about each,
+    as a change of its own map. Points that miss that at ``points`` (N, 3), as across a cut, do not
+    count.
     """
     labels, placed, bases, offsets = growth
     for i in which:
-        total, around, cross = 1.0, bases[i].copy(), np.zeros((3, 3))
+        total, around, cross = 1.0, np.zeros((3, 2)), np.zeros((3, 3))
         pp, pq, qq, p1, q1 = 1.0, 0.0, 1.0, 0.0, 0.0
         for k in near[i]:
             if not placed[k]:
@@ -431,12 +432,12 @@ def _fit(which, growth, points, near, places, fitted, moved):  # type: ignore[no
                 total, p1, q1 = total + weight, p1 + weight * p, q1 + weight * q
                 pp, pq, qq = pp + weight * p * p, pq + weight * p * q, qq + weight * q * q
                 for c in range(3):
-                    way = weight * (places[k, c] - places[i, c])
-                    cross[c, 0] += p * way
-                    cross[c, 1] += q * way
-                    cross[c, 2] += way
-                    around[c, 0] += weight * bases[k, c, 0]
-                    around[c, 1] += weight * bases[k, c, 1]
+                    missed = places[k, c] - places[i, c] - p * bases[i, c, 0] - q * bases[i, c, 1]
+                    cross[c, 0] += p * weight * missed
+                    cross[c, 1] += q * weight * missed
+                    cross[c, 2] += weight * missed
+                    around[c, 0] += weight * (bases[k, c, 0] - bases[i, c, 0])
+                    around[c, 1] += weight * (bases[k, c, 1] - bases[i, c, 1])
         # The inverse of the symmetric ((pp, pq, p1), (pq, qq, q1), (p1, q1, total)).
         a, b, c = qq * total - q1 * q1, p1 * q1 - pq * total, pq * q1 - qq * p1
         d, e, f = pp * total - p1 * p1, pq * p1 - pp * q1, pp * qq - pq * pq
@@ -444,8 +445,8 @@ def _fit(which, growth, points, near, places, fitted, moved):  # type: ignore[no
         for n in range(3):
             x, y = cross[n, 0] + around[n, 0] / total, cross[n, 1] + around[n, 1] / total
             z = cross[n, 2]
-            fitted[i, n, 0] = (a * x + b * y + c * z) / det
-            fitted[i, n, 1] = (b * x + d * y + e * z) / det
+            fitted[i, n, 0] = bases[i, n, 0] + (a * x + b * y + c * z) / det
+            fitted[i, n, 1] = bases[i, n, 1] + (b * x + d * y + e * z) / det
             moved[i, n] = (c * x + e * y + f * z) / det
 
 

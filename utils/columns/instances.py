@@ -439,7 +439,7 @@ def sums_of(labels, n, start):  # type: ignore[no-untyped-def]
         for j in range(ny):
             for k in range(nz):
                 if labels[i, j, k] > 0:
-                    row = sums[labels[i, j, k] - 1]
+                    row = sums[int(labels[i, j, k]) - 1]
                     x, y, z = float(i), float(j), float(k + start)
                     row[0] += 1.0
                     row[1] += x

@@ -73,7 +73,7 @@ def mend_from_lattice(
         r = int(reference[k])
         others = near[k][lattice.patch[near[k]] == lattice.patch[r]]
         cut += _cut(labels, k, n + cut + 1, others, r, measured, lattice, np.array(steps))
-    if len(joined) or cut:
+    if len(joined):
         kept = np.unique(np.append(into, np.arange(n, n + cut)), return_inverse=True)[1]
         numbers = np.append(0, kept + 1).astype(labels.dtype)
         for _, slab in slabs(labels):

@@ -101,10 +101,7 @@ def measure_columns(
         for name, values in given.items():
             if values is not None:
                 planes = values[..., start : start + slab.shape[2]]
-                inside = np.nan_to_num(planes[slab > 0], posinf=0, neginf=0)
-                owner = slab[slab > 0] - 1
-                total[name] += np.bincount(owner, inside, n)
-                np.maximum.at(peak[name], owner, inside)
+                _add_values(slab, planes, total[name], peak[name])
     found: dict[str, np.ndarray] = {"score": np.full(n, np.nan)}
     for name, values in given.items():
         mean = total[name] / np.maximum(moments.count, 1)
@@ -126,7 +123,7 @@ def _add_slices(labels, start, steps, centre, axis, half, slices):  # type: igno
     for i in range(nx):
         for j in range(ny):
             for k in range(nz):
-                n = labels[i, j, k] - 1
+                n = int(labels[i, j, k]) - 1
                 if n >= 0:
                     along = (i * steps[0] - centre[n, 0]) * axis[n, 0]
                     along += (j * steps[1] - centre[n, 1]) * axis[n, 1]
@@ -137,6 +134,21 @@ def _add_slices(labels, start, steps, centre, axis, half, slices):  # type: igno
                     row[1] += i
                     row[2] += j
                     row[3] += k + start
+
+
+@numba.njit(cache=True)
+def _add_values(labels, values, total, peak):  # type: ignore[no-untyped-def]
+    """Add the finite ``values`` of 1..N to ``total`` (N,), and the greatest ones to ``peak``."""
+    nx, ny, nz = labels.shape
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                n = int(labels[i, j, k]) - 1
+                if n >= 0:
+                    value = float(values[i, j, k])
+                    value = value if np.isfinite(value) else 0.0
+                    total[n] += value
+                    peak[n] = max(peak[n], value)
 
 
 def _paths(slices: np.ndarray, moments: Moments, axis: np.ndarray, half: np.ndarray) -> np.ndarray:
