@@ -136,19 +136,21 @@ def find_instances(
     levels = ((values - low) * (LEVELS / max(high - low, 1e-12))).astype(np.uint16)
     del values
     order = np.argsort(levels, kind="stable")[::-1].astype(np.int32)
-    strides = np.array([place.strides[a] // place.itemsize for a in range(3)], np.int64)
-    flood = (levels, where, place.ravel(), strides)
+    flood = (levels, _neighbours(place, where))
     # What volume columns have is settled on the middle of the foreground, along x.
     aside = max(0, len(order) - MANY) // 2
     some = order[(order >= aside) & (order < len(order) - aside)]
     least = FIRST
     for _ in range(ROUNDS):
-        sizes = np.bincount(_flood(some, *flood, least)[some])
+        roots = _flood(some, *flood, least)
+        sizes = np.bincount(roots[some])
         wanted = LEAST * typical_size(sizes[sizes > 0])
-        if wanted <= 1.1 * least:
+        settled = wanted <= 1.1 * least
+        if settled:
             break
         least = wanted
-    roots = _flood(order, *flood, least)
+    if not settled or len(some) < len(order):
+        roots = _flood(order, *flood, least)
     del order, levels, flood
     sizes = np.bincount(roots)
     large = sizes >= LEAST * typical_size(sizes[sizes > 0])
@@ -163,15 +165,15 @@ def find_instances(
     share = moments.count / Usual.around(moments).count
     faces = np.bincount(into, on_faces(inner, len(into))) > 0
     kept = share >= np.where(faces, LEAST, FRAGMENT)
-    numbers = np.where(kept, np.cumsum(kept), 0)[into]
-    return np.append(0, numbers).astype(np.int32)[inner]
+    renumber(inner, np.where(kept, np.cumsum(kept), 0)[into])
+    return inner
 
 
 def on_faces(labels: np.ndarray, count: int) -> np.ndarray:
     """Return which (count,) of the labels 1..count are on the outermost planes."""
     seen = np.zeros(count + 1, bool)
     for axis in range(labels.ndim):
-        seen[np.take(labels, [0, -1], axis=axis)] = True
+        seen[np.moveaxis(labels, axis, 0)[[0, -1]]] = True
     return seen[1:]
 
 
@@ -226,7 +228,9 @@ def reshape(
     odds = least / max(1 - least, 1e-9)
     low, high = (o / (1 + o) for o in (odds / SHAPE, odds * SHAPE))
     stays = _settle(shape.ravel(), labels.ravel(), probabilities.ravel(), low, high, len(axis))
-    return shape if stays.all() else np.append(0, np.cumsum(stays)).astype(np.int32)[shape]
+    if not stays.all():
+        renumber(shape, np.cumsum(stays))
+    return shape
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -455,24 +459,45 @@ def sums_of(labels, n, start):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-untyped-def]
+def renumber(labels, numbers):  # type: ignore[no-untyped-def]
+    """Turn ``labels`` (X, Y, Z) 1..N in place into ``numbers`` (N,); 0 stays."""
+    nx, ny, nz = labels.shape
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                if labels[i, j, k] > 0:
+                    labels[i, j, k] = numbers[labels[i, j, k] - 1]
+
+
+@numba.njit(cache=True)
+def _neighbours(place, where):  # type: ignore[no-untyped-def]
+    """Return the numbers (V, 6) int32 in ``place`` beside voxels ``where`` (V,), rows of it."""
+    _, ny, nz = place.shape
+    flat, found = place.ravel(), np.empty((len(where), 6), np.int32)
+    for n, steps in enumerate((-ny * nz, ny * nz, -nz, nz, -1, 1)):
+        for voxel in range(len(where)):
+            found[voxel, n] = flat[where[voxel] + steps]
+    return found
+
+
+@numba.njit(cache=True)
+def _flood(order, levels, near, least):  # type: ignore[no-untyped-def]
     """Return the voxel (V,) int32 that stands for the basin of each one; -1: it has none.
 
-    Voxels of ``order`` come from the highest level down; each joins its highest neighbour's basin.
-    Basins that meet become one unless both held ``least`` voxels above the level they meet at.
+    Voxels of ``order`` come from the highest level down; each joins the basin of the highest one
+    ``near`` it (V, 6), -1: none. Basins that meet become one unless both held ``least`` voxels
+    above the level they meet at.
     """
     count = len(levels)
     parent = np.full(count, -1, np.int32)
     size = np.zeros(count, np.int32)  # of a basin, in its root
     above = np.zeros(count, np.int32)  # what it held above the level `seen`
     seen = np.full(count, -1, np.int32)
-    steps = np.array([-strides[0], strides[0], -strides[1], strides[1], -strides[2], strides[2]])
     roots = np.empty(6, np.int32)
     for voxel in order:
         level = np.int32(levels[voxel])
         best, found, highest = np.int32(-1), 0, np.int32(-1)
-        for step in steps:
-            other = place[padded[voxel] + step]
+        for other in near[voxel]:
             if other < 0 or parent[other] < 0:
                 continue
             root = other
@@ -481,18 +506,20 @@ def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-unt
                 root = parent[root]
             if np.int32(levels[other]) > highest:
                 highest, best = np.int32(levels[other]), root
-            roots[found] = root
-            found += 1
+            known = False
+            for k in range(found):
+                known |= roots[k] == root
+            if not known:
+                roots[found] = root
+                found += 1
+                if seen[root] != level:
+                    seen[root], above[root] = level, size[root]
         if found == 0:
             parent[voxel], size[voxel], seen[voxel] = voxel, 1, level
             continue
-        for k in range(found + 1):  # the voxel's own basin last
-            root = best if k == found else roots[k]
-            if seen[root] != level:
-                seen[root], above[root] = level, size[root]
         parent[voxel] = best
         size[best] += 1
-        for k in range(found):
+        for k in range(found if found > 1 else 0):
             root = roots[k]
             while parent[root] != root:
                 root = parent[root]
