@@ -93,6 +93,12 @@ def nearest(points: np.ndarray, count: int = NEAR) -> np.ndarray:
     return near[~own].reshape(len(points), k)
 
 
+def seers_of(near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows (N K,), ends (N + 1,): rows[ends[k] : ends[k + 1]] of ``near`` (N, K) hold k."""
+    rows = np.argsort(near.ravel(), kind="stable") // max(near.shape[1], 1)
+    return rows, np.append(0, np.cumsum(np.bincount(near.ravel(), minlength=len(near))))
+
+
 def first_bases(
     points: np.ndarray, axes: np.ndarray, near: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -131,16 +137,21 @@ def across(axes: np.ndarray) -> np.ndarray:
 
 
 def grow(
-    points: np.ndarray, near: np.ndarray, start: int, basis: np.ndarray, free: np.ndarray
+    points: np.ndarray,
+    near: np.ndarray,
+    seers: tuple[np.ndarray, np.ndarray],
+    start: int,
+    basis: np.ndarray,
+    free: np.ndarray,
 ) -> Growth:
     """Return what grows from point ``start``, labelled (0, 0), with ``basis`` (3, 2).
 
     Only ``free`` (N,) points are labelled. Labels that contradict the maps about them are taken
-    back and grown again.
+    back and grown again. ``seers``: of :func:`seers_of`.
     """
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
-    _grow_on(growth.arrays, points, near, free, np.zeros(len(points), bool))
+    _grow_on(growth.arrays, points, near, seers, free, np.zeros(len(points), bool))
     return growth
 
 
@@ -161,7 +172,7 @@ def grow_around(
     again = Growth.empty(len(points))
     again.placed[fixed], again.labels[fixed] = True, labels
     again.bases[fixed] = growth.bases[nearest] @ np.linalg.inv(agreeing(growth, fixed, labels)[0])
-    _grow_on(again.arrays, points, near, free, again.placed.copy())
+    _grow_on(again.arrays, points, near, seers_of(near), free, again.placed.copy())
     return again
 
 
@@ -232,10 +243,10 @@ def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) 
         return []
     bases, misfit = first_bases(points, axes, near)
     free, found = np.isfinite(misfit), list[Growth]()
-    order = np.argsort(misfit, kind="stable")
+    order, seers = np.argsort(misfit, kind="stable"), seers_of(near)
     while free.sum() >= least:
         starts = _spread(order[free[order]], near)
-        best = _most_consistent(points, near, starts, bases, free)
+        best = _most_consistent(points, near, seers, starts, bases, free)
         if best.placed.sum() < least:
             free[starts] = False
             continue
@@ -245,12 +256,17 @@ def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) 
 
 
 def _most_consistent(
-    points: np.ndarray, near: np.ndarray, starts: np.ndarray, bases: np.ndarray, free: np.ndarray
+    points: np.ndarray,
+    near: np.ndarray,
+    seers: tuple[np.ndarray, np.ndarray],
+    starts: np.ndarray,
+    bases: np.ndarray,
+    free: np.ndarray,
 ) -> Growth:
     """Return the most consistent growth; no more starts are tried once the two best agree."""
     grown: list[tuple[float, Growth]] = []
     for start in starts:
-        growth = grow(points, near, int(start), bases[start], free)
+        growth = grow(points, near, seers, int(start), bases[start], free)
         grown.append((_consistency(growth.arrays, points, near), growth))
         grown.sort(key=lambda scored: -scored[0])
         if len(grown) > 1 and grown[1][0] > (1 - AGREED) * grown[0][0]:
@@ -271,25 +287,16 @@ def _spread(order: np.ndarray, near: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _grow_on(growth, points, near, free, kept):  # type: ignore[no-untyped-def]
+def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untyped-def]
     """Label all ``free`` (N,) points that ``growth`` reaches; ``kept`` (N,) stay as they are."""
     labels, placed, _, _ = growth
-    n = len(points)
-    # Point k is near the points seers[first[k] : first[k + 1]].
-    seers, first = np.empty(near.size, np.int64), np.zeros(n + 2, np.int64)
-    for k in near.ravel():
-        first[k + 2] += 1
-    first = np.cumsum(first)
-    for i in range(n):
-        for k in near[i]:
-            seers[first[k + 1]] = i
-            first[k + 1] += 1
+    n, (rows, first) = len(points), seers
     sites, bases, offsets = np.empty((n, 3)), np.empty((n, 3, 2)), np.empty((n, 3))
     asked, taken = np.zeros(n, np.bool_), {np.int64(0)}
     taken.clear()
     for i in np.flatnonzero(placed):
         taken.add(_key(labels[i, 0], labels[i, 1]))
-        for k in seers[first[i] : first[i + 1]]:
+        for k in rows[first[i] : first[i + 1]]:
             asked[k] = free[k]
     for mended in range(MENDED + 1):
         while True:
@@ -299,7 +306,7 @@ def _grow_on(growth, points, near, free, kept):  # type: ignore[no-untyped-def]
             changed = np.zeros(n, np.bool_)
             for i in new:
                 changed[i] = True
-                for k in seers[first[i] : first[i + 1]]:
+                for k in rows[first[i] : first[i + 1]]:
                     changed[k] = True
                     asked[k] = free[k]
             _refit(np.flatnonzero(changed & placed), growth, points, near, bases, offsets)
@@ -332,14 +339,16 @@ def _place(asked, growth, points, near, taken, sites, means):  # type: ignore[no
         if support > 1e-3 and away < TOLERANCE and _key(p, q) not in taken:
             missed[n], best = away, max(best, support)
     new = np.zeros(len(asked), np.bool_)
-    for n in np.argsort(missed, kind="mergesort"):
-        i = asked[n]
+    for _ in asked:
+        n = missed.argmin()
+        i, away = asked[n], missed[n]
         p, q, support = sites[i]
-        if missed[n] < TOLERANCE and support >= SHARE * best and _key(p, q) not in taken:
+        if away < np.inf and support >= SHARE * best and _key(p, q) not in taken:
             taken.add(_key(p, q))
             new[n], placed[i] = True, True
             labels[i, 0], labels[i, 1] = np.rint(p), np.rint(q)
             bases[i], offsets[i] = means[i], 0.0
+        missed[n] = np.inf
     return asked[new]
 
 

@@ -444,17 +444,11 @@ def sums_of(labels, n, start):  # type: ignore[no-untyped-def]
             for k in range(nz):
                 if labels[i, j, k] > 0:
                     row = sums[int(labels[i, j, k]) - 1]
-                    x, y, z = float(i), float(j), float(k + start)
-                    row[0] += 1.0
-                    row[1] += x
-                    row[2] += y
-                    row[3] += z
-                    row[4] += x * x
-                    row[5] += x * y
-                    row[6] += x * z
-                    row[7] += y * y
-                    row[8] += y * z
-                    row[9] += z * z
+                    terms, m = (1.0, float(i), float(j), float(k + start)), 0
+                    for a in range(4):
+                        for b in range(a, 4):
+                            row[m] += terms[a] * terms[b]
+                            m += 1
     return sums
 
 
