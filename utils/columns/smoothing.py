@@ -104,43 +104,31 @@ def _tensors(values, scale):  # type: ignore[no-untyped-def]
 def _along(values, ways, counts):  # type: ignore[no-untyped-def]
     """Return means along lines of at most ``counts`` steps, each one of ``ways``, to both sides.
 
-    The voxels of a cell share the line through its middle, moved to each. Lines end at the border;
-    between cells a way is turned to go on as the last one did.
+    Lines end at the border; between cells a way is turned to go on as the last one did.
     """
     nx, ny, nz = values.shape
     means = np.zeros(values.shape, np.float32)
-    held = np.zeros((CELL, CELL, CELL), np.int32)
-    line, at = np.zeros((2 * counts.max() + 1, 3), np.int64), np.zeros(3, np.int64)
-    way, place = np.zeros(3), np.zeros(3)
-    for a, b, c in np.ndindex(counts.shape):
-        x, y, z = CELL * a, CELL * b, CELL * c
-        n = 1
-        for side in (-1.0, 1.0):
-            for axis in range(3):
-                way[axis], place[axis] = side * ways[a, b, c, axis], 0.0
-            for _ in range(counts[a, b, c]):
-                inside = True
-                for axis, first in enumerate((x, y, z)):
-                    place[axis] += way[axis]
-                    line[n, axis] = int(np.floor(place[axis] + 0.5))
-                    at[axis] = first + CELL // 2 + line[n, axis]
-                    inside &= 0 <= at[axis] < values.shape[axis]
-                if not inside:
-                    break
-                n += 1
-                ahead = ways[at[0] // CELL, at[1] // CELL, at[2] // CELL]
-                on = ahead[0] * way[0] + ahead[1] * way[1] + ahead[2] * way[2]
-                for axis in range(3):
-                    way[axis] = ahead[axis] if on >= 0 else -ahead[axis]
-        held[:] = 0
-        for u, v, w in line[:n]:
-            for i in range(max(x, -u), min(x + CELL, nx, nx - u)):
-                for j in range(max(y, -v), min(y + CELL, ny, ny - v)):
-                    for k in range(max(z, -w), min(z + CELL, nz, nz - w)):
-                        means[i, j, k] += values[i + u, j + v, k + w]
-                        held[i - x, j - y, k - z] += 1
-        for i in range(x, min(x + CELL, nx)):
-            for j in range(y, min(y + CELL, ny)):
-                for k in range(z, min(z + CELL, nz)):
-                    means[i, j, k] /= held[i - x, j - y, k - z]
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                a, b, c = i // CELL, j // CELL, k // CELL
+                total, n = values[i, j, k], 1
+                for side in (-1.0, 1.0):
+                    x, y, z = float(i), float(j), float(k)
+                    way = ways[a, b, c]
+                    dx, dy, dz = side * way[0], side * way[1], side * way[2]
+                    for _ in range(counts[a, b, c]):
+                        x, y, z = x + dx, y + dy, z + dz
+                        u, v, w = (
+                            int(np.floor(x + 0.5)),
+                            int(np.floor(y + 0.5)),
+                            int(np.floor(z + 0.5)),
+                        )
+                        if u < 0 or v < 0 or w < 0 or u >= nx or v >= ny or w >= nz:
+                            break
+                        total, n = total + values[u, v, w], n + 1
+                        way = ways[u // CELL, v // CELL, w // CELL]
+                        on = 1.0 if way[0] * dx + way[1] * dy + way[2] * dz >= 0 else -1.0
+                        dx, dy, dz = on * way[0], on * way[1], on * way[2]
+                means[i, j, k] = total / n
     return means
