@@ -65,10 +65,10 @@ def find_defects(
     defects = []
     for group in _connected(odd, near, len(points)):
         own = [kinds[int(i)] for i in group]
-        most = max(sorted(set(own)), key=own.count)
-        place = points[group[[kind == most for kind in own]]].mean(axis=0)
+        fold, p, q = max(sorted(set(own)), key=own.count)
+        place = points[group[[kind == (fold, p, q) for kind in own]]].mean(axis=0)
         columns = group.astype(np.int32)
-        defects.append(Defect(place, int(patch[group[0]]), most[0], most[1:], columns))
+        defects.append(Defect(place, int(patch[group[0]]), fold, (p, q), columns))
     return tuple(defects), _origins(cut_pairs, near, defects, len(points))
 
 

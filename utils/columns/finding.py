@@ -136,7 +136,8 @@ def columns_of(
     if corrections.rows is not None and not (landmarks.origin is landmarks.dorsal is None):
         raise UserError("--origin, --dorsal: not beside rows of --corrections: their p, q say both")
     reading, cut, mended = _read_as(volume, threshold), 0, (0, 0)
-    lattice, fixed = None, None
+    lattice: Lattice | None = None
+    fixed: tuple[np.ndarray, np.ndarray] | None = None
     note = reading.note
     if corrections.labels is not None:
         labels, note = corrections.labels, "instances: the corrected labels"
