@@ -12,6 +12,7 @@ from scipy import ndimage
 import find_columns
 import predict
 from tests.columns.test_instances import STEPS, rods
+from tests.columns.test_mending import LABELS
 from utils.columns.finding import Landmarks, columns_of
 from utils.columns.table import measure_columns
 from utils.errors import UserError
@@ -108,9 +109,8 @@ def test_the_view_changes_nothing_but_the_free_choice(view):
 
 
 def test_renumbering_labels_renumbers_the_table_and_nothing_else():
-    labels = columns_of(rods()[0], STEPS).labels
-    order = np.random.default_rng(0).permutation(25) + 1
-    plain, found = columns_of(labels, STEPS), columns_of(np.append(0, order)[labels], STEPS)
+    order = np.random.default_rng(0).permutation(LABELS.max()) + 1
+    plain, found = (columns_of(x, STEPS) for x in (LABELS, np.append(0, order)[LABELS]))
     np.testing.assert_array_equal(found.measured.centre[order - 1], plain.measured.centre)
     np.testing.assert_allclose(found.measured.axis[order - 1], plain.measured.axis, atol=1e-12)
     same = score_lattice(plain.lattice.patch, plain.lattice.pq, found.lattice.pq[order - 1])

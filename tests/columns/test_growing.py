@@ -21,6 +21,13 @@ def test_maps_across_axes_are_right_handed_frames() -> None:
     np.testing.assert_allclose(np.cross(frames[:, 0], frames[:, 1]), axes, atol=1e-12)
 
 
+def test_seers_are_the_points_that_each_is_near() -> None:
+    near = growing.nearest(np.random.default_rng(0).normal(size=(30, 3)), 4)
+    rows, ends = growing.seers_of(near)
+    for k in range(30):
+        assert rows[ends[k] : ends[k + 1]].tolist() == np.nonzero(near == k)[0].tolist()
+
+
 def test_inverses_are_those_of_numpy() -> None:
     bases = np.random.default_rng(0).normal(size=(20, 3, 2))
     np.testing.assert_allclose(growing.inverses(bases), np.linalg.pinv(bases), rtol=1e-9)
@@ -45,8 +52,8 @@ def test_a_start_whose_basis_is_wrong_is_not_the_one_that_is_kept() -> None:
     near = growing.nearest(points)
     bases, _ = growing.first_bases(points, axes, near)
     free = np.ones(len(points), bool)
-    good = growing.grow(points, near, 60, bases[60], free)
-    double = growing.grow(points, near, 60, 2.0 * bases[60], free)
+    good = growing.grow(points, near, growing.seers_of(near), 60, bases[60], free)
+    double = growing.grow(points, near, growing.seers_of(near), 60, 2.0 * bases[60], free)
     assert good.placed.all() and double.placed.mean() < 0.5
     best = growing.patches(points, axes, near, 7)[0]
     assert best.placed.all()
@@ -60,7 +67,8 @@ def test_points_that_are_not_free_stay_without_a_label() -> None:
     near = growing.nearest(points)
     bases, _ = growing.first_bases(points, axes, near)
     free = points[:, 0] < 10.0
-    growth = growing.grow(points, near, int(free.argmax()), bases[int(free.argmax())], free)
+    start, seers = int(free.argmax()), growing.seers_of(near)
+    growth = growing.grow(points, near, seers, start, bases[start], free)
     assert (growth.placed == free).all()
 
 

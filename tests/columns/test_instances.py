@@ -5,13 +5,13 @@ import pytest
 
 from utils.columns.instances import (
     Moments,
-    Voxels,
     depth,
     find_instances,
     reshape,
     same_way,
     smooth_axes,
     spreading,
+    sums_of,
 )
 
 STEPS = (1.0, 1.0, 1.0)
@@ -115,15 +115,14 @@ def test_depth_is_the_distance_to_the_outside():
 
 def test_moments_are_those_of_numpy():
     rng = np.random.default_rng(0)
-    where = rng.permutation(6 * 7 * 8)[:200]
-    voxels, owner = Voxels(where, (6, 7, 8), (1.0, 2.0, 0.5), start=3), np.arange(200) % 3
-    found, points = voxels.moments(owner), voxels.points()
-    x, y, z = np.unravel_index(where, (6, 7, 8))
-    np.testing.assert_array_equal(points, [x, 2 * y, (z + 3) / 2])
-    for k in range(3):
-        own = points[:, owner == k]
-        np.testing.assert_allclose(found.centre[k], own.mean(axis=1))
-        np.testing.assert_allclose(found.covariance[k], np.cov(own, bias=True), atol=1e-12)
+    labels, steps = rng.integers(0, 4, (6, 7, 8)), (1.0, 2.0, 0.5)
+    sums = sums_of(labels[..., :3], 3, 0) + sums_of(labels[..., 3:], 3, 3)
+    for found in (Moments.of(labels, steps), Moments.of_sums(sums, steps)):
+        for k in range(3):
+            own = np.argwhere(labels == k + 1) * steps
+            assert found.count[k] == len(own)
+            np.testing.assert_allclose(found.centre[k], own.mean(axis=0))
+            np.testing.assert_allclose(found.covariance[k], np.cov(own.T, bias=True), atol=1e-12)
 
 
 def test_axes_of_a_cap_point_outward_and_are_smoother_than_each_alone():

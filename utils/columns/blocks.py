@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.columns.instances import Voxels
+from utils.columns.instances import Moments
 from utils.errors import UserError, disk_errors
 from utils.stacks import Stack
 
@@ -131,8 +131,7 @@ def _in_core(
 
     What leaves the stack itself does not count.
     """
-    where = np.flatnonzero(found)
-    centre = Voxels(where, found.shape, (1.0,) * 3).moments(found.ravel()[where] - 1).centre
+    centre = Moments.of(found, (1.0,) * 3).centre
     own = np.ones(len(centre), bool)
     for axis, (outer, inner) in enumerate(zip(box, core, strict=True)):
         place = centre[:, axis] + outer.start

@@ -58,45 +58,56 @@ def find_defects(
         Defects, and (F,) int32, -1 where no defect was found at a cut's ends.
     """
     asked = np.unique(np.append(near[cut_pairs], cut_pairs)) if len(cut_pairs) else cut_pairs[:, 0]
-    rings = {int(i): _ring(growth, points, axes[i], near[i], i) for i in asked if patch[i]}
-    odd = np.array([i for i, (fold, step) in rings.items() if fold != 6 or step != (0, 0)], int)
+    asked = asked[patch[asked] > 0]
+    rings = _rings(growth, points, across(axes[asked]), near[asked], asked)
+    odd = asked[(rings != (6, 0, 0)).any(axis=1)]
+    kinds = dict(zip(asked.tolist(), map(tuple, rings.tolist()), strict=True))
     defects = []
     for group in _connected(odd, near, len(points)):
-        kinds = [rings[int(i)] for i in group]
-        fold, step = max(sorted(set(kinds)), key=kinds.count)
-        place = points[group[[kind == (fold, step) for kind in kinds]]].mean(axis=0)
+        own = [kinds[int(i)] for i in group]
+        fold, p, q = max(sorted(set(own)), key=own.count)
+        place = points[group[[kind == (fold, p, q) for kind in own]]].mean(axis=0)
         columns = group.astype(np.int32)
-        defects.append(Defect(place, int(patch[group[0]]), fold, step, columns))
+        defects.append(Defect(place, int(patch[group[0]]), fold, (p, q), columns))
     return tuple(defects), _origins(cut_pairs, near, defects, len(points))
 
 
-def _ring(
-    growth: Growth, points: np.ndarray, axis: np.ndarray, near: np.ndarray, i: int
-) -> tuple[int, tuple[int, int]]:
-    """Return (fold, step) of the ring of columns ``near`` column ``i``; (6, (0, 0)): no defect."""
-    ring = near[growth.placed[near]]
-    plane = across(axis[None])[0]
-    x, y = plane @ (points[ring] - points[i]).T
-    angle = np.arctan2(y, x)
-    order = np.argsort(angle)
-    gaps = np.diff(angle[order], append=angle[order[:1]] + 2 * np.pi)
-    if len(ring) < 5 or gaps.max() > WIDEST_GAP:
-        return 6, (0, 0)
-    ring = ring[order]
-    sites, bases = (points + growth.offsets)[ring], growth.bases[ring]
+def _rings(
+    growth: Growth, points: np.ndarray, planes: np.ndarray, near: np.ndarray, asked: np.ndarray
+) -> np.ndarray:
+    """Return fold, p, q (A, 3) of the rings of columns ``near`` (A, K) columns ``asked`` (A,).
+
+    6, 0, 0 is no defect; ``planes`` (A, 2, 3) lie across the axes.
+    """
+    held = growth.placed[near]
+    x, y = np.einsum("abc,akc->bak", planes, points[near] - points[asked, None])
+    angle = np.where(held, np.arctan2(y, x), np.inf)
+    order = np.argsort(angle, axis=1)
+    angle, ring = (np.take_along_axis(v, order, axis=1) for v in (angle, near))
+    place, count = np.arange(near.shape[1]), held.sum(axis=1, keepdims=True)
+    inside, after = place < count, np.where(place + 1 < count, place + 1, 0)
+    following = np.take_along_axis(ring, after, axis=1)
+    gaps = np.take_along_axis(angle, after, axis=1) + 2 * np.pi * (after == 0)
+    gaps = np.subtract(gaps, angle, out=np.zeros(gaps.shape), where=inside)
+    closed = (count[:, 0] >= 5) & (gaps.max(axis=1, initial=0) <= WIDEST_GAP)
+    sites, bases = points + growth.offsets, growth.bases[ring]
     back = inverses(bases)
-    change = np.zeros((len(ring), 3, 3), np.int64)
-    change[:, :2, :2] = np.rint(back @ np.roll(bases, -1, axis=0))
-    away = np.roll(sites, -1, axis=0) - sites
-    change[:, :2, 2] = np.rint(np.einsum("kbc,kc->kb", back, away))
-    change[:, 2, 2] = 1
-    total = np.linalg.multi_dot(list(change))
-    handed = np.sign(np.linalg.det(plane @ bases).sum())
-    for fold in (6, 5, 7, 4, 8):
-        turn = np.rint(np.linalg.matrix_power(TURN.astype(float), (fold - 6) % 6))
-        if (total[:2, :2] == (turn if handed > 0 else np.rint(np.linalg.inv(turn)))).all():
-            return fold, (int(total[0, 2]), int(total[1, 2])) if fold == 6 else (0, 0)
-    return 6, (0, 0)
+    change = np.tile(np.eye(3, dtype=np.int64), (*ring.shape, 1, 1))
+    change[..., :2, :2] = np.rint(back @ growth.bases[following])
+    change[..., :2, 2] = np.rint(np.einsum("akbc,akc->akb", back, sites[following] - sites[ring]))
+    change[~inside] = np.eye(3)
+    total = np.tile(np.eye(3, dtype=np.int64), (len(asked), 1, 1))
+    for k in place:
+        total = total @ change[:, k]
+    handed = (np.linalg.det(planes[:, None] @ bases) * inside).sum(axis=1)
+    found = np.tile([6, 0, 0], (len(asked), 1))
+    straight = closed & (total[:, :2, :2] == np.eye(2)).all(axis=(1, 2))
+    found[straight, 1:] = total[straight, :2, 2]
+    for fold in (5, 7, 4, 8):
+        ways = [np.linalg.matrix_power(TURN, (sign * (fold - 6)) % 6) for sign in (-1, 1)]
+        turn = np.where(handed[:, None, None] > 0, ways[1], ways[0])
+        found[closed & (total[:, :2, :2] == turn).all(axis=(1, 2)), 0] = fold
+    return found
 
 
 def _connected(columns: np.ndarray, near: np.ndarray, n: int) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from scipy.spatial import cKDTree
 
@@ -57,6 +58,11 @@ class Growth:
     offsets: np.ndarray
     """(N, 3) float64 from a point to the site that it stands on."""
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, placed, bases and offsets, as compiled functions take and change them."""
+        return self.labels, self.placed, self.bases, self.offsets
+
     @classmethod
     def empty(cls, n: int) -> Growth:
         """Return ``n`` points of which none is labelled."""
@@ -66,8 +72,8 @@ class Growth:
 
     def take(self, other: Growth, i: np.ndarray) -> None:
         """Take over points ``i`` of another growth."""
-        for name in ("labels", "placed", "bases", "offsets"):
-            getattr(self, name)[i] = getattr(other, name)[i]
+        for own, others in zip(self.arrays, other.arrays, strict=True):
+            own[i] = others[i]
 
     def rebase(self, base: np.ndarray, i: np.ndarray) -> None:
         """Tell the labels of points ``i`` in another ``base`` (2, 2), unimodular, as columns."""
@@ -85,6 +91,12 @@ def nearest(points: np.ndarray, count: int = NEAR) -> np.ndarray:
     own = near == np.arange(len(points))[:, None]
     own[~own.any(axis=1), -1] = True  # of equal points the tree may name another one first
     return near[~own].reshape(len(points), k)
+
+
+def seers_of(near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows (N K,), ends (N + 1,): rows[ends[k] : ends[k + 1]] of ``near`` (N, K) hold k."""
+    rows = np.argsort(near.ravel(), kind="stable") // max(near.shape[1], 1)
+    return rows, np.append(0, np.cumsum(np.bincount(near.ravel(), minlength=len(near))))
 
 
 def first_bases(
@@ -125,16 +137,22 @@ def across(axes: np.ndarray) -> np.ndarray:
 
 
 def grow(
-    points: np.ndarray, near: np.ndarray, start: int, basis: np.ndarray, free: np.ndarray
+    points: np.ndarray,
+    near: np.ndarray,
+    seers: tuple[np.ndarray, np.ndarray],
+    start: int,
+    basis: np.ndarray,
+    free: np.ndarray,
 ) -> Growth:
     """Return what grows from point ``start``, labelled (0, 0), with ``basis`` (3, 2).
 
     Only ``free`` (N,) points are labelled. Labels that contradict the maps about them are taken
-    back and grown again.
+    back and grown again. ``seers``: of :func:`seers_of`.
     """
     growth = Growth.empty(len(points))
     growth.placed[start], growth.bases[start] = True, basis
-    return _grow_on(growth, points, near, free, np.zeros(len(points), bool))
+    _grow_on(growth.arrays, points, near, seers, free, np.zeros(len(points), bool))
+    return growth
 
 
 def grow_around(
@@ -154,8 +172,8 @@ def grow_around(
     again = Growth.empty(len(points))
     again.placed[fixed], again.labels[fixed] = True, labels
     again.bases[fixed] = growth.bases[nearest] @ np.linalg.inv(agreeing(growth, fixed, labels)[0])
-    kept = again.placed.copy()
-    return _grow_on(again, points, near, free, kept)
+    _grow_on(again.arrays, points, near, seers_of(near), free, again.placed.copy())
+    return again
 
 
 def agreeing(
@@ -176,118 +194,17 @@ def agreeing(
     return best, agreed
 
 
-def _grow_on(
-    growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarray, kept: np.ndarray
-) -> Growth:
-    """Return ``growth`` with all ``free`` (N,) points that it reaches; ``kept`` (N,) stay."""
-    for mended in range(MENDED + 1):
-        while len(new := _place(growth, points, near, free)):
-            fresh = np.zeros(len(points), bool)
-            fresh[new] = True
-            beside = growth.placed & (fresh | fresh[near].any(axis=1))
-            _fit_maps(growth, points, near, np.flatnonzero(beside))
-        held = np.flatnonzero(growth.placed)
-        for _ in range(SETTLED):
-            _fit_maps(growth, points, near, held)
-        sites, _, support = _predict(growth, points, near, held)
-        wrong = (np.rint(sites) != growth.labels[held]).any(axis=1) & (support > 0)
-        wrong = held[wrong & ~kept[held]]
-        if len(wrong) == 0 or mended == MENDED:
-            break
-        growth.placed[wrong] = False
-    return growth
-
-
-def _predict(
-    growth: Growth, points: np.ndarray, near: np.ndarray, asked: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where the maps about ``asked`` (A,) points see them.
-
-    Maps that disagree with the heaviest one, as across a cut, are not heard.
-
-    Returns:
-        (A, 2) label as a real number, (A, 3, 2) mean basis, (A,) support: the weights' sum.
-    """
-    j = near[asked]
-    away = points[asked, None] - points[j] - growth.offsets[j]
-    steps = np.einsum("akbc,akc->akb", inverses(growth.bases)[j], away)
-    weights = np.exp(-0.5 * (steps**2).sum(axis=2) / REACH**2) * growth.placed[j]
-    seen = growth.labels[j] + steps
-    heaviest = np.take_along_axis(seen, weights.argmax(axis=1)[:, None, None], axis=1)
-    weights = weights * (np.linalg.norm(seen - heaviest, axis=2) < STRAY)
-    support = weights.sum(axis=1)
-    share = weights / np.maximum(support, 1e-12)[:, None]
-    sites = np.einsum("ak,akb->ab", share, seen)
-    return sites, np.einsum("ak,akcb->acb", share, growth.bases[j]), support
-
-
-def _place(growth: Growth, points: np.ndarray, near: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Label the best supported points that stand on free sites; return (A,) which these are."""
-    asked = np.flatnonzero(free & ~growth.placed & growth.placed[near].any(axis=1))
-    sites, bases, support = _predict(growth, points, near, asked)
-    labels = np.rint(sites).astype(np.int64)
-    missed = np.linalg.norm(sites - labels, axis=1)
-    taken = _keys(growth.labels[growth.placed])
-    good = (support > 1e-3) & (missed < TOLERANCE) & ~np.isin(_keys(labels), taken)
-    if not good.any():
-        return asked[:0]
-    good &= support >= SHARE * support[good].max()
-    order = np.flatnonzero(good)[np.argsort(missed[good], kind="stable")]
-    order = order[np.unique(_keys(labels[order]), return_index=True)[1]]
-    new = asked[order]
-    growth.labels[new], growth.bases[new], growth.offsets[new] = labels[order], bases[order], 0.0
-    growth.placed[new] = True
-    return new
-
-
-def _keys(labels: np.ndarray) -> np.ndarray:
-    """Return one int64 for each label (N, 2) of less than 2^31."""
-    return labels[:, 0] * 2**32 + labels[:, 1]
-
-
-def _fit_maps(growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray) -> None:
-    """Fit the maps of placed points ``i`` (A,) to the labelled points about them."""
-    steps, weights = surroundings(growth, points, near, i)
-    growth.bases[i], growth.offsets[i] = fit_maps(growth, points, near, i, steps, weights)
-
-
-def surroundings(
-    growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps (A, K, 2) from points ``i`` (A,) to those near them, and weights (A, K).
-
-    Weights are 0 for points that are not placed or miss the map, as across a cut.
-    """
-    j = near[i]
-    steps = (growth.labels[j] - growth.labels[i, None]).astype(float)
-    away = points[j] - points[i, None] - growth.offsets[i, None]
-    missed = steps - away @ inverses(growth.bases[i]).transpose(0, 2, 1)
-    fits = growth.placed[j] & ((missed**2).sum(axis=2) < STRAY**2)
-    return steps, fits * np.exp(-0.5 * (steps**2).sum(axis=2) / REACH**2)
-
-
 def fit_maps(
-    growth: Growth,
-    points: np.ndarray,
-    near: np.ndarray,
-    i: np.ndarray,
-    steps: np.ndarray,
-    weights: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return bases (A, 3, 2) and offsets (A, 3) of points ``i``: where ``points`` see the sites.
+    growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Return bases (A, 3, 2) of placed points ``i`` (A,) at ``places`` (N, 3), another depth.
 
-    Ridge regression of the places on (p, q, 1), towards the mean of the maps about them.
+    The points about each that count, and how much, are those of its own map.
     """
-    j = near[i]
-    around = np.einsum("ik,ikcb->icb", weights, growth.bases[j]) + growth.bases[i]
-    prior = around / (weights.sum(axis=1) + 1)[:, None, None]
-    design = np.concatenate([steps, np.ones((*weights.shape, 1))], axis=2)
-    heavy = weights[:, :, None] * design
-    square = heavy.transpose(0, 2, 1) @ design + np.eye(3)
-    cross = heavy.transpose(0, 2, 1) @ (points[j] - points[i, None])
-    cross[:, :2] += prior.transpose(0, 2, 1)
-    fit = np.linalg.solve(square, cross)
-    return fit[:, :2].transpose(0, 2, 1), fit[:, 2]
+    bases = growth.bases.copy()
+    points, places = np.ascontiguousarray(points), np.ascontiguousarray(places)
+    _fit(i, growth.arrays, points, near, places, bases, growth.offsets.copy())
+    return bases[i]
 
 
 def inverses(bases: np.ndarray) -> np.ndarray:
@@ -311,9 +228,10 @@ def steps_seen(growth: Growth, points: np.ndarray, i: np.ndarray, j: np.ndarray)
 
 def residuals(growth: Growth, points: np.ndarray, near: np.ndarray, i: np.ndarray) -> np.ndarray:
     """Return the distance in steps (A,) of points ``i`` from where the maps about them see them."""
-    sites, _, support = _predict(growth, points, near, i)
-    missed = np.linalg.norm(sites - growth.labels[i], axis=1)
-    return np.where(support > 0, missed, np.nan)
+    sites = np.empty((len(points), 3))
+    _predict(i, growth.arrays, points, near, sites, growth.bases.copy())
+    missed = np.linalg.norm(sites[i, :2] - growth.labels[i], axis=1)
+    return np.where(sites[i, 2] > 0, missed, np.nan)
 
 
 def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) -> list[Growth]:
@@ -325,9 +243,10 @@ def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) 
         return []
     bases, misfit = first_bases(points, axes, near)
     free, found = np.isfinite(misfit), list[Growth]()
+    order, seers = np.argsort(misfit, kind="stable"), seers_of(near)
     while free.sum() >= least:
-        starts = _spread(np.flatnonzero(free)[np.argsort(misfit[free])], near)
-        best = _most_consistent(points, near, starts, bases, free)
+        starts = _spread(order[free[order]], near)
+        best = _most_consistent(points, near, seers, starts, bases, free)
         if best.placed.sum() < least:
             free[starts] = False
             continue
@@ -337,13 +256,18 @@ def patches(points: np.ndarray, axes: np.ndarray, near: np.ndarray, least: int) 
 
 
 def _most_consistent(
-    points: np.ndarray, near: np.ndarray, starts: np.ndarray, bases: np.ndarray, free: np.ndarray
+    points: np.ndarray,
+    near: np.ndarray,
+    seers: tuple[np.ndarray, np.ndarray],
+    starts: np.ndarray,
+    bases: np.ndarray,
+    free: np.ndarray,
 ) -> Growth:
     """Return the most consistent growth; no more starts are tried once the two best agree."""
     grown: list[tuple[float, Growth]] = []
     for start in starts:
-        growth = grow(points, near, int(start), bases[start], free)
-        grown.append((_consistency(growth, points, near), growth))
+        growth = grow(points, near, seers, int(start), bases[start], free)
+        grown.append((_consistency(growth.arrays, points, near), growth))
         grown.sort(key=lambda scored: -scored[0])
         if len(grown) > 1 and grown[1][0] > (1 - AGREED) * grown[0][0]:
             break
@@ -352,20 +276,199 @@ def _most_consistent(
 
 def _spread(order: np.ndarray, near: np.ndarray) -> np.ndarray:
     """Return the first STARTS of ``order`` of which none is near an earlier one."""
-    starts: list[int] = []
+    starts, beside = list[int](), np.zeros(len(near), bool)
     for point in order:
-        if not any(point in near[s] for s in starts):
+        if not beside[point]:
             starts.append(point)
+            beside[near[point]] = True
         if len(starts) == STARTS:
             break
     return np.array(starts)
 
 
-def _consistency(growth: Growth, points: np.ndarray, near: np.ndarray) -> float:
+@numba.njit(cache=True)
+def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untyped-def]
+    """Label all ``free`` (N,) points that ``growth`` reaches; ``kept`` (N,) stay as they are."""
+    labels, placed, _, _ = growth
+    n, (rows, first) = len(points), seers
+    sites, bases, offsets = np.empty((n, 3)), np.empty((n, 3, 2)), np.empty((n, 3))
+    asked, taken = np.zeros(n, np.bool_), {np.int64(0)}
+    taken.clear()
+    for i in np.flatnonzero(placed):
+        taken.add(_key(labels[i, 0], labels[i, 1]))
+        for k in rows[first[i] : first[i + 1]]:
+            asked[k] = free[k]
+    for mended in range(MENDED + 1):
+        while True:
+            new = _place(np.flatnonzero(asked & ~placed), growth, points, near, taken, sites, bases)
+            if len(new) == 0:
+                break
+            changed = np.zeros(n, np.bool_)
+            for i in new:
+                changed[i] = True
+                for k in rows[first[i] : first[i + 1]]:
+                    changed[k] = True
+                    asked[k] = free[k]
+            _refit(np.flatnonzero(changed & placed), growth, points, near, bases, offsets)
+        held = np.flatnonzero(placed)
+        for _ in range(SETTLED):
+            _refit(held, growth, points, near, bases, offsets)
+        _predict(held, growth, points, near, sites, bases)
+        done = True
+        for i in held:
+            right = np.rint(sites[i, 0]) == labels[i, 0] and np.rint(sites[i, 1]) == labels[i, 1]
+            if mended < MENDED and not right and sites[i, 2] > 0 and not kept[i]:
+                placed[i], asked[i], done = False, free[i], False
+                taken.discard(_key(labels[i, 0], labels[i, 1]))
+        if done:
+            break
+
+
+@numba.njit(cache=True)
+def _place(asked, growth, points, near, taken, sites, means):  # type: ignore[no-untyped-def]
+    """Label the best supported of ``asked`` points on free sites; return which these are.
+
+    Of several on one site it is the nearest. ``taken``: keys of the labels that are given.
+    """
+    labels, placed, bases, offsets = growth
+    _predict(asked, growth, points, near, sites, means)
+    missed, best = np.full(len(asked), np.inf), 0.0
+    for n, i in enumerate(asked):
+        p, q, support = sites[i]
+        away = np.hypot(p - np.rint(p), q - np.rint(q))
+        if support > 1e-3 and away < TOLERANCE and _key(p, q) not in taken:
+            missed[n], best = away, max(best, support)
+    new = np.zeros(len(asked), np.bool_)
+    for _ in asked:
+        n = missed.argmin()
+        i, away = asked[n], missed[n]
+        p, q, support = sites[i]
+        if away < np.inf and support >= SHARE * best and _key(p, q) not in taken:
+            taken.add(_key(p, q))
+            new[n], placed[i] = True, True
+            labels[i, 0], labels[i, 1] = np.rint(p), np.rint(q)
+            bases[i], offsets[i] = means[i], 0.0
+        missed[n] = np.inf
+    return asked[new]
+
+
+@numba.njit(cache=True)
+def _key(p, q):  # type: ignore[no-untyped-def]
+    """Return one int64 for each label of less than 2^31, told as a real number."""
+    return np.int64(np.rint(p)) * 2**32 + np.int64(np.rint(q))
+
+
+@numba.njit(cache=True)
+def _steps(basis, end, start, offset):  # type: ignore[no-untyped-def]
+    """Return the steps p, q of ``basis`` (3, 2) from ``start`` + ``offset`` (3,) to ``end`` (3,).
+
+    Those of the pseudo-inverse, as :func:`inverses`.
+    """
+    aa, ab, bb, u, v = 0.0, 0.0, 0.0, 0.0, 0.0
+    for c in range(3):
+        a, b, way = basis[c, 0], basis[c, 1], end[c] - start[c] - offset[c]
+        aa, ab, bb, u, v = aa + a * a, ab + a * b, bb + b * b, u + a * way, v + b * way
+    det = aa * bb - ab * ab
+    if not det > 1e-12 * aa * bb:
+        return 0.0, 0.0
+    return (bb * u - ab * v) / det, (aa * v - ab * u) / det
+
+
+@numba.njit(cache=True)
+def _predict(asked, growth, points, near, sites, means):  # type: ignore[no-untyped-def]
+    """Write where the maps about points ``asked`` (A,) see them into these rows.
+
+    ``sites`` (N, 3): label as a real number, and support, which is the weights' sum; ``means``
+    (N, 3, 2): mean basis. Maps that disagree with the heaviest one, as across a cut, are not heard.
+    """
+    labels, placed, bases, offsets = growth
+    seen = np.zeros((near.shape[1], 3))
+    for i in asked:
+        heaviest = 0
+        for n, k in enumerate(near[i]):
+            seen[n, 2] = 0.0
+            if placed[k]:
+                p, q = _steps(bases[k], points[i], points[k], offsets[k])
+                seen[n, 0], seen[n, 1] = labels[k, 0] + p, labels[k, 1] + q
+                seen[n, 2] = np.exp(-0.5 * (p * p + q * q) / REACH**2)
+                if seen[n, 2] > seen[heaviest, 2]:
+                    heaviest = n
+        p, q, support = 0.0, 0.0, 0.0
+        means[i] = 0.0
+        for n, k in enumerate(near[i]):
+            weight = seen[n, 2]
+            away = np.hypot(seen[n, 0] - seen[heaviest, 0], seen[n, 1] - seen[heaviest, 1])
+            if weight > 0 and away < STRAY:
+                p, q, support = p + weight * seen[n, 0], q + weight * seen[n, 1], support + weight
+                for c in range(3):
+                    means[i, c, 0] += weight * bases[k, c, 0]
+                    means[i, c, 1] += weight * bases[k, c, 1]
+        total = max(support, 1e-12)
+        sites[i, 0], sites[i, 1], sites[i, 2] = p / total, q / total, support
+        means[i] /= total
+
+
+@numba.njit(cache=True)
+def _refit(i, growth, points, near, bases, offsets):  # type: ignore[no-untyped-def]
+    """Fit the maps of placed points ``i`` (A,) to the labelled points about them, all at once.
+
+    Rows ``i`` of ``bases`` (N, 3, 2) and ``offsets`` (N, 3) are written over.
+    """
+    _fit(i, growth, points, near, points, bases, offsets)
+    for k in i:
+        growth[2][k], growth[3][k] = bases[k], offsets[k]
+
+
+@numba.njit(cache=True)
+def _fit(which, growth, points, near, places, fitted, moved):  # type: ignore[no-untyped-def]
+    """Write maps of placed points ``which`` (A,) into rows of ``fitted`` and ``moved``.
+
+    Ridge regression of the ``places`` (N, 3) on (p, q, 1), towards the mean of the maps about each,
+    as a change of its own map. Points that miss that at ``points`` (N, 3), as across a cut, do not
+    count.
+    """
+    labels, placed, bases, offsets = growth
+    for i in which:
+        total, around, cross = 1.0, np.zeros((3, 2)), np.zeros((3, 3))
+        pp, pq, qq, p1, q1 = 1.0, 0.0, 1.0, 0.0, 0.0
+        for k in near[i]:
+            if not placed[k]:
+                continue
+            p, q = float(labels[k, 0] - labels[i, 0]), float(labels[k, 1] - labels[i, 1])
+            u, v = _steps(bases[i], points[k], points[i], offsets[i])
+            if (p - u) ** 2 + (q - v) ** 2 < STRAY**2:
+                weight = np.exp(-0.5 * (p * p + q * q) / REACH**2)
+                total, p1, q1 = total + weight, p1 + weight * p, q1 + weight * q
+                pp, pq, qq = pp + weight * p * p, pq + weight * p * q, qq + weight * q * q
+                for c in range(3):
+                    missed = places[k, c] - places[i, c] - p * bases[i, c, 0] - q * bases[i, c, 1]
+                    cross[c, 0] += p * weight * missed
+                    cross[c, 1] += q * weight * missed
+                    cross[c, 2] += weight * missed
+                    around[c, 0] += weight * (bases[k, c, 0] - bases[i, c, 0])
+                    around[c, 1] += weight * (bases[k, c, 1] - bases[i, c, 1])
+        # The inverse of the symmetric ((pp, pq, p1), (pq, qq, q1), (p1, q1, total)).
+        a, b, c = qq * total - q1 * q1, p1 * q1 - pq * total, pq * q1 - qq * p1
+        d, e, f = pp * total - p1 * p1, pq * p1 - pp * q1, pp * qq - pq * pq
+        det = pp * a + pq * b + p1 * c
+        for n in range(3):
+            x, y = cross[n, 0] + around[n, 0] / total, cross[n, 1] + around[n, 1] / total
+            z = cross[n, 2]
+            fitted[i, n, 0] = bases[i, n, 0] + (a * x + b * y + c * z) / det
+            fitted[i, n, 1] = bases[i, n, 1] + (b * x + d * y + e * z) / det
+            moved[i, n] = (c * x + e * y + f * z) / det
+
+
+@numba.njit(cache=True)
+def _consistency(growth, points, near):  # type: ignore[no-untyped-def]
     """Return how many steps of one or less the labels hold, less those that maps contradict."""
-    i = np.flatnonzero(growth.placed)
-    j = near[i]
-    seen = steps_seen(growth, points, i, j)
-    missed = np.linalg.norm(seen - (growth.labels[j] - growth.labels[i, None]), axis=2)
-    short = growth.placed[j] & ((seen**2).sum(axis=2) < 2.5)
-    return float((short * np.where(missed < 0.35, 1.0, -1.0)).sum())
+    labels, placed, bases, offsets = growth
+    stands, total, nothing = points + offsets, 0, np.zeros(3)
+    for i in np.flatnonzero(placed):
+        for k in near[i]:
+            if placed[k]:
+                p, q = _steps(bases[i], stands[k], stands[i], nothing)
+                missed = np.hypot(p - labels[k, 0] + labels[i, 0], q - labels[k, 1] + labels[i, 1])
+                if p * p + q * q < 2.5:
+                    total += 1 if missed < 0.35 else -1
+    return total

@@ -51,34 +51,6 @@ These constants were chosen on 16 default volumes, and looked at on a real eye's
 
 
 @dataclass(frozen=True)
-class Voxels:
-    """V voxels of a stack."""
-
-    where: np.ndarray
-    """(V,) integer, rows of the flat stack."""
-    shape: tuple[int, ...]
-    """(X, Y, Z) of the stack."""
-    steps: tuple[float, ...]
-    """Edge of a voxel along x, y, z."""
-    start: int = 0
-    """z of the first plane, where the stack is a slab of another."""
-
-    def points(self, which: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Return where the voxels ``which`` are, (3, W) float64."""
-        points = np.array(np.unravel_index(self.where[which], self.shape), np.float64)
-        points[2] += self.start
-        return points * np.array(self.steps)[:, None]
-
-    def sums(self, owner: np.ndarray, n: int) -> np.ndarray:
-        """Return (n, 10) float64 sums over the voxels of 0..n - 1: :meth:`Moments.of_sums`."""
-        return _sums(owner, self.where, *self.shape[1:], self.start, n)
-
-    def moments(self, owner: np.ndarray) -> Moments:
-        """Return the moments of instances 0..N - 1, to which ``owner`` (V,) says they belong."""
-        return Moments.of_sums(self.sums(owner, int(owner.max(initial=-1)) + 1), self.steps)
-
-
-@dataclass(frozen=True)
 class Moments:
     """Size, place and shape of N instances; lengths as in the module."""
 
@@ -88,6 +60,11 @@ class Moments:
     """(N, 3) float64."""
     covariance: np.ndarray
     """(N, 3, 3) float64."""
+
+    @classmethod
+    def of(cls, labels: np.ndarray, steps: tuple[float, ...]) -> Moments:
+        """Return those of the instances 1..N of ``labels`` (X, Y, Z)."""
+        return cls.of_sums(sums_of(labels, int(labels.max(initial=0)), 0), steps)
 
     @classmethod
     def of_sums(cls, sums: np.ndarray, steps: tuple[float, ...]) -> Moments:
@@ -159,39 +136,45 @@ def find_instances(
     levels = ((values - low) * (LEVELS / max(high - low, 1e-12))).astype(np.uint16)
     del values
     order = np.argsort(levels, kind="stable")[::-1].astype(np.int32)
-    strides = np.array([place.strides[a] // place.itemsize for a in range(3)], np.int64)
-    flood = (levels, where, place.ravel(), strides)
+    flood = (levels, _neighbours(place, where))
     # What volume columns have is settled on the middle of the foreground, along x.
     aside = max(0, len(order) - MANY) // 2
     some = order[(order >= aside) & (order < len(order) - aside)]
     least = FIRST
     for _ in range(ROUNDS):
-        sizes = np.bincount(_flood(some, *flood, least)[some])
+        roots = _flood(some, *flood, least)
+        sizes = np.bincount(roots[some])
         wanted = LEAST * typical_size(sizes[sizes > 0])
-        if wanted <= 1.1 * least:
+        settled = wanted <= 1.1 * least
+        if settled:
             break
         least = wanted
-    roots = _flood(order, *flood, least)
+    if not settled or len(some) < len(order):
+        roots = _flood(order, *flood, least)
     del order, levels, flood
     sizes = np.bincount(roots)
-    numbers = np.cumsum(sizes >= LEAST * typical_size(sizes[sizes > 0]), dtype=np.int32) - 1
-    large = sizes[roots] >= LEAST * typical_size(sizes[sizes > 0])
-    where, owner = where[large], numbers[roots[large]]
-    voxels = Voxels(where, place.shape, steps)
-    owner = mend(owner, voxels)
+    large = sizes >= LEAST * typical_size(sizes[sizes > 0])
+    labels = np.where(large, np.cumsum(large), 0).astype(np.int32)[roots]
     place.fill(0)
-    place.ravel()[where] = owner + 1
-    moments = voxels.moments(owner)
+    place.ravel()[where] = labels
+    where = where[labels > 0]
+    sums = sums_of(place, int(labels.max()), 0)
+    for _ in range(2):
+        sums = _cut(place, where, sums, steps)
+    into, moments = _join(sums, steps)
     share = moments.count / Usual.around(moments).count
-    faces = np.isin(np.arange(len(share)) + 1, on_faces(inner))
+    faces = np.bincount(into, on_faces(inner, len(into))) > 0
     kept = share >= np.where(faces, LEAST, FRAGMENT)
-    return np.append(0, np.where(kept, np.cumsum(kept), 0)).astype(np.int32)[inner]
+    renumber(inner, np.where(kept, np.cumsum(kept), 0)[into])
+    return inner
 
 
-def on_faces(labels: np.ndarray) -> np.ndarray:
-    """Return the labels on the outermost planes."""
-    planes = (np.take(labels, [0, -1], axis=axis).ravel() for axis in range(labels.ndim))
-    return np.unique(np.concatenate(list(planes)))
+def on_faces(labels: np.ndarray, count: int) -> np.ndarray:
+    """Return which (count,) of the labels 1..count are on the outermost planes."""
+    seen = np.zeros(count + 1, bool)
+    for axis in range(labels.ndim):
+        seen[np.moveaxis(labels, axis, 0)[[0, -1]]] = True
+    return seen[1:]
 
 
 def typical_size(sizes: np.ndarray) -> int:
@@ -224,13 +207,11 @@ def reshape(
     elsewhere only to higher ones: odds that are :data:`SHAPE` times those of ``least``. Instances
     of which nothing stays are gone, and the others are numbered 1..N in the same order.
     """
-    where = np.flatnonzero(labels)
-    voxels = Voxels(where, labels.shape, steps)
-    moments = voxels.moments(labels.ravel()[where] - 1)
+    moments = Moments.of(labels, steps)
     if len(moments.count) < FEWEST:
         return labels
     axis, centre = smooth_axes(moments), moments.centre
-    whole = ~np.isin(np.arange(len(axis)) + 1, on_faces(labels))
+    whole = ~on_faces(labels, len(axis))
     near = _nearest(centre, centre, SHAPED)
     weight = np.minimum(moments.count / typical_size(moments.count), 1) * np.where(whole, 1, 0.2)
     variance = np.einsum("na,nab,nb->n", axis, moments.covariance, axis)
@@ -246,11 +227,10 @@ def reshape(
     shape = _cylinders(labels.shape, centre, axis, length, radius, np.array(steps))
     odds = least / max(1 - least, 1e-9)
     low, high = (o / (1 + o) for o in (odds / SHAPE, odds * SHAPE))
-    owner = np.where(labels > 0, labels, shape)
-    owner = np.where(probabilities >= np.where(owner == shape, low, high), owner, 0)
-    stays = np.bincount(owner.ravel(), minlength=len(moments.count) + 1) > 0
-    stays[0] = False
-    return np.cumsum(stays, dtype=labels.dtype)[owner]
+    stays = _settle(shape.ravel(), labels.ravel(), probabilities.ravel(), low, high, len(axis))
+    if not stays.all():
+        renumber(shape, np.cumsum(stays))
+    return shape
 
 
 def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -262,23 +242,21 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return values[np.arange(len(values)), middle]
 
 
-def mend(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
-    """Return ``owner`` (V,) int32 of ``voxels`` with wide instances cut and pieces joined."""
-    for _ in range(2):
-        owner = _cut(owner, voxels)
-    return _join(owner, voxels)
+def _cut(
+    labels: np.ndarray, where: np.ndarray, sums: np.ndarray, steps: tuple[float, ...]
+) -> np.ndarray:
+    """Cut instances that are too wide and too large in two, across where they are widest.
 
-
-def _cut(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
-    """Cut instances that are too wide and too large in two, across where they are widest."""
-    moments = voxels.moments(owner)
+    ``labels`` change in place; ``where`` (V,) are their rows that are not 0, and ``sums`` (N, 10)
+    those of :func:`sums_of`, which are returned as they then are.
+    """
+    moments = Moments.of_sums(sums, steps)
     usual = Usual.around(moments)
     wide = (usual.widest > WIDE * usual.variance) & (moments.count > LARGE * usual.count)
-    inside = np.flatnonzero(wide[owner])
-    if len(inside) == 0:
-        return owner
-    of, n = owner[inside], len(wide)
-    away = voxels.points(inside).T - moments.centre[of]
+    flat, n = labels.ravel(), len(wide)
+    inside = where[wide[flat[where] - 1]]
+    of = flat[inside] - 1
+    away = np.stack(np.unravel_index(inside, labels.shape), axis=1) * steps - moments.centre[of]
     along = np.sum(away * usual.across[of], axis=1)
     middle = np.zeros(n)
     for _ in range(8):  # two means
@@ -287,15 +265,20 @@ def _cut(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
         middle = np.bincount(of, along * beyond, n) / counts[0]
         middle = (middle + np.bincount(of, along * ~beyond, n) / counts[1]) / 2
     cut = wide & (np.minimum(*counts) >= SIDE * usual.count)
-    other = np.where(cut, n - 1 + np.cumsum(cut), np.arange(n)).astype(np.int32)
-    owner = owner.copy()
-    owner[inside] = np.where(beyond, other[of], of)
-    return owner
+    if not cut.any():
+        return sums
+    other = np.where(cut, n + np.cumsum(cut), np.arange(1, n + 1))
+    flat[inside] = np.where(beyond, other[of], of + 1)
+    return sums_of(labels, n + int(cut.sum()), 0)
 
 
-def _join(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
-    """Join pieces that lie behind each other along the axis and are one column together."""
-    moments = voxels.moments(owner)
+def _join(sums: np.ndarray, steps: tuple[float, ...]) -> tuple[np.ndarray, Moments]:
+    """Join pieces that lie behind each other along the axis and are one column together.
+
+    Returns which instance 0..M - 1 each of those with ``sums`` (N, 10) belongs to, (N,), and the
+    moments of these.
+    """
+    moments = Moments.of_sums(sums, steps)
     usual = Usual.around(moments)
     length = np.sqrt(12 * np.einsum("na,nab,nb->n", usual.axis, moments.covariance, usual.axis))
     near = _nearest(moments.centre, moments.centre, NEAR)
@@ -315,7 +298,10 @@ def _join(owner: np.ndarray, voxels: Voxels) -> np.ndarray:
         if first != second and both < JOINED * usual.count[first]:
             into[into == second] = first
             volume[first] = both
-    return np.unique(into, return_inverse=True)[1].astype(np.int32)[owner]
+    into = np.unique(into, return_inverse=True)[1]
+    joined = np.zeros((into.max() + 1, 10))
+    np.add.at(joined, into, sums)
+    return into, Moments.of_sums(joined, steps)
 
 
 def smooth_axes(moments: Moments) -> np.ndarray:
@@ -427,45 +413,85 @@ def _cylinders(shape, centre, axis, length, radius, steps):  # type: ignore[no-u
 
 
 @numba.njit(cache=True)
-def _sums(owner, where, ny, nz, start, n):  # type: ignore[no-untyped-def]
-    """Return (n, 10) sums of 1, x, y, z, xx, xy, xz, yy, yz, zz over the voxels of each owner."""
+def _settle(shape, labels, probabilities, low, high, n):  # type: ignore[no-untyped-def]
+    """Turn cylinders ``shape`` (V,) into labels (V,), and return of which of 1..n something stays.
+
+    A voxel is its label's, or without one its cylinder's, from ``low`` on if both are one, else
+    from ``high`` on.
+    """
+    stays = np.zeros(n, np.bool_)
+    for v in range(len(shape)):
+        owner = labels[v] if labels[v] > 0 else shape[v]
+        if owner > 0:
+            if probabilities[v] >= (low if owner == shape[v] else high):
+                stays[owner - 1] = True
+            else:
+                owner = 0
+        shape[v] = owner
+    return stays
+
+
+@numba.njit(cache=True)
+def sums_of(labels, n, start):  # type: ignore[no-untyped-def]
+    """Return (n, 10) float64 sums of 1, x, y, z, xx, xy, xz, yy, yz, zz over the voxels of 1..n.
+
+    ``labels`` (X, Y, Z) integer; its first plane has z = ``start``.
+    """
     sums = np.zeros((n, 10))
-    for k in range(len(owner)):
-        row, flat = sums[owner[k]], where[k]
-        z = float(flat % nz + start)
-        y, x = float(flat // nz % ny), float(flat // nz // ny)
-        row[0] += 1.0
-        row[1] += x
-        row[2] += y
-        row[3] += z
-        row[4] += x * x
-        row[5] += x * y
-        row[6] += x * z
-        row[7] += y * y
-        row[8] += y * z
-        row[9] += z * z
+    nx, ny, nz = labels.shape
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                if labels[i, j, k] > 0:
+                    row = sums[int(labels[i, j, k]) - 1]
+                    terms, m = (1.0, float(i), float(j), float(k + start)), 0
+                    for a in range(4):
+                        for b in range(a, 4):
+                            row[m] += terms[a] * terms[b]
+                            m += 1
     return sums
 
 
 @numba.njit(cache=True)
-def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-untyped-def]
+def renumber(labels, numbers):  # type: ignore[no-untyped-def]
+    """Turn ``labels`` (X, Y, Z) 1..N in place into ``numbers`` (N,); 0 stays."""
+    nx, ny, nz = labels.shape
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                if labels[i, j, k] > 0:
+                    labels[i, j, k] = numbers[labels[i, j, k] - 1]
+
+
+@numba.njit(cache=True)
+def _neighbours(place, where):  # type: ignore[no-untyped-def]
+    """Return the numbers (V, 6) int32 in ``place`` beside voxels ``where`` (V,), rows of it."""
+    _, ny, nz = place.shape
+    flat, found = place.ravel(), np.empty((len(where), 6), np.int32)
+    for n, steps in enumerate((-ny * nz, ny * nz, -nz, nz, -1, 1)):
+        for voxel in range(len(where)):
+            found[voxel, n] = flat[where[voxel] + steps]
+    return found
+
+
+@numba.njit(cache=True)
+def _flood(order, levels, near, least):  # type: ignore[no-untyped-def]
     """Return the voxel (V,) int32 that stands for the basin of each one; -1: it has none.
 
-    Voxels of ``order`` come from the highest level down; each joins its highest neighbour's basin.
-    Basins that meet become one unless both held ``least`` voxels above the level they meet at.
+    Voxels of ``order`` come from the highest level down; each joins the basin of the highest one
+    ``near`` it (V, 6), -1: none. Basins that meet become one unless both held ``least`` voxels
+    above the level they meet at.
     """
     count = len(levels)
     parent = np.full(count, -1, np.int32)
     size = np.zeros(count, np.int32)  # of a basin, in its root
     above = np.zeros(count, np.int32)  # what it held above the level `seen`
     seen = np.full(count, -1, np.int32)
-    steps = np.array([-strides[0], strides[0], -strides[1], strides[1], -strides[2], strides[2]])
     roots = np.empty(6, np.int32)
     for voxel in order:
         level = np.int32(levels[voxel])
         best, found, highest = np.int32(-1), 0, np.int32(-1)
-        for step in steps:
-            other = place[padded[voxel] + step]
+        for other in near[voxel]:
             if other < 0 or parent[other] < 0:
                 continue
             root = other
@@ -474,18 +500,20 @@ def _flood(order, levels, padded, place, strides, least):  # type: ignore[no-unt
                 root = parent[root]
             if np.int32(levels[other]) > highest:
                 highest, best = np.int32(levels[other]), root
-            roots[found] = root
-            found += 1
+            known = False
+            for k in range(found):
+                known |= roots[k] == root
+            if not known:
+                roots[found] = root
+                found += 1
+                if seen[root] != level:
+                    seen[root], above[root] = level, size[root]
         if found == 0:
             parent[voxel], size[voxel], seen[voxel] = voxel, 1, level
             continue
-        for k in range(found + 1):  # the voxel's own basin last
-            root = best if k == found else roots[k]
-            if seen[root] != level:
-                seen[root], above[root] = level, size[root]
         parent[voxel] = best
         size[best] += 1
-        for k in range(found):
+        for k in range(found if found > 1 else 0):
             root = roots[k]
             while parent[root] != root:
                 root = parent[root]

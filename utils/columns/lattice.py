@@ -174,13 +174,11 @@ def _bases_by_depth(
     growth: growing.Growth, depths: np.ndarray, near: np.ndarray, i: np.ndarray
 ) -> np.ndarray:
     """Return the steps (D, A, 3, 2) of columns ``i`` at each depth, the first being mid depth."""
-    around = growing.surroundings(growth, depths[:, 0], near, i)
-    return np.stack(
-        [
-            growing.fit_maps(growth, depths[:, d], near, i, *around)[0]
-            for d in range(depths.shape[1])
-        ]
-    )
+    bases = [
+        growing.fit_maps(growth, depths[:, 0], near, i, depths[:, d])
+        for d in range(depths.shape[1])
+    ]
+    return np.stack(bases)
 
 
 def _right_handed(base: np.ndarray, steps: np.ndarray, axes: np.ndarray) -> np.ndarray:

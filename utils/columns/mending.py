@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 
 from utils.columns import growing
 from utils.columns.blocks import slabs
+from utils.columns.instances import renumber
 from utils.columns.lattice import Lattice
 from utils.columns.missing import FARTHEST, places
 from utils.columns.table import Measured
@@ -73,11 +74,10 @@ def mend_from_lattice(
         r = int(reference[k])
         others = near[k][lattice.patch[near[k]] == lattice.patch[r]]
         cut += _cut(labels, k, n + cut + 1, others, r, measured, lattice, np.array(steps))
-    if len(joined) or cut:
+    if len(joined):
         kept = np.unique(np.append(into, np.arange(n, n + cut)), return_inverse=True)[1]
-        numbers = np.append(0, kept + 1).astype(labels.dtype)
         for _, slab in slabs(labels):
-            slab[:] = numbers[slab]
+            renumber(slab, kept + 1)
     return len(joined), cut
 
 

@@ -89,18 +89,15 @@ def places(sites: np.ndarray, pq: np.ndarray, depths: np.ndarray) -> tuple[np.nd
 
     An affine map is fitted to the columns about each site; the spacing is NaN where there is none.
     """
-    places = np.zeros((len(sites), *depths.shape[1:]))
-    spacing = np.full(len(sites), np.nan)
-    for s, site in enumerate(sites):
-        steps = pq - site
-        about = np.flatnonzero(np.abs(steps).max(axis=1) <= FARTHEST)
-        steps = steps[about].astype(float)
-        root = np.exp(-0.25 * (steps**2).sum(axis=1) / REACH**2)[:, None]
-        design = root * np.column_stack([np.ones(len(about)), steps])
-        values = root * depths[about].reshape(len(about), -1)
-        fit, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-        if rank == 3:
-            places[s] = fit[0].reshape(depths.shape[1:])
-            cell = fit[1:, :3]
-            spacing[s] = np.sqrt(np.linalg.norm(np.cross(*cell)))
+    steps = (pq - sites[:, None]).astype(float)
+    weights = np.exp(-0.5 * (steps**2).sum(axis=2) / REACH**2)
+    weights *= np.abs(steps).max(axis=2) <= FARTHEST
+    design = np.concatenate([np.ones((*weights.shape, 1)), steps], axis=2)
+    heavy = (weights[..., None] * design).transpose(0, 2, 1)
+    square = heavy @ design
+    told = np.linalg.det(square) > 1e-9  # of three columns that are not in line: 1e-6 and more
+    fit = np.linalg.solve(square[told], heavy[told] @ depths.reshape(len(depths), -1))
+    places, spacing = np.zeros((len(sites), *depths.shape[1:])), np.full(len(sites), np.nan)
+    places[told] = fit[:, 0].reshape(-1, *depths.shape[1:])
+    spacing[told] = np.sqrt(np.linalg.norm(np.cross(fit[:, 1, :3], fit[:, 2, :3]), axis=1))
     return places, spacing

@@ -6,14 +6,15 @@ the centre of the file's voxel 0 (voxels, where nobody knows their size), vox_* 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 import pandas as pd
 
 from utils.columns.blocks import slabs
-from utils.columns.instances import Moments, Voxels, smooth_axes
+from utils.columns.instances import Moments, smooth_axes, sums_of
 from utils.columns.lattice import Lattice
 from utils.errors import UserError
 
@@ -84,8 +85,8 @@ def measure_columns(
     """
     n = max(int(slab.max(initial=0)) for _, slab in slabs(labels))
     sums = np.zeros((n, 10))
-    for voxels, owner in _voxels(labels, steps):
-        sums += voxels.sums(owner, n)
+    for start, slab in slabs(labels):
+        sums += sums_of(slab, n, start)
     moments = Moments.of_sums(sums, steps)
     axis = smooth_axes(moments)
     given = {"score": score} | {str(name): values for name, values in (channels or {}).items()}
@@ -94,19 +95,13 @@ def measure_columns(
     # A cylinder's length is sqrt(12) standard deviations along its axis.
     variance = np.einsum("na,nab,nb->n", axis, moments.covariance, axis)
     half = np.maximum(np.sqrt(3 * variance), min(steps) / 2)
-    slots = np.zeros((n * SLICES, 10))
-    for voxels, owner in _voxels(labels, steps):
-        along = np.zeros(len(owner))
-        for a, x in enumerate(voxels.points()):
-            along += (x - moments.centre[owner, a]) * axis[owner, a]
-        where = np.clip((along / half[owner] + 1) * (SLICES / 2), 0, SLICES - 1).astype(np.int64)
-        slots += voxels.sums(owner * SLICES + where, n * SLICES)
+    slices = np.zeros((n, SLICES, 4))
+    for start, slab in slabs(labels):
+        _add_slices(slab, start, np.array(steps), moments.centre, axis, half, slices)
         for name, values in given.items():
             if values is not None:
-                planes = values[..., voxels.start : voxels.start + voxels.shape[2]]
-                inside = np.nan_to_num(planes.ravel()[voxels.where], posinf=0, neginf=0)
-                total[name] += np.bincount(owner, inside, n)
-                np.maximum.at(peak[name], owner, inside)
+                planes = values[..., start : start + slab.shape[2]]
+                _add_values(slab, planes, total[name], peak[name])
     found: dict[str, np.ndarray] = {"score": np.full(n, np.nan)}
     for name, values in given.items():
         mean = total[name] / np.maximum(moments.count, 1)
@@ -114,27 +109,55 @@ def measure_columns(
             found |= {f"mean_{name}": mean, f"peak_{name}": peak[name]}
         elif values is not None:
             found["score"] = mean
-    slices = Moments.of_sums(slots, steps)
-    paths = _paths(slices, moments, axis, half)
+    paths = _paths(slices * [1, *steps], moments, axis, half)
     return Measured(moments.centre, axis, paths, moments.count, found)
 
 
-def _voxels(labels: np.ndarray, steps: tuple[float, ...]) -> Iterator[tuple[Voxels, np.ndarray]]:
-    """Yield the labelled voxels slab by slab, and the instance 0..N - 1 of each."""
-    for start, slab in slabs(labels):
-        where = np.flatnonzero(slab)
-        owner = slab.ravel()[where].astype(np.int64) - 1
-        yield Voxels(where, slab.shape, steps, start), owner
+@numba.njit(cache=True)
+def _add_slices(labels, start, steps, centre, axis, half, slices):  # type: ignore[no-untyped-def]
+    """Add 1, x, y, z of all voxels to ``slices`` (N, SLICES, 4) across the axes of 1..N.
+
+    ``labels`` (X, Y, Z) integer; its first plane has z = ``start``.
+    """
+    nx, ny, nz = labels.shape
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                n = int(labels[i, j, k]) - 1
+                if n >= 0:
+                    along = (i * steps[0] - centre[n, 0]) * axis[n, 0]
+                    along += (j * steps[1] - centre[n, 1]) * axis[n, 1]
+                    along += ((k + start) * steps[2] - centre[n, 2]) * axis[n, 2]
+                    place = int((along / half[n] + 1) * (SLICES / 2))
+                    row = slices[n, min(max(place, 0), SLICES - 1)]
+                    row[0] += 1.0
+                    row[1] += i
+                    row[2] += j
+                    row[3] += k + start
 
 
-def _paths(slices: Moments, moments: Moments, axis: np.ndarray, half: np.ndarray) -> np.ndarray:
+@numba.njit(cache=True)
+def _add_values(labels, values, total, peak):  # type: ignore[no-untyped-def]
+    """Add the finite ``values`` of 1..N to ``total`` (N,), and the greatest ones to ``peak``."""
+    nx, ny, nz = labels.shape
+    for i in range(nx):
+        for j in range(ny):
+            for k in range(nz):
+                n = int(labels[i, j, k]) - 1
+                if n >= 0:
+                    value = float(values[i, j, k])
+                    value = value if np.isfinite(value) else 0.0
+                    total[n] += value
+                    peak[n] = max(peak[n], value)
+
+
+def _paths(slices: np.ndarray, moments: Moments, axis: np.ndarray, half: np.ndarray) -> np.ndarray:
     """Return smoothed centroids of slices across the axis, and the ends (N, SLICES + 2, 3).
 
-    ``slices`` are N times SLICES; ``half`` (N,) is half the length that they divide.
+    ``slices`` (N, SLICES, 4): sums of 1, x, y, z; ``half`` (N,): half the length that they divide.
     """
-    n = len(axis)
-    middle = slices.centre.reshape(n, SLICES, 3)
-    count = slices.count.reshape(n, SLICES, 1)
+    count = slices[:, :, :1]
+    middle = slices[:, :, 1:] / np.maximum(count, 1)
     places = (2 * np.arange(SLICES) + 1) / SLICES - 1
     straight = moments.centre[:, None] + (half[:, None] * places)[:, :, None] * axis[:, None]
     away = np.where(count > 0, middle - straight, 0)

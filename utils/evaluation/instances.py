@@ -78,7 +78,7 @@ class Truth:
         seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
         asked = (seen > 0) & (seen >= HALF * cone_voxels(volume))
         degree = np.bincount(volume.lattice_neighbours.ravel(), minlength=count)
-        cut = np.isin(np.arange(count) + 1, on_faces(volume.instances))
+        cut = on_faces(volume.instances, count)
         inner = (degree >= FEWEST_NEIGHBOURS) & ~cut
         rendered = volume.column_type > 0
         bent = _within(volume.paths, shape) if isinstance(volume, WideVolume) else None
