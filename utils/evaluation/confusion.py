@@ -92,6 +92,6 @@ def confusion(
     return Confusion(*count_voxels(probabilities, mask).tolist())
 
 
-def ratio(part: int, whole: int, empty: float = math.nan) -> float:
+def ratio(part: float, whole: int, empty: float = math.nan) -> float:
     """Return ``part / whole``, or ``empty`` where that is 0 / 0."""
     return part / whole if whole else empty

@@ -1,19 +1,21 @@
-"""Scores of all volumes as one table: as text for a user, and in the files of an evaluation.
+"""Scores of all volumes as one table: as text, in the files of an evaluation, and read from them.
 
 A table of scores is a data frame with a row a volume, whose index is the volume's: its scores by
 name, the conditions under which it was taken and the ``seconds`` of its prediction. What has no
 meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
 """
 
-import tempfile
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from utils.checkpoints.pretrained import SCORE_NAMES
-from utils.errors import disk_errors
+from utils.errors import UserError, disk_errors
 from utils.evaluation.conditions import CONDITIONS
 from utils.evaluation.scoring import ScoredVolume
 from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
@@ -72,14 +74,6 @@ def common_scores(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
 def kinds_of(table: pd.DataFrame) -> list[str]:
     """Return the kinds of columns whose numbers a table holds."""
     return [name.removeprefix("columns_") for name in table if name.startswith("columns_")]
-
-
-def make_folder(folder: Path) -> Path:
-    """Make the folder of the results and try, before all work, whether it can be written."""
-    with disk_errors(f"--output {folder}", "written"):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    return folder
 
 
 def write_results(
@@ -184,3 +178,57 @@ def worded(means: pd.DataFrame) -> pd.DataFrame:
 
 def _text(table: pd.DataFrame) -> str:
     return table.to_string(float_format="{:.3f}".format, na_rep="-")
+
+
+@dataclass(frozen=True)
+class EarlierScores:
+    """The scores of an earlier evaluation; made by :func:`read_earlier`."""
+
+    scores: pd.DataFrame  # row a volume, whose index is the volume's
+    data: Mapping[str, Any]  # what was scored, as far as the summary beside the table says it
+
+    @property
+    def volumes(self) -> Sequence[int]:
+        """Indices of the volumes."""
+        return tuple(self.scores.index)
+
+
+def read_earlier(path: Path, volumes: int | None = None) -> EarlierScores:
+    """Return the scores in a metrics.csv, and on what they were from the summary.json beside it.
+
+    Of ``volumes`` only those with lower indices. Raises UserError if the table is missing, holds
+    none of them, or one of the files is not as evaluate.py writes it.
+    """
+    summary = path.with_name(SUMMARY)
+    with disk_errors(path):
+        try:
+            table = pd.read_csv(path, dtype={"volume": np.int64}).set_index("volume")
+            table = table.drop(columns="stack", errors="ignore").astype(float)
+            if volumes is not None:
+                table = table[table.index < volumes]
+            if table.empty or not table.index.is_unique or table["iou"].isna().any():
+                raise ValueError("one row a volume is needed, each with its iou")
+            data = json.loads(summary.read_text()).get("data") if summary.is_file() else None
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}: it or the {SUMMARY} beside it is not as evaluate.py writes it ({error})"
+            ) from error
+    return EarlierScores(table, data or {})
+
+
+def check_same_volumes(
+    names: Sequence[str], volumes: Sequence[Sequence[int]], data: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise UserError unless A and B, of these ``names``, are about the same volumes.
+
+    ``volumes`` are the indices of both's, ``data`` their seed, shape and config, or what labelled
+    stacks they are, as far as that is known.
+    """
+    unlike = f"--compare {names[0]} {names[1]}: not the same volumes"
+    only = sorted(set(volumes[0]) ^ set(volumes[1]))
+    if only:
+        holder = "A" if only[0] in volumes[0] else "B"
+        raise UserError(f"{unlike}: only {holder} has volume {only[0]}; score both on the same")
+    for name in ("seed", "shape", "config", "stacks"):
+        if all(data) and data[0].get(name) != data[1].get(name):
+            raise UserError(f"{unlike}: {name} of the data differs; score both on the same file")

@@ -21,7 +21,7 @@ def score_voxels(
     """Compare a prediction with the truth, and with what the whole sheet would score; all 0..1.
 
     Probabilities are 0..1, the masks of truth and whole sheet 0/1, all of one shape. A sheet of
-    None is not known: what is told by it is NaN.
+    None is not known, and what is told by it left out.
 
     Returns:
         ``foreground``, the labelled share of the volume, and ``found``, the share called
@@ -30,28 +30,33 @@ def score_voxels(
         where finding it earns nothing and columns must be told apart: ``sheet_iou``;
         ``sheet_baseline_iou``, their labelled share; ``sheet_auc``, the probability that a labelled
         one is rated above another; and ``sheet_false_positive_rate``, the share of the gaps between
-        columns that was called column.
+        columns that was called column. ``iou_gain`` and ``sheet_iou_gain`` over the baselines.
     """
-    lacking = sheet is None
-    sheet = np.zeros_like(mask) if sheet is None else sheet
-    within = sheet > 0
     whole = confusion(probabilities, mask)
-    inside = confusion(probabilities[within], mask[within])
-    sheet_ious = inside.iou, confusion(sheet[within], mask[within]).iou
-    sheet_iou, sheet_baseline_iou = sheet_ious if within.any() else (math.nan, math.nan)
-    return {
+    scores = {
         "foreground": (whole.tp + whole.fn) / mask.size,
         "found": (whole.tp + whole.fp) / mask.size,
         "iou": whole.iou,
-        "baseline_iou": math.nan if lacking else confusion(sheet, mask).iou,
         "dice": whole.dice,
         "precision": ratio(whole.tp, whole.tp + whole.fp),
         "recall": ratio(whole.tp, whole.tp + whole.fn),
         "total_error": whole.total_error,
+    }
+    if sheet is None:
+        return scores
+    within = sheet > 0
+    inside = confusion(probabilities[within], mask[within])
+    sheet_iou = inside.iou if within.any() else math.nan
+    baseline = confusion(sheet, mask).iou
+    sheet_baseline = ratio(inside.tp + inside.fn, np.count_nonzero(within))
+    return scores | {
+        "baseline_iou": baseline,
         "sheet_iou": sheet_iou,
-        "sheet_baseline_iou": sheet_baseline_iou,
+        "sheet_baseline_iou": sheet_baseline,
         "sheet_auc": area_under_curve(probabilities[within], mask[within]),
         "sheet_false_positive_rate": ratio(inside.fp, inside.fp + inside.tn),
+        "iou_gain": whole.iou - baseline,
+        "sheet_iou_gain": sheet_iou - sheet_baseline,
     }
 
 
@@ -63,6 +68,5 @@ def area_under_curve(ratings: np.ndarray, mask: np.ndarray) -> float:
     """
     foreground = np.sort(ratings[mask > 0])
     background = np.sort(ratings[mask == 0])
-    below = np.searchsorted(background, foreground, side="left").sum()
-    not_above = np.searchsorted(background, foreground, side="right").sum()
-    return ratio(int(below + not_above), 2 * foreground.size * background.size)
+    twice = sum(np.searchsorted(background, foreground, side).sum() for side in ("left", "right"))
+    return ratio(int(twice), 2 * foreground.size * background.size)

@@ -37,13 +37,14 @@ AT_LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "early_stopping_patience", "boundary_thickness"), 1),
     **dict.fromkeys(("devices", "num_nodes", "start_channels", "stem_stride", "num_stacks"), 1),
     **dict.fromkeys(("patch_size", "patches_per_epoch", "patches_per_volume"), 1),
-    **dict.fromkeys(("L_train", "L_validate", "L_test"), 1),
+    **dict.fromkeys(("L_train", "L_validate", "L_test", "volumes", "window"), 1),
     **dict.fromkeys(("lr_scheduler_patience", "num_workers", "MIN_PARAMS"), 0),
-    **dict.fromkeys(("weight_decay", "boundary_weight"), 0.0),
+    **dict.fromkeys(("weight_decay", "boundary_weight", "surface_tolerance"), 0.0),
 }
 """The smallest value of a flag; infinity and NaN are none."""
 RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "ema": (lambda value: 0 <= value < 1, "lie in 0..1 (1 excluded), such as 0.999"),
+    "overlap": (lambda value: 0 <= value < 1, "lie in 0..1 (1 excluded), such as 0.25"),
     "max_minutes": (lambda value: 0 < value < math.inf, "be larger than 0, such as 30"),
     "start_lr": (lambda value: 0 < value < math.inf, "be larger than 0, such as 1e-3"),
     **dict.fromkeys(
