@@ -9,17 +9,10 @@ r"""Score predictions of whole volumes against the truth, beside a mask of the w
 
 The baseline is a mask of the whole sheet in which the columns stand, computed from the stored axes:
 it scores an IoU of 0.44 in the middle of the sheet without telling one column from the next.
-Predictions are scored over the whole volume, and once more inside the sheet, where columns must be
-told apart. Writes metrics.csv (a row a volume), summary.json (means with 95 % bootstrap intervals
-over the volumes), predictions.png (five volumes from the best to the worst), columns.png (recall
-by column type, left-out ones apart) and conditions.png (the score against noise, spacing, curvature
-and labelled share). --compare writes the paired differences B - A besides.
-
-Labelled stacks are scored in the same way, as far as labels tell: a folder with images/ and
-labels/, nnU-Net's layout, or IMAGE=LABELS or IMAGE=LABELS=MASK.
-
-A prediction file belongs to the volume whose index, from 0, is the last number in its name, or to
-the labelled stack whose name it begins with.
+Writes metrics.csv (a row a volume), summary.json (means with 95 % bootstrap intervals over the
+volumes), predictions.png, columns.png and conditions.png; --compare the paired differences B - A
+besides. Labelled stacks are scored in the same way, as far as labels tell. All scores, and which
+file belongs to which volume: docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -116,9 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
     work = compare if flags.compare else evaluate
-    return exit_status(
-        "evaluate.py", lambda: work(flags), "interrupted before all results were written"
-    )
+    interrupted = "interrupted before all results were written"
+    return exit_status("evaluate.py", lambda: work(flags), interrupted)
 
 
 def evaluate(flags: argparse.Namespace) -> None:
@@ -140,8 +132,7 @@ def compare(flags: argparse.Namespace) -> None:
 
     check_flags(flags)
     sides = [prepare_side(flags, given) for given in flags.compare]
-    data = [side.data for side in sides]
-    tables.check_same_volumes(flags.compare, [side.volumes for side in sides], data)
+    tables.check_same_volumes(flags.compare, sides)
     output = make_folder(default_output(flags))
     scores, paths, notes = [], [], []
     for side, letter in zip(sides, "AB", strict=True):
@@ -159,7 +150,7 @@ def compare(flags: argparse.Namespace) -> None:
     about = {
         "a": flags.compare[0],
         "b": flags.compare[1],
-        "data": dict(data[0] or data[1]) or None,
+        "data": dict(sides[0].data or sides[1].data) or None,
         "bootstrap_seed": flags.seed,
         "program": describe_program(__file__),
     }

@@ -12,6 +12,7 @@ from utils.evaluation.scoring import score_volume
 from utils.evaluation.statistics import means_over_volumes, paired_differences
 from utils.evaluation.tables import (
     SCORES,
+    EarlierScores,
     check_same_volumes,
     common_scores,
     comparison_lines,
@@ -120,11 +121,16 @@ def test_equal_scores_have_no_p_value():
 def test_unlike_volumes_are_told_apart():
     data = {"seed": 1, "shape": [8, 8, 8], "config": {}}
     other = {**data, "shape": [9, 9, 9]}
-    check_same_volumes("ab", [(0, 1), (1, 0)], [data, {}])
+
+    def check(volumes, data):
+        sides = [EarlierScores(pd.DataFrame(), *pair) for pair in zip(data, volumes, strict=True)]
+        check_same_volumes("ab", sides)
+
+    check([(0, 1), (1, 0)], [data, {}])
     with pytest.raises(UserError, match="only B has volume 2"):
-        check_same_volumes("ab", [(0, 1), (0, 1, 2)], [data, {}])
+        check([(0, 1), (0, 1, 2)], [data, {}])
     with pytest.raises(UserError, match="--compare a b: .* shape of the data differs"):
-        check_same_volumes("ab", [(0, 1), (0, 1)], [data, other])
+        check([(0, 1), (0, 1)], [data, other])
 
 
 def test_scores_of_an_earlier_evaluation_are_found(tmp_path):

@@ -12,12 +12,11 @@ from tqdm import tqdm
 from utils.columns.finding import columns_of
 from utils.evaluation.columns import score_columns
 from utils.evaluation.conditions import describe_conditions
-from utils.evaluation.confusion import THRESHOLD
+from utils.evaluation.confusion import THRESHOLD, score_voxels
 from utils.evaluation.instances import Truth, score_found
 from utils.evaluation.labelled import LabelledSet, LabelledVolume
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.surfaces import score_surfaces
-from utils.evaluation.voxels import score_voxels
 from utils.prediction.trained_network import NetworkPredictions
 from utils.simulation import SimulatedVolume
 from utils.storage import VolumeFile

@@ -307,17 +307,15 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
         return
     camera = _camera(measured.centre, measured.axis)
     diameter = measured.diameter(found.steps)
-    along = np.linspace(-0.5, 0.5, measured.paths.shape[1])[:, None] * measured.axis[:, None]
-    straight = measured.centre[:, None] + along * measured.length[:, None, None]
+    way = (measured.length[:, None] * measured.axis)[:, None]
+    shares = np.linspace(-0.5, 0.5, measured.paths.shape[1])[:, None]
+    straight = measured.centre[:, None] + shares * way
     discs = (measured.length < diameter)[:, None, None]
     seen = np.where(discs, straight, measured.paths) @ camera.T
     depth = measured.centre @ camera[2]
     fog = 0.55 * ((depth - depth.min()) / max(np.ptp(depth), 1e-9))[:, None]
     tint = colours * (1 - fog) + fog
-    ends = measured.centre[:, None] + np.array([[-0.75], [0.75]]) * (
-        measured.length[:, None, None] * measured.axis[:, None]
-    )
-    ends = ends @ camera.T
+    ends = (measured.centre[:, None] + np.array([[-0.75], [0.75]]) * way) @ camera.T
     flat = np.concatenate([seen[..., :2].reshape(-1, 2), ends[..., :2].reshape(-1, 2)])
     low, high = flat.min(axis=0), flat.max(axis=0)
     margin = 0.08 * (high - low).max()

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
+from utils.evaluation.confusion import confusion
 from utils.figures import canvas
 from utils.figures.canvas import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH
 from utils.figures.slices import (
@@ -67,8 +68,8 @@ def save_cover(
     *planes, _ = _planes(image, mask, probability)
     show_fluorescence(plain, planes[0])
     show_slice(overlay, _compare(*planes))
-    for axes in (plain, overlay):
-        axes.set_axis_off()
+    plain.set_axis_off()
+    overlay.set_axis_off()
     return canvas.save_figure(figure, path)
 
 
@@ -92,16 +93,13 @@ def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], titl
     draw_outline(truth, np.maximum(mask, 0), TRUTH)
     shown = show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
     show_slice(overlay, _compare(image, mask, probability))
-    predicted, true = (probability >= 0.5) & (mask >= 0), mask >= 0.5
-    union = np.count_nonzero(predicted | true)
-    iou = np.count_nonzero(predicted & true) / union if union else 1.0
+    iou = confusion(probability, mask).iou
     words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
     for axes, word in zip(row, words, strict=True):
         axes.set_title(word, fontsize=9)
+        axes.set_xlabel("x (voxels)", fontsize=7)
     lines = [*textwrap.wrap(title, 36), "y (voxels)"]
     picture.set_ylabel("\n".join(lines), fontsize=8)
-    for axes in row:
-        axes.set_xlabel("x (voxels)", fontsize=7)
     return shown
 
 
