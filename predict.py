@@ -497,9 +497,10 @@ def write_columns_of(
         )
     print("\n".join(columns.notes))
     if not flags.no_preview:
-        from utils.figures.columns import save_column_pictures
+        from utils.figures.columns import save_lattice_map, save_planes
 
-        save_column_pictures(columns, stack, files, stack.path.name, flags.colour)
+        save_lattice_map(columns, files["map"], stack.path.name, flags.colour)
+        save_planes(columns, stack, files["planes"], stack.path.name)
 
 
 def describe_entries(path: str) -> str:

@@ -4,7 +4,6 @@ A column's colour is one of seven, (p + 2 q) mod 7, so that it differs from all 
 columns without a place are grey. Planes have y downwards, as in Fiji.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,26 +40,10 @@ SLIVER = 6  # pixels below which a column's section gets no (p, q)
 TILT = np.radians(50)  # angle between the columns and the view in 3D
 
 
-def save_column_pictures(
-    found: FoundColumns,
-    stack: Stack,
-    files: Mapping[str, Path],
-    name: str,
-    colour: str | None = None,
-) -> None:
-    """Draw ``files["map"]`` and ``files["planes"]``, which show ``stack`` in grey; titles name it.
-
-    The stack has the shape of the labels; the files are those of
-    ``utils.columns.finding.column_files``; ``colour`` is of :func:`save_lattice_map`.
-    """
-    save_lattice_map(found, files["map"], name, colour)
-    save_planes(found, stack, files["planes"], name)
-
-
 def save_lattice_map(
     found: FoundColumns, path: str | Path, name: str, colour: str | None = None
 ) -> Path:
-    """Draw a hexagon for each column that has a place, and return ``path``.
+    """Draw a hexagon for each column that has a place, and return ``path``; the title has ``name``.
 
     Seen from the side that axes point to. The field ``colour`` of the table gives colours: None is
     the mean of the first channel that was measured, else the length. Inferred columns are hollow;
@@ -82,9 +65,8 @@ def save_lattice_map(
     grid = figure.subplots(1, len(sizes), squeeze=False, width_ratios=widths)[0]
     for axes in grid:
         axes.set_axis_off()
-    for number, (axes, (own, inferred), vote) in enumerate(
-        zip(grid, places, votes, strict=False), start=1
-    ):
+    for number, vote in enumerate(votes, start=1):
+        axes, (own, inferred) = grid[number - 1], places[number - 1]
         values = measure[lattice.patch == number]
         cells = PolyCollection(_hexagons(own, 0.96), array=values, **colours)
         axes.add_collection(cells)
@@ -98,8 +80,8 @@ def save_lattice_map(
             f"diagonal: {vote.share:.0%} of {vote.votes} votes",
             fontsize=8,
         )
-        if number == len(votes):
-            figure.colorbar(cells, ax=grid, label=words, shrink=0.6, extend="both")
+    if votes:
+        figure.colorbar(cells, ax=grid, label=words, shrink=0.6, extend="both")
     figure.suptitle(_map_title(found, name), fontsize=9)
     return canvas.save_figure(figure, path, dpi=300)  # to be printed
 
@@ -195,10 +177,8 @@ def _draw_arrows(axes: Axes, corner: np.ndarray, arrows: np.ndarray, least: floa
     """Draw ``arrows`` (3, 2) for x, y and z from ``corner``, but those shorter than ``least``."""
     for letter, (x, y) in zip("xyz", arrows, strict=True):
         if np.hypot(x, y) > least:
-            end = corner + [x, y]
-            axes.annotate(
-                "", tuple(end), tuple(corner), arrowprops={"arrowstyle": "->", "color": "#444444"}
-            )
+            end, look = corner + [x, y], {"arrowstyle": "->", "color": "#444444"}
+            axes.annotate("", tuple(end), tuple(corner), arrowprops=look)
             _write(axes, corner + [1.3 * x, 1.3 * y], letter, 8.0, "#444444", "white")
             axes.update_datalim([end])
 
@@ -316,16 +296,14 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
     fog = 0.55 * ((depth - depth.min()) / max(np.ptp(depth), 1e-9))[:, None]
     tint = colours * (1 - fog) + fog
     ends = (measured.centre[:, None] + np.array([[-0.75], [0.75]]) * way) @ camera.T
-    flat = np.concatenate([seen[..., :2].reshape(-1, 2), ends[..., :2].reshape(-1, 2)])
-    low, high = flat.min(axis=0), flat.max(axis=0)
+    flat = np.concatenate([seen, ends], axis=1)[..., :2]
+    low, high = flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
     margin = 0.08 * (high - low).max()
     axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
     axes.set_aspect("equal")
     axes.figure.canvas.draw()  # the layout, which says how many points a micrometre is
     box = axes.get_window_extent()
-    points = 72 / axes.figure.dpi * min(
-        box.width / np.ptp(axes.get_xlim()), box.height / np.ptp(axes.get_ylim())
-    )  # fmt: skip
+    points = 72 / axes.figure.dpi * box.width / np.ptp(axes.get_xlim())
     width = np.maximum(diameter * points * 0.85, 0.5)
     lines, tints, widths = [], [], []
     for k in np.argsort(depth)[::-1]:  # the farthest first
