@@ -6,7 +6,6 @@ Slices show x to the right and y upwards; lengths are voxels.
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,9 +42,7 @@ def save_predictions(
     grid = figure.subplots(len(images), 4, squeeze=False)
     for row, title in enumerate(titles):
         *planes, which = _planes(images[row], masks[row], probabilities[row])
-        shown = _draw_prediction_row(grid[row], planes, f"{title}{which}")
-        bar = figure.colorbar(shown, ax=grid[row, 2], shrink=0.8, pad=0.02)
-        bar.ax.tick_params(labelsize=7)
+        _draw_prediction_row(grid[row], planes, f"{title}{which}")
     handles = [
         Patch(color=TRUE_POSITIVE, label="found (true positive)"),
         Patch(color=FALSE_POSITIVE, label="false positive"),
@@ -84,14 +81,16 @@ def _planes(
     return image[..., z], mask[..., z], probability[..., z], f", z = {z} of {image.shape[2]}"
 
 
-def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], title: str) -> Any:
-    """Draw the four panels of a sample; returns the probability's mappable for its colour bar."""
+def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], title: str) -> None:
+    """Draw the four panels of a sample."""
     image, mask, probability = planes
     picture, truth, chance, overlay = row
     show_fluorescence(picture, image)
     show_fluorescence(truth, image)
     draw_outline(truth, np.maximum(mask, 0), TRUTH)
     shown = show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
+    bar = chance.figure.colorbar(shown, ax=chance, shrink=0.8, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
     show_slice(overlay, _compare(image, mask, probability))
     iou = confusion(probability, mask).iou
     words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
@@ -100,7 +99,6 @@ def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], titl
         axes.set_xlabel("x (voxels)", fontsize=7)
     lines = [*textwrap.wrap(title, 36), "y (voxels)"]
     picture.set_ylabel("\n".join(lines), fontsize=8)
-    return shown
 
 
 def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:
