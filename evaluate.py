@@ -9,23 +9,15 @@ r"""Score predictions of whole volumes against the truth, beside a mask of the w
 
 The baseline is a mask of the whole sheet in which the columns stand, computed from the stored axes:
 it scores an IoU of 0.44 in the middle of the sheet without telling one column from the next.
-Predictions are scored over the whole volume, and once more inside the sheet, where columns must be
-told apart. Writes metrics.csv (a row a volume), summary.json (means with 95 % bootstrap intervals
-over the volumes), predictions.png (five volumes from the best to the worst), columns.png (recall
-by column type, left-out ones apart) and conditions.png (the score against noise, spacing, curvature
-and labelled share). --compare writes the paired differences B - A besides.
-
-Labelled stacks are scored in the same way, as far as labels tell: a folder with images/ and
-labels/, nnU-Net's layout, or IMAGE=LABELS or IMAGE=LABELS=MASK.
-
-A prediction file belongs to the volume whose index, from 0, is the last number in its name, or to
-the labelled stack whose name it begins with.
+Writes metrics.csv (a row a volume), summary.json (means with 95 % bootstrap intervals over the
+volumes), predictions.png, columns.png and conditions.png; --compare the paired differences B - A
+besides. Labelled stacks are scored in the same way, as far as labels tell. All scores, and which
+file belongs to which volume: docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,14 +25,16 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
 from utils.flags import FlagParser, is_labelled, number_or_auto, voxel_size
-from utils.training.options import DEVICES
+from utils.provenance import describe_program
+from utils.replacing import make_folder
+from utils.training.options import DEVICES, check_values
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from utils.evaluation.comparison import EarlierScores
     from utils.evaluation.labelled import LabelledSet
     from utils.evaluation.scoring import ToScore
+    from utils.evaluation.tables import EarlierScores
     from utils.prediction.trained_network import NetworkPredictions
     from utils.storage import VolumeFile
 
@@ -115,65 +109,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
     work = compare if flags.compare else evaluate
-    return exit_status(
-        "evaluate.py", lambda: work(flags), "interrupted before all results were written"
-    )
+    interrupted = "interrupted before all results were written"
+    return exit_status("evaluate.py", lambda: work(flags), interrupted)
 
 
 def evaluate(flags: argparse.Namespace) -> None:
     """Score one set of predictions, write and print the results."""
-    from utils.evaluation.tables import make_folder, score_lines
+    from utils.evaluation.tables import score_lines
 
     check_flags(flags)
     work = prepare(flags, flags.checkpoint, flags.predictions)
-    folder = make_folder(default_output(flags))
-    _, means, paths = score_and_write(work, folder, flags)
+    _, means, paths = score_and_write(work, default_output(flags), flags)
     print(score_lines(means))
     print(*(f"wrote {path}" for path in paths), *(f"note: {n}" for n in work.notes), sep="\n")
 
 
 def compare(flags: argparse.Namespace) -> None:
     """Score what is not scored yet, write and print the paired differences."""
-    from utils.evaluation.comparison import EarlierScores, check_same_volumes
+    from utils.evaluation import tables
     from utils.evaluation.statistics import paired_differences
-    from utils.evaluation.tables import (
-        common_scores,
-        comparison_lines,
-        make_folder,
-        write_comparison,
-    )
     from utils.figures.evaluation import save_comparison
-    from utils.provenance import describe_program
 
     check_flags(flags)
     sides = [prepare_side(flags, given) for given in flags.compare]
-    data = [side.data for side in sides]
-    check_same_volumes(flags.compare, [side.volumes for side in sides], data)
+    tables.check_same_volumes(flags.compare, sides)
     output = make_folder(default_output(flags))
-    tables, paths, notes = [], [], []
+    scores, paths, notes = [], [], []
     for side, letter in zip(sides, "AB", strict=True):
-        if isinstance(side, EarlierScores):
-            tables.append(side.scores)
+        if isinstance(side, tables.EarlierScores):
+            scores.append(side.scores)
             continue
-        folder = make_folder(output / letter)
-        scores, _, written = score_and_write(side, folder, flags, f"volumes by {letter}")
-        tables.append(scores)
+        what = f"volumes by {letter}"
+        table, _, written = score_and_write(side, output / letter, flags, what)
+        scores.append(table)
         paths += written
         notes += [f"note on {letter}: {note}" for note in side.notes]
-    names = common_scores(*tables)
-    a, b = (table[names] for table in tables)
+    names = tables.common_scores(*scores)
+    a, b = (table[names] for table in scores)
     differences = paired_differences(a, b, flags.seed)
     about = {
         "a": flags.compare[0],
         "b": flags.compare[1],
-        "data": dict(data[0] or data[1]) or None,
+        "data": dict(sides[0].data or sides[1].data) or None,
         "bootstrap_seed": flags.seed,
         "program": describe_program(__file__),
     }
-    paths += write_comparison(output, a, b, differences, about)
+    paths += tables.write_comparison(output, a, b, differences, about)
     picture = output / "comparison.png"
     paths.append(save_comparison(a["iou"], b["iou"], picture, flags.compare))
-    print(comparison_lines(flags.compare, differences))
+    print(tables.comparison_lines(flags.compare, differences))
     print(*(f"wrote {path}" for path in paths), *notes, sep="\n")
 
 
@@ -182,25 +166,12 @@ def compare(flags: argparse.Namespace) -> None:
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for a number outside its range."""
+    from utils.resampling import check_spacing
     from utils.simulation.streams import check_seed
 
-    for name in ("volumes", "window", "batch_size"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
+    check_values(vars(flags))
     check_seed(flags.seed, "--seed")
-    if not 0 <= flags.overlap < 1:
-        raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    tolerance = flags.surface_tolerance
-    if not 0 <= tolerance < math.inf:
-        raise UserError(f"--surface_tolerance {tolerance}: must be at least 0 and finite")
-    if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
-        raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
     if flags.voxel_size is not None:
-        from utils.resampling import check_spacing
-
-        if len(flags.voxel_size) not in (2, 3):
-            raise UserError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
         check_spacing(flags.voxel_size[::-1])
 
 
@@ -248,7 +219,7 @@ def open_data(flags: argparse.Namespace) -> VolumeFile | LabelledSet:
         if value is not None:
             raise UserError(f"--{name} {value}: is for labelled stacks, not for {flags.data}")
     if flags.voxel_size is not None and len(flags.voxel_size) != 3:
-        raise UserError("--voxel_size: has 2 numbers; give z,y,x")
+        raise UserError(f"--voxel_size: has {len(flags.voxel_size)} numbers; give z,y,x")
     file = VolumeFile(flags.data)
     if note := version_note(file.path, file.program_version):
         print(note, file=sys.stderr)
@@ -257,9 +228,8 @@ def open_data(flags: argparse.Namespace) -> VolumeFile | LabelledSet:
 
 def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScores:
     """Return A or B: a metrics.csv, else prediction files, else a checkpoint."""
-    from utils.evaluation.comparison import read_earlier
     from utils.evaluation.prediction_files import stacks_at
-    from utils.evaluation.tables import METRICS
+    from utils.evaluation.tables import METRICS, read_earlier
 
     table = Path(given) if given.endswith(".csv") else Path(given, METRICS)
     if table.is_file():
@@ -269,8 +239,9 @@ def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScor
             f"--compare {given}: no {METRICS} of an earlier evaluation is there; to score a "
             "checkpoint or predictions now, name the data with --data"
         )
-    stacks = stacks_at(Path(given))
-    return prepare(flags, None, [given]) if stacks else prepare(flags, given, None)
+    if stacks_at(Path(given)):
+        return prepare(flags, None, [given])
+    return prepare(flags, given, None)
 
 
 def open_network(
@@ -286,13 +257,11 @@ def open_network(
     network = read_network(checkpoint)
     compute = choose_compute(flags.device, "32")
     config = network.parse_config(ModelConfig.from_dict)
-    if simulated := isinstance(file, VolumeFile):
-        same = {"seed": file.seed}
+    if isinstance(file, VolumeFile):
+        same, fits = {"seed": file.seed}, config.spatial_dims == 3
     else:
         same = {"files": [pair.image for pair in file.pairs]}
-    fits = (
-        config.spatial_dims == 3 if simulated else config.spatial_dims <= min(map(len, file.shapes))
-    )
+        fits = config.spatial_dims <= min(map(len, file.shapes))
     if not fits or (config.in_channels, config.out_channels) != (1, 1):
         raise UserError(
             f"--checkpoint {checkpoint}: a {config.spatial_dims}D network with "
@@ -341,8 +310,8 @@ def score_and_write(
     from utils.evaluation.statistics import means_over_volumes
     from utils.evaluation.tables import only_scores, table_of, write_results
     from utils.figures.evaluation import save_evaluation
-    from utils.provenance import describe_program
 
+    make_folder(folder)
     tolerance = None if flags.no_surface else flags.surface_tolerance
     spacing = None if flags.voxel_size is None else flags.voxel_size[::-1]
     given = {"tolerance": tolerance, "spacing": spacing, "columns": flags.columns, "what": what}

@@ -126,10 +126,11 @@ def find_columns(flags: argparse.Namespace) -> None:
         )
         print("\n".join(found.notes))
         if not flags.no_preview:
-            from utils.figures.columns import save_column_pictures
+            from utils.figures.columns import save_lattice_map, save_planes
 
             shown = channels[measured[0]] if flags.image else stack
-            save_column_pictures(found, shown, files, source.name, flags.colour)
+            save_lattice_map(found, files["map"], source.name, flags.colour)
+            save_planes(found, shown, files["planes"], source.name)
     print("\n".join(f"wrote {path}" for path in files.values()))
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
 from utils.flags import FlagParser, add_column_flags, number_or_auto, voxel_ranges, voxel_size
-from utils.training.options import DEVICES, PRECISIONS
+from utils.training.options import DEVICES, PRECISIONS, check_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -233,18 +233,7 @@ def predict(flags: argparse.Namespace) -> None:
 
 def check_flags(flags: argparse.Namespace) -> None:
     """Raise UserError for a number outside its range."""
-    for name in ("window", "batch_size"):
-        value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1")
-    if not 0 <= flags.overlap < 1:
-        raise UserError(f"--overlap {flags.overlap}: must be at least 0 and below 1, such as 0.25")
-    if flags.threshold != "auto" and not 0 < flags.threshold <= 1:
-        raise UserError(f"--threshold {flags.threshold}: must be auto or lie above 0 and up to 1")
-    if flags.scale != "auto" and not 0.05 <= flags.scale <= 20:
-        raise UserError(f"--scale {flags.scale}: must be auto or lie in 0.05..20")
-    if flags.memory is not None and not 0 < flags.memory < math.inf:
-        raise UserError(f"--memory {flags.memory}: must be larger than 0 and finite, in GB")
+    check_values(vars(flags))
     if flags.columns:
         from utils.columns.table import check_colour
 
@@ -502,9 +491,10 @@ def write_columns_of(
         )
     print("\n".join(columns.notes))
     if not flags.no_preview:
-        from utils.figures.columns import save_column_pictures
+        from utils.figures.columns import save_lattice_map, save_planes
 
-        save_column_pictures(columns, stack, files, stack.path.name, flags.colour)
+        save_lattice_map(columns, files["map"], stack.path.name, flags.colour)
+        save_planes(columns, stack, files["planes"], stack.path.name)
 
 
 def describe_entries(path: str) -> str:

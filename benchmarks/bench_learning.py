@@ -286,8 +286,8 @@ def score_checkpoint(
     from utils.checkpoints.loading import load_checkpoint
     from utils.data.normalize import PercentileNormalizer
     from utils.devices import choose_compute, memory_format
+    from utils.evaluation.confusion import score_voxels
     from utils.evaluation.statistics import bootstrap_mean
-    from utils.evaluation.voxels import score_voxels
     from utils.prediction.sliding_window import predict_volume
     from utils.storage import VolumeFile
 

@@ -30,7 +30,7 @@ from models import ModelConfig, build_model
 from utils.checkpoints.pretrained import find_pretrained
 from utils.data.normalize import measure_limits
 from utils.errors import exit_status
-from utils.evaluation.voxels import score_voxels
+from utils.evaluation.confusion import score_voxels
 from utils.flags import FlagParser
 from utils.prediction.adapting import fused
 from utils.prediction.sliding_window import Windows, window_within

@@ -13,7 +13,7 @@ import pytest
 import generate_3d_data
 import train_basic_3dunet
 from utils.errors import UserError
-from utils.evaluation.voxels import area_under_curve
+from utils.evaluation.confusion import area_under_curve
 from utils.simulation import WideConfig
 from utils.simulation.microscope import draw_microscope
 from utils.simulation.stain import draw_stain

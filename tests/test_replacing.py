@@ -55,11 +55,25 @@ def test_renaming_leaves_errors_of_the_block_as_they_are(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_folders_are_made_once(tmp_path: Path) -> None:
+def test_folders_are_made_once_and_tried(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b") == make_folder(tmp_path / "a" / "b")
+    assert not any((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/b: cannot be made \(Not a directory\)"):
         make_folder(tmp_path / "file" / "b")
+    with pytest.raises(UserError, match=r"file: cannot be made \(File exists\)"):
+        make_folder(tmp_path / "file")
+
+
+def test_a_folder_where_nothing_can_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"a: cannot be written \(Permission denied\)"):
+        make_folder(tmp_path / "a")
 
 
 def test_what_is_renamed_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,8 @@ def choose_compute(
 
     The device ``auto`` is CUDA where there is some. The precision ``auto`` is bfloat16 on a GPU
     that has units for it, and on a CPU where a step in it is :data:`WORTH` times as fast as in
-    float32: ``step_seconds`` returns what one takes in a precision, Fabric's word; without it
-    nothing is timed, and a CPU computes in float32. Raises UserError where CUDA is asked for and
-    absent.
+    float32, if ``step_seconds`` tells what one takes in a precision, Fabric's word. Raises
+    UserError where CUDA is asked for and absent.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
@@ -78,11 +77,10 @@ def choose_compute(
 def time_step(model: nn.Module, shape: Sequence[int], precision: str) -> float:
     """Return the seconds that a step of ``model`` takes on this CPU with a blank batch.
 
-    A step is the forward pass, and in training mode the backward pass too; of a model in evaluation
-    mode the forward pass alone. The quickest of three steps counts, after one that is not timed.
-    Weights and buffers stay as they are. The model returns logits, or a list of them, and has its
-    channels last in memory. ``shape`` is the batch's, (batch, channels, *space), of at least two
-    samples, since one alone leaves torch's fast kernels.
+    A step is the forward pass, and in training mode the backward pass too. The quickest of three
+    counts, after one that is not timed. Weights and buffers stay as they are. The model returns
+    logits, or a list of them, and has its channels last in memory. ``shape`` is the batch's,
+    (batch, channels, *space), of at least two samples, since one alone leaves torch's fast kernels.
     """
     model = copy.deepcopy(model)
     batch = torch.zeros(tuple(shape)).contiguous(memory_format=memory_format(len(shape)))

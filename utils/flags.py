@@ -38,16 +38,20 @@ def whole_number(text: str) -> int:
         return int(value)
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers that ``text`` lists between commas; none where one of them is none."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        return ()
+
+
 def voxel_size(text: str) -> tuple[float, ...]:
     """Return the lengths that ``text`` lists between commas; ArgumentTypeError if some are none."""
-    try:
-        sizes = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or not all(math.isfinite(size) and size > 0 for size in sizes):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give micrometres along z,y,x, such as 1,0.5,0.5"
-        )
+    sizes = _numbers(text)
+    if not sizes or not all(0 < size < math.inf for size in sizes):
+        message = f"{text!r}: give micrometres along z,y,x, such as 1,0.5,0.5"
+        raise argparse.ArgumentTypeError(message)
     return sizes
 
 
@@ -72,18 +76,12 @@ def voxel_ranges(text: str) -> tuple[tuple[int | None, int | None], ...]:
 
     Raises ArgumentTypeError for anything else.
     """
-    ranges = []
-    for part in text.split(","):
-        first, colon, last = part.partition(":")
-        try:
-            ends = (int(first) if first else None, int(last) if last else None)
-        except ValueError:
-            colon = ""
-        if not colon:
-            message = f"{text!r}: give ranges of voxels along z,y,x, such as 20:40,:128,64:"
-            raise argparse.ArgumentTypeError(message)
-        ranges.append(ends)
-    return tuple(ranges)
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return tuple((int(a) if a else None, int(b) if b else None) for a, b in pairs)
+    except ValueError:
+        message = f"{text!r}: give ranges of voxels along z,y,x, such as 20:40,:128,64:"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def channel_numbers(text: str) -> tuple[int, ...]:
@@ -95,10 +93,7 @@ def channel_numbers(text: str) -> tuple[int, ...]:
 
 def direction(text: str) -> tuple[float, ...]:
     """Return the direction that ``text`` writes; ArgumentTypeError for anything else."""
-    try:
-        vector = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        vector = ()
+    vector = _numbers(text)
     if len(vector) != 3 or not 0 < math.hypot(*vector) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: give a direction x,y,z, such as 0,-1,0")
     return vector

@@ -174,9 +174,7 @@ class GreyCounts:
     def top(self) -> tuple[float, int]:
         """Return the largest value and how many voxels have it."""
         value = float(self.values(np.array([self.total - 1]))[0])
-        if self._dtype.kind != "f":
-            return value, self.above(value - 1)
-        return value, self.above(float(np.nextafter(self._dtype.type(value), -np.inf)))
+        return value, self.above(float(np.nextafter(value, -np.inf)))
 
     def above(self, value: float) -> int:
         """Return how many voxels are larger than ``value``."""
@@ -210,10 +208,7 @@ class GreyCounts:
                     self._lower[upper] += np.bincount(lower, minlength=PATTERNS)
 
     def _all_keys(self) -> Iterator[np.ndarray]:
-        """Yield the keys of all voxels, flat, in no order of their own, a few at a time.
-
-        A few, since counting takes several times their memory.
-        """
+        """Yield the keys of all voxels, flat, in any order, a few at a time to save memory."""
         for slab in self._slabs():
             flat = slab.ravel(order="K")
             for start in range(0, flat.size, PIECE):

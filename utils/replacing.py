@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +40,7 @@ def renaming(path: Path) -> Iterator[Path]:
         if not temporary.exists():
             raise RuntimeError(f"nothing was written for {path}")
         with disk_errors(path, "written"):
-            sync(temporary)
+            _sync(temporary)
             if path.is_dir() and temporary.is_dir():  # it steps aside until then
                 aside = path.with_name(f".replaced.{path.name}")
                 _remove(aside)
@@ -53,7 +53,7 @@ def renaming(path: Path) -> Iterator[Path]:
         _remove(temporary)
         raise
     with disk_errors(path, "written"):
-        sync(path.parent)
+        _sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> Path:
@@ -65,9 +65,14 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder, and those above it, unless it is there; return it; UserError if it cannot."""
+    """Make a folder, and those above it, unless it is there; return it.
+
+    Raises UserError if it cannot be made, or nothing can be written there.
+    """
     with disk_errors(folder, "made"):
         folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder, "written"):
+        tempfile.TemporaryFile(dir=folder).close()
     return folder
 
 
@@ -86,10 +91,9 @@ def only_writer(path: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{path}: another process is writing this file") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise  # those are of file systems without locks
-        if not _has_name(file.fileno(), temporary):
+        except OSError:
+            pass  # a file system without locks
+        if not temporary.exists():  # renamed after it was opened here, and before it was locked
             raise UserError(f"{path}: another process was writing this file just now; try again")
         yield
 
@@ -106,15 +110,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _has_name(descriptor: int, path: Path) -> bool:
-    """Return whether ``path`` names an open file, which another process may have renamed."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def sync(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Force a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

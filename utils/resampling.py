@@ -25,23 +25,21 @@ are 0.1 um wide, enlarged twice, are just within it."""
 
 @dataclass(frozen=True)
 class Resampling:
-    """From a volume of ``source`` to one of ``target`` voxels over the same extent."""
+    """From one number of voxels along each axis to another, over the same extent."""
 
-    source: tuple[int, ...]
-    target: tuple[int, ...]
     matrices: tuple[sparse.csr_array, ...]  # of each axis (target, source) float32, rows sum to 1
 
     @classmethod
     def between(cls, source: tuple[int, ...], target: tuple[int, ...]) -> Resampling:
         """Return the resampling from one shape to another."""
-        pairs = zip(source, target, strict=True)
-        return cls(source, target, tuple(_matrix(old, new) for old, new in pairs))
+        return cls(tuple(_matrix(*lengths) for lengths in zip(source, target, strict=True)))
 
     def needed(self, start: int, stop: int) -> tuple[int, int]:
         """Return the range of source planes (last axis) from which target planes are made."""
+        matrix = self.matrices[-1]
         if start >= stop:
-            return self.source[-1], self.source[-1]
-        columns = self.matrices[-1][[start, stop - 1]].indices
+            return matrix.shape[1], matrix.shape[1]
+        columns = matrix[[start, stop - 1]].indices
         return int(columns.min()), int(columns.max()) + 1
 
     def apply(self, slab: np.ndarray, offset: int, start: int, stop: int) -> np.ndarray:
@@ -50,11 +48,14 @@ class Resampling:
         ``slab`` (X, Y, n) holds the source planes from ``offset`` on, all that are needed.
         """
         last = self.matrices[-1][start:stop, offset : offset + slab.shape[-1]]
+        slab = slab.astype(np.float32, copy=False)
         for axis, matrix in enumerate((*self.matrices[:-1], last)):
             if matrix.shape[0] == matrix.shape[1] and axis < slab.ndim - 1:
                 continue  # equal lengths: the identity
-            slab = _along(matrix, slab, axis)
-        return slab.astype(np.float32, copy=False)
+            front = np.moveaxis(slab, axis, 0)
+            product = matrix @ front.reshape(len(front), -1)
+            slab = np.moveaxis(product.reshape(-1, *front.shape[1:]), 0, axis)
+        return slab
 
     def stream(
         self, slabs: Iterator[tuple[int, np.ndarray]], first: int = 0
@@ -63,22 +64,18 @@ class Resampling:
 
         The source begins no later than plane ``needed(first, ...)[0]``; the target at ``first``.
         """
+        matrix = self.matrices[-1]
+        ends = np.maximum.reduceat(matrix.indices, matrix.indptr[:-1]) + 1  # of what planes need
         done, offset, kept = first, 0, None
         for start, slab in slabs:
             offset = start if kept is None else offset
             kept = slab.copy() if kept is None else np.concatenate([kept, slab], axis=-1)
-            ready = self._ready(start + slab.shape[-1])
+            ready = int(np.searchsorted(ends, start + slab.shape[-1], side="right"))
             if ready > done:
                 yield done, self.apply(kept, offset, done, ready)
                 done = ready
-            begin = max(self.needed(done, self.target[-1])[0], offset)
+            begin = max(self.needed(done, len(ends))[0], offset)
             kept, offset = kept[..., begin - offset :], begin
-
-    def _ready(self, planes: int) -> int:
-        """Return how many target planes can be made of the first ``planes`` source planes."""
-        matrix = self.matrices[-1]
-        ends = np.maximum.reduceat(matrix.indices, matrix.indptr[:-1]) + 1
-        return int(np.searchsorted(ends, planes, side="right"))
 
 
 def planes_at_once(plane_bytes: int) -> int:
@@ -95,12 +92,9 @@ def cube_factors(spacing: tuple[float, ...], scale: float) -> tuple[float, ...]:
     """
     factors = tuple(scale * size / min(spacing) for size in spacing)
     if max(factors) > LARGEST_FACTOR:
-        worst = "xyz"[factors.index(max(factors))]
-        scaled = "" if scale == 1 else f" at a scale of {scale:.3g}"
         raise UserError(
-            f"{_voxels(spacing)} would be enlarged {max(factors):.3g} times along "
-            f"{worst}{scaled}, {LARGEST_FACTOR:g} times at most are possible: give the right "
-            "--voxel_size, or a smaller --scale"
+            f"{_voxels(spacing)} would be enlarged {max(factors):.4g} times, {LARGEST_FACTOR:g} at "
+            "most are possible: give the right --voxel_size, or a smaller --scale"
         )
     check_spacing(spacing)
     return factors
@@ -133,16 +127,9 @@ def _matrix(old: int, new: int) -> sparse.csr_array:
     columns = np.floor(centres).astype(int)[:, None] + np.arange(-reach + 1, reach + 1)
     weights = np.maximum(0.0, 1 - np.abs(columns - centres[:, None]) / width)
     weights /= weights.sum(axis=1, keepdims=True)
-    rows = np.broadcast_to(np.arange(new)[:, None], columns.shape)
-    entries = (weights.ravel(), (rows.ravel(), np.clip(columns, 0, old - 1).ravel()))
-    matrix = sparse.coo_array(entries, shape=(new, old)).tocsr().astype(np.float32)
+    starts = np.arange(new + 1) * columns.shape[1]  # of the rows among all entries
+    entries = (weights.ravel(), np.clip(columns, 0, old - 1).ravel(), starts)
+    matrix = sparse.csr_array(entries, shape=(new, old))
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
-    return matrix
-
-
-def _along(matrix: sparse.csr_array, array: np.ndarray, axis: int) -> np.ndarray:
-    """Return ``matrix`` applied along one axis of ``array``."""
-    front = np.moveaxis(array.astype(np.float32, copy=False), axis, 0)
-    product = matrix @ front.reshape(len(front), -1)
-    return np.moveaxis(product.reshape(-1, *front.shape[1:]), 0, axis)
+    return matrix.astype(np.float32)

@@ -23,14 +23,9 @@ def truth(volume):
     return Truth.of(volume)
 
 
-def lines(truth):
-    steps = np.linspace(0, 1, 9)[:, None, None]
-    return ((1 - steps) * truth.ends[0] + steps * truth.ends[1]).transpose(1, 0, 2)
-
-
 def score(truth, labels=None, paths=None, axes=None):
     labels = truth.labels if labels is None else labels
-    paths, axes = (lines(truth) if paths is None else paths), truth.axes if axes is None else axes
+    paths, axes = (truth.paths if paths is None else paths), truth.axes if axes is None else axes
     found = score_instances(labels, paths, axes, truth)
     return {name.removeprefix("instance_"): value for name, value in found.items()}
 
@@ -51,14 +46,14 @@ def test_the_truth_is_right_in_all(truth):
 def test_renumbering_and_turning_axes_round_change_nothing(truth):
     order = np.random.default_rng(0).permutation(len(truth.axes))
     number = np.append(0, np.argsort(order) + 1)
-    again = score(truth, number[truth.labels], lines(truth)[order, ::-1], -truth.axes[order])
+    again = score(truth, number[truth.labels], truth.paths[order, ::-1], -truth.axes[order])
     assert again == pytest.approx(score(truth), abs=1e-5)
 
 
 def test_left_out_columns_that_are_not_found_are_not_missed_among_rendered_ones(truth):
     left_out = np.flatnonzero(truth.groups["_left_out"]) + 1
     labels = np.where(np.isin(truth.labels, left_out), 0, truth.labels)
-    paths = lines(truth)
+    paths = truth.paths.copy()
     paths[left_out - 1] += 1000
     scores = score(truth, labels, paths)
     assert scores["f1_iou50_rendered"] == scores["f1_line_rendered"] == 1
@@ -71,7 +66,7 @@ def test_left_out_columns_that_are_not_found_are_not_missed_among_rendered_ones(
 def test_a_split_and_a_merge_are_counted(truth):
     asked = np.flatnonzero(truth.groups[""])
     whole, n = asked[0], len(truth.axes)
-    labels, paths, axes = truth.labels.astype(int), lines(truth), truth.axes
+    labels, paths, axes = truth.labels.astype(int), truth.paths, truth.axes
     own = np.argwhere(labels == whole + 1) @ truth.axes[whole]
     labels[tuple(np.argwhere(labels == whole + 1)[own > np.median(own)].T)] = n + 1
     split = score(truth, labels, np.append(paths, paths[:1], 0), np.append(axes, axes[:1], 0))
@@ -87,8 +82,8 @@ def test_axes_and_centre_lines_that_are_off(truth):
     tilted /= np.linalg.norm(tilted, axis=1, keepdims=True)
     assert score(truth, axes=tilted)["axis_error"] == pytest.approx(10)
     away = _across(truth.axes)[:, None] * truth.spacing[:, None, None]
-    assert score(truth, paths=lines(truth) + 0.3 * away)["f1_line"] == 1
-    assert score(truth, paths=lines(truth) + 0.4 * away)["f1_line"] < 0.7
+    assert score(truth, paths=truth.paths + 0.3 * away)["f1_line"] == 1
+    assert score(truth, paths=truth.paths + 0.4 * away)["f1_line"] < 0.7
 
 
 def _across(axes):

@@ -9,7 +9,7 @@ from scipy import ndimage
 from tests.stacks.stacks import save
 from utils.columns.finding import columns_of
 from utils.errors import UserError
-from utils.evaluation.instances import Truth, score_labelled
+from utils.evaluation.instances import Truth, score_found
 from utils.evaluation.labelled import LabelledSet, LabelledVolume
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.scoring import ToScore, score_volume
@@ -101,7 +101,8 @@ def test_columns_with_numbers_are_counted(volume):
 
 
 def scores_of(shown, stack):
-    return score_labelled(columns_of(shown, stack.edges, threshold=0.5), stack)
+    found = columns_of(shown, stack.edges, threshold=0.5)
+    return score_found(found, stack, Truth.of(stack))
 
 
 @pytest.mark.parametrize("edges", [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (1.0, 1.0, 3.0)])
@@ -113,7 +114,7 @@ def test_the_truth_gives_all_columns(volume, edges):
     assert scores["instance_axis_error"] == pytest.approx(0, abs=1e-3)
     assert scores["instance_false_splits"] == scores["instance_false_merges"] == 0
     assert not [name for name in scores if "pairs" in name or "rendered" in name]
-    truth = Truth.of_labels(stack)
+    truth = Truth.of(stack)
     assert truth.spacing == pytest.approx(8 * edges[0])
     assert np.abs(truth.axes[:, 2]) == pytest.approx(1)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from utils.columns.finding import FoundColumns, Landmarks, columns_of
 from utils.columns.table import MAPPED, check_colour
 from utils.errors import UserError
 from utils.figures import canvas, columns
-from utils.prediction.sections import cut, middle_of
+from utils.prediction.sections import middle_of
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,11 @@ def found() -> FoundColumns:
     height, _ = rods()
     height[20:29, 20:29] = 0
     return columns_of(height, STEPS, landmarks=Landmarks(dorsal=(0.0, 1.0, 0.0)))
+
+
+def stack_of(volume: np.ndarray, origin: tuple[int, ...] = (0, 0, 0)) -> Any:
+    """Return what of a stack the pictures ask for."""
+    return SimpleNamespace(origin=origin, read=lambda start, stop: volume[..., start:stop])
 
 
 @pytest.fixture
@@ -100,10 +106,9 @@ def test_the_map_is_seen_from_where_the_axes_point(found: FoundColumns) -> None:
 def test_planes_show_outlines_labels_and_a_view(
     tmp_path: Path, figures: list[Any], found: FoundColumns
 ) -> None:
-    shape = found.labels.shape
-    middle, _ = middle_of([found.labels], shape)
-    images = cut([np.zeros(shape, np.float32)], shape, middle)
-    path = columns.save_planes(found, images, tmp_path / "a.png", "a.tif", origin=(0, 0, 100))
+    middle, _ = middle_of([found.labels], found.labels.shape)
+    stack = stack_of(np.zeros(found.labels.shape, np.float32), origin=(0, 0, 100))
+    path = columns.save_planes(found, stack, tmp_path / "a.png", "a.tif")
     across_z, view = figures[0].axes[0], figures[0].axes[3]
     assert across_z.get_title() == f"z = {100 + middle[2]}"
     over = across_z.images[1].get_array()
@@ -128,8 +133,7 @@ def test_pictures_without_a_lattice_say_so(
     for k in range(columns_left):
         volume[4 * k + 1, 4:6, 2:7] = 1
     found = columns_of(volume, STEPS)
-    middle, _ = middle_of([found.labels], volume.shape)
-    columns.save_planes(found, cut([volume], volume.shape, middle), tmp_path / "p.png", "a")
+    columns.save_planes(found, stack_of(volume), tmp_path / "p.png", "a")
     columns.save_lattice_map(found, tmp_path / "m.png", "a")
     assert f"{columns_left} columns" in figures[0].get_suptitle()
     assert "no lattice" in figures[1].get_suptitle()

@@ -9,11 +9,11 @@ from PIL import Image
 from utils.figures import stacks
 
 
-def overlay(seed: int = 0) -> stacks.Overlay:
+def overlay(seed: int = 0) -> tuple[np.ndarray, np.ndarray, str]:
     rng = np.random.default_rng(seed)
     mask = np.zeros((30, 20), np.uint8)
     mask[5:15, 8:12] = 1
-    return stacks.Overlay(rng.random((30, 20)), mask, f"plane {seed}")
+    return rng.random((30, 20)), mask, f"plane {seed}"
 
 
 def pixels(path: Path) -> np.ndarray:

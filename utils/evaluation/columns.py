@@ -38,8 +38,8 @@ def score_columns(found: np.ndarray, volume: SimulatedVolume | LabelledVolume) -
     else:
         asked &= seen >= HALF * cone_voxels(volume)
         unnamed = "ABC" if isinstance(volume, WideVolume) else ""
-        types = {kind: () if kind in unnamed else values for kind, values in KINDS.items()}
-        groups = {kind: np.isin(volume.column_type, values) for kind, values in types.items()}
+        types = volume.column_type
+        groups = {k: np.isin(types, own) & (k not in unnamed) for k, own in KINDS.items()}
     covered = hit >= HALF * seen
     scores: dict[str, float] = {}
     for kind, group in groups.items():

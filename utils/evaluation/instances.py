@@ -22,15 +22,15 @@ from utils.evaluation.columns import HALF, cone_voxels
 from utils.evaluation.confusion import ratio
 from utils.evaluation.labelled import LabelledVolume
 from utils.evaluation.lattice import score_lattice
-from utils.simulation import SimulatedVolume
-from utils.simulation.volume import WideVolume
+from utils.simulation import SimulatedVolume, WideVolume
+from utils.simulation.lattice import neighbours_among
 
 IOUS = (0.3, 0.5)
 NEAR = 0.35
 """Mean distance of centre lines up to which they are one, in spacings of the true column."""
 SHARE = 0.25  # share of a column that an instance must hold to count in a false split or merge
 FINE, NODES = 65, 9
-"""Points of a bent path before the parts outside of the volume are cut off, and after."""
+"""Points of a bent path before the parts outside of the volume are cut off; of any one after."""
 FEWEST_NEIGHBOURS = 5  # of a column inside the lattice: five at its defects, six elsewhere
 
 
@@ -42,30 +42,22 @@ class Truth:
     """
 
     labels: np.ndarray  # (X, Y, Z) integer, k + 1 inside column k
-    ends: np.ndarray  # (2, N, 3) float64: the axes' ends, moved to where they leave the volume
+    paths: np.ndarray  # (N, NODES, 3) float64: points along the centre lines within the volume
     axes: np.ndarray  # (N, 3) float64, unit
     spacing: np.ndarray  # (N,) float64, way from mid-point to nearest mid-point
     # (N,) bool each: which columns are asked for, of those with at least half inside
     groups: dict[str, np.ndarray]
-    # (N, steps, 3) points along the centre lines, where they are not straight
-    paths: np.ndarray | None = None
 
     @classmethod
-    def of_labels(cls, volume: LabelledVolume) -> Truth:
-        """Return the truth of labels, measured as found columns are; all are asked for."""
-        measured = measure_columns(volume.instances, volume.edges)
-        return cls(
-            volume.instances,
-            measured.paths[:, [0, -1]].transpose(1, 0, 2),
-            measured.axis,
-            cKDTree(measured.centre).query(measured.centre, k=2)[0][:, 1],
-            {"": np.ones(len(measured.axis), bool)},
-            measured.paths,
-        )
+    def of(cls, volume: SimulatedVolume | LabelledVolume) -> Truth:
+        """Return the truth of a simulated volume, whose voxels are cubes in its file, or of labels.
 
-    @classmethod
-    def of(cls, volume: SimulatedVolume) -> Truth:
-        """Return the truth of a simulated volume, whose voxels are cubes in its file."""
+        Those are measured as found columns are, and all are asked for.
+        """
+        if isinstance(volume, LabelledVolume):
+            found = measure_columns(volume.instances, volume.edges)
+            asked = np.ones(len(found.axis), bool)
+            return cls(volume.instances, found.paths, found.axis, _gaps(found.centre), {"": asked})
         shape, count = np.array(volume.instances.shape), len(volume.e_r)
         way = volume.e_r * shape * volume.parameters.cone_length
         start = volume.entry_points * shape - 0.5  # from the centre of voxel 0
@@ -73,33 +65,31 @@ class Truth:
             walls = np.stack([-0.5 - start, shape - 0.5 - start]) / way
         first = np.clip(np.nanmax(walls.min(axis=0), axis=1), 0, 1)
         last = np.clip(np.nanmin(walls.max(axis=0), axis=1), first, 1)
-        middle = start + way / 2
-        near = cKDTree(middle).query(middle, k=2)[0][:, 1]
+        if isinstance(volume, WideVolume):
+            paths = _within(volume.paths, shape)
+        else:
+            shares = np.linspace(first, last, NODES, axis=1)[..., None]
+            paths = start[:, None] + shares * way[:, None]
         seen = np.bincount(volume.instances.ravel(), minlength=count + 1)[1:]
         asked = (seen > 0) & (seen >= HALF * cone_voxels(volume))
         degree = np.bincount(volume.lattice_neighbours.ravel(), minlength=count)
         cut = on_faces(volume.instances, count)
         inner = (degree >= FEWEST_NEIGHBOURS) & ~cut
         rendered = volume.column_type > 0
-        bent = _within(volume.paths, shape) if isinstance(volume, WideVolume) else None
         groups = {"": asked, "_rendered": asked & rendered, "_left_out": asked & ~rendered}
         groups |= {"_interior": asked & inner, "_border": asked & ~inner}
-        return cls(
-            volume.instances,
-            np.stack([start + first[:, None] * way, start + last[:, None] * way]),
-            way / np.linalg.norm(way, axis=1, keepdims=True),
-            near,
-            groups,
-            bent,
-        )
+        axes = way / np.linalg.norm(way, axis=1, keepdims=True)
+        return cls(volume.instances, paths, axes, _gaps(start + way / 2), groups)
+
+
+def _gaps(points: np.ndarray) -> np.ndarray:
+    """Return the distances (N,) of points (N, 3) from their nearest neighbours."""
+    return cKDTree(points).query(points, k=2)[0][:, 1]
 
 
 def _within(paths: np.ndarray, shape: np.ndarray) -> np.ndarray:
     """Return (N, NODES, 3) points, from the centre of voxel 0, along the parts of paths within."""
-    fine = np.linspace(0, paths.shape[1] - 1, FINE)
-    low, share = fine.astype(int), (fine % 1)[:, None]
-    high = np.minimum(low + 1, paths.shape[1] - 1)
-    points = (1 - share) * paths[:, low] + share * paths[:, high]
+    points = _along(paths, FINE)
     inside = np.all((points >= 0) & (points < shape), axis=2)
     inside |= ~inside.any(axis=1, keepdims=True)
     first, last = inside.argmax(axis=1), FINE - 1 - inside[:, ::-1].argmax(axis=1)
@@ -107,53 +97,48 @@ def _within(paths: np.ndarray, shape: np.ndarray) -> np.ndarray:
     return np.take_along_axis(points, chosen[..., None], axis=1) - 0.5
 
 
-def score_found(found: FoundColumns, volume: SimulatedVolume, truth: Truth) -> dict[str, float]:
+def _along(paths: np.ndarray, count: int) -> np.ndarray:
+    """Return ``count`` points (N, count, 3) along paths (N, steps, 3), evenly over their steps."""
+    places = np.linspace(0, paths.shape[1] - 1, count)
+    node = np.minimum(places.astype(int), paths.shape[1] - 2)
+    share = (places - node)[:, None]
+    return (1 - share) * paths[:, node] + share * paths[:, node + 1]
+
+
+def score_found(
+    found: FoundColumns, volume: SimulatedVolume | LabelledVolume, truth: Truth
+) -> dict[str, float]:
     """Return the scores of the columns that were found in a volume, and of their lattice.
 
     Those of :func:`score_instances` and of :func:`~utils.evaluation.lattice.score_lattice`, and
     ``inferred`` columns with the share that is ``inferred_right``: whose middle lies at a true
     column that nothing was found for. All names begin with ``instance_``.
+
+    Of labels, which must tell columns apart, nobody knows the lattice; where parts are not
+    annotated, columns are compared by the voxels in the others alone.
     """
-    measured = found.measured
+    measured, lattice = found.measured, found.lattice
+    if isinstance(volume, LabelledVolume):
+        labels = np.where(volume.known, found.labels, 0)
+        scores = score_instances(labels, measured.paths, measured.axis, truth)
+        voxels_alone = not volume.known.all()
+        lines = [name for name in scores if voxels_alone and ("_line" in name or "_axis" in name)]
+        return {name: value for name, value in scores.items() if name not in lines}
     scores = score_instances(found.labels, measured.paths, measured.axis, truth)
-    lattice = _score_lattice(found, truth, volume)
-    return scores | {f"instance_{name}": value for name, value in lattice.items()}
-
-
-def score_labelled(found: FoundColumns, volume: LabelledVolume) -> dict[str, float]:
-    """Return the scores of :func:`score_instances` against labels that tell columns apart.
-
-    Of labels nobody knows the lattice. Where parts are not annotated, columns are compared by the
-    voxels in the others alone.
-    """
-    labels = np.where(volume.known, found.labels, 0)
-    measured, truth = found.measured, Truth.of_labels(volume)
-    scores = score_instances(labels, measured.paths, measured.axis, truth)
-    if volume.known.all():
-        return scores
-    return {n: value for n, value in scores.items() if "_line" not in n and "_axis" not in n}
-
-
-def _score_lattice(found: FoundColumns, truth: Truth, volume: SimulatedVolume) -> dict[str, float]:
-    lattice, paths = found.lattice, found.measured.paths
-    true, own = match_lines(truth, paths)
-    row, column = np.full(len(truth.axes), -1), np.full(len(paths), -1)
-    row[true], column[own] = np.arange(len(true)), np.arange(len(own))
-    pairs = row[volume.lattice_neighbours]
-    cut = column[lattice.pairs[lattice.cut > 0]]
-    scores = score_lattice(
+    true, own = match_lines(truth, measured.paths)
+    of_lattice = score_lattice(
         lattice.patch[own],
         lattice.pq[own],
         volume.lattice_coordinates[true],
-        pairs=pairs[(pairs >= 0).all(axis=1)],
-        cut=cut[(cut >= 0).all(axis=1)],
+        pairs=neighbours_among(true, volume.lattice_neighbours),
+        cut=neighbours_among(own, lattice.pairs[lattice.cut > 0]),
     )
     free = np.setdiff1d(np.arange(len(truth.axes)), true)
     inferred = lattice.inferred.paths[:, 1:]
     close = _line_distances(truth, inferred)[free] < NEAR * truth.spacing[free, None]
-    scores["inferred"] = float(len(inferred))
-    scores["inferred_right"] = ratio(int(close.any(axis=0).sum()), len(inferred))
-    return scores
+    of_lattice["inferred"] = float(len(inferred))
+    of_lattice["inferred_right"] = ratio(int(close.any(axis=0).sum()), len(inferred))
+    return scores | {f"instance_{name}": value for name, value in of_lattice.items()}
 
 
 def score_instances(
@@ -196,7 +181,7 @@ def score_instances(
                 scores[f"f1_{measure}{group}"] = ratio(2 * right, meant + wanted)
             if group == "" and measure == "iou50":
                 quality = float(iou[true, found][asked[true]].sum())
-                scores["pq"] = 2 * quality / (meant + wanted) if meant + wanted else math.nan
+                scores["pq"] = ratio(2 * quality, meant + wanted)
     asked = truth.groups[""]
     held = shared[asked] >= SHARE * np.maximum(true_size[asked], 1)
     for name, axis in (("false_splits", 1), ("false_merges", 0)):
@@ -215,25 +200,16 @@ def match_lines(truth: Truth, paths: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _line_distances(truth: Truth, paths: np.ndarray) -> np.ndarray:
     """Return the mean distance (N, M) of the centre lines, there and back, in voxels."""
-    lines = truth.paths
-    if lines is None:
-        steps = np.linspace(0, 1, paths.shape[1])[:, None, None]
-        lines = ((1 - steps) * truth.ends[0] + steps * truth.ends[1]).transpose(1, 0, 2)
     distances = np.full((len(truth.axes), len(paths)), np.inf)
-    for k, line in enumerate(lines):
-        close = np.linalg.norm(paths.mean(axis=1) - line.mean(axis=0), axis=1)
-        close = np.flatnonzero(close <= 4 * truth.spacing[k])
-        there = np.linalg.norm(line[:, None] - _finer(paths[close])[:, None], axis=-1).min(axis=2)
-        back = np.linalg.norm(paths[close][:, :, None] - _finer(line[None]), axis=-1).min(axis=2)
+    # with three points more between all neighbouring ones
+    fine, fine_lines = (_along(some, 4 * some.shape[1] - 3) for some in (paths, truth.paths))
+    for k, line in enumerate(truth.paths):
+        away = np.linalg.norm(paths.mean(axis=1) - line.mean(axis=0), axis=1)
+        close = np.flatnonzero(away <= 4 * truth.spacing[k])
+        there = np.linalg.norm(line[:, None] - fine[close][:, None], axis=-1).min(axis=2)
+        back = np.linalg.norm(paths[close][:, :, None] - fine_lines[k], axis=-1).min(axis=2)
         distances[k, close] = (there.mean(axis=1) + back.mean(axis=1)) / 2
     return distances
-
-
-def _finer(paths: np.ndarray) -> np.ndarray:
-    """Return paths (M, steps, 3) with three points more between all neighbouring ones."""
-    between = [paths[:, :-1] + share * np.diff(paths, axis=1) for share in (0.0, 0.25, 0.5, 0.75)]
-    points = np.stack(between, axis=2).reshape(len(paths), 4 * (paths.shape[1] - 1), 3)
-    return np.concatenate([points, paths[:, -1:]], axis=1)
 
 
 def _match(likeness: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:

@@ -13,15 +13,6 @@ import numpy as np
 
 from utils.data.labelled import UNKNOWN, OpenPair, annotation_line, find_pairs, reading_pair
 
-PARTLY = (
-    "parts of the stacks are not annotated: columns are compared by the voxels in the others, not "
-    "by centre lines and axes"
-)
-NOT_TOLD = (
-    "labels do not tell of the sheet, left-out columns, column types and (p, q): scores of these "
-    "are left out"
-)
-
 
 @dataclass(frozen=True)
 class LabelledVolume:
@@ -55,17 +46,18 @@ class LabelledSet:
     def __init__(self, given: str, *, channel: int | None = None, **reading: Any) -> None:
         self.path = given
         self.pairs = find_pairs(given, channel=channel, parts=("Ts", "Tr"))
+        self.names = [pair.name for pair in self.pairs]
         self._reading = reading  # of reading_pair
-        self.lines: list[str] = []
-        """How much of each stack is annotated."""
-        self.about: list[dict[str, Any]] = []
-        """The same as plain JSON."""
+        self.shapes: list[tuple[int, ...]] = []  # voxels along x, y, z (or x, y) of each
+        self.lines: list[str] = []  # how much of each stack is annotated
+        self.about: list[dict[str, Any]] = []  # the same as plain JSON
         for index, pair in enumerate(self.pairs):
             with self.opened(index) as opened:
                 annotated, labelled, ids = opened.count()
                 shape = opened.image.shape
             columns = ids if ids > 1 else None
             told = f"{columns} columns" if columns else "a mask, which does not tell columns apart"
+            self.shapes.append(shape)
             self.lines.append(annotation_line(pair, shape, annotated, labelled, told))
             counts = {"annotated": annotated, "labelled": labelled, "columns": columns}
             self.about.append({"name": pair.name, "shape": list(shape), **counts})
@@ -77,20 +69,19 @@ class LabelledSet:
     @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know."""
-        partly = any(one["annotated"] < math.prod(one["shape"]) for one in self.about)
+        notes = [
+            "labels do not tell of the sheet, left-out columns, column types and (p, q): scores of "
+            "these are left out"
+        ]
         ignored = self._reading.get("ignore_label")
-        unused = [f"--ignore_label {ignored} marks no voxel"] * (ignored is not None and not partly)
-        return [NOT_TOLD, *[PARTLY] * partly, *unused]
-
-    @property
-    def names(self) -> list[str]:
-        """Of the stacks."""
-        return [pair.name for pair in self.pairs]
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Voxels along x, y, z (or x, y) of each."""
-        return [tuple(one["shape"]) for one in self.about]
+        if any(one["annotated"] < math.prod(one["shape"]) for one in self.about):
+            notes.append(
+                "parts of the stacks are not annotated: columns are compared by the voxels in the "
+                "others, not by centre lines and axes"
+            )
+        elif ignored is not None:
+            notes.append(f"--ignore_label {ignored} marks no voxel")
+        return notes
 
     def opened(self, index: int) -> AbstractContextManager[OpenPair]:
         """Open a stack and its labels for a block."""

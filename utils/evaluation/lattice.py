@@ -4,8 +4,6 @@ Origin and orientation of a lattice are free, so the steps between neighbours ar
 one symmetry for each part of the lattice that one true chart and one found patch share.
 """
 
-import itertools
-
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -13,17 +11,11 @@ from scipy.sparse.csgraph import connected_components
 from utils.columns.diagonal import HEXAGON
 from utils.evaluation.confusion import ratio
 
-
-def _unimodular(most: int) -> np.ndarray:
-    """Return all (C, 2, 2) int64 matrices of determinant +-1 with entries up to ``most``."""
-    entries = np.array(list(itertools.product(range(-most, most + 1), repeat=4)))
-    matrices = entries.reshape(-1, 2, 2)
-    matrices = matrices[np.abs(np.rint(np.linalg.det(matrices))) == 1]
-    return matrices[np.argsort(np.abs(matrices).sum(axis=(1, 2)), kind="stable")]
-
-
-ANY_BASIS = _unimodular(3)
-"""Changes of basis; a lattice that was found in one further away counts as wrong."""
+_ENTRIES = np.indices((7,) * 4).reshape(2, 2, -1).transpose(2, 0, 1) - 3
+_UNIMODULAR = _ENTRIES[np.abs(np.rint(np.linalg.det(_ENTRIES))) == 1]
+ANY_BASIS = _UNIMODULAR[np.argsort(np.abs(_UNIMODULAR).sum(axis=(1, 2)), kind="stable")]
+"""Changes of basis (C, 2, 2): of determinant +-1 with entries up to 3, small ones first. A lattice
+that was found in one further away counts as wrong."""
 TWELVE = ANY_BASIS[
     np.isin(HEXAGON @ ANY_BASIS.transpose(0, 2, 1) @ [10, 1], HEXAGON @ [10, 1]).all(axis=1)
 ]
@@ -79,7 +71,9 @@ def score_lattice(
     joined = (patch[pairs] > 0).all(axis=1) & (patch[pairs[:, 0]] == patch[pairs[:, 1]]) & ~is_cut
     judged = pairs[joined]
     wanted, found = (x[judged[:, 1]] - x[judged[:, 0]] for x in (place, pq))
-    part = _parts(judged[chart[judged[:, 0]] == chart[judged[:, 1]]], n)
+    joining = judged[chart[judged[:, 0]] == chart[judged[:, 1]]].T
+    graph = coo_array((np.ones(joining.shape[1]), joining), shape=(n, n))
+    part = connected_components(graph, directed=False)[1]  # of the lattice, for each column
     scores = {
         "pairs": float(len(pairs)),
         "pairs_placed": ratio(len(judged), len(pairs)),
@@ -89,12 +83,6 @@ def score_lattice(
         right = _right(part[judged], wanted, found, bases)
         scores[name] = ratio(int(right.sum()), len(judged))
     return scores
-
-
-def _parts(pairs: np.ndarray, n: int) -> np.ndarray:
-    """Return which of the parts that ``pairs`` (E, 2) connect each of ``n`` columns belongs to."""
-    edges = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(edges, directed=False)[1]
 
 
 def _right(

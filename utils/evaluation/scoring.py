@@ -12,12 +12,11 @@ from tqdm import tqdm
 from utils.columns.finding import columns_of
 from utils.evaluation.columns import score_columns
 from utils.evaluation.conditions import describe_conditions
-from utils.evaluation.confusion import THRESHOLD
-from utils.evaluation.instances import Truth, score_found, score_labelled
+from utils.evaluation.confusion import THRESHOLD, score_voxels
+from utils.evaluation.instances import Truth, score_found
 from utils.evaluation.labelled import LabelledSet, LabelledVolume
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.surfaces import score_surfaces
-from utils.evaluation.voxels import score_voxels
 from utils.prediction.trained_network import NetworkPredictions
 from utils.simulation import SimulatedVolume
 from utils.storage import VolumeFile
@@ -95,13 +94,12 @@ def score_volumes(
             seconds = time.perf_counter() - start
             given = {"tolerance": tolerance, "spacing": known if spacing is None else spacing}
             result = score_volume(index, volume, probabilities, seconds=seconds, **given)
-            if columns and not isinstance(volume, LabelledVolume):
-                found = columns_of(probabilities, (1.0, 1.0, 1.0), threshold=THRESHOLD)
+            labelled = isinstance(volume, LabelledVolume)
+            if columns and (not labelled or volume.told_apart):
+                edges = volume.edges if labelled else (1.0, 1.0, 1.0)
+                found = columns_of(probabilities, edges, threshold=THRESHOLD)
                 result.row.update(score_found(found, volume, Truth.of(volume)))
-            elif columns and volume.told_apart:
-                found = columns_of(probabilities, volume.edges, threshold=THRESHOLD)
-                result.row.update(score_labelled(found, volume))
-            if isinstance(work.file, LabelledSet):
+            if labelled:
                 result.row["stack"] = work.file.names[index]
             results.append(result)
     return results
@@ -134,26 +132,16 @@ def score_volume(
     known = volume.known if labelled else np.ones(mask.shape, bool)
     found = (probabilities >= THRESHOLD) & known
     sheet = None if labelled else volume.sheet[known]
-    scores = score_voxels(probabilities[known], mask[known], sheet)
-    if labelled:
-        scores = {n: value for n, value in scores.items() if "sheet" not in n and "base" not in n}
-    else:
-        scores["iou_gain"] = scores["iou"] - scores["baseline_iou"]
-        scores["sheet_iou_gain"] = scores["sheet_iou"] - scores["sheet_baseline_iou"]
+    row = {"volume": index, **score_voxels(probabilities[known], mask[known], sheet)}
     if tolerance is not None:
         box = ndimage.find_objects(known.view(np.int8))[0]
-        masks = found[box], mask[box] > 0
         size = {"tolerance": tolerance, "voxel_size": spacing}
-        scores |= score_surfaces(*masks, known=known[box], **size)
-    scores |= score_columns(found, volume)
-    conditions = {} if labelled else describe_conditions(volume)
-    shown = np.where(known, probabilities, np.nan)
-    z, planes = 0, (volume.image, mask, shown)
+        row |= score_surfaces(found[box], mask[box] > 0, known=known[box], **size)
+    row |= score_columns(found, volume)
+    row |= {} if labelled else describe_conditions(volume)
+    row["seconds"] = round(seconds, 3)
+    z, planes = 0, (volume.image, mask, np.where(known, probabilities, np.nan))
     if mask.ndim == 3:
         z = int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
         planes = tuple(array[..., z].copy() for array in planes)
-    return ScoredVolume(
-        row={"volume": index, **scores, **conditions, "seconds": round(seconds, 3)},
-        slices=planes,
-        z=z,
-    )
+    return ScoredVolume(row, planes, z)

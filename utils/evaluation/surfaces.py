@@ -39,13 +39,11 @@ def score_surfaces(
         0..1; and both in micrometres, ``_um``, NaN where the voxel size is unknown.
     """
     cross = _neighbours(np.ones(mask.shape, bool) if known is None else known)
-    hd95, dice = _compare(found, mask, cross, (1.0,) * mask.ndim, tolerance)
-    hd95_um = dice_um = math.nan
-    if voxel_size is not None and len(set(voxel_size)) == 1:  # cubes: no need to measure again
-        hd95_um, dice_um = hd95 * voxel_size[0], dice
-    elif voxel_size is not None:
-        hd95_um, dice_um = _compare(found, mask, cross, voxel_size, tolerance * max(voxel_size))
-    return {"hd95": hd95, "surface_dice": dice, "hd95_um": hd95_um, "surface_dice_um": dice_um}
+    scores = {}
+    for unit, size in (("", (1.0,) * mask.ndim), ("_um", voxel_size)):
+        hd95, dice = _compare(found, mask, cross, size, tolerance)
+        scores |= {f"hd95{unit}": hd95, f"surface_dice{unit}": dice}
+    return scores
 
 
 def _neighbours(known: np.ndarray) -> np.ndarray:
@@ -65,19 +63,19 @@ def _compare(
     found: np.ndarray,
     mask: np.ndarray,
     cross: np.ndarray,
-    size: tuple[float, ...],
+    size: tuple[float, ...] | None,
     tolerance: float,
 ) -> tuple[float, float]:
-    """Return HD95 and surface Dice in units of ``size``."""
+    """Return HD95 and surface Dice, of a ``tolerance`` in longest edges, in units of ``size``."""
+    if size is None:
+        return math.nan, math.nan
     if not found.any() or not mask.any():
         if found.any() == mask.any():
             return 0.0, 1.0
         return math.hypot(*(n * s for n, s in zip(mask.shape, size, strict=True))), 0.0
     box = ndimage.find_objects((found | mask).view(np.int8))[0]
     surfaces = [m[box] & ~ndimage.binary_erosion(m[box], cross) for m in (found, mask)]
-    away = [
-        ndimage.distance_transform_edt(~to, sampling=size)[of]
-        for of, to in (surfaces, surfaces[::-1])
-    ]
-    close = np.concatenate(away) <= tolerance * ROUNDING
+    ways = surfaces, surfaces[::-1]
+    away = [ndimage.distance_transform_edt(~to, sampling=size)[of] for of, to in ways]
+    close = np.concatenate(away) <= tolerance * max(size) * ROUNDING
     return float(max(np.percentile(a, 95) for a in away)), float(close.mean())

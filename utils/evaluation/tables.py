@@ -1,21 +1,22 @@
-"""Scores of all volumes as one table: as text for a user, and in the files of an evaluation.
+"""Scores of all volumes as one table: as text, in the files of an evaluation, and read from them.
 
 A table of scores is a data frame with a row a volume, whose index is the volume's: its scores by
 name, the conditions under which it was taken and the ``seconds`` of its prediction. What has no
 meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
 """
 
-import tempfile
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from utils.checkpoints.pretrained import SCORE_NAMES
-from utils.errors import disk_errors
+from utils.errors import UserError, disk_errors
 from utils.evaluation.conditions import CONDITIONS
-from utils.evaluation.scoring import ScoredVolume
+from utils.evaluation.scoring import ScoredVolume, ToScore
 from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
 from utils.replacing import replacing, write_json
 
@@ -25,7 +26,6 @@ NOT_COMPARED = ("foreground", "baseline_iou", "sheet_baseline_iou", "iou_gain", 
 SCORES = {
     **SCORE_NAMES,
     "hd95_um": "HD95 (micrometres)",
-    "covered_labelled": "labelled columns at least half covered",
     "sheet_false_positive_rate": "share of the gaps called column",
     "instance_precision_iou30": "columns: precision, IoU 0.3",
     "instance_recall_iou30": "columns: recall, IoU 0.3",
@@ -51,6 +51,7 @@ SCORES = {
     "instance_inferred_right": "columns: inferred ones that are right",
 }
 """Scores whose means are listed and compared, and how."""
+ENDS = {"low": "95 % from", "high": "95 % to"}  # of an interval, in words
 
 
 def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:
@@ -72,14 +73,6 @@ def common_scores(a: pd.DataFrame, b: pd.DataFrame) -> list[str]:
 def kinds_of(table: pd.DataFrame) -> list[str]:
     """Return the kinds of columns whose numbers a table holds."""
     return [name.removeprefix("columns_") for name in table if name.startswith("columns_")]
-
-
-def make_folder(folder: Path) -> Path:
-    """Make the folder of the results and try, before all work, whether it can be written."""
-    with disk_errors(f"--output {folder}", "written"):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    return folder
 
 
 def write_results(
@@ -116,14 +109,11 @@ def write_comparison(
 ) -> list[Path]:
     """Write comparison.csv and comparison.json into ``folder``; return their paths.
 
-    ``a`` and ``b`` are tables of the same volumes, ``differences`` those of
-    :func:`~utils.evaluation.statistics.paired_differences`; ``about`` says what was compared and
-    how, in plain JSON.
+    ``a`` and ``b`` are tables of the same volumes, ``differences`` their ``paired_differences``;
+    ``about`` says what was compared and how, in plain JSON.
     """
     parts = {"a": a, "b": b, "difference": b - a}
-    pairs = {
-        f"{name}_{which}": part[name] for name in differences.index for which, part in parts.items()
-    }
+    pairs = {f"{n}_{which}": part[n] for n in differences.index for which, part in parts.items()}
     rows = _plain_rows(differences)
     for row in rows.values():
         row["difference"] = {name: row.pop(name) for name in Interval._fields}
@@ -151,25 +141,14 @@ def _write_csv(path: Path, table: pd.DataFrame) -> Path:
 
 def score_lines(means: pd.DataFrame) -> str:
     """Return means over volumes, a row a score, with their intervals."""
-    columns = {"mean": "mean", "low": "95 % from", "high": "95 % to", "volumes": "volumes"}
+    columns = {"mean": "mean", **ENDS, "volumes": "volumes"}
     return _text(worded(means)[list(columns)].rename(columns=columns))
 
 
 def comparison_lines(names: Sequence[str], differences: pd.DataFrame) -> str:
-    """Return the means of A and B, of these ``names``, and their paired ``differences``.
-
-    Those are of :func:`~utils.evaluation.statistics.paired_differences`.
-    """
-    columns = {
-        "a": "A",
-        "b": "B",
-        "mean": "B - A",
-        "low": "95 % from",
-        "high": "95 % to",
-        "b_higher": "B higher in",
-        "volumes": "volumes",
-        "p_value": "Wilcoxon p",
-    }
+    """Return the means of A and B, of these ``names``, and their ``paired_differences``."""
+    columns = {"a": "A", "b": "B", "mean": "B - A", **ENDS, "b_higher": "B higher in"}
+    columns |= {"volumes": "volumes", "p_value": "Wilcoxon p"}
     table = worded(differences)[list(columns)].rename(columns=columns)
     table["Wilcoxon p"] = table["Wilcoxon p"].map("{:.2g}".format, na_action="ignore")
     less = "Less is better in wrong voxels, HD95 and gaps called column."
@@ -184,3 +163,51 @@ def worded(means: pd.DataFrame) -> pd.DataFrame:
 
 def _text(table: pd.DataFrame) -> str:
     return table.to_string(float_format="{:.3f}".format, na_rep="-")
+
+
+class EarlierScores(NamedTuple):
+    """The scores of an earlier evaluation; made by :func:`read_earlier`."""
+
+    scores: pd.DataFrame  # row a volume, whose index is the volume's
+    data: Mapping[str, Any]  # what was scored, as far as the summary beside the table says it
+    volumes: Sequence[int]  # their indices
+
+
+def read_earlier(path: Path, volumes: int | None = None) -> EarlierScores:
+    """Return the scores in a metrics.csv, and on what they were from the summary.json beside it.
+
+    Of ``volumes`` only those with lower indices. Raises UserError if the table is missing, holds
+    none of them, or one of the files is not as evaluate.py writes it.
+    """
+    summary = path.with_name(SUMMARY)
+    with disk_errors(path):
+        try:
+            table = pd.read_csv(path, dtype={"volume": np.int64}).set_index("volume")
+            table = table.drop(columns="stack", errors="ignore").astype(float)
+            if volumes is not None:
+                table = table[table.index < volumes]
+            if table.empty or not table.index.is_unique or table["iou"].isna().any():
+                raise ValueError("one row a volume is needed, each with its iou")
+            data = json.loads(summary.read_text()).get("data") if summary.is_file() else None
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}: it or the {SUMMARY} beside it is not as evaluate.py writes it ({error})"
+            ) from error
+    return EarlierScores(table, data or {}, tuple(table.index))
+
+
+def check_same_volumes(names: Sequence[str], sides: Sequence[EarlierScores | ToScore]) -> None:
+    """Raise UserError unless A and B, of these ``names``, are about the same volumes.
+
+    Their indices must be the same, and their seed, shape and config, or what labelled stacks they
+    are, as far as that is known.
+    """
+    unlike = f"--compare {names[0]} {names[1]}: not the same volumes"
+    (a, b), data = (set(side.volumes) for side in sides), [side.data for side in sides]
+    if a != b:
+        only = min(a ^ b)
+        holder = "A" if only in a else "B"
+        raise UserError(f"{unlike}: only {holder} has volume {only}; score both on the same")
+    for name in ("seed", "shape", "config", "stacks"):
+        if all(data) and data[0].get(name) != data[1].get(name):
+            raise UserError(f"{unlike}: {name} of the data differs; score both on the same file")

@@ -10,15 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.errors import UserError, exit_status
 from utils.figures.samples import save_image_samples, save_samples_panel
-from utils.figures.stacks import Overlay, save_overlays
+from utils.figures.stacks import save_overlays
 from utils.flags import voxel_ranges
-
-if TYPE_CHECKING:
-    from utils.simulation import SimulatedVolume
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -82,16 +79,12 @@ def _draw_stack(options: argparse.Namespace) -> Path:
                 if wrong:
                     raise UserError(f"--z {wrong[0]}: not in the box of {name}, {box[0]}")
                 label = f"{Path(name).stem}, " if len(boxes) > 1 else ""
-                planes = [[s.read(z - start, z - start + 1)[..., 0] for s in (part, mask)]
-                          for z in options.z]  # fmt: skip
-                rows.append([
-                    Overlay(*pair, f"{label}z = {z}")
-                    for pair, z in zip(planes, options.z, strict=True)
-                ])  # fmt: skip
-        spacing = stack.spacing and stack.spacing[:2]
-    return save_overlays(
-        rows, options.output, spacing=spacing, step=options.step, caption=options.caption
-    )
+                rows.append([])
+                for z in options.z:
+                    planes = [s.read(z - start, z - start + 1)[..., 0] for s in (part, mask)]
+                    rows[-1].append((*planes, f"{label}z = {z}"))
+    look = {"spacing": stack.spacing and stack.spacing[:2], "step": options.step}
+    return save_overlays(rows, options.output, caption=options.caption, **look)
 
 
 def _draw_assets(options: argparse.Namespace) -> list[Path]:
@@ -103,32 +96,28 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
     from utils.figures.animations import save_3d_gif, save_slice_gif
     from utils.simulation import preset, sample_rng, simulate_volume
 
-    folder = options.directory
-    demo = options.command == "demo"
-    config = preset("reference" if demo else options.preset, shape=(options.voxels,) * 3)
-
-    def sample(index: int) -> SimulatedVolume:
-        return simulate_volume(config, sample_rng(options.seed, index))
-
+    folder, demo = options.directory, options.command == "demo"
+    name = "reference" if demo else options.preset
+    config = preset(name, shape=(options.voxels,) * 3)
+    indices = (3, 20) if demo else range(options.count)
+    samples = [simulate_volume(config, sample_rng(options.seed, index)) for index in indices]
     if demo:
-        third = sample(3)
         return [
-            save_slice_gif(third, folder / "slice_demo_3.gif", title="sample 3"),
-            save_3d_gif(third, folder / "3d_demo_3.gif", title="sample 3"),
-            save_3d_gif(sample(20), folder / "3d_demo_20.gif", title="sample 20"),
+            save_slice_gif(samples[0], folder / "slice_demo_3.gif", title="sample 3"),
+            save_3d_gif(samples[0], folder / "3d_demo_3.gif", title="sample 3"),
+            save_3d_gif(samples[1], folder / "3d_demo_20.gif", title="sample 20"),
         ]
-    titles = [f"seed {options.seed}, sample {i}" for i in range(options.count)]
-    name = "samples_wide.png" if options.preset == "wide" else "samples.png"
-    return [save_samples_panel([sample(i) for i in range(options.count)], folder / name, titles)]
+    titles = [f"seed {options.seed}, sample {index}" for index in indices]
+    file = "samples_wide.png" if name == "wide" else "samples.png"
+    return [save_samples_panel(samples, folder / file, titles)]
 
 
 def _draw_image_samples(options: argparse.Namespace) -> Path:
     from utils.data.normalize import PercentileNormalizer
     from utils.simulation.image import ImageConfig, image_rng, simulate_image
 
-    samples = [
-        simulate_image(ImageConfig(), image_rng(options.seed, i)) for i in range(options.count)
-    ]
+    rngs = (image_rng(options.seed, index) for index in range(options.count))
+    samples = [simulate_image(ImageConfig(), rng) for rng in rngs]
     scale = PercentileNormalizer()
     images = [scale.apply(s.image, *scale.fit(s.image)) for s in samples]
     masks, centres = [s.mask for s in samples], [s.centres for s in samples]

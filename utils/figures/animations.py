@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
@@ -38,7 +37,7 @@ def save_slice_gif(
         figure, (left, right) = _black_panels(title, "fluorescence", f"mask, z = {z:3d} / {depth}")
         show_slice(left, blue(image[..., z]))
         show_slice(right, mask[..., z, None] * np.array(MASK_RED))
-        frames.append(_to_picture(figure))
+        frames.append(canvas.to_picture(figure))
     return _save_gif(frames, path, milliseconds=90)
 
 
@@ -65,7 +64,7 @@ def save_3d_gif(
             axes.imshow(colours, interpolation="bilinear")
             _draw_cube(axes, volume.image.shape, azimuth)
             axes.set_axis_off()
-        pictures.append(_to_picture(figure))
+        pictures.append(canvas.to_picture(figure))
     return _save_gif(pictures, path, milliseconds=100)
 
 
@@ -95,13 +94,6 @@ def _black_panels(title: str, left: str, right: str) -> tuple[Figure, Sequence[A
         axes.tick_params(colors="0.6")
         axes.spines[:].set_color("0.3")
     return figure, panels
-
-
-def _to_picture(figure: Figure) -> Image.Image:
-    """Return what ``figure`` shows."""
-    drawn = FigureCanvasAgg(figure)
-    drawn.draw()
-    return Image.fromarray(np.asarray(drawn.buffer_rgba())).convert("RGB")
 
 
 def _save_gif(frames: Sequence[Image.Image], path: str | Path, milliseconds: int) -> Path:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from utils.replacing import make_folder, replacing
 
@@ -37,6 +39,14 @@ def blue(brightness: np.ndarray) -> np.ndarray:
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure of ``width`` x ``height`` inches."""
     return Figure(figsize=(width, height), facecolor="white", layout="constrained")
+
+
+def to_picture(figure: Figure, dpi: int = 100) -> Image.Image:
+    """Return what ``figure`` shows."""
+    figure.set_dpi(dpi)
+    drawn = FigureCanvasAgg(figure)
+    drawn.draw()
+    return Image.fromarray(np.asarray(drawn.buffer_rgba())).convert("RGB")
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> Path:

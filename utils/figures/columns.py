@@ -4,7 +4,6 @@ A column's colour is one of seven, (p + 2 q) mod 7, so that it differs from all 
 columns without a place are grey. Planes have y downwards, as in Fiji.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,29 +40,10 @@ SLIVER = 6  # pixels below which a column's section gets no (p, q)
 TILT = np.radians(50)  # angle between the columns and the view in 3D
 
 
-def save_column_pictures(
-    found: FoundColumns,
-    stack: Stack,
-    files: Mapping[str, Path],
-    name: str,
-    colour: str | None = None,
-) -> None:
-    """Draw ``files["map"]`` and ``files["planes"]``, which show ``stack`` in grey; titles name it.
-
-    The stack has the shape of the labels; the files are those of
-    ``utils.columns.finding.column_files``; ``colour`` is of :func:`save_lattice_map`.
-    """
-    shape = found.labels.shape
-    middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
-    parts = (stack.read(z, z + slab.shape[2]) for z, slab in slabs(found.labels))
-    save_lattice_map(found, files["map"], name, colour)
-    save_planes(found, cut(parts, shape, middle), files["planes"], name, origin=stack.origin)
-
-
 def save_lattice_map(
     found: FoundColumns, path: str | Path, name: str, colour: str | None = None
 ) -> Path:
-    """Draw a hexagon for each column that has a place, and return ``path``.
+    """Draw a hexagon for each column that has a place, and return ``path``; the title has ``name``.
 
     Seen from the side that axes point to. The field ``colour`` of the table gives colours: None is
     the mean of the first channel that was measured, else the length. Inferred columns are hollow;
@@ -74,8 +54,9 @@ def save_lattice_map(
     measure, words = _measure(found, colour)
     known = measure[(lattice.patch > 0) & np.isfinite(measure)]
     low, high = np.percentile(known, [2, 98]) if len(known) else (0.0, 1.0)
-    limits = {"vmin": low, "vmax": max(high, low + 1e-9)}
-    places = [_on_map(found, number) for number in range(1, len(votes) + 1)]
+    colours = {"cmap": colormaps["viridis"].with_extremes(bad=UNPLACED)}
+    colours["clim"] = low, max(high, low + 1e-9)
+    places = [[there for _, there in _on_map(found, number)] for number in range(1, len(votes) + 1)]
     sizes = [np.ptp(np.concatenate(pair), axis=0) + 3 for pair in places] or [np.array([6.0, 3.0])]
     wide, tall = sum(size[0] for size in sizes), max(size[1] for size in sizes)
     inch = min(9.0 / wide, 8.0 / tall, 0.6)
@@ -84,20 +65,23 @@ def save_lattice_map(
     grid = figure.subplots(1, len(sizes), squeeze=False, width_ratios=widths)[0]
     for axes in grid:
         axes.set_axis_off()
-    for number, (axes, (own, inferred), vote) in enumerate(
-        zip(grid, places, votes, strict=False), start=1
-    ):
-        cells = _draw_cells(axes, own, measure[lattice.patch == number], limits)
-        _draw_cells(axes, inferred, None, {})
-        _label_cells(axes, found, number, own, inferred, inch)
+    for number, vote in enumerate(votes, start=1):
+        axes, (own, inferred) = grid[number - 1], places[number - 1]
+        values = measure[lattice.patch == number]
+        cells = PolyCollection(_hexagons(own, 0.96), array=values, **colours)
+        axes.add_collection(cells)
+        hollow = {"facecolors": "none", "edgecolors": "#777777", "linewidths": 0.8}
+        axes.add_collection(PolyCollection(_hexagons(inferred, 0.8), **hollow))
+        axes.set_aspect("equal")
+        _label_cells(axes, found, number, inch)
         _draw_directions(axes, found, number, np.concatenate([own, inferred]))
         axes.set_title(
             f"patch {number}: {len(own)} columns\n{len(inferred)} inferred (hollow)\n"
             f"diagonal: {vote.share:.0%} of {vote.votes} votes",
             fontsize=8,
         )
-        if number == len(votes):
-            figure.colorbar(cells, ax=grid, label=words, shrink=0.6, extend="both")
+    if votes:
+        figure.colorbar(cells, ax=grid, label=words, shrink=0.6, extend="both")
     figure.suptitle(_map_title(found, name), fontsize=9)
     return canvas.save_figure(figure, path, dpi=300)  # to be printed
 
@@ -110,9 +94,8 @@ def _measure(found: FoundColumns, field: str | None) -> tuple[np.ndarray, str]:
     what, _, number = field.partition("_")
     if what in ("mean", "peak"):
         return values[field], f"{what} of channel {number} (grey values)"
-    cubed = found.unit if found.unit == "voxels" else f"{found.unit}\u00b3"
-    units = {"length": found.unit, "diameter": found.unit, "volume": cubed}
-    units |= {"lattice_residual": "steps"}
+    units = {"length": found.unit, "diameter": found.unit, "lattice_residual": "steps"}
+    units["volume"] = found.unit if found.unit == "voxels" else f"{found.unit}\u00b3"
     return values[field], field.replace("_", " ") + (f" ({units[field]})" if field in units else "")
 
 
@@ -121,25 +104,24 @@ def _map_title(found: FoundColumns, name: str) -> str:
     lattice, marks = found.lattice, found.landmarks
     up = "p + q upwards" if marks.dorsal is None else "dorsal (p + q) upwards"
     lines = [f"{name}: {up}, seen from where columns spread to (distal in medulla and eye)"]
-    if not lattice.votes:
-        lines.append("no lattice: too few columns stand as on one")
     without = np.count_nonzero(lattice.patch == 0)
     rest = np.count_nonzero(lattice.patch > MOST_PATCHES)
     facts = [f"{without} columns without a place"] if without else []
     facts += [f"{rest} in patches not shown"] if rest else []
     free = ", ".join(found.free)
     facts.append(f"free: {free}" if free else "origin and orientation as they were given")
-    facts += ["a diagonal of 50% would be a toss-up"] if lattice.votes else []
+    if lattice.votes:
+        facts.append("a diagonal of 50% would be a toss-up")
+    else:
+        lines.append("no lattice: too few columns stand as on one")
     return "\n".join([*lines, "; ".join(facts)])
 
 
-def _on_map(found: FoundColumns, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the columns (A, 2) of a patch, and its inferred ones, stand on the map."""
-    lattice = found.lattice
-    own = lattice.patch == number
-    to_map = _to_map(found, number)
-    inferred = lattice.inferred.pq[lattice.inferred.patch == number]
-    return lattice.pq[own] @ to_map.T, inferred @ to_map.T
+def _on_map(found: FoundColumns, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (p, q) and place on the map, (A, 2) each, of a patch's columns and inferred ones."""
+    both = (found.lattice, found.lattice.inferred)
+    pqs = [part.pq[part.patch == number] for part in both]
+    return [(pq, pq @ _to_map(found, number).T) for pq in pqs]
 
 
 def _to_map(found: FoundColumns, number: int) -> np.ndarray:
@@ -150,43 +132,28 @@ def _to_map(found: FoundColumns, number: int) -> np.ndarray:
     return ON_THE_MAP if hand >= 0 else ON_THE_MAP[:, ::-1]
 
 
-def _draw_cells(axes: Axes, places: np.ndarray, values: np.ndarray | None, limits: Any) -> Any:
-    """Draw a hexagon at each of ``places`` (A, 2), hollow without ``values`` (A,)."""
+def _hexagons(places: np.ndarray, size: float) -> np.ndarray:
+    """Return the corners (A, 6, 2) of hexagons about ``places`` (A, 2); those of size 1 touch."""
     angle = np.radians(60 * np.arange(6))
     corners = np.stack([np.cos(angle), np.sin(angle)], axis=1) / np.sqrt(3)
-    shrunk = 0.96 if values is not None else 0.8
-    polygons = list(places[:, None] + shrunk * corners)
-    if values is None:
-        look: dict[str, Any] = {"facecolors": "none", "edgecolors": "#777777", "linewidths": 0.8}
-    else:
-        colours = colormaps["viridis"].with_extremes(bad=UNPLACED)
-        look = {"array": values, "cmap": colours, "clim": tuple(limits.values())}
-    cells = PolyCollection(polygons, **look)
-    axes.add_collection(cells)
-    axes.set_aspect("equal")
-    axes.autoscale_view()
-    return cells
+    return places[:, None] + size * corners
 
 
-def _label_cells(
-    axes: Axes, found: FoundColumns, number: int, own: np.ndarray, inferred: np.ndarray, inch: float
-) -> None:
+def _label_cells(axes: Axes, found: FoundColumns, number: int, inch: float) -> None:
     """Write (p, q) into cells, and mark the origin and the defects."""
-    lattice = found.lattice
-    everything = len(own) <= LABELLED
+    cells = _on_map(found, number)
+    everything = len(cells[0][0]) <= LABELLED
     size = min(7.0, inch * 72 / (2.6 if everything else 1.3))
-    rows = lattice.inferred.patch == number
-    named = [(lattice.pq[lattice.patch == number], own), (lattice.inferred.pq[rows], inferred)]
     inks = (("white", "black"), ("#555555", "white"))
-    for (pq, places), (colour, edge) in zip(named, inks, strict=True):
-        for (p, q), (x, y) in zip(pq, places, strict=True):
+    for (pq, places), (colour, edge) in zip(cells, inks, strict=True):
+        for (p, q), place in zip(pq, places, strict=True):
             if everything or (p % EACH == 0 and q % EACH == 0):
                 weight = "bold" if p == q == 0 else "normal"
-                _write(axes, (x, y), f"{p},{q}", size, colour, edge, weight=weight)
-    to_map = _to_map(found, number)
-    for defect in lattice.defects:
+                _write(axes, place, f"{p},{q}", size, colour, edge, weight=weight)
+    for defect in found.lattice.defects:
         if defect.patch == number:
-            x, y = (lattice.pq[defect.columns] @ to_map.T).mean(axis=0)
+            pq = found.lattice.pq[defect.columns]
+            x, y = (pq @ _to_map(found, number).T).mean(axis=0)
             what = "dislocation" if defect.fold == 6 else f"{defect.fold}-fold"
             axes.plot(x, y, "*", color="red", markeredgecolor="white", markersize=12)
             _write(axes, (x, y + 0.9), what, 7.0, "red", "white")
@@ -210,10 +177,8 @@ def _draw_arrows(axes: Axes, corner: np.ndarray, arrows: np.ndarray, least: floa
     """Draw ``arrows`` (3, 2) for x, y and z from ``corner``, but those shorter than ``least``."""
     for letter, (x, y) in zip("xyz", arrows, strict=True):
         if np.hypot(x, y) > least:
-            end = corner + [x, y]
-            axes.annotate(
-                "", tuple(end), tuple(corner), arrowprops={"arrowstyle": "->", "color": "#444444"}
-            )
+            end, look = corner + [x, y], {"arrowstyle": "->", "color": "#444444"}
+            axes.annotate("", tuple(end), tuple(corner), arrowprops=look)
             _write(axes, corner + [1.3 * x, 1.3 * y], letter, 8.0, "#444444", "white")
             axes.update_datalim([end])
 
@@ -227,23 +192,18 @@ def _write(
               path_effects=effects, clip_on=True, **look)  # fmt: skip
 
 
-def save_planes(
-    found: FoundColumns,
-    images: list[np.ndarray],
-    path: str | Path,
-    name: str,
-    origin: tuple[int, ...] = (0, 0, 0),
-) -> Path:
+def save_planes(found: FoundColumns, stack: Stack, path: str | Path, name: str) -> Path:
     """Draw three planes with the columns' outlines and (p, q), and all columns in 3D.
 
-    ``images`` are the grey values of the planes through the median of the labelled voxels, as
-    ``utils.prediction.sections.cut`` returns them; ``origin`` is the first voxel's in the file.
+    The planes go through the median of the labelled voxels and show the grey values of ``stack``,
+    which has the shape of the labels.
     """
     shape = found.labels.shape
     middle, _ = middle_of((slab for _, slab in slabs(found.labels)), shape)
+    images = cut((stack.read(z, z + s.shape[2]) for z, s in slabs(found.labels)), shape, middle)
     labels = cut((slab for _, slab in slabs(found.labels)), shape, middle)
     size = np.array(shape) * found.steps
-    figure, panels, inch = plane_panels(size, origin, middle, view=0.5)
+    figure, panels, inch = plane_panels(size, stack.origin, middle, view=0.5)
     colours = column_colours(found)
     for k, (image, marks) in enumerate(zip(images, labels, strict=True)):
         places = panels[k], found, to_rows(image, k), to_rows(marks, k)
@@ -327,27 +287,23 @@ def _draw_view(axes: Axes, found: FoundColumns, colours: np.ndarray) -> None:
         return
     camera = _camera(measured.centre, measured.axis)
     diameter = measured.diameter(found.steps)
-    along = np.linspace(-0.5, 0.5, measured.paths.shape[1])[:, None] * measured.axis[:, None]
-    straight = measured.centre[:, None] + along * measured.length[:, None, None]
+    way = (measured.length[:, None] * measured.axis)[:, None]
+    shares = np.linspace(-0.5, 0.5, measured.paths.shape[1])[:, None]
+    straight = measured.centre[:, None] + shares * way
     discs = (measured.length < diameter)[:, None, None]
     seen = np.where(discs, straight, measured.paths) @ camera.T
     depth = measured.centre @ camera[2]
     fog = 0.55 * ((depth - depth.min()) / max(np.ptp(depth), 1e-9))[:, None]
     tint = colours * (1 - fog) + fog
-    ends = measured.centre[:, None] + np.array([[-0.75], [0.75]]) * (
-        measured.length[:, None, None] * measured.axis[:, None]
-    )
-    ends = ends @ camera.T
-    flat = np.concatenate([seen[..., :2].reshape(-1, 2), ends[..., :2].reshape(-1, 2)])
-    low, high = flat.min(axis=0), flat.max(axis=0)
+    ends = (measured.centre[:, None] + np.array([[-0.75], [0.75]]) * way) @ camera.T
+    flat = np.concatenate([seen, ends], axis=1)[..., :2]
+    low, high = flat.min(axis=(0, 1)), flat.max(axis=(0, 1))
     margin = 0.08 * (high - low).max()
     axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin))
     axes.set_aspect("equal")
     axes.figure.canvas.draw()  # the layout, which says how many points a micrometre is
     box = axes.get_window_extent()
-    points = 72 / axes.figure.dpi * min(
-        box.width / np.ptp(axes.get_xlim()), box.height / np.ptp(axes.get_ylim())
-    )  # fmt: skip
+    points = 72 / axes.figure.dpi * box.width / np.ptp(axes.get_xlim())
     width = np.maximum(diameter * points * 0.85, 0.5)
     lines, tints, widths = [], [], []
     for k in np.argsort(depth)[::-1]:  # the farthest first

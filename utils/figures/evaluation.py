@@ -44,9 +44,8 @@ def save_evaluation(
         f"IoU {result.row['iou']:.2f}, z\u00a0=\u00a0{result.z}"
         for rank, result in shown.items()
     ]
-    paths = [
-        save_predictions(images, masks, probabilities, folder / "predictions.png", titles=titles)
-    ]
+    planes = images, masks, probabilities
+    paths = [save_predictions(*planes, folder / "predictions.png", titles=titles)]
     if kinds_of(scores):
         paths.append(save_column_recall(scores, means, folder / "columns.png"))
     return [*paths, save_scores_by_condition(scores, folder / "conditions.png")]
@@ -109,9 +108,8 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
                 dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
                 axes.plot(scores[condition], scores[name], "o", **dots)
         axes.set_xlabel(CONDITION_WORDS[condition], fontsize=9)
-        correlation = correlations[condition]
-        words = "" if np.isnan(correlation) else f"rank correlation {correlation:+.2f}"
-        axes.set_title(words, fontsize=9)
+        if not np.isnan(correlations[condition]):
+            axes.set_title(f"rank correlation {correlations[condition]:+.2f}", fontsize=9)
         axes.set_ylim(0.0, 1.0)
         canvas.style(axes)
     for axes in panels[:, 0]:

@@ -6,13 +6,13 @@ Slices show x to the right and y upwards; lengths are voxels.
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
+from utils.evaluation.confusion import confusion
 from utils.figures import canvas
 from utils.figures.canvas import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH
 from utils.figures.slices import (
@@ -42,9 +42,7 @@ def save_predictions(
     grid = figure.subplots(len(images), 4, squeeze=False)
     for row, title in enumerate(titles):
         *planes, which = _planes(images[row], masks[row], probabilities[row])
-        shown = _draw_prediction_row(grid[row], planes, f"{title}{which}")
-        bar = figure.colorbar(shown, ax=grid[row, 2], shrink=0.8, pad=0.02)
-        bar.ax.tick_params(labelsize=7)
+        _draw_prediction_row(grid[row], planes, f"{title}{which}")
     handles = [
         Patch(color=TRUE_POSITIVE, label="found (true positive)"),
         Patch(color=FALSE_POSITIVE, label="false positive"),
@@ -67,8 +65,8 @@ def save_cover(
     *planes, _ = _planes(image, mask, probability)
     show_fluorescence(plain, planes[0])
     show_slice(overlay, _compare(*planes))
-    for axes in (plain, overlay):
-        axes.set_axis_off()
+    plain.set_axis_off()
+    overlay.set_axis_off()
     return canvas.save_figure(figure, path)
 
 
@@ -83,26 +81,24 @@ def _planes(
     return image[..., z], mask[..., z], probability[..., z], f", z = {z} of {image.shape[2]}"
 
 
-def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], title: str) -> Any:
-    """Draw the four panels of a sample; returns the probability's mappable for its colour bar."""
+def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], title: str) -> None:
+    """Draw the four panels of a sample."""
     image, mask, probability = planes
     picture, truth, chance, overlay = row
     show_fluorescence(picture, image)
     show_fluorescence(truth, image)
     draw_outline(truth, np.maximum(mask, 0), TRUTH)
     shown = show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
+    bar = chance.figure.colorbar(shown, ax=chance, shrink=0.8, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
     show_slice(overlay, _compare(image, mask, probability))
-    predicted, true = (probability >= 0.5) & (mask >= 0), mask >= 0.5
-    union = np.count_nonzero(predicted | true)
-    iou = np.count_nonzero(predicted & true) / union if union else 1.0
+    iou = confusion(probability, mask).iou
     words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
     for axes, word in zip(row, words, strict=True):
         axes.set_title(word, fontsize=9)
+        axes.set_xlabel("x (voxels)", fontsize=7)
     lines = [*textwrap.wrap(title, 36), "y (voxels)"]
     picture.set_ylabel("\n".join(lines), fontsize=8)
-    for axes in row:
-        axes.set_xlabel("x (voxels)", fontsize=7)
-    return shown
 
 
 def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:

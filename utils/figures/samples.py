@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +47,7 @@ def draw_image_sample(image: np.ndarray, mask: np.ndarray, centres: np.ndarray) 
 
     Image (X, Y) of 0..1, mask (X, Y) 0/1, centres (n, 2) in pixels; the first reaches from 0 to 1.
     """
-    memory = io.BytesIO()
-    _draw_images([image], [mask], [centres]).savefig(memory, dpi=160)
-    with Image.open(memory) as picture:
-        return picture.convert("RGB")
+    return canvas.to_picture(_draw_images([image], [mask], [centres]), dpi=160)
 
 
 def save_image_samples(

@@ -37,20 +37,26 @@ AT_LEAST = {
     **dict.fromkeys(("epochs", "batch_size", "early_stopping_patience", "boundary_thickness"), 1),
     **dict.fromkeys(("devices", "num_nodes", "start_channels", "stem_stride", "num_stacks"), 1),
     **dict.fromkeys(("patch_size", "patches_per_epoch", "patches_per_volume"), 1),
-    **dict.fromkeys(("L_train", "L_validate", "L_test"), 1),
+    **dict.fromkeys(("L_train", "L_validate", "L_test", "volumes", "window"), 1),
     **dict.fromkeys(("lr_scheduler_patience", "num_workers", "MIN_PARAMS"), 0),
-    **dict.fromkeys(("weight_decay", "boundary_weight"), 0.0),
+    **dict.fromkeys(("weight_decay", "boundary_weight", "surface_tolerance"), 0.0),
 }
 """The smallest value of a flag; infinity and NaN are none."""
 RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "ema": (lambda value: 0 <= value < 1, "lie in 0..1 (1 excluded), such as 0.999"),
+    "overlap": (lambda value: 0 <= value < 1, "lie in 0..1 (1 excluded), such as 0.25"),
     "max_minutes": (lambda value: 0 < value < math.inf, "be larger than 0, such as 30"),
+    "memory": (lambda value: 0 < value < math.inf, "be larger than 0 and finite, in GB"),
     "start_lr": (lambda value: 0 < value < math.inf, "be larger than 0, such as 1e-3"),
     **dict.fromkeys(
         ("lr_scheduler_factor", "mix", "val_share"),
         (lambda value: 0 < value < 1, "lie between 0 and 1 (both excluded), such as 0.2"),
     ),
     "scale": (lambda value: value == "auto" or 0.05 <= value <= 20, "be auto or lie in 0.05..20"),
+    "threshold": (
+        lambda value: value == "auto" or 0 < value <= 1,
+        "be auto or lie above 0 and up to 1",
+    ),
     "background_threshold": (lambda value: 0 <= value <= 1, "lie in 0..1, such as 0.95"),
     "depth": (lambda value: 1 <= value <= 16, "lie in 1..16, such as 4"),
     "conv_kernel_size": (lambda value: value > 0 and value % 2 == 1, "be odd, such as 3"),
