@@ -13,7 +13,6 @@ from utils.errors import UserError, disk_errors
 from utils.simulation.placed_columns import ColumnTable
 
 AXES = ("x", "y", "z")
-NO_TABLE = pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError
 ENDS = [f"{end}_{axis}" for end in ("proximal", "distal") for axis in AXES]
 
 
@@ -74,12 +73,12 @@ def _paths(path: str | Path, columns: pd.DataFrame) -> np.ndarray:
 
 def _read(path: str | Path, names: list[str], key: list[str]) -> pd.DataFrame:
     """Return the columns ``names`` of a CSV file as finite numbers, ``key`` without duplicates."""
-    try:
-        with disk_errors(path), warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
+    with disk_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
             table = pd.read_csv(path, index_col=False)  # else a cell too many moves all of a row
-    except (*NO_TABLE, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no CSV table ({' '.join(str(error).split())})") from error
+        except (ValueError, pd.errors.ParserWarning) as error:
+            raise UserError(f"{path}: no CSV table ({' '.join(str(error).split())})") from error
     missing = [name for name in names if name not in table]
     if missing:
         raise UserError(f"{path}: lacks the columns {', '.join(missing)} (of {', '.join(names)})")

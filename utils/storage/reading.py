@@ -174,8 +174,6 @@ class VolumeFile:
 
 def open_checked(path: Path, find_problem: Callable[[h5py.File], str]) -> h5py.File:
     """Open a file in which ``find_problem`` finds none; its words for one become a UserError."""
-    if path.is_dir():
-        raise UserError(f"{path}: a directory, not a file")
     if not path.exists():
         raise UserError(f"{path}: no such file; generate_3d_data.py makes one")
     with hdf5_errors(path, "truncated or not HDF5"):
