@@ -3,8 +3,6 @@
 A range is a field (low, high); both ends are values that may be drawn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from collections.abc import Mapping

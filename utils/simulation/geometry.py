@@ -5,8 +5,6 @@ vectors are scaled with the ellipsoid's axes, so that they are neither unit nor 
 length laid along one of them is thereby multiplied by its norm.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,8 +5,6 @@ Lengths in a configuration are in units of length, of which one is ``scale`` pix
 image; lengths in a record are in pixels. Intensities are photon counts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

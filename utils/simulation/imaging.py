@@ -5,8 +5,6 @@ in a fixed order (no BLAS, no fused or reordered sums), so that a machine's core
 change a bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import lru_cache
 

@@ -5,8 +5,6 @@ Inside a column's frame a point is entry + a e_theta + b e_phi + c e_r. The cone
 taper x radius; the frame's norms and angles carry it into the cube.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 

@@ -4,8 +4,6 @@ A lattice site has six neighbours, but for the twelve corners of the icosahedron
 and the sites at a cut-out's border.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations

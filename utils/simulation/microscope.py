@@ -4,8 +4,6 @@ The optical axis is one of the volume's. Light is lost along it, the point sprea
 it, and planes across it are taken and resampled to voxels afterwards, as a microscope's stack is.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

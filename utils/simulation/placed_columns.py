@@ -1,7 +1,5 @@
 """Columns from a table of measured ones, put into a volume at any place, turn and voxel size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

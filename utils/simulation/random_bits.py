@@ -8,8 +8,6 @@ These functions are compiled into the kernels of other files, whose cache numba 
 those files change: touch fluorescence.py, imaging.py and image.py after a change here.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 from scipy.special import ndtri

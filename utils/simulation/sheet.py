@@ -5,8 +5,6 @@ column stands at a place (u, v) of the sheet's middle surface and runs along its
 proximal end (depth 0) to its distal end (depth 1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 

@@ -3,8 +3,6 @@
 Positions are in voxels; the centre of voxel i lies at i + 0.5.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numba

@@ -5,8 +5,6 @@ unless a name says voxels. Ranges follow domain randomisation as in SynthSeg (Bi
 Image Analysis 2023) and AnyStar (Dey et al., WACV 2024), parts what fly neuropils show.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@ Axis order is (x, y, z) everywhere. Lengths are in units of the cube's edge (1.0
 the units of ``baseline_intensity``, unless a name says voxels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import numpy as np

@@ -4,8 +4,6 @@ Where columns stand (``sheet``, or a table of real ones), what glows (``stain``)
 (``microscope``). Axis order is (x, y, z), lengths are voxels unless a name or text says otherwise.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Tables of measured columns (CSV) as the arrays that the simulation places in volumes."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from pathlib import Path

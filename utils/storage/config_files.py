@@ -4,8 +4,6 @@ The key ``preset`` says which preset's fields the other keys are; a part of a co
 table. What is left out has the preset's default. The volumes' shape is no key: flags give it.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib

@@ -4,8 +4,6 @@ Labels and images of a row are cut into chunks of ``CHUNK_EDGE`` voxels an edge,
 their corners; those at the far borders are filled up with zeros. Axis order is (x, y, z).
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -3,8 +3,6 @@
 Compressing there leaves the one process that writes little to do.
 """
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 

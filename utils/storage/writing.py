@@ -1,7 +1,5 @@
 """Writing a file under a temporary name; it gets its own when it is complete."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
