@@ -5,7 +5,7 @@ threads cannot change it. Keys are drawn from the sample's Generator. Normals co
 quantiles: four 16-bit look-ups of one 64-bit word.
 
 These functions are compiled into the kernels of other files, whose cache numba renews only when
-those files change: touch fluorescence.py, imaging.py and image.py after a change here.
+those files change: touch fluorescence.py and imaging.py after a change here.
 """
 
 import numba
