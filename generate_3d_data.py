@@ -248,13 +248,12 @@ def rows_in_order(
     under_way: deque[Future[Any]] = deque()
     for index in range(volume_set.num_samples + places):
         done = index - places
-        if done >= 0:
-            with worker_errors(volume_set.seed, done):
-                row = unpack(done, under_way.popleft().result())
-            yield row
-        if index < volume_set.num_samples:
-            with worker_errors(volume_set.seed, index):
+        with worker_errors(volume_set.seed, done):
+            row = unpack(done, under_way.popleft().result()) if done >= 0 else None
+            if index < volume_set.num_samples:
                 under_way.append(submit(index))
+        if row:
+            yield row
 
 
 @contextlib.contextmanager
@@ -276,9 +275,7 @@ def worker_errors(seed: int, index: int) -> Iterator[None]:
         lost = isinstance(error, (BrokenExecutor, CancelledError))
         if not lost and type(error).__name__ != "KilledWorker":
             raise
-        raise UserError(
-            "a worker died (killed, or out of memory: fewer --workers need less)"
-        ) from error
+        raise UserError("a worker died (out of memory? fewer --workers need less)") from error
 
 
 @contextlib.contextmanager
@@ -319,9 +316,7 @@ def dask_rows(volume_set: VolumeSet, address: str) -> Iterator[Iterator[EncodedR
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"--dask-scheduler needs {error.name}: pip install -r requirements-dask.txt"
-        ) from error
+        raise UserError(f"{error}: pip install -r requirements-dask.txt") from error
     try:
         client = Client(address, timeout=DASK_TIMEOUT)
     except (OSError, ValueError, TimeoutError) as error:

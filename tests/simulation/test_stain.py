@@ -62,7 +62,7 @@ def square_lattice():
     owner[:, :, 6:-6] = (cell[:, None] * SIDE + cell + 1)[..., None]
     depth = np.clip((np.arange(shape[2]) - 6) / (HEIGHT - 1), 0, 1)
     fields = (np.broadcast_to(a, shape).astype(np.float32) for a in (distance, depth))
-    return ColumnFields(owner, *fields)
+    return ColumnFields(owner, *fields, np.zeros(shape, np.uint8))
 
 
 FIELDS = square_lattice()
@@ -86,7 +86,7 @@ def test_each_structure_has_its_level_where_it_should_be(levels):
 
 
 def test_far_from_all_columns_is_plain_sheet():
-    far = ColumnFields(FIELDS.owner, FIELDS.distance + np.float32(1.1), FIELDS.depth)
+    far = replace(FIELDS, distance=FIELDS.distance + np.float32(1.1))
     assert_allclose(paint(far)[FIELDS.owner > 0], LEVELS[SHEET], rtol=1e-5)
 
 

@@ -124,7 +124,7 @@ class Fake2DDataset(EpochDataset):
         samples = ImageSamples.empty(image_set.num_samples, self.config.shape)
         # disable=None: a bar on a terminal only
         rows = tqdm(range(image_set.num_samples), "Simulating", unit="image", disable=None)
-        with nullcontext() if path is None else new_image_file(path, image_set) as file:
+        with nullcontext() if path is None else new_image_file(path, image_set, samples):
             for i in rows:
                 sample = simulate_image(self.config, image_rng(image_set.seed, i))
                 samples.images[i] = self.normalizer.apply(
@@ -132,8 +132,6 @@ class Fake2DDataset(EpochDataset):
                 )
                 samples.masks[i] = sample.mask
                 samples.centres[i] = sample.centres
-                if file is not None:
-                    file.write(i, samples.images[i], samples.masks[i], samples.centres[i])
         return samples
 
     def _image(self, index: int) -> torch.Tensor:

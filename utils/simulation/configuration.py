@@ -3,8 +3,6 @@
 A range is a field (low, high); both ends are values that may be drawn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from collections.abc import Mapping
@@ -15,24 +13,17 @@ import numpy as np
 from utils.errors import UserError
 
 Range = tuple[float, float]  # (low, high)
+Shape = tuple[int, int, int]  # voxels along x, y, z
 
 
-def limited(
-    default: Any,
-    least: float,
-    most: float = np.inf,
-    *,
-    is_range: bool = True,
-    any_length: bool = False,
-) -> Any:
+def limited(default: Any, least: float, most: float = np.inf, *, is_range: bool = True) -> Any:
     """Return a field whose number, or whose tuple's numbers, lie in least..most and are finite.
 
-    Two numbers are a range, low <= high, unless ``is_range`` says otherwise; a tuple has as many
-    numbers as its default, or ``any_length``.
+    A tuple has as many numbers as its default; two are a range, low <= high, unless ``is_range``
+    says otherwise.
     """
     is_range = is_range and isinstance(default, tuple)
-    size = None if any_length else np.size(default)
-    limits = {"least": least, "most": most, "is_range": is_range, "size": size}
+    limits = {"least": least, "most": most, "is_range": is_range, "size": np.size(default)}
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -47,7 +38,7 @@ class PlainConfig:
             if field.metadata:
                 self._check(field.name, **field.metadata)
 
-    def _check(self, name: str, least: float, most: float, is_range: bool, size: Any) -> None:
+    def _check(self, name: str, least: float, most: float, is_range: bool, size: int) -> None:
         value = getattr(self, name)
         numbers = np.atleast_1d(value)
         if not numbers.size or not np.all(np.isfinite(numbers) & (numbers >= least)):
@@ -57,24 +48,22 @@ class PlainConfig:
             raise UserError(f"{name} {value}: must be at most {most}")
         if is_range and (numbers.size != 2 or numbers[0] > numbers[1]):
             raise UserError(f"{name} {value}: must be (low, high) with low <= high")
-        if size and numbers.size != size:
+        if numbers.size != size:
             raise UserError(f"{name} {value}: must be {size} numbers")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types (tuples as lists, parts nested); ``from_dict`` is the inverse."""
-        return {name: _plain(value) for name, value in vars(self).items()}
+
+        def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {name: list(v) if isinstance(v, tuple) else v for name, v in fields}
+
+        return dataclasses.asdict(typing.cast("Any", self), dict_factory=plain)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a configuration from :meth:`to_dict`'s result; what is left out has its default."""
         hints = typing.get_type_hints(cls)
         return cls(**{name: _typed(value, hints.get(name)) for name, value in values.items()})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, PlainConfig):
-        return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _typed(value: Any, hint: Any) -> Any:

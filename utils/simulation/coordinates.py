@@ -3,8 +3,6 @@
 Angles are radians. theta is the polar angle from +z, phi the azimuth from +x towards +y.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -4,8 +4,6 @@ Lengths are in unit cube coordinates; a cloud's widths are laid along its column
 A point's intensity replaces what stood in its voxel; neurites are added on top of the clouds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numba

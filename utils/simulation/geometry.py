@@ -5,8 +5,6 @@ vectors are scaled with the ellipsoid's axes, so that they are neither unit nor 
 length laid along one of them is thereby multiplied by its norm.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,12 +90,12 @@ def draw_optic_lobe(
             entry_points = points[kept].astype(np.float32)
             return OpticLobe(
                 lattice_intervals=n,
-                axis_scales=_triple(scales),
-                shift=_triple(shift),
-                angles=_triple(angles),
-                centre=_triple(centre),
-                cutoff_point=_triple(point),
-                cutoff_normal=_triple(normal),
+                axis_scales=tuple(scales.tolist()),
+                shift=tuple(shift.tolist()),
+                angles=tuple(angles.tolist()),
+                centre=tuple(centre.tolist()),
+                cutoff_point=tuple(point.tolist()),
+                cutoff_normal=tuple(normal.tolist()),
                 tries=tries,
                 spacing=mean_nearest_distance(entry_points),
                 entry_points=entry_points,
@@ -138,8 +136,3 @@ def mean_nearest_distance(points: np.ndarray) -> float:
     """Return the mean distance of each of ``points`` (N >= 2, 3) to its nearest neighbour."""
     distances, _ = cKDTree(points).query(points, k=2)
     return float(distances[:, 1].mean())
-
-
-def _triple(vector: np.ndarray) -> tuple[float, float, float]:
-    x, y, z = (float(v) for v in vector)
-    return x, y, z

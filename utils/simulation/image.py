@@ -5,11 +5,10 @@ Lengths in a configuration are in units of length, of which one is ``scale`` pix
 image; lengths in a record are in pixels. Intensities are photon counts.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 from scipy.ndimage import correlate1d
 
 from utils.errors import UserError
@@ -50,8 +49,8 @@ class ImageConfig(PlainConfig):
     ring_share_range: Range = limited((0.0, 1.0), 0.0, 1.0)
     """Share of ring columns, one draw per image; the others are Gaussian."""
     box_size: float = limited(2.0, 0.0)  # edge of the box mean; truncated to pixels, at least 1
-    blur_sizes: tuple[int, ...] = limited((5, 7, 9), 3, is_range=False, any_length=True)
-    """Odd Gaussian kernel sizes in pixels, one of which is drawn per image."""
+    blur_sizes: tuple[int, ...] = (5, 7, 9)
+    """Odd Gaussian kernel sizes in pixels, from 3, one of which is drawn per image."""
     background_size: int = limited(21, 3)
     """Odd kernel size in pixels of the wider blur that is added as background."""
     gain: float = limited(1.0, 1e-3)  # photons per unit of intensity
@@ -66,13 +65,11 @@ class ImageConfig(PlainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for size in (*self.blur_sizes, self.background_size):
-            if size % 2 != 1:
-                raise UserError(f"blur_sizes, background_size: {size} must be an odd whole number")
+        for size in (self.background_size, *(self.blur_sizes or [0])):
+            if size % 2 != 1 or size < 3:
+                raise UserError(f"blur_sizes, background_size: {size} must be odd and at least 3")
         if self.scale_range[0] * self.column_distance < 2.0:
-            raise UserError(
-                "scale_range x column_distance: columns must be at least 2 pixels apart"
-            )
+            raise UserError("scale_range x column_distance: columns must be 2 pixels apart")
 
 
 @dataclass(frozen=True)
@@ -120,12 +117,12 @@ def inside(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.all((pixels >= 0) & (pixels < np.array(shape)), axis=1)
 
 
-def image_rng(seed: int, index: int) -> np.random.Generator:
+def image_rng(seed: int, index: int) -> Generator:
     """Return the generator of image ``index`` of a seed, which is at least 0 and below 2^32."""
     return make_rng(Purpose.IMAGE, seed, index)
 
 
-def simulate_image(config: ImageConfig, rng: np.random.Generator) -> SimulatedImage:
+def simulate_image(config: ImageConfig, rng: Generator) -> SimulatedImage:
     """Simulate one image: place the columns, render the labels, the fluorescence, the image.
 
     Equal generators, best made by :func:`image_rng`, give equal images to the bit. Raises
@@ -140,7 +137,7 @@ def simulate_image(config: ImageConfig, rng: np.random.Generator) -> SimulatedIm
 
 
 def _place_columns(
-    config: ImageConfig, rng: np.random.Generator
+    config: ImageConfig, rng: Generator
 ) -> tuple[ImageParameters, np.ndarray, np.ndarray]:
     """Draw placements until one is accepted; return it, its centres and its instances."""
     most_labelled, fewest_centres = 0.0, np.inf
@@ -157,15 +154,12 @@ def _place_columns(
         most_labelled = max(most_labelled, labelled)
     raise GeometryError(
         f"min_labelled {config.min_labelled} with fewer than {config.max_centres} centres: none of "
-        f"{config.max_tries} placements reached it (at the most {most_labelled:.3f} was labelled, "
-        f"the fewest centres were {fewest_centres}); lower min_labelled, raise max_centres or "
-        "label_radius, or raise max_tries"
+        f"{config.max_tries} placements reached it (most labelled: {most_labelled:.3f}, fewest "
+        f"centres: {fewest_centres}); lower min_labelled, or raise max_centres or label_radius"
     )
 
 
-def _draw_placement(
-    config: ImageConfig, rng: np.random.Generator
-) -> tuple[ImageParameters, np.ndarray]:
+def _draw_placement(config: ImageConfig, rng: Generator) -> tuple[ImageParameters, np.ndarray]:
     """Draw one placement; return it and the centres (N, 2) float32 whose light can reach in.
 
     A lattice is turned about the image's centre, shifted by a random part of a cell (so that no
@@ -177,9 +171,8 @@ def _draw_placement(
     turn = rng.uniform(0.0, 2.0 * np.pi)
     distance = config.column_distance * scale
     u, v = rng.random(2)
-    cell_place = distance * np.array([[u + v * np.cos(angle), v * np.sin(angle)]])
     turned = axis_rotation(2, turn)[:2, :2]
-    shift = rotate(turned, cell_place)[0]
+    shift = rotate(turned, distance * np.array([[u + v * np.cos(angle), v * np.sin(angle)]]))
 
     half = np.array(config.shape) / 2.0
     # how far from its centre a column has points or labels, in units of length
@@ -198,8 +191,8 @@ def _draw_placement(
         scale=scale,
         lattice_angle=float(angle),
         turn=turn,
-        cutoff_point=(float(point[0]), float(point[1])),
-        cutoff_normal=(float(normal[0]), float(normal[1])),
+        cutoff_point=tuple(point.tolist()),
+        cutoff_normal=tuple(normal.tolist()),
         ring_share=rng.uniform(*config.ring_share_range),
         label_radius=config.label_radius * scale,
         box_size=max(1, int(config.box_size * scale)),
@@ -219,7 +212,7 @@ def _render_fluorescence(
     parameters: ImageParameters,
     centres: np.ndarray,
     is_ring: np.ndarray,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> np.ndarray:
     """Return the canvas float32, the image and a margin about it, before the microscope.
 
@@ -246,7 +239,7 @@ def _render_fluorescence(
 
 
 def _take_image(
-    config: ImageConfig, parameters: ImageParameters, canvas: np.ndarray, rng: np.random.Generator
+    config: ImageConfig, parameters: ImageParameters, canvas: np.ndarray, rng: Generator
 ) -> np.ndarray:
     """Return the microscope's image (X, Y) float32 of the canvas.
 

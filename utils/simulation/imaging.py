@@ -5,8 +5,7 @@ in a fixed order (no BLAS, no fused or reordered sums), so that a machine's core
 change a bit.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from functools import lru_cache
 
 import numba
@@ -91,24 +90,29 @@ def background(image: np.ndarray, sigma: float) -> np.ndarray:
     """
     factors = [blur_factors(n, sigma, t) for n, t in zip(image.shape, (1, 2, 1), strict=True)]
     for axis in (1, 0, 2):  # y first, with the fewest factors, where the volume is whole
-        image = _along(factors[axis][0], image, axis)
+        image = along(factors[axis][0], image, axis, _matrix_product)
     for axis in (2, 0, 1):
-        image = _along(factors[axis][1], image, axis)
+        image = along(factors[axis][1], image, axis, _matrix_product)
     return image
 
 
-def _along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
-    """Multiply ``image`` (X, Y, Z) by a ``matrix`` (m, n) along an axis."""
-    if axis == 2:
-        rows = image.reshape(-1, image.shape[2])
-        product = np.empty((len(rows), len(matrix)), dtype=np.float32)
-        _matrix_product(rows, np.ascontiguousarray(matrix.T), product)
-    else:
-        planes = image if axis == 1 else image.reshape(1, len(image), -1)
-        product = np.empty((len(planes), len(matrix), planes.shape[2]), dtype=np.float32)
-        for plane, out in zip(planes, product, strict=True):
-            _matrix_product(matrix, plane, out)
-    return product.reshape(*image.shape[:axis], len(matrix), *image.shape[axis + 1 :])
+def along(matrix: np.ndarray, image: np.ndarray, axis: int, product: Callable) -> np.ndarray:
+    """Multiply ``image`` (X, Y, Z) float32 by a ``matrix`` (m, n) along an axis.
+
+    ``product`` (matrix, right (n, k), out (m, k)) writes the product of two matrices to ``out``.
+    """
+    shape = (*image.shape[:axis], len(matrix), *image.shape[axis + 1 :])
+    out = np.empty(shape, dtype=np.float32)
+    # along the first axis all is one plane
+    planes, targets = (a if axis else a.reshape(1, len(a), -1) for a in (image, out))
+    for plane, target in zip(planes, targets, strict=True):
+        if axis == 2:
+            turned = np.empty(target.shape[::-1], dtype=np.float32)
+            product(matrix, np.ascontiguousarray(plane.T), turned)
+            target[:] = turned.T
+        else:
+            product(matrix, plane, target)
+    return out
 
 
 @numba.njit(cache=True)
@@ -168,13 +172,8 @@ def percentile_of_nonnegative(image: np.ndarray, percent: float) -> float:
 
 
 @numba.njit(cache=True)
-def _compose(box_image, background_image, inverse, weight):  # type: ignore[no-untyped-def]
-    out = np.empty_like(box_image)
-    flat, box, light = out.reshape(-1), box_image.reshape(-1), background_image.reshape(-1)
-    offset = np.float32(OFFSET)
-    for i in range(flat.size):
-        flat[i] = max(box[i] * inverse + light[i] * weight + offset, np.float32(0.0))
-    return out
+def _compose(box, light, inverse, weight):  # type: ignore[no-untyped-def]
+    return np.maximum(box * inverse + light * weight + np.float32(OFFSET), np.float32(0.0))
 
 
 def check_cut_off(image: np.ndarray, limit: float, remedy: str) -> None:

@@ -5,8 +5,6 @@ Inside a column's frame a point is entry + a e_theta + b e_phi + c e_r. The cone
 taper x radius; the frame's norms and angles carry it into the cube.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 
@@ -54,7 +52,12 @@ def paint_cones(
     check_count(len(entry_points), "cones")
     e_r, e_theta, e_phi = frames
     instances = np.zeros(shape, dtype=np.uint16)
-    lower, upper = _bounding_boxes(shape, entry_points, frames, length, radius * max(1.0, taper))
+    ends = entry_points + length * e_r
+    reach = radius * max(1.0, taper) * np.sqrt(e_theta**2 + e_phi**2)
+    # the voxels [lower, upper) that hold each cone
+    lower = np.floor((np.minimum(entry_points, ends) - reach) * np.array(shape) - 1.0)
+    upper = np.ceil((np.maximum(entry_points, ends) + reach) * np.array(shape) + 1.0)
+    lower, upper = (np.clip(box, 0, shape).astype(np.int64) for box in (lower, upper))
     x, y, z = (((np.arange(n) + 0.5) / n).astype(np.float32) for n in shape)
     inverses = frame_inverses(e_theta, e_phi, e_r)
     size = np.array([length, radius, radius * (taper - 1.0) / length], dtype=np.float32)
@@ -66,23 +69,6 @@ def check_count(count: int, what: str) -> None:
     """Raise UserError for more instances than have an id."""
     if count > np.iinfo(np.uint16).max:
         raise UserError(f"{count} {what} do not fit 16-bit instance ids (at most 65535)")
-
-
-def _bounding_boxes(
-    shape: tuple[int, int, int],
-    entry_points: np.ndarray,
-    frames: tuple[np.ndarray, np.ndarray, np.ndarray],
-    length: float,
-    radius: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (N, 3) int64 voxel ranges [lower, upper) that hold each cone, clipped."""
-    e_r, e_theta, e_phi = frames
-    ends = entry_points + length * e_r
-    reach = radius * np.sqrt(e_theta**2 + e_phi**2)
-    lower = (np.minimum(entry_points, ends) - reach) * np.array(shape) - 1.0
-    upper = (np.maximum(entry_points, ends) + reach) * np.array(shape) + 1.0
-    lower = np.clip(np.floor(lower), 0, shape).astype(np.int64)
-    return lower, np.clip(np.ceil(upper), 0, shape).astype(np.int64)
 
 
 @numba.njit(cache=True)

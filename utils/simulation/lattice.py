@@ -4,10 +4,9 @@ A lattice site has six neighbours, but for the twelve corners of the icosahedron
 and the sites at a cut-out's border.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -31,16 +30,9 @@ def icosahedron() -> tuple[np.ndarray, np.ndarray]:
     corners = np.array(
         [p for s in (-1, 1) for t in (-g, g) for p in ((0, s, t), (s, t, 0), (t, 0, s))]
     )
-    edge = 2.0
     distance = np.linalg.norm(corners[:, None] - corners[None], axis=2)
-    adjacent = np.isclose(distance, edge)
-    faces = [
-        (a, b, c)
-        for a in range(12)
-        for b in range(a + 1, 12)
-        for c in range(b + 1, 12)
-        if adjacent[a, b] and adjacent[b, c] and adjacent[a, c]
-    ]
+    adjacent = np.isclose(distance, 2.0)
+    faces = [f for f in combinations(range(12), 3) if all(adjacent[e] for e in combinations(f, 2))]
     return corners / np.linalg.norm(corners[0]), np.array(faces)
 
 
@@ -58,19 +50,6 @@ def slerp(start: np.ndarray, end: np.ndarray, t: np.ndarray) -> np.ndarray:
     return first[..., None] * start + second[..., None] * end
 
 
-def _triangle_grid(intervals: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return row i, column j <= i of a triangular grid, and its edges as pairs of grid indices."""
-    i, j = np.tril_indices(intervals + 1)
-    index = np.zeros((intervals + 1, intervals + 1), dtype=np.int64)
-    index[i, j] = np.arange(len(i))
-    a, b = np.tril_indices(intervals)
-    upper, lower, right = index[a, b], index[a + 1, b], index[a + 1, b + 1]
-    edges = np.concatenate(
-        [np.stack(p, axis=1) for p in ((upper, lower), (upper, right), (lower, right))]
-    )
-    return i, j, edges
-
-
 @lru_cache(maxsize=32)
 def spherical_lattice(intervals: int) -> SphericalLattice:
     """Return the lattice with ``intervals`` >= 1 intervals per icosahedron edge.
@@ -79,47 +58,33 @@ def spherical_lattice(intervals: int) -> SphericalLattice:
     edges from the face's first corner, all interpolated on great circles.
     """
     corners, faces = icosahedron()
-    i, j, edges = _triangle_grid(intervals)
-    along_row = j / np.maximum(i, 1)
-    sites = []
-    for a, b, c in corners[faces]:
-        left, right = slerp(a, b, i / intervals), slerp(a, c, i / intervals)
-        sites.append(slerp(left, right, along_row))
-    stacked = np.concatenate(sites)
-    keys = np.round(stacked / MERGE_TOLERANCE).astype(np.int64)
-    first, merged = _first_of_equal(keys)
-    face = np.repeat(np.arange(20), len(i))
-    coordinates = np.stack([face, np.tile(i, 20), np.tile(j, 20)], axis=1)[first]
-    all_edges = np.concatenate([merged[edges + f * len(i)] for f in range(20)])
-    pairs = np.unique(np.sort(all_edges, axis=1), axis=0)
-    lattice = SphericalLattice(stacked[first], coordinates.astype(np.int32), pairs.astype(np.int32))
+    i, j = np.tril_indices(intervals + 1)
+    sites = np.concatenate(
+        [
+            slerp(slerp(a, b, i / intervals), slerp(a, c, i / intervals), j / np.maximum(i, 1))
+            for a, b, c in corners[faces]
+        ]
+    )
+    twins = cKDTree(sites).query_pairs(MERGE_TOLERANCE, output_type="ndarray")
+    owner = np.arange(len(sites))
+    np.minimum.at(owner, twins.max(axis=1), twins.min(axis=1))
+    first, merged = np.unique(owner, return_inverse=True)
+    upper = np.arange(len(i) - intervals - 1)  # points of a face with two points below them
+    lower = upper + i[upper] + 1
+    edges = np.concatenate([(upper, lower), (upper, lower + 1), (lower, lower + 1)], axis=1).T
+    pairs = np.concatenate([merged[edges + f * len(i)] for f in range(20)])
+    neighbours = np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int32)
+    coordinates = np.stack([np.repeat(np.arange(20), len(i)), np.tile(i, 20), np.tile(j, 20)], 1)
+    lattice = SphericalLattice(sites[first], coordinates[first].astype(np.int32), neighbours)
     for array in (lattice.sites, lattice.coordinates, lattice.neighbours):
         array.flags.writeable = False
     return lattice
 
 
-def _first_of_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Merge rows of integer ``keys`` that differ by at most one unit per axis.
-
-    Return (M,) the index of each distinct row's first appearance, in order, and (N,) the distinct
-    row that each row belongs to.
-    """
-    pairs = cKDTree(keys).query_pairs(2.0, output_type="ndarray")
-    owner = np.arange(len(keys))
-    if len(pairs):
-        np.minimum.at(owner, pairs.max(axis=1), pairs.min(axis=1))
-    first = np.flatnonzero(owner == np.arange(len(keys)))
-    number = np.full(len(keys), -1)
-    number[first] = np.arange(len(first))
-    return first, number[owner]
-
-
 def neighbours_among(kept: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return the ``pairs`` (E, 2) int32 between sites that are ``kept`` (K,), renumbered."""
-    number = np.full(max(int(pairs.max(initial=-1)), int(kept.max(initial=-1))) + 1, -1, np.int32)
-    number[kept] = np.arange(len(kept), dtype=np.int32)
-    renumbered = number[pairs]
-    return renumbered[(renumbered >= 0).all(axis=1)]
+    """Return the ``pairs`` (E, 2) int32 between sites ``kept`` (K,), ascending, renumbered."""
+    among = pairs[np.isin(pairs, kept).all(axis=1)]
+    return np.searchsorted(kept, among).astype(np.int32)
 
 
 def planar_lattice(distance: float, angle: float, extent: float) -> np.ndarray:
@@ -130,7 +95,6 @@ def planar_lattice(distance: float, angle: float, extent: float) -> np.ndarray:
     """
     basis = distance * np.array([[1.0, 0.0], [np.cos(angle), np.sin(angle)]])
     reach = int(np.ceil(extent * np.sqrt(2.0) / (distance * abs(np.sin(angle))))) + 1
-    steps = np.arange(-reach, reach + 1)
-    p, q = np.meshgrid(steps, steps, indexing="ij")
-    sites = p.reshape(-1, 1) * basis[0] + q.reshape(-1, 1) * basis[1]
+    p, q = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1, 1)
+    sites = p * basis[0] + q * basis[1]
     return sites[np.abs(sites).max(axis=1) <= extent]

@@ -4,15 +4,16 @@ The optical axis is one of the volume's. Light is lost along it, the point sprea
 it, and planes across it are taken and resampled to voxels afterwards, as a microscope's stack is.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from functools import partial
 
 import numba
 import numpy as np
+from numpy.random import Generator
 
+from utils.simulation import imaging
 from utils.simulation.configuration import PlainConfig, Range, limited
-from utils.simulation.imaging import add_read_noise, percentile_of_nonnegative, shot_noise
+from utils.simulation.imaging import BLOCK
 from utils.simulation.random_bits import NORMALS, draw_key
 
 REACH = 3.0  # point spreads are cut at this many sigmas
@@ -21,7 +22,6 @@ SAMPLES = 4  # planes in a spacing at least: two in a column and two in a gap
 BRIGHT = 99.0  # percentile that has the photons of the brightest 1 %
 GREY_STEPS = 4096
 WHITE_STRIDE = 13  # every so many-th voxel tells where white lies
-BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Microscope(PlainConfig):
 
 
 def draw_microscope(
-    config: MicroscopeConfig, rng: np.random.Generator, voxel_spacing: float = np.inf
+    config: MicroscopeConfig, rng: Generator, voxel_spacing: float = np.inf
 ) -> Microscope:
     """Draw a microscope; columns ``voxel_spacing`` voxels apart limit its depth of focus."""
 
@@ -103,7 +103,7 @@ def draw_microscope(
     )
 
 
-def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def take_picture(microscope: Microscope, image: np.ndarray, rng: Generator) -> np.ndarray:
     """Return what ``microscope`` sees of ``image`` (X, Y, Z) float32 >= 0: float32, 0 to 255.
 
     Grey values are whole numbers, save between planes that lie further apart than voxels.
@@ -115,10 +115,10 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: np.random.Gener
         size = image.shape[other]
         blur = blur_matrix(size, np.arange(size, dtype=float), microscope.lateral_sigma)
         seen = along(blur * uneven[other], seen, other)
-    bright = percentile_of_nonnegative(seen, BRIGHT) or 1.0
-    counts = shot_noise(seen, microscope.photons / bright, draw_key(rng))
+    bright = imaging.percentile_of_nonnegative(seen, BRIGHT) or 1.0
+    counts = imaging.shot_noise(seen, microscope.photons / bright, draw_key(rng))
     scale, sd = np.float32(1.0 / microscope.photons), np.float32(microscope.read_noise)
-    add_read_noise(counts.reshape(-1), scale, sd, draw_key(rng), NORMALS, seen.reshape(-1))
+    imaging.add_read_noise(counts.reshape(-1), scale, sd, draw_key(rng), NORMALS, seen.reshape(-1))
     _add_artefacts(microscope, seen, rng)
     sample = seen.reshape(-1)[::WHITE_STRIDE]
     rank = min(int((1.0 - microscope.saturated) * len(sample)), len(sample) - 1)
@@ -186,22 +186,11 @@ def along(matrix: np.ndarray, image: np.ndarray, axis: int) -> np.ndarray:
         return image
     first = np.argmax(matrix != 0, axis=1)
     last = matrix.shape[1] - np.argmax(matrix[:, ::-1] != 0, axis=1)
-    shape = (*image.shape[:axis], len(matrix), *image.shape[axis + 1 :])
-    out = np.empty(shape, dtype=np.float32)
-    # along the first axis all is one plane
-    planes, targets = (a if axis else a.reshape(1, len(a), -1) for a in (image, out))
-    for plane, target in zip(planes, targets, strict=True):
-        if axis == 2:
-            turned = np.empty(target.shape[::-1], dtype=np.float32)
-            _sum_rows(matrix, first, last, np.ascontiguousarray(plane.T), turned)
-            target[:] = turned.T
-        else:
-            _sum_rows(matrix, first, last, plane, target)
-    return out
+    return imaging.along(matrix, image, axis, partial(_sum_rows, first, last))
 
 
 @numba.njit(cache=True)
-def _sum_rows(matrix, first, last, source, target):  # type: ignore[no-untyped-def]
+def _sum_rows(first, last, matrix, source, target):  # type: ignore[no-untyped-def]
     """Fill ``target`` (M, K) with weighted sums of the rows of ``source`` (N, K).
 
     In blocks of columns that stay in the cache.
@@ -224,7 +213,7 @@ def _sum_rows(matrix, first, last, source, target):  # type: ignore[no-untyped-d
 
 
 def uneven_light(
-    microscope: Microscope, shape: tuple[int, ...], rng: np.random.Generator
+    microscope: Microscope, shape: tuple[int, ...], rng: Generator
 ) -> list[np.ndarray]:
     """Return for each axis (planes or voxels, 1) float32, whose product is the light.
 
@@ -242,7 +231,7 @@ def uneven_light(
     return light
 
 
-def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: np.random.Generator) -> None:
+def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: Generator) -> None:
     """Multiply planes, and lines within planes, by random factors, in place."""
     if not microscope.artefact:
         return

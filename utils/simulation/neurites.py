@@ -3,8 +3,6 @@
 Control points are (4, N, 3) in unit cube coordinates; the curve parameter t runs over 0..1.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from utils.simulation.coordinates import spherical_frames

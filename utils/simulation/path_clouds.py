@@ -3,8 +3,6 @@
 A path is cut into pieces as long as the reference's columns, each with clouds of its column's kind.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from utils.simulation.coordinates import spherical_frames

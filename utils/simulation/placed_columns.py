@@ -1,24 +1,14 @@
 """Columns from a table of measured ones, put into a volume at any place, turn and voxel size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.random import Generator
 
+from utils.simulation import sheet
+from utils.simulation.configuration import Shape
 from utils.simulation.coordinates import rotate
-from utils.simulation.sheet import (
-    DEPTHS,
-    Columns,
-    SheetConfig,
-    draw_left_out,
-    draw_turn,
-    draw_until_enough,
-    near_volume,
-    nearest_distances,
-    turn_to,
-)
 
 
 @dataclass(frozen=True)
@@ -38,13 +28,13 @@ class ColumnTable:
         """(N, D, 3) the paths, given or straight."""
         if self.paths is not None:
             return self.paths
-        t = np.linspace(0.0, 1.0, DEPTHS)[:, None]
+        t = np.linspace(0.0, 1.0, sheet.DEPTHS)[:, None]
         return self.proximal[:, None] * (1.0 - t) + self.distal[:, None] * t
 
     @cached_property
     def nearest(self) -> np.ndarray:
         """(N, D) distance to the nearest other column at that depth."""
-        return nearest_distances(self.nodes)
+        return sheet.nearest_distances(self.nodes)
 
     @cached_property
     def spacing(self) -> float:
@@ -78,7 +68,7 @@ class Placement:
 
 
 def draw_placement(
-    table: ColumnTable, config: SheetConfig, shape: tuple[int, int, int], rng: np.random.Generator
+    table: ColumnTable, config: sheet.SheetConfig, shape: Shape, rng: Generator
 ) -> Placement:
     """Draw a placement that puts some column's node within ``config.shift`` of the centre.
 
@@ -88,17 +78,17 @@ def draw_placement(
     nodes = table.nodes.reshape(-1, 3)
     shift = rng.uniform(-config.shift, config.shift, size=3) * shape * voxel_size
     x, y, z = (nodes[rng.integers(len(nodes))] + shift).tolist()
-    axis, turn = draw_turn(rng)
+    axis, turn = sheet.draw_turn(rng)
     return Placement(float(voxel_size), (x, y, z), axis, turn, bool(rng.integers(2)))
 
 
 def place_columns(
     table: ColumnTable,
-    config: SheetConfig,
-    shape: tuple[int, int, int],
-    rng: np.random.Generator,
+    config: sheet.SheetConfig,
+    shape: Shape,
+    rng: Generator,
     placement: Placement | None = None,
-) -> Columns:
+) -> sheet.Columns:
     """Return the table's columns in a volume; those outside of it are cropped away.
 
     Without a ``placement`` it is drawn until enough columns are inside. Of ``config``, ``spacing``,
@@ -106,20 +96,21 @@ def place_columns(
     fewer than ``min_columns`` inside, in each of the tries.
     """
 
-    def place() -> Columns:
+    def place() -> sheet.Columns:
         at = draw_placement(table, config, shape, rng) if placement is None else placement
-        turn = turn_to(at.axis, at.turn)
+        turn = sheet.turn_to(at.axis, at.turn)
         turn = turn * ([-1.0, 1.0, 1.0] if at.mirrored else [1.0, 1.0, 1.0])
         places = rotate(turn, (table.nodes - at.place).reshape(-1, 3)) / at.voxel_size
         paths = places.reshape(table.nodes.shape) + 0.5 * np.array(shape)
         lattice = np.stack([np.zeros_like(table.p), table.p, table.q], axis=1)
         parameters = {
             **{"voxel_size": at.voxel_size, "spacing": table.spacing / at.voxel_size},
-            **dict(zip(("place_x", "place_y", "place_z"), at.place, strict=True)),
-            **dict(zip(("axis_x", "axis_y", "axis_z"), at.axis, strict=True)),
+            **sheet.by_axis("place", at.place),
+            **sheet.by_axis("axis", at.axis),
             **{"turn": at.turn, "mirrored": float(at.mirrored)},
         }
         spacing = table.nearest / at.voxel_size
-        return draw_left_out(config, near_volume(paths, spacing, lattice, shape, parameters), rng)
+        columns = sheet.near_volume(paths, spacing, lattice, shape, parameters)
+        return sheet.draw_left_out(config, columns, rng)
 
-    return draw_until_enough(place, config, shape)
+    return sheet.draw_until_enough(place, config, shape)

@@ -1,7 +1,5 @@
 """The presets by name, and mixtures of them from which each volume of a training draws its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

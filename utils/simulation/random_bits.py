@@ -5,27 +5,17 @@ threads cannot change it. Keys are drawn from the sample's Generator. Normals co
 quantiles: four 16-bit look-ups of one 64-bit word.
 
 These functions are compiled into the kernels of other files, whose cache numba renews only when
-those files change: touch fluorescence.py, imaging.py and image.py after a change here.
+those files change: touch fluorescence.py and imaging.py after a change here.
 """
-
-from __future__ import annotations
 
 import numba
 import numpy as np
 from scipy.special import ndtri
 
-NORMAL_BITS = 16
-NORMAL_REACH = 4.33  # no tabulated normal lies further out (the outermost one: 4.325)
-
-
-def _normal_table() -> np.ndarray:
-    """Return the 2^16 mid-point quantiles of the standard normal, scaled to unit variance."""
-    n = 1 << NORMAL_BITS
-    quantiles = ndtri((np.arange(n) + 0.5) / n)
-    return (quantiles / quantiles.std()).astype(np.float32)
-
-
-NORMALS = _normal_table()
+_quantiles = ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))
+NORMALS = (_quantiles / _quantiles.std()).astype(np.float32)
+"""The 2^16 mid-point quantiles of the standard normal, scaled to unit variance."""
+NORMAL_REACH = 4.33  # none of them lies further out (the outermost one: 4.325)
 
 
 def draw_key(rng: np.random.Generator) -> np.uint64:

@@ -5,15 +5,14 @@ column stands at a place (u, v) of the sheet's middle surface and runs along its
 proximal end (depth 0) to its distal end (depth 1).
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.random import Generator
 from scipy.spatial import cKDTree
 
-from utils.simulation.configuration import PlainConfig, Range, limited
+from utils.simulation.configuration import PlainConfig, Range, Shape, limited
 from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z
 from utils.simulation.geometry import GeometryError
 
@@ -103,9 +102,7 @@ class _Sheet:
     spacing: float  # in voxels
 
 
-def draw_columns(
-    config: SheetConfig, shape: tuple[int, int, int], rng: np.random.Generator
-) -> Columns:
+def draw_columns(config: SheetConfig, shape: Shape, rng: Generator) -> Columns:
     """Draw geometries until one has ``config.min_columns`` columns with their middle inside.
 
     ``shape`` is in voxels. Raises GeometryError: none of ``config.max_tries`` had enough columns.
@@ -113,9 +110,7 @@ def draw_columns(
     return draw_until_enough(lambda: _draw_once(config, shape, rng), config, shape)
 
 
-def draw_until_enough(
-    draw: Callable[[], Columns], config: SheetConfig, shape: tuple[int, int, int]
-) -> Columns:
+def draw_until_enough(draw: Callable[[], Columns], config: SheetConfig, shape: Shape) -> Columns:
     """Return the first geometry that has enough columns; GeometryError where none has."""
     most = 0
     for tries in range(1, config.max_tries + 1):
@@ -131,22 +126,24 @@ def draw_until_enough(
     )
 
 
-def _middle_inside(paths: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _middle_inside(paths: np.ndarray, shape: Shape) -> np.ndarray:
     """Return (N,) bool: the paths whose middle node lies in the volume."""
     middle = paths[:, paths.shape[1] // 2]
     return np.all((middle >= 0) & (middle < shape), axis=1)
 
 
-def _draw_once(
-    config: SheetConfig, shape: tuple[int, int, int], rng: np.random.Generator
-) -> Columns:
+def by_axis(name: str, vector: Iterable[float]) -> dict[str, float]:
+    """Return three numbers as ``name``_x, _y and _z."""
+    return {f"{name}_{axis}": float(v) for axis, v in zip("xyz", vector, strict=True)}
+
+
+def _draw_once(config: SheetConfig, shape: Shape, rng: Generator) -> Columns:
     size = np.array(shape, dtype=np.float64)
-    (x, y, z), angle = draw_turn(rng)
-    parameters = {"axis_x": x, "axis_y": y, "axis_z": z, "turn": angle}
+    axis, angle = draw_turn(rng)
     origin = size * (0.5 + rng.uniform(-config.shift, config.shift, size=3))
-    sheet, drawn = _draw_sheet(config, shape, origin, turn_to((x, y, z), angle), rng)
+    sheet, drawn = _draw_sheet(config, shape, origin, turn_to(axis, angle), rng)
     paths, spacing, lattice, stood = _stand(config, sheet, shape, rng)
-    parameters |= drawn | stood
+    parameters = by_axis("axis", axis) | {"turn": angle} | drawn | stood
     if rng.random() < config.second_sheet:
         beside, drawn = _draw_second(config, sheet, shape, rng)
         paths_2, spacing_2, lattice_2, stood = _stand(config, beside, shape, rng)
@@ -165,16 +162,15 @@ def _draw_once(
     return replace(draw_left_out(config, columns, rng), neuropil=neuropil.astype(np.float32))
 
 
-def draw_left_out(config: SheetConfig, columns: Columns, rng: np.random.Generator) -> Columns:
+def draw_left_out(config: SheetConfig, columns: Columns, rng: Generator) -> Columns:
     """Draw the share of columns left out, and which."""
     share = rng.uniform(*config.left_out)
     left_out = rng.random(len(columns.paths)) < share
-    return replace(
-        columns, left_out=left_out, parameters={**columns.parameters, "left_out": float(share)}
-    )
+    drawn = {**columns.parameters, "left_out": float(share)}
+    return replace(columns, left_out=left_out, parameters=drawn)
 
 
-def draw_turn(rng: np.random.Generator) -> tuple[tuple[float, float, float], float]:
+def draw_turn(rng: Generator) -> tuple[tuple[float, float, float], float]:
     """Draw a rotation, uniformly, as the arguments of :func:`turn_to`."""
     direction = rng.normal(size=3)
     x, y, z = (direction / np.sqrt(np.sum(direction**2))).tolist()
@@ -187,11 +183,7 @@ def turn_to(axis: tuple[float, float, float], angle: float) -> np.ndarray:
 
 
 def _draw_sheet(
-    config: SheetConfig,
-    shape: tuple[int, int, int],
-    origin: np.ndarray,
-    turn: np.ndarray,
-    rng: np.random.Generator,
+    config: SheetConfig, shape: Shape, origin: np.ndarray, turn: np.ndarray, rng: Generator
 ) -> tuple[_Sheet, dict[str, float]]:
     """Draw a sheet about ``origin`` in the frame ``turn``, and return what was drawn.
 
@@ -225,15 +217,13 @@ def _draw_sheet(
         bend_phase=rng.uniform(-0.5, 0.5) * np.pi,
         spacing=spacing,
     )
-    names = {
+    drawn = {
         **{"spacing": spacing, "anisotropy": anisotropy, "spacing_change": change},
         **{"stretch_angle": aside, "length": length, "tilt": tilt, "bend": bend},
-        **{"mirrored": mirror < 0},
-        **{"taper": np.exp(np.arctanh(k * length / 2.0).sum())},
-        **{"curvature_1": k[0], "curvature_2": k[1]},
-        **dict(zip(("centre_x", "centre_y", "centre_z"), origin, strict=True)),
+        **{"mirrored": mirror < 0, "taper": np.exp(np.arctanh(k * length / 2.0).sum())},
+        **{"curvature_1": k[0], "curvature_2": k[1], **by_axis("centre", origin)},
     }
-    return sheet, {name: float(value) for name, value in names.items()}
+    return sheet, {name: float(value) for name, value in drawn.items()}
 
 
 def _cell(anisotropy: float, stretch: float, turn: float, mirror: float) -> np.ndarray:
@@ -253,7 +243,7 @@ def _cell(anisotropy: float, stretch: float, turn: float, mirror: float) -> np.n
 
 
 def _draw_second(
-    config: SheetConfig, first: _Sheet, shape: tuple[int, int, int], rng: np.random.Generator
+    config: SheetConfig, first: _Sheet, shape: Shape, rng: Generator
 ) -> tuple[_Sheet, dict[str, float]]:
     """Draw a sheet beyond one end of the first, its frame turned by up to 30 degrees."""
     side, tip = 2.0 * rng.integers(2) - 1.0, np.deg2rad(rng.uniform(0.0, 30.0))
@@ -263,11 +253,11 @@ def _draw_second(
     sheet, drawn = _draw_sheet(config, shape, first.origin, turn, rng)
     away = side * (0.5 * (first.length + sheet.length) + gap * first.spacing)
     origin = first.origin + away * first.turn[:, 2]
-    place = dict(zip(("centre_x", "centre_y", "centre_z"), origin.tolist(), strict=True))
-    return replace(sheet, origin=origin), {**drawn, **place, "gap": float(gap)}
+    drawn |= by_axis("centre", origin) | {"gap": float(gap)}
+    return replace(sheet, origin=origin), drawn
 
 
-def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: np.random.Generator) -> np.ndarray:
+def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: Generator) -> np.ndarray:
     """Return (1, 4, 3): centre and half axes of an ellipsoid beyond one end of the sheet."""
     radii = sheet.spacing * rng.uniform(*config.neuropil_radius, size=3)
     side, gap = 2.0 * rng.integers(2) - 1.0, rng.uniform(*config.gap) * sheet.spacing
@@ -278,7 +268,7 @@ def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: np.random.Generator)
 
 
 def _stand(
-    config: SheetConfig, sheet: _Sheet, shape: tuple[int, int, int], rng: np.random.Generator
+    config: SheetConfig, sheet: _Sheet, shape: Shape, rng: Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, float]]:
     """Return paths (N, D, 3), spacings (N, D) and lattice (N, 3) of the columns near the volume.
 
@@ -305,7 +295,7 @@ def _stand(
     return paths[keep], nearest_distances(paths, keep), lattice[keep], drawn
 
 
-def _sites(sheet: _Sheet, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _sites(sheet: _Sheet, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Return the flat sites (N, 2) in voxels, and (p, q), of columns that may meet the volume."""
     size = np.array(shape, dtype=np.float64)
     bound = 0.5 * np.sqrt(np.sum(size**2)) + 2.0 * sheet.spacing
@@ -326,11 +316,7 @@ def _sites(sheet: _Sheet, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
 
 
 def _without_border_and_holes(
-    config: SheetConfig,
-    sheet: _Sheet,
-    sites: np.ndarray,
-    inside: np.ndarray,
-    rng: np.random.Generator,
+    config: SheetConfig, sheet: _Sheet, sites: np.ndarray, inside: np.ndarray, rng: Generator
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Return (N,) bool, the sites that no border and no hole through one ``inside`` takes.
 
@@ -389,7 +375,7 @@ def near_volume(
     paths: np.ndarray,
     spacing: np.ndarray,
     lattice: np.ndarray,
-    shape: tuple[int, int, int],
+    shape: Shape,
     parameters: dict[str, float],
 ) -> Columns:
     """Return as Columns those with a node inside or up to MARGIN spacings outside the volume."""

@@ -3,8 +3,6 @@
 Positions are in voxels; the centre of voxel i lies at i + 0.5.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numba
@@ -26,8 +24,7 @@ class ColumnFields:
     distance: np.ndarray
     """float32: distance to the owner's path, in the owner's nearest-neighbour distances there."""
     depth: np.ndarray  # float32: place along the owner's path, 0 proximal to 1 distal
-    neighbour: np.ndarray | None = None
-    """uint8: 1 in a neighbouring neuropil without columns; None where there is none."""
+    neighbour: np.ndarray  # uint8: 1 in a neighbouring neuropil without columns
 
     def instances(self, radius: float) -> np.ndarray:
         """Return uint16 (X, Y, Z): the owner up to ``radius`` spacings of its path, 0 elsewhere."""
@@ -39,7 +36,7 @@ def paint_fields(
     spacing: np.ndarray,
     neighbours: np.ndarray,
     shape: tuple[int, ...],
-    neuropil: np.ndarray | None = None,
+    neuropil: np.ndarray,
 ) -> ColumnFields:
     """Return the fields of (X, Y, Z) voxels about columns, as ``sheet.Columns`` describes them.
 
@@ -55,8 +52,6 @@ def paint_fields(
     owner = np.empty(shape, dtype=np.uint16)
     distance, depth = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
     _normalise(nearest, _segments(paths, spacing), paths.shape[1] - 1, owner, distance, depth)
-    if neuropil is None or not len(neuropil):
-        return ColumnFields(owner, distance, depth)
     neighbour = np.zeros(shape, dtype=np.uint8)
     for centre, *axes in neuropil.astype(np.float64):
         turned = axes / np.linalg.norm(axes, axis=1, keepdims=True) ** 2

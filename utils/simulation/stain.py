@@ -5,13 +5,12 @@ unless a name says voxels. Ranges follow domain randomisation as in SynthSeg (Bi
 Image Analysis 2023) and AnyStar (Dey et al., WACV 2024), parts what fly neuropils show.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
+from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
 from utils.errors import UserError
@@ -97,10 +96,7 @@ class StainConfig(PlainConfig):
         super().__post_init__()
         kinds = self.rims_probability, self.rods_probability, self.clouds_probability
         if sum(kinds) > 1.0:
-            raise UserError(
-                "rims_probability, rods_probability and clouds_probability: must be 1 together at "
-                "most"
-            )
+            raise UserError("rims_probability + rods_probability + clouds_probability: at most 1")
         if self.contrast[1] > self.level[1] - self.level[0]:
             raise UserError(f"contrast {self.contrast}: must fit into level {self.level}")
 
@@ -136,7 +132,7 @@ class Stain(PlainConfig):
 
 
 def draw_stain(
-    config: StainConfig, num_columns: int, left_out: np.ndarray, rng: np.random.Generator
+    config: StainConfig, num_columns: int, left_out: np.ndarray, rng: Generator
 ) -> Stain:
     """Draw a stain of ``num_columns`` columns, of which ``left_out`` (N,) bool have none of it."""
 
@@ -200,7 +196,7 @@ def draw_stain(
 
 
 def _draw_levels(
-    config: StainConfig, inverted: bool, dark: bool, kind: str, rng: np.random.Generator
+    config: StainConfig, inverted: bool, dark: bool, kind: str, rng: Generator
 ) -> tuple[float, ...]:
     """Draw the six levels; core and gap keep their distance, and a lone rim takes the core's."""
     distance, (least, most) = rng.uniform(*config.contrast), config.level
@@ -218,7 +214,7 @@ def paint_stain(
     stain: Stain,
     fields: ColumnFields,
     voxel_spacing: float,
-    rng: np.random.Generator,
+    rng: Generator,
     clouds: np.ndarray | None = None,
 ) -> np.ndarray:
     """Paint (X, Y, Z) float32 >= 0, about 0 to 1: what glows, before the microscope.
@@ -228,9 +224,6 @@ def paint_stain(
     of that kind.
     """
     shape = fields.owner.shape
-    neighbour = fields.neighbour
-    if neighbour is None:
-        neighbour = np.zeros(shape, dtype=np.uint8)
     image = np.empty(shape, dtype=np.float32)
     rim = np.clip(stain.rim_width, 1.0 / voxel_spacing, 3.0 / voxel_spacing)
     radii = np.maximum(stain.rod_radii, 0.6 / voxel_spacing)
@@ -239,7 +232,7 @@ def paint_stain(
     rods = np.column_stack([directions, *others])
     _paint_columns(
         image,
-        (fields.owner, fields.distance, fields.depth, neighbour),
+        (fields.owner, fields.distance, fields.depth, fields.neighbour),
         noise_grid(shape, stain.texture_period, rng),
         noise_grid(shape, stain.grain_period, rng),
         np.array(
@@ -252,7 +245,7 @@ def paint_stain(
     )
     if clouds is not None:
         image += np.minimum(clouds, np.float32(BRIGHTEST)) * np.float32(stain.levels[CORE])
-    _add_bodies(stain, image, fields.owner, neighbour, voxel_spacing, rng)
+    _add_bodies(stain, image, fields, voxel_spacing, rng)
     if stain.haze:
         wide = gaussian_filter(image[::COARSE, ::COARSE, ::COARSE], 1.5, mode="nearest")
         add_grid(image, grid_of(np.float32(stain.haze) * wide, COARSE, shape))
@@ -374,19 +367,14 @@ def _gradient(owner, field, i, j, k):  # type: ignore[no-untyped-def]
 
 
 def _add_bodies(
-    stain: Stain,
-    image: np.ndarray,
-    owner: np.ndarray,
-    neighbour: np.ndarray,
-    voxel_spacing: float,
-    rng: np.random.Generator,
+    stain: Stain, image: np.ndarray, fields: ColumnFields, voxel_spacing: float, rng: Generator
 ) -> None:
     """Paint cell bodies on one side of the volume, and tracts, tracheae and debris."""
 
     def paint(centres: np.ndarray, radii: Any, values: Any, hollow: Any, outside: bool) -> None:
         radii, values = (np.broadcast_to(a, len(centres)).astype("f4") for a in (radii, values))
         args = (centres.astype("f4"), radii, values, np.float32(hollow), outside)
-        paint_balls(image, owner, *args)
+        paint_balls(image, fields.owner, *args)
 
     shape = np.array(image.shape)
     if stain.cell_diameter:
@@ -394,7 +382,7 @@ def _add_bodies(
         cells = np.argwhere(np.ones(np.ceil(shape / width).astype(int), dtype=bool))
         centres = width * (cells + rng.random(cells.shape))
         nearest = tuple(np.minimum(centres.astype(int), shape - 1).T)
-        there = (owner[nearest] == 0) & (neighbour[nearest] == 0)
+        there = (fields.owner[nearest] == 0) & (fields.neighbour[nearest] == 0)
         there &= np.sum((centres - shape / 2) * rng.normal(size=3), axis=1) < 0
         radii = rng.uniform(0.4, 0.55, size=len(cells)) * width
         values = rng.uniform(0.1, 0.9) * rng.lognormal(0.0, 0.4, size=len(cells))
@@ -409,7 +397,7 @@ def _add_bodies(
         paint(centres, radii, rng.uniform(0.8, 2.0, size=len(radii)), 0.0, False)
 
 
-def _tube(shape: np.ndarray, radius: float, rng: np.random.Generator) -> np.ndarray:
+def _tube(shape: np.ndarray, radius: float, rng: Generator) -> np.ndarray:
     """Return (n, 3) points, 0.7 radii apart or less, of a bent line through a volume (voxels).
 
     A quadratic Bezier curve, never faster than twice the length of its control polygon's legs.

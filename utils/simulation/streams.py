@@ -4,8 +4,6 @@ Only here is a Generator made for data and training; everything else is handed o
 change of these streams changes all data: raise ``DATA_VERSION`` (utils/provenance.py).
 """
 
-from __future__ import annotations
-
 import operator
 from enum import IntEnum
 from typing import Any

@@ -4,8 +4,6 @@ A grid's node n lies at voxel n x step along each axis. Kernels of stain.py hold
 the grids' functions: touch that file after a change here.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 

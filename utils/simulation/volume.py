@@ -4,21 +4,15 @@ Axis order is (x, y, z) everywhere. Lengths are in units of the cube's edge (1.0
 the units of ``baseline_intensity``, unless a name says voxels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.random import Generator
 
-from utils.simulation import fluorescence, imaging
-from utils.simulation.configuration import PlainConfig, Range, limited
+from utils.simulation import fluorescence, geometry, imaging
+from utils.simulation.configuration import PlainConfig, Range, Shape, limited
 from utils.simulation.coordinates import spherical_frames
-from utils.simulation.geometry import (
-    LobeParameters,
-    OpticLobe,
-    draw_optic_lobe,
-    mean_nearest_distance,
-)
+from utils.simulation.geometry import LobeParameters, OpticLobe
 from utils.simulation.labels import paint_cones
 from utils.simulation.neurites import draw_control_points
 from utils.simulation.random_bits import draw_key
@@ -34,7 +28,7 @@ class VolumeConfig(PlainConfig):
     Defaults are those of the reference generator.
     """
 
-    shape: tuple[int, int, int] = limited((128, 128, 128), 2, is_range=False)
+    shape: Shape = limited((128, 128, 128), 2, is_range=False)
     """Voxels along x, y, z; they always sample the same unit cube."""
     lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals: more intervals, finer columns."""
@@ -72,7 +66,7 @@ class VolumeParameters(LobeParameters):
     gain: int
     contrast: float
 
-    def spacing_voxels(self, shape: tuple[int, int, int]) -> list[float]:
+    def spacing_voxels(self, shape: Shape) -> list[float]:
         """Return the spacing along x, y, z in voxels, which fill the unit cube."""
         return [self.spacing * edge for edge in shape]
 
@@ -143,7 +137,7 @@ class WideVolume(SimulatedVolume):
     def fields(self) -> ColumnFields:
         """Where each voxel stands among the columns, without neuropil; painted at each call."""
         columns = self.paths, self.path_spacing, self.lattice_neighbours
-        return paint_fields(*columns, self.instances.shape)
+        return paint_fields(*columns, self.instances.shape, np.zeros((0, 4, 3)))
 
     @property
     def sheet(self) -> np.ndarray:
@@ -151,12 +145,12 @@ class WideVolume(SimulatedVolume):
         return (self.fields.owner > 0).astype(np.uint8)
 
 
-def sample_rng(seed: int, index: int) -> np.random.Generator:
+def sample_rng(seed: int, index: int) -> Generator:
     """Return the generator of volume ``index`` of a seed, which is at least 0 and below 2^32."""
     return make_rng(Purpose.VOLUME, seed, index)
 
 
-def simulate_volume(config: VolumeConfig | WideConfig, rng: np.random.Generator) -> SimulatedVolume:
+def simulate_volume(config: VolumeConfig | WideConfig, rng: Generator) -> SimulatedVolume:
     """Simulate one volume of either preset; a :class:`WideVolume` of a :class:`WideConfig`.
 
     Equal generators, best made by :func:`sample_rng`, give equal volumes to the bit on any number
@@ -169,7 +163,7 @@ def simulate_volume(config: VolumeConfig | WideConfig, rng: np.random.Generator)
     return _simulate_reference(config, rng)
 
 
-def _simulate_wide(config: WideConfig, rng: np.random.Generator) -> WideVolume:
+def _simulate_wide(config: WideConfig, rng: Generator) -> WideVolume:
     """Draw columns, stain and microscope, and describe the columns as all volumes do."""
     image, instances, columns, parameters = draw_wide(config, rng)
     shape = np.array(config.shape)
@@ -193,10 +187,10 @@ def _simulate_wide(config: WideConfig, rng: np.random.Generator) -> WideVolume:
     )
 
 
-def _simulate_reference(config: VolumeConfig, rng: np.random.Generator) -> SimulatedVolume:
+def _simulate_reference(config: VolumeConfig, rng: Generator) -> SimulatedVolume:
     """Draw the geometry, render the labels, the fluorescence, the image."""
     ranges = config.lattice_intervals, config.axis_scales
-    lobe = draw_optic_lobe(rng, *ranges, config.min_columns, config.max_tries)
+    lobe = geometry.draw_optic_lobe(rng, *ranges, config.min_columns, config.max_tries)
     parameters = _draw_parameters(config, lobe, rng)
     control_points = draw_control_points(rng, lobe)
     column_type = fluorescence.draw_column_types(rng, len(lobe.entry_points))
@@ -204,24 +198,18 @@ def _simulate_reference(config: VolumeConfig, rng: np.random.Generator) -> Simul
     size = parameters.cone_length, parameters.cone_radius, parameters.cone_taper
     instances = paint_cones(config.shape, lobe.entry_points, frames, *size)
     canvas = _render_fluorescence(config, parameters, lobe, control_points, column_type, rng)
+    arrays = {name: value for name, value in vars(lobe).items() if isinstance(value, np.ndarray)}
     return SimulatedVolume(
         image=_take_image(config, parameters, canvas, rng),
         instances=instances,
-        entry_points=lobe.entry_points,
-        e_r=lobe.e_r,
-        e_theta=lobe.e_theta,
-        e_phi=lobe.e_phi,
         column_type=column_type,
         control_points=control_points,
-        lattice_coordinates=lobe.lattice_coordinates,
-        lattice_neighbours=lobe.lattice_neighbours,
         parameters=parameters,
+        **arrays,
     )
 
 
-def _draw_parameters(
-    config: VolumeConfig, lobe: OpticLobe, rng: np.random.Generator
-) -> VolumeParameters:
+def _draw_parameters(config: VolumeConfig, lobe: OpticLobe, rng: Generator) -> VolumeParameters:
     """Draw the imaging parameters and derive the cones' size from the lattice."""
     length = config.cone_length * lobe.spacing
     ends = lobe.entry_points + np.float32(length) * lobe.e_r
@@ -230,7 +218,7 @@ def _draw_parameters(
         **drawn,
         cone_length=length,
         cone_radius=config.cone_radius * lobe.spacing,
-        cone_taper=mean_nearest_distance(ends) / lobe.spacing,
+        cone_taper=geometry.mean_nearest_distance(ends) / lobe.spacing,
         std_intensity=float(rng.uniform(*config.std_intensity_range)),
         background_weight=float(rng.uniform(*config.background_range)),
         gain=int(rng.integers(config.gain_range[0], config.gain_range[1] + 1)),
@@ -244,7 +232,7 @@ def _render_fluorescence(
     lobe: OpticLobe,
     control_points: np.ndarray,
     column_type: np.ndarray,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> np.ndarray:
     """Return the canvas (X, Y, Z) float32 of clouds and neurites before the microscope."""
     canvas = np.zeros(config.shape, dtype=np.float32)
@@ -265,10 +253,7 @@ def _render_fluorescence(
 
 
 def _take_image(
-    config: VolumeConfig,
-    parameters: VolumeParameters,
-    canvas: np.ndarray,
-    rng: np.random.Generator,
+    config: VolumeConfig, parameters: VolumeParameters, canvas: np.ndarray, rng: Generator
 ) -> np.ndarray:
     """Return the microscope's image (X, Y, Z) float32 of the canvas."""
     across, box = imaging.box_sum(canvas, config.cube_kernel_size)

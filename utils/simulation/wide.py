@@ -4,8 +4,6 @@ Where columns stand (``sheet``, or a table of real ones), what glows (``stain``)
 (``microscope``). Axis order is (x, y, z), lengths are voxels unless a name or text says otherwise.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.configuration import PlainConfig, Range, limited
+from utils.simulation.configuration import PlainConfig, Range, Shape, limited
 from utils.simulation.geometry import GeometryError, draw_optic_lobe
 from utils.simulation.microscope import MicroscopeConfig, draw_microscope, take_picture
 from utils.simulation.path_clouds import paint_path_clouds
@@ -23,6 +21,7 @@ from utils.simulation.sheet import (
     DEPTHS,
     Columns,
     SheetConfig,
+    by_axis,
     draw_columns,
     draw_left_out,
     nearest_distances,
@@ -49,7 +48,7 @@ class LobeConfig(PlainConfig):
 class WideConfig(PlainConfig):
     """All that governs a random volume of preset wide, in parts."""
 
-    shape: tuple[int, int, int] = limited((128, 128, 128), 2, is_range=False)
+    shape: Shape = limited((128, 128, 128), 2, is_range=False)
     """Voxels along x, y, z."""
     min_visibility: float = limited(0.6, 0.0)
     """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
@@ -63,8 +62,8 @@ class WideConfig(PlainConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; of a table, if there is one, its name and hash alone."""
-        plain = super().to_dict()
-        table = plain.pop("table")
+        plain, table = super().to_dict(), self.table
+        del plain["table"]
         return plain if table is None else {**plain, "table": [table.name, table.hash]}
 
     @classmethod
@@ -73,9 +72,7 @@ class WideConfig(PlainConfig):
         config = super().from_dict({k: v for k, v in values.items() if k != "table"})
         if "table" not in values:
             return config
-        name, digest = values["table"]
-        none, ends = np.zeros(0, np.int64), np.zeros((0, 3))
-        return replace(config, table=ColumnTable(name, digest, none, none, ends, ends))
+        return replace(config, table=ColumnTable(*values["table"], *[np.zeros((0, 3))] * 4))
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class WideParameters:
     redraws: int  # volumes drawn until this one was accepted
     drawn: str  # JSON: parameters of the geometry, the stain and the microscope
 
-    def spacing_voxels(self, shape: tuple[int, int, int]) -> list[float]:
+    def spacing_voxels(self, shape: Shape) -> list[float]:
         """Return the spacing along x, y, z in voxels, which are cubes."""
         return [self.spacing * float(np.mean(shape))] * 3
 
@@ -157,9 +154,7 @@ def _draw_lobe(config: WideConfig, rng: np.random.Generator) -> Columns:
     paths = (lobe.entry_points[:, None] + lengths * lobe.e_r[:, None]) * np.array(config.shape)
     drawn = {"lattice_intervals": float(lobe.lattice_intervals), "tries": float(lobe.tries)}
     for name in ("axis_scales", "shift", "angles", "cutoff_point", "cutoff_normal"):
-        drawn |= {
-            f"{name}_{axis}": float(v) for axis, v in zip("xyz", getattr(lobe, name), strict=True)
-        }
+        drawn |= by_axis(name, getattr(lobe, name))
     columns = Columns(
         paths=paths.astype(np.float32),
         spacing=nearest_distances(paths).astype(np.float32),

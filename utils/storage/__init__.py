@@ -5,8 +5,6 @@ No module outside this package knows a dataset's name. Plain h5py opens the file
 order is (x, y, z). While a file is made it has a temporary name, hidden beside its own.
 """
 
-from __future__ import annotations
-
 from utils.storage.images import OtherParametersError
 from utils.storage.layout import version_note
 from utils.storage.reading import VolumeFile

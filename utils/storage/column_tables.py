@@ -1,7 +1,5 @@
 """Tables of measured columns (CSV) as the arrays that the simulation places in volumes."""
 
-from __future__ import annotations
-
 import hashlib
 import warnings
 from pathlib import Path
@@ -13,7 +11,6 @@ from utils.errors import UserError, disk_errors
 from utils.simulation.placed_columns import ColumnTable
 
 AXES = ("x", "y", "z")
-NO_TABLE = pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError
 ENDS = [f"{end}_{axis}" for end in ("proximal", "distal") for axis in AXES]
 
 
@@ -31,41 +28,28 @@ def read_column_table(table: str | Path, paths: str | Path | None = None) -> Col
     if len(columns) < 2:
         raise UserError(f"{table}: {len(columns)} columns; at least two are needed")
     proximal, distal = columns[ENDS[:3]].to_numpy(float), columns[ENDS[3:]].to_numpy(float)
-    nodes = np.stack([proximal, distal], axis=1) if paths is None else _paths(paths, columns)
-    moves = np.concatenate([np.diff(nodes, axis=1), nodes[:, -1:] - nodes[:, :1]], axis=1)
-    still = np.all(moves == 0.0, axis=2).any(axis=1)
-    if still.any():
-        p, q = columns[["p", "q"]].to_numpy(int)[still.argmax()]
-        raise UserError(
-            f"{paths or table}: column p {p}, q {q} has both ends, or two depths in a row, at one "
-            "place"
-        )
-    _check_apart(nodes, columns, paths or table)
-    if np.median(np.sum((nodes[:, -1] - nodes[:, 0]) * (distal - proximal), axis=1)) < 0:
-        raise UserError(f"{paths}: depth must grow from proximal to distal, as {table} has them")
-    digest = hashlib.sha256()
-    for file in (table, paths) if paths is not None else (table,):
-        digest.update(Path(file).read_bytes())
-    return ColumnTable(
+    files = [Path(table)] if paths is None else [Path(table), Path(paths)]
+    made = ColumnTable(
         name=Path(table).name,
-        hash=digest.hexdigest(),
+        hash=hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest(),
         p=columns["p"].to_numpy(np.int64),
         q=columns["q"].to_numpy(np.int64),
         proximal=proximal,
         distal=distal,
-        paths=None if paths is None else nodes,
+        paths=None if paths is None else _paths(paths, columns),
     )
-
-
-def _check_apart(nodes: np.ndarray, columns: pd.DataFrame, path: str | Path) -> None:
-    """Raise UserError if two columns have a node of (N, D, 3) in common: they had no radius."""
-    for places in nodes.transpose(1, 0, 2):
-        _, first, number = np.unique(places, axis=0, return_index=True, return_inverse=True)
-        twice = first[number.ravel()] != np.arange(len(places))
-        if twice.any():
-            rows = [first[number.ravel()][twice][0], np.flatnonzero(twice)[0]]
-            (p, q), (r, s) = columns[["p", "q"]].to_numpy(int)[rows]
-            raise UserError(f"{path}: p {p}, q {q} and p {r}, q {s} stand at one place")
+    chords = made.nodes[:, -1:] - made.nodes[:, :1]
+    moves = np.concatenate([np.diff(made.nodes, axis=1), chords], axis=1)
+    for wrong, what in (
+        (np.all(moves == 0.0, axis=2), "has both ends, or two depths in a row, at one place"),
+        (made.nearest == 0.0, "stands where another column does"),  # it had no radius
+    ):
+        if wrong.any():
+            row = wrong.any(axis=1).argmax()
+            raise UserError(f"{files[-1]}: column p {made.p[row]}, q {made.q[row]} {what}")
+    if np.median(np.sum(chords[:, 0] * (distal - proximal), axis=1)) < 0:
+        raise UserError(f"{paths}: depth must grow from proximal to distal, as {table} has them")
+    return made
 
 
 def _paths(path: str | Path, columns: pd.DataFrame) -> np.ndarray:
@@ -87,12 +71,12 @@ def _paths(path: str | Path, columns: pd.DataFrame) -> np.ndarray:
 
 def _read(path: str | Path, names: list[str], key: list[str]) -> pd.DataFrame:
     """Return the columns ``names`` of a CSV file as finite numbers, ``key`` without duplicates."""
-    try:
-        with disk_errors(path), warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
+    with disk_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
             table = pd.read_csv(path, index_col=False)  # else a cell too many moves all of a row
-    except (*NO_TABLE, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no CSV table ({' '.join(str(error).split())})") from error
+        except (ValueError, pd.errors.ParserWarning) as error:
+            raise UserError(f"{path}: no CSV table ({' '.join(str(error).split())})") from error
     missing = [name for name in names if name not in table]
     if missing:
         raise UserError(f"{path}: lacks the columns {', '.join(missing)} (of {', '.join(names)})")

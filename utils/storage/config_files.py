@@ -4,8 +4,6 @@ The key ``preset`` says which preset's fields the other keys are; a part of a co
 table. What is left out has the preset's default. The volumes' shape is no key: flags give it.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import difflib
@@ -92,14 +90,12 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
         if isinstance(value, list) and len(value) == len(kinds):
             return tuple(_typed(v, kind, place) for v, kind in zip(value, kinds, strict=True))
         raise UserError(f"{place} {value!r}: must be a list of {len(kinds)} numbers")
-    if isinstance(value, int) and not isinstance(value, bool) and hint is float:
+    if type(value) is int and hint is float:
         return float(value)
     if type(value) is not hint:
-        raise UserError(f"{place} {value!r}: must be a {NAMES[hint]}")
+        kind = "whole number" if hint is int else "number"
+        raise UserError(f"{place} {value!r}: must be a {kind}")
     return value
-
-
-NAMES = {int: "whole number", float: "number", bool: "true or false", str: "text in quotes"}
 
 
 def _lines(config: PlainConfig, part: str = "") -> Iterator[str]:

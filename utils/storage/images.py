@@ -22,9 +22,9 @@ from utils.errors import UserError, hdf5_errors
 from utils.provenance import DATA_VERSION, IMAGE_FORMAT
 from utils.simulation.image import ImageConfig
 from utils.storage.layout import GZIP_LEVEL
-from utils.storage.reading import open_checked
+from utils.storage.reading import format_problem, open_checked
 from utils.storage.volume_set import differing
-from utils.storage.writing import new_hdf5_file
+from utils.storage.writing import describe, new_hdf5_file
 
 IMAGE_LAYOUT = {
     "image_data": "image, (sample, x, y), float32, 1st to 99th percentile scaled to 0..1",
@@ -32,7 +32,6 @@ IMAGE_LAYOUT = {
     "points": "centres inside the image in pixels, (n, 2): f['points'][sample].reshape(-1, 2)",
 }
 """Names in the file and what they hold."""
-_ATTRIBUTES = ("format_version", "program_version", "configuration", "seed", "num_samples")
 
 
 class OtherParametersError(UserError):
@@ -79,30 +78,20 @@ class ImageSamples:
 
 
 @contextmanager
-def new_image_file(path: Path, image_set: ImageSet) -> Iterator[ImageWriter]:
-    """Lay out ``path`` under a temporary name; it gets its own when the block ends without error.
+def new_image_file(path: Path, image_set: ImageSet, samples: ImageSamples) -> Iterator[None]:
+    """Make a file of ``samples``, which are written when the block ends without an error.
 
     Otherwise nothing is left. Raises UserError, naming the file, if that cannot be done.
     """
     pixels = math.prod(image_set.config.shape)
     room = image_set.num_samples * (5 * pixels + (1 << 12)) + (1 << 20)
     with new_hdf5_file(path, lambda file: _lay_out(file, image_set), room) as file:
-        yield ImageWriter(path, file)
-
-
-class ImageWriter:
-    """Puts samples into a file that :func:`new_image_file` laid out."""
-
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self._path = path
-        self._file = file
-
-    def write(self, index: int, image: np.ndarray, mask: np.ndarray, centres: np.ndarray) -> None:
-        """Write image (X, Y) float32, mask (X, Y) uint8 and centres (n, 2) float32 of a sample."""
-        with hdf5_errors(self._path, "cannot be written"):
-            self._file["image_data"][index] = image
-            self._file["image_labels"][index] = mask
-            self._file["points"][index] = centres.ravel()
+        yield
+        with hdf5_errors(path, "cannot be written"):
+            file["image_data"][:] = samples.images
+            file["image_labels"][:] = samples.masks
+            for index, centres in enumerate(samples.centres):
+                file["points"][index] = centres.ravel()
 
 
 def read_image_set(path: Path) -> ImageSet:
@@ -126,12 +115,7 @@ def read_images(path: Path, count: int) -> ImageSamples:
 
 def _lay_out(file: h5py.File, image_set: ImageSet) -> None:
     count, shape = image_set.num_samples, image_set.config.shape
-    file.attrs["description"] = "Simulated images of the fly's optic lobe with exact labels."
-    file.attrs["format_version"] = IMAGE_FORMAT
-    file.attrs["program_version"] = image_set.program_version
-    file.attrs["configuration"] = json.dumps(image_set.config.to_dict())
-    file.attrs["seed"] = image_set.seed
-    file.attrs["num_samples"] = count
+    describe(file, "images", IMAGE_FORMAT, image_set.config, image_set.seed, count)
     file.create_dataset("image_data", (count, *shape), "<f4", chunks=(1, *shape))
     labels = {"chunks": (1, *shape), "compression": GZIP_LEVEL}
     file.create_dataset("image_labels", (count, *shape), "u1", **labels)
@@ -144,11 +128,5 @@ def _layout_problem(file: h5py.File) -> str:
     """Return what keeps a file from being read here; empty if nothing does."""
     if "vol_data" in file:
         return "holds 3D volumes, not images; SegmentationFake3DDataset reads it"
-    missing = [name for name in IMAGE_LAYOUT if name not in file]
-    missing += [f"attribute {name}" for name in _ATTRIBUTES if name not in file.attrs]
-    if missing:
-        return f"not a file of simulated images: lacks {', '.join(missing)}"
-    if file.attrs["format_version"] != IMAGE_FORMAT:
-        version = file.attrs["format_version"]
-        return f"format version {version}; this program reads {IMAGE_FORMAT}"
-    return ""
+    attributes = ("format_version", "program_version", "configuration", "seed", "num_samples")
+    return format_problem(file, "images", IMAGE_LAYOUT, attributes, IMAGE_FORMAT)

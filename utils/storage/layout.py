@@ -4,13 +4,11 @@ Labels and images of a row are cut into chunks of ``CHUNK_EDGE`` voxels an edge,
 their corners; those at the far borders are filled up with zeros. Axis order is (x, y, z).
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +33,6 @@ def version_note(path: Path, version: str) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Ragged:
-    """A dataset with a flat array of its own length in each row; ``shape`` restores the array."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    description: str
-
-
-IMAGE_TEXT = "image, (sample, x, y, z), raw intensities"
 VOXELS = {
     "vol_labels": ("u1", "mask, (sample, x, y, z): 1 inside any column, left-out ones too"),
     "vol_instances": (
@@ -52,36 +40,20 @@ VOXELS = {
         "instances, (sample, x, y, z): 0 background, k + 1 inside column k of this sample",
     ),
 }
-RAGGED = {
-    "points": _Ragged("<f4", (-1, 3), "mid-points of the columns, unit cube"),
-    "entry_points": _Ragged("<f4", (-1, 3), "entry points of the columns, unit cube"),
-    "e_r": _Ragged("<f4", (-1, 3), "column axes, outward; their norm scales lengths along them"),
-    "e_theta": _Ragged("<f4", (-1, 3), "second vectors of the columns' frames"),
-    "e_phi": _Ragged("<f4", (-1, 3), "third vectors of the columns' frames"),
-    "column_type": _Ragged("u1", (-1,), "0 left out of the image, 1 dense, 2 clumped, 3 ring"),
-    "control_points": _Ragged("<f4", (4, -1, 3), "Bezier control points of the neurites"),
-    "lattice_coordinates": _Ragged("<i4", (-1, 3), "icosahedron face 0..19 and grid (i, j) on it"),
-    "lattice_neighbours": _Ragged("<i4", (-1, 2), "pairs (k, l), k < l, of neighbouring columns"),
+Ragged = Mapping[str, tuple[str, tuple[int, ...], str]]
+"""Datasets with a flat array of its own length in each row: dtype, the shape that restores the
+array, and what it holds."""
+RAGGED: Ragged = {
+    "points": ("<f4", (-1, 3), "mid-points of the columns, unit cube"),
+    "entry_points": ("<f4", (-1, 3), "entry points of the columns, unit cube"),
+    "e_r": ("<f4", (-1, 3), "column axes, outward; their norm scales lengths along them"),
+    "e_theta": ("<f4", (-1, 3), "second vectors of the columns' frames"),
+    "e_phi": ("<f4", (-1, 3), "third vectors of the columns' frames"),
+    "column_type": ("u1", (-1,), "0 left out of the image, 1 dense, 2 clumped, 3 ring"),
+    "control_points": ("<f4", (4, -1, 3), "Bezier control points of the neurites"),
+    "lattice_coordinates": ("<i4", (-1, 3), "icosahedron face 0..19 and grid (i, j) on it"),
+    "lattice_neighbours": ("<i4", (-1, 2), "pairs (k, l), k < l, of neighbouring columns"),
 }
-WIDE_RAGGED = {
-    **RAGGED,
-    "entry_points": _Ragged("<f4", (-1, 3), "proximal ends of the columns, unit cube"),
-    "e_r": _Ragged("<f4", (-1, 3), "from the proximal to the distal ends, unit cube"),
-    "column_type": _Ragged("u1", (-1,), "0 not stained, 1 stained"),
-    "lattice_coordinates": _Ragged("<i4", (-1, 3), "chart, p, q; charts are sheets of their own"),
-    "paths": _Ragged(
-        "<f4",
-        (-1, 3),
-        "nodes of the paths, column by column and as many of each, "
-        "proximal to distal, voxels; the centre of voxel i is i + 0.5",
-    ),
-    "path_spacing": _Ragged(
-        "<f4", (-1,), "of each node the distance to the nearest other column at that depth, voxels"
-    ),
-}
-"""In a file of preset wide."""
-PARAMETER_TEXT = "lengths in edges of the unit cube, angles in radians"
-PERCENTILES_TEXT = "grey values of each image as stored that become 0 and 1, by the rule robust"
 
 
 @dataclass(frozen=True)
@@ -90,11 +62,32 @@ class Kind:
 
     volume: type[SimulatedVolume]
     parameters: type[VolumeParameters | WideParameters]
-    ragged: dict[str, _Ragged]
+    ragged: Ragged
 
 
 REFERENCE = Kind(SimulatedVolume, VolumeParameters, RAGGED)
-WIDE = Kind(WideVolume, WideParameters, WIDE_RAGGED)
+WIDE = Kind(
+    WideVolume,
+    WideParameters,
+    {
+        **RAGGED,
+        "entry_points": ("<f4", (-1, 3), "proximal ends of the columns, unit cube"),
+        "e_r": ("<f4", (-1, 3), "from the proximal to the distal ends, unit cube"),
+        "column_type": ("u1", (-1,), "0 not stained, 1 stained"),
+        "lattice_coordinates": ("<i4", (-1, 3), "chart, p, q; charts are sheets of their own"),
+        "paths": (
+            "<f4",
+            (-1, 3),
+            "nodes of the paths, column by column and as many of each, "
+            "proximal to distal, voxels; the centre of voxel i is i + 0.5",
+        ),
+        "path_spacing": (
+            "<f4",
+            (-1,),
+            "of each node the distance to the nearest other column at that depth, voxels",
+        ),
+    },
+)
 
 
 def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -102,30 +95,20 @@ def chunk_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(min(CHUNK_EDGE, edge) for edge in shape)
 
 
-def _chunk_grid(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(-(-edge // chunk) for edge, chunk in zip(shape, chunk_shape(shape), strict=True))
-
-
-def chunk_corners(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield the first voxel of each chunk, in the chunks' order."""
-    chunk = chunk_shape(shape)
-    return itertools.product(*map(range, (0,) * len(shape), shape, chunk))
+def chunks_of(array: np.ndarray) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Yield the first voxel of each chunk, and the chunk; at the far borders zeros fill it up."""
+    size = chunk_shape(array.shape)
+    for corner in itertools.product(*map(range, (0,) * array.ndim, array.shape, size)):
+        part = array[tuple(slice(at, at + edge) for at, edge in zip(corner, size, strict=True))]
+        chunk = np.zeros(size, array.dtype)
+        chunk[tuple(map(slice, part.shape))] = part
+        yield corner, chunk
 
 
 def row_bytes(shape: tuple[int, ...]) -> int:
     """Return the bytes of an image, float16, in full chunks."""
-    return 2 * math.prod(_chunk_grid(shape)) * math.prod(chunk_shape(shape))
-
-
-def split_chunks(array: np.ndarray) -> np.ndarray:
-    """Return (chunks, voxels of a chunk); chunks at the far borders are filled up with zeros."""
-    grid, chunk = _chunk_grid(array.shape), chunk_shape(array.shape)
-    padding = [(0, g * c - n) for g, c, n in zip(grid, chunk, array.shape, strict=True)]
-    if any(after for _, after in padding):
-        array = np.pad(array, padding)
-    split = array.reshape([n for pair in zip(grid, chunk, strict=True) for n in pair])
-    axes = (*range(0, split.ndim, 2), *range(1, split.ndim, 2))
-    return split.transpose(axes).reshape(math.prod(grid), math.prod(chunk))
+    pairs = zip(shape, chunk_shape(shape), strict=True)
+    return 2 * math.prod(-(-edge // chunk) * chunk for edge, chunk in pairs)
 
 
 @functools.cache

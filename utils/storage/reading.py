@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +112,10 @@ class VolumeFile:
     def read_volume(self, index: int) -> SimulatedVolume:
         """Return the whole sample as it was simulated, the image rounded to float16."""
         kind = _kind(self._open())
-        stored = {field.name for field in dataclasses.fields(kind.volume)} & set(kind.ragged)
         ragged = {
-            name: self._read(name, index).reshape(part.shape)
-            for name, part in kind.ragged.items()
-            if name in stored
+            name: self._read(name, index).reshape(shape)
+            for name, (_, shape, _) in kind.ragged.items()
+            if name != "points"  # which a volume has of its entry points and axes
         }
         for name in ("paths", "path_spacing") if kind is WIDE else ():
             array = ragged[name]
@@ -164,9 +162,8 @@ class VolumeFile:
         return self._datasets[name]
 
     def _attribute(self, name: str) -> Any:
-        file = self._open()
         with hdf5_errors(self.path):
-            return file.attrs[name]
+            return self._open().attrs[name]
 
     def _read(self, name: str, index: int, slices: tuple[slice, ...] | None = None) -> np.ndarray:
         if not 0 <= index < len(self):
@@ -177,8 +174,6 @@ class VolumeFile:
 
 def open_checked(path: Path, find_problem: Callable[[h5py.File], str]) -> h5py.File:
     """Open a file in which ``find_problem`` finds none; its words for one become a UserError."""
-    if path.is_dir():
-        raise UserError(f"{path}: a directory, not a file")
     if not path.exists():
         raise UserError(f"{path}: no such file; generate_3d_data.py makes one")
     with hdf5_errors(path, "truncated or not HDF5"):
@@ -194,6 +189,20 @@ def open_checked(path: Path, find_problem: Callable[[h5py.File], str]) -> h5py.F
     return file
 
 
+def format_problem(
+    file: h5py.File, what: str, names: Iterable[str], attributes: Iterable[str], version: int
+) -> str:
+    """Return that a file lacks datasets or attributes or is of another version; empty if not."""
+    missing = [name for name in names if name not in file]
+    missing += [f"attribute {name}" for name in attributes if name not in file.attrs]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return f"not a file of simulated {what}: lacks {', '.join(missing[:3])}{more}"
+    if file.attrs["format_version"] != version:
+        return f"format version {file.attrs['format_version']}; this program reads {version}"
+    return ""
+
+
 def _kind(file: h5py.File) -> Kind:
     return WIDE if "paths" in file else REFERENCE
 
@@ -206,13 +215,8 @@ def _layout_problem(file: h5py.File) -> str:
     parameters = parameter_layout(_kind(file).parameters)
     names = ["vol_data", *VOXELS, "vol_percentiles", *_kind(file).ragged, "parameters"]
     names += ["parameters/" + name for name in parameters]
-    missing = [name for name in names if name not in file]
-    missing += [f"attribute {name}" for name in attributes if name not in file.attrs]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        return f"not a file of simulated volumes: lacks {', '.join(missing[:3])}{more}"
-    if file.attrs["format_version"] != VOLUME_FORMAT:
-        return f"format version {file.attrs['format_version']}; this program reads {VOLUME_FORMAT}"
+    if problem := format_problem(file, "volumes", names, attributes, VOLUME_FORMAT):
+        return problem
     shapes = {name: file[name].shape for name in ("vol_data", *VOXELS)}
     if len(set(shapes.values())) != 1 or len(shapes["vol_data"]) != 4:
         return f"images and labels differ in shape: {shapes}"

@@ -3,8 +3,6 @@
 Compressing there leaves the one process that writes little to do.
 """
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 
@@ -12,10 +10,9 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.grey_values import GreyCounts, find_limits
+from utils.simulation.imaging import MOST_STORED
 from utils.simulation.volume import SimulatedVolume, WideVolume
-from utils.storage.layout import GZIP_LEVEL, REFERENCE, WIDE, parameter_layout, split_chunks
-
-_LARGEST_FLOAT16 = np.float32(np.finfo(np.float16).max)
+from utils.storage.layout import GZIP_LEVEL, REFERENCE, WIDE, chunks_of, parameter_layout
 
 
 @dataclass(frozen=True)
@@ -23,8 +20,8 @@ class EncodedRow:
     """One sample, rounded and compressed."""
 
     image: np.ndarray  # (X, Y, Z) float16
-    chunks: dict[str, list[bytes]]
-    """Of each dataset of labels the compressed chunks; empty bytes where all voxels are zero."""
+    chunks: dict[str, list[tuple[tuple[int, ...], bytes]]]
+    """Of each dataset of labels the compressed chunks, which begin at a voxel, that hold any."""
     values: dict[str, np.ndarray | str]  # what goes into the row of each other dataset
 
 
@@ -35,15 +32,15 @@ def encode_row(volume: SimulatedVolume) -> EncodedRow:
     UserError if the image is negative or not finite anywhere.
     """
     image, percentiles = stored_image(volume.image)
-    instances = split_chunks(np.asarray(volume.instances, "<u2"))
+    filled = [c for c in chunks_of(np.asarray(volume.instances, "<u2")) if c[1].any()]
     chunks = {
-        "vol_labels": _compress_chunks(instances > 0),
-        "vol_instances": _compress_chunks(instances),
+        "vol_labels": [(corner, zlib.compress(c > 0, GZIP_LEVEL)) for corner, c in filled],
+        "vol_instances": [(corner, zlib.compress(c, GZIP_LEVEL)) for corner, c in filled],
     }
     kind = WIDE if isinstance(volume, WideVolume) else REFERENCE
     values: dict[str, np.ndarray | str] = {"vol_percentiles": percentiles}
-    for name, part in kind.ragged.items():
-        values[name] = np.asarray(getattr(volume, name), part.dtype).ravel()
+    for name, (stored, _, _) in kind.ragged.items():
+        values[name] = np.asarray(getattr(volume, name), stored).ravel()
     for name, (dtype, shape) in parameter_layout(kind.parameters).items():
         value = getattr(volume.parameters, name)
         text = isinstance(value, str)
@@ -59,10 +56,6 @@ def stored_image(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     if not image.min() >= 0 or not image.max() < np.inf:
         raise UserError("an image must be finite and nowhere negative; use milder parameters")
-    rounded = np.minimum(image, _LARGEST_FLOAT16).astype("<f2")
+    rounded = np.minimum(image, np.float32(MOST_STORED)).astype("<f2")
     limits = find_limits(GreyCounts(lambda: [rounded], rounded.dtype), 1.0, 99.0, "robust")
     return rounded, np.array([limits.low, limits.high], "<f4")
-
-
-def _compress_chunks(chunks: np.ndarray) -> list[bytes]:
-    return [zlib.compress(chunk, GZIP_LEVEL) if chunk.any() else b"" for chunk in chunks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,21 +39,19 @@ class VolumeSet:
         presets = preset_of(self.config), preset_of(asked.config)
         if presets[0] != presets[1]:
             return [("preset", *presets)]
-        return differing(_flat(self.to_dict()), _flat(asked.to_dict()))
+        return differing(self.to_dict(), asked.to_dict())
 
 
-def _flat(values: dict[str, Any], part: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{part}{name}.") if nested else {part + name: value}
-    return flat
-
-
-def differing(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def differing(old: Mapping, new: Mapping, part: str = "") -> list[tuple[str, Any, Any]]:
     """Return (name, old value, new value) of all entries that differ, None where one is missing."""
-    names = dict.fromkeys([*old, *new])
-    return [(n, old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)]
+    found: list[tuple[str, Any, Any]] = []
+    for name in dict.fromkeys([*old, *new]):
+        values = old.get(name), new.get(name)
+        if all(isinstance(value, dict) for value in values):
+            found += differing(*values, f"{part}{name}.")
+        elif values[0] != values[1]:
+            found.append((part + name, *values))
+    return found
 
 
 def disk_space(volume_set: VolumeSet) -> int:

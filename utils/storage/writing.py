@@ -1,7 +1,5 @@
 """Writing a file under a temporary name; it gets its own when it is complete."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -16,20 +14,10 @@ import numpy as np
 from utils.errors import UserError, disk_errors, hdf5_errors
 from utils.provenance import DATA_VERSION, VOLUME_FORMAT
 from utils.replacing import only_writer, renaming
+from utils.simulation.configuration import PlainConfig
 from utils.simulation.volume import sample_rng, simulate_volume
 from utils.simulation.wide import WideConfig
-from utils.storage.layout import (
-    GZIP_LEVEL,
-    IMAGE_TEXT,
-    PARAMETER_TEXT,
-    PERCENTILES_TEXT,
-    REFERENCE,
-    VOXELS,
-    WIDE,
-    chunk_corners,
-    chunk_shape,
-    parameter_layout,
-)
+from utils.storage.layout import GZIP_LEVEL, REFERENCE, VOXELS, WIDE, chunk_shape, parameter_layout
 from utils.storage.rows import EncodedRow, encode_row
 from utils.storage.volume_set import VolumeSet, disk_space
 
@@ -47,20 +35,12 @@ class VolumeWriter:
 
     def append(self, row: EncodedRow) -> None:
         """Write the next sample; UserError, naming the file, if the disk fails."""
-        count, *shape = self._images.shape
-        if self.num_written == count or row.image.shape != tuple(shape):
-            raise ValueError(
-                f"row {self.num_written} of shape {row.image.shape} does not fit "
-                f"{count} volumes of {tuple(shape)}"
-            )
         index = self.num_written
         with hdf5_errors(self._path, "cannot be written"):
             self._images[index] = row.image
             for name, chunks in row.chunks.items():
-                dataset = self._file[name].id
-                for corner, chunk in zip(chunk_corners(row.image.shape), chunks, strict=True):
-                    if chunk:  # one that is not there reads as zeros
-                        dataset.write_direct_chunk((index, *corner), chunk)
+                for corner, chunk in chunks:  # one that is not there reads as zeros
+                    self._file[name].id.write_direct_chunk((index, *corner), chunk)
             for name, value in row.values.items():
                 self._file[name][index] = value
         self.num_written += 1
@@ -123,6 +103,18 @@ def new_hdf5_file(
                 file.close()
 
 
+def describe(
+    file: h5py.File, what: str, version: int, config: PlainConfig, seed: int, count: int
+) -> None:
+    """Write the attributes from which all samples of a file can be made again."""
+    file.attrs["description"] = f"Simulated {what} of the fly's optic lobe with exact labels."
+    file.attrs["format_version"] = version
+    file.attrs["program_version"] = DATA_VERSION
+    file.attrs["configuration"] = json.dumps(config.to_dict())
+    file.attrs["seed"] = seed
+    file.attrs["num_samples"] = count
+
+
 def in_words(size: int) -> str:
     """Return a number of bytes in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
@@ -143,12 +135,7 @@ def _begin(temporary: Path, empty: bytes, room: int) -> None:
 def _lay_out(file: h5py.File, volume_set: VolumeSet) -> None:
     """Write the attributes and make room for all rows."""
     count, shape = volume_set.num_samples, volume_set.config.shape
-    file.attrs["description"] = "Simulated volumes of the fly's optic lobe with exact labels."
-    file.attrs["format_version"] = VOLUME_FORMAT
-    file.attrs["program_version"] = DATA_VERSION
-    file.attrs["configuration"] = json.dumps(volume_set.config.to_dict())
-    file.attrs["seed"] = volume_set.seed
-    file.attrs["num_samples"] = count
+    describe(file, "volumes", VOLUME_FORMAT, volume_set.config, volume_set.seed, count)
     file.attrs["complete"] = False
     chunks = (1, *chunk_shape(shape))
 
@@ -156,17 +143,19 @@ def _lay_out(file: h5py.File, volume_set: VolumeSet) -> None:
         dataset = file.create_dataset(name, (count, *shape), dtype, **options)
         dataset.attrs["description"] = text
 
-    add("vol_data", IMAGE_TEXT, shape, "<f2", chunks=chunks)
+    text = "image, (sample, x, y, z), raw intensities"
+    add("vol_data", text, shape, "<f2", chunks=chunks)
     for name, (dtype, text) in VOXELS.items():
         add(name, text, shape, dtype, chunks=chunks, compression=GZIP_LEVEL)
-    add("vol_percentiles", PERCENTILES_TEXT, (2,), "<f4")
+    text = "grey values of each image as stored that become 0 and 1, by the rule robust"
+    add("vol_percentiles", text, (2,), "<f4")
     kind = WIDE if isinstance(volume_set.config, WideConfig) else REFERENCE
-    for name, part in kind.ragged.items():
-        text = f"{part.description}; {_usage(name, part.shape)}"
-        add(name, text, (), h5py.vlen_dtype(np.dtype(part.dtype)))
+    for name, (dtype, item, text) in kind.ragged.items():
+        add(name, f"{text}; {_usage(name, item)}", (), h5py.vlen_dtype(np.dtype(dtype)))
     file.create_group("parameters").attrs["description"] = "drawn for each sample"
     for name, (dtype, item) in parameter_layout(kind.parameters).items():
-        add(f"parameters/{name}", f"{name} of each sample: {PARAMETER_TEXT}", item, dtype)
+        text = f"{name} of each sample: lengths in edges of the unit cube, angles in radians"
+        add(f"parameters/{name}", text, item, dtype)
 
 
 def _usage(name: str, shape: tuple[int, ...]) -> str:
