@@ -122,9 +122,7 @@ def run(flags: argparse.Namespace) -> int:
         todo = search.remaining()
         among = f", {repeated} failed ones among them" if repeated else ""
         number = "as many as time allows" if todo == math.inf else todo
-        search.say(f"{name}: {definition.question}".rstrip(": "))
-        search.say(f"to do: {number} trials{among}")
-        search.say(f"in {folder}")
+        search.say(f"{name}: {definition.question}\nto do: {number} trials{among}\nin {folder}")
         status = run_until_told(search, 60 * (flags.timeout_minutes or math.inf))
     report(search)
     return status

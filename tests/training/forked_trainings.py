@@ -93,7 +93,8 @@ def save_and_die(folder: Path, moment: int) -> int:
     os.fsync = syncing
     sys.addaudithook(watching)
     for epoch in (1, 2):
-        save_checkpoints(experiment, state(epoch), "best", Progress(epoch=epoch, best_epoch=epoch))
+        progress = Progress(epoch=epoch, best_epoch=epoch)
+        save_checkpoints(experiment, state(epoch), {}, "best", progress)
         descriptor = os.open(folder / "saved", os.O_WRONLY)
         os.write(descriptor, str(epoch).encode())
         os.close(descriptor)

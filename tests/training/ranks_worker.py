@@ -113,7 +113,7 @@ def mixed(fabric: Fabric) -> list[list[list[float]]]:
     return epochs
 
 
-def refused(fabric: Fabric) -> list[str]:
+def refused() -> list[str]:
     """Return how loading ends where the first rank finds a mistake, and where there is none."""
     ends = []
     for mistake in (True, False):
@@ -124,7 +124,7 @@ def refused(fabric: Fabric) -> list[str]:
             return "loaded"
 
         try:
-            ends.append(load_in_turn(fabric, load))
+            ends.append(load_in_turn(load))
         except (UserError, SystemExit) as error:
             ends.append(repr(error))
     return ends
@@ -141,7 +141,7 @@ def average_of_ranks() -> float:
 def share(fabric: Fabric, folder: Path) -> None:
     """Measure; each rank writes what it found."""
     found = {**measure(fabric), "average": average_of_ranks(), "mixed": mixed(fabric)}
-    found["refused"] = refused(fabric)
+    found["refused"] = refused()
     found["word"] = ranks.word_of_the_first(not ranks.rank())
     torch.save(found, folder / f"rank_{ranks.rank()}.pt")
 

@@ -199,7 +199,7 @@ def test_a_directory_in_use_is_refused(experiment: Experiment) -> None:
 
 
 def test_each_reopening_is_recorded(experiment: Experiment) -> None:
-    experiment.finish("interrupted by SIGTERM", 130)
+    experiment.update_log(exit={"reason": "interrupted by SIGTERM", "status": 130})
     for epoch in (1, 2):
         Experiment.reopen(
             experiment.directory, {"flags": {"epochs": 9}}, __file__, [{"epoch": epoch}],

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -32,29 +31,19 @@ def choose_compiling(options: TrainingOptions, device: str) -> Compiling:
     4): 4 channels 26.3 patches a second, compiled 17.4; 8 channels 14.7 and 11.9; 32 channels 2.05
     and 2.10; 16 channels with ``stem_stride`` 2 36 and 38. Compiling takes about a minute.
     """
-    found, asked = has_compiler(device), options.compile
-    if asked == "on" and not found:
-        raise UserError(
-            "--compile on: no C++ compiler is found (g++, or what CXX names); install one, or use "
-            "--compile auto"
-        )
-    if asked != "auto":
-        return Compiling(asked == "on", required=asked == "on", reason=f"--compile {asked}")
+    compilers = ("CXX", "g++", "clang++") if device == "cpu" else ("CC", "gcc", "clang", "cc")
+    found = any(shutil.which(os.environ.get(name, name)) for name in compilers)
+    on = options.compile == "on"
+    if on and not found:
+        raise UserError(f"--compile on: found none of the compilers {', '.join(compilers)}")
+    if options.compile != "auto":
+        return Compiling(on, required=on, reason=f"--compile {options.compile}")
     if options.deterministic:
         return Compiling(False, required=False, reason="auto: --deterministic")
     if device == "cpu":
         return Compiling(False, required=False, reason="auto: on a CPU it does not pay")
-    why = "it pays here" if found else "no C++ compiler is found"
+    why = "it pays here" if found else "no compiler is found"
     return Compiling(found, required=False, reason=f"auto: {why}")
-
-
-def has_compiler(device: str) -> bool:
-    """Return whether the compiler that torch.compile calls for ``device`` is found."""
-    if device == "cpu":
-        names = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
-    else:
-        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
-    return any(map(shutil.which, names))
 
 
 def compile_network(model: nn.Module, compiling: Compiling) -> None:

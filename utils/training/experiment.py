@@ -8,6 +8,7 @@ temporary name and renamed, so a reader never meets half of one.
 import dataclasses
 import datetime
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -119,22 +120,14 @@ class Experiment:
         if self.writes:
             write_json(self.log, {**self.read_log(), **entries})
 
-    def finish(self, reason: str, status: int) -> None:
-        """Record how the run ended."""
-        self.update_log(exit={"reason": reason, "status": status})
-
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
         """Write ``checkpoints/name`` from plain state (tensors, numbers, text, lists, dicts)."""
         path = self.checkpoints / name
-        if not self.writes:
-            return path
-        with replacing(path) as temporary:
-            try:
-                with temporary.open("wb") as file:
-                    torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
-            except RuntimeError as error:
-                disk = error.__context__  # torch fails again as it closes what was not written
-                raise (disk if isinstance(disk, OSError) else error) from None
+        if self.writes:
+            content = io.BytesIO()  # torch's own writer hides what a full disk says
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, content)
+            with replacing(path) as temporary:
+                temporary.write_bytes(content.getbuffer())
         return path
 
     def _occupy(self, script: str | Path) -> None:
@@ -148,7 +141,6 @@ class Experiment:
             # A POSIX lock: loader processes that outlive a killed training do not inherit it.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(descriptor)
             raise UserError(
                 f"{self.directory} is in use: another process is training there"
             ) from error

@@ -3,7 +3,6 @@
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,10 @@ from utils.prediction.column_spacing import estimate_spacing
 from utils.prediction.network_voxels import network_shape
 from utils.prediction.trained_network import TrainedNetwork
 from utils.stacks import Stack
+from utils.training.run import TrainingData
 
 VALIDATION_PATCHES = 16
 """At least, where a held-out part is smaller: each lies about another annotated voxel."""
-
-
-@dataclass(frozen=True)
-class LabelledSets:
-    """Labelled stacks to train and to validate on; None where there are none."""
-
-    train: LabelledDataset | None
-    validation: LabelledDataset | None
-    spacing: float  # distance of neighbouring columns, in voxels as the network sees them
-    about: dict[str, str]  # lines for the announcement, by topic
 
 
 def load_labelled(
@@ -38,8 +28,10 @@ def load_labelled(
     ancestor: TrainedNetwork | None = None,
     spacing: float | None = None,
     **cutting: Any,
-) -> LabelledSets:
+) -> TrainingData:
     """Open labelled stacks; hold a part of those to train on out where there are no others.
+
+    A set without stacks is None.
 
     Args:
         flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share`` and
@@ -99,7 +91,7 @@ def load_labelled(
         about[f"stack {k}"] = f"{stack.pair.file.name}: {'; '.join(stack.reasons)}"
     if known is None:
         known = float(np.median(measured)) if measured else _crowding(everything)
-    if flags.val_share is not None:
+    if stacks and flags.val_share is not None:
         halves = [stack.split(flags.val_share) for stack in stacks]
         stacks, others = [first for first, _ in halves], [second for _, second in halves]
         annotated = sum(int(stack.annotated.sum()) for stack in others)
@@ -112,7 +104,7 @@ def load_labelled(
     if others:  # always the same patches, so that runs of different seeds can be compared
         number = patches[1] or max(VALIDATION_PATCHES, len(LabelledDataset(others, **cutting)))
         validation = LabelledDataset(others, seed=0, patches_per_epoch=number, **cutting)
-    return LabelledSets(training, validation, known, about)
+    return TrainingData(training, validation, [known] * len(everything[0].shape), about)
 
 
 def _describe(stacks: Sequence[LabelledStack]) -> str:

@@ -24,7 +24,7 @@ from utils.data.epochs import EpochDataset
 from utils.devices import memory_format
 from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.ending import stop_if_asked
-from utils.training.experiment import LAST, Examples, Experiment
+from utils.training.experiment import Examples, Experiment
 from utils.training.loaders import EpochSampler, build_loader, loss_weight
 from utils.training.losses import LossByParts
 from utils.training.options import TrainingOptions
@@ -75,7 +75,7 @@ def train(
 
     if not progress.epoch:
         state = whole_state(parts, description, progress, history, clock)
-        experiment.save_checkpoint(LAST, state)
+        save_checkpoints(experiment, *state, "last", progress)
     first = progress.epoch + 1
     tensorboard = options.tensorboard and fabric.is_global_zero
     flags = description.get("flags", {})
@@ -102,7 +102,7 @@ def train(
             history.append(record | train_data.epoch_record())
             progress = progress.after(validated.loss, validated.confusion.iou)
             state = whole_state(parts, description, progress, history, clock)
-            save_checkpoints(experiment, state, options.checkpoint_policy, progress)
+            save_checkpoints(experiment, *state, options.checkpoint_policy, progress)
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             if board:
@@ -198,12 +198,11 @@ def score(
     loss_function: nn.Module,
     data: EpochDataset,
     options: TrainingOptions,
-    where: str = "test",
 ) -> dict[str, float]:
     """Return loss and metrics of a trained ``model`` (not set up by Fabric yet) over ``data``."""
     loader = build_loader(fabric, data, options)
     model = fabric.setup_module(model.to(memory_format=memory_format(data[0][0].ndim + 1)))
-    result, _ = evaluate(model, loss_function.to(fabric.device), loader, where)
+    result, _ = evaluate(model, loss_function.to(fabric.device), loader, "test")
     return {"loss": result.loss, **result.confusion.metrics()}
 
 

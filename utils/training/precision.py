@@ -47,7 +47,7 @@ def choose_training_compute(
         model = build_network().to(memory_format=memory_format(len(shape))).train()
         return time_step(speed_up_on_cpu(model), shape, precision)
 
-    return choose_compute(options.device, options.precision, step_seconds)
+    return choose_compute(device, options.precision, step_seconds)
 
 
 def be_deterministic(threads: int) -> None:

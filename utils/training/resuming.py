@@ -84,7 +84,7 @@ def check_unchanged(
 
 def check_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise UserError unless both descriptions of the data agree but for the files' folders."""
-    if _without_folders(recorded) != _without_folders(found):
+    if _comparable(recorded) != _comparable(found):
         raise UserError(
             f"--resume: the data differ (files, seeds or samples): was {json.dumps(recorded)}, "
             f"is {json.dumps(found)}"
@@ -104,24 +104,22 @@ def find_resumption(directory: Path) -> Resumption:
     return Resumption(state, f"goes on after epoch {state['epoch']} from {path}")
 
 
-def _complete(volumes: Any) -> Any:
-    """Return what volumes on the fly are, keys that an older record does not know at defaults."""
-    from utils.simulation.presets import config_from_dict
+def _comparable(value: Any, name: str = "") -> Any:
+    """Return the entry ``name`` of a description as it is compared.
 
-    if not isinstance(volumes, Mapping):
-        return [_complete(part) for part in volumes]
-    known = {name: value for name, value in volumes.items() if name not in ("preset", "share")}
-    return {**volumes, **config_from_dict(known).to_dict()}
+    Without versions and folders, and with what an older record does not know of volumes on the fly
+    at its default.
+    """
+    if name == "file" and value:
+        return Path(value).name
+    if name == "on_the_fly":
+        from utils.simulation.presets import config_from_dict
 
-
-def _without_folders(described: Any) -> Any:
-    """Return plain JSON without versions, and of what stands under ``file`` the names alone."""
-    if isinstance(described, Mapping):
-        return {
-            name: Path(value).name if name == "file" and value else _without_folders(value)
-            for name, value in described.items()
-            if name not in ("version", "on_the_fly")
-        } | {name: _complete(described[name]) for name in ("on_the_fly",) if name in described}
-    if isinstance(described, list | tuple):
-        return [_without_folders(item) for item in described]
-    return described
+        parts = [dict(part) for part in (value if isinstance(value, list) else [value])]
+        shares = [(part.pop("preset", None), part.pop("share", 1)) for part in parts]
+        return shares, [config_from_dict(part) for part in parts]
+    if isinstance(value, Mapping):
+        return {key: _comparable(v, key) for key, v in value.items() if key != "version"}
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
+    return value

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from utils.checkpoints.loading import load_checkpoint
@@ -30,7 +29,6 @@ from utils.training.loop import score, train
 from utils.training.losses import build_loss, measure_foreground
 from utils.training.options import (
     TrainingOptions,
-    check_parameter_count,
     check_patch_size,
     describe_network,
     describe_training,
@@ -40,7 +38,6 @@ from utils.training.recipes import describe_recipe, recipe_values
 from utils.training.resuming import Resumption, check_data, find_resumption
 
 logger = logging.getLogger("utils.training")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,6 @@ class TrainingData:
     test: EpochDataset | None = None  # what the best checkpoint is scored on at the end
     # returns scores of a trained network on test beside those of voxels
     other_scores: Callable[[nn.Module], dict[str, float | None]] | None = None
-
-    def sets(self) -> dict[str, EpochDataset]:
-        """Return all sets by name."""
-        sets = {"train": self.train, "validation": self.validation}
-        return sets if self.test is None else {**sets, "test": self.test}
 
 
 def run_training(
@@ -89,20 +81,23 @@ def run_training(
     processes = choose_processes(options, device)
     with torch.device("meta"):  # counted without memory for them
         parameters = sum(p.numel() for p in build_network().parameters() if p.requires_grad)
-    check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
+    if not flags.MIN_PARAMS <= parameters <= flags.MAX_PARAMS:
+        raise UserError(
+            f"the network has {parameters} parameters, outside the bounds --MIN_PARAMS "
+            f"{flags.MIN_PARAMS} and --MAX_PARAMS {flags.MAX_PARAMS}: training does not start"
+        )
 
     shape = (patch_size,) * model_config["spatial_dims"]
     resumed = directory if flags.resume else None
     compute = choose_training_compute(options, build_network, shape, processes.total, resumed)
-    deterministic = options.deterministic
-    fabric = make_fabric(compute, options.seed, processes, deterministic=deterministic)
+    fabric = make_fabric(compute, options.seed, processes, deterministic=options.deterministic)
 
     def load() -> TrainingData:
         data = load_data()
         check_shares(data, patch_size, options, flags)
         return data
 
-    data = load_in_turn(fabric, load)
+    data = load_in_turn(load)
     foreground = measure_foreground(data.train) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     trained_on = data.train
@@ -116,6 +111,7 @@ def run_training(
     if flags.freeze:
         model.encoder.requires_grad_(False)
 
+    sets = {"train": data.train, "validation": data.validation, "test": data.test}
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
@@ -131,7 +127,7 @@ def run_training(
         "processes": ranks.world_size(),
         "compile": vars(compiling),
         "foreground": foreground,
-        "data": {name: one.describe() for name, one in data.sets().items()},
+        "data": {name: one.describe() for name, one in sets.items() if one is not None},
     }
     experiment = open_experiment(directory, config, script, resumption)
     loaders = loader_processes(options.num_workers, processes.devices)
@@ -160,9 +156,8 @@ def run_training(
     }
 
     def train_and_test() -> str:
-        sets = trained_on, data.validation
-        recorded = experiment, description, compiling, resumption
-        reason = train(fabric, model, loss, *sets, options, *recorded)
+        how = options, experiment, description, compiling, resumption
+        reason = train(fabric, model, loss, trained_on, data.validation, *how)
         if data.test is not None:
             fabric.barrier()  # until the best checkpoint is there
             state = load_checkpoint(directory)
@@ -178,18 +173,17 @@ def run_training(
     return record_exit(experiment, train_and_test)
 
 
-def load_in_turn(fabric: Fabric, load: Callable[[], T]) -> T:
+def load_in_turn(load: Callable[[], TrainingData]) -> TrainingData:
     """Return what ``load`` returns on each rank; the first one makes files, the others read them.
 
     Its UserError ends all of them: it alone raises it, so that it is told once.
     """
     loaded, error = None, None
-    with fabric.rank_zero_first():
-        if not ranks.rank():
-            try:
-                loaded = load()
-            except UserError as found:
-                error = found
+    if not ranks.rank():
+        try:
+            loaded = load()
+        except UserError as found:
+            error = found
     if ranks.word_of_the_first(error is not None):
         raise error or SystemExit(0)  # the status is the first one's
     return load() if ranks.rank() else loaded

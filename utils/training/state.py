@@ -4,7 +4,6 @@ Epochs are counted from 1; checkpoints hold plain state: tensors, numbers, text,
 """
 
 import dataclasses
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,25 +21,11 @@ from utils.training.options import TrainingOptions
 from utils.training.schedules import TrainingClock, build_scheduler
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
-RESUMABLE = (
-    "optimizer_state",
-    "scheduler_state",
-    "precision_state",
-    "random_state",
-    "raw_model_state",
-    "averages",
-    "progress",
-    "history",
-    "pace",  # of the clock
-)
-"""Entries of ``last.pth`` that going on needs and prediction does not."""
-
 
 @dataclass(frozen=True)
 class TrainedParts:
     """The parts that a training changes, as Fabric has set them up."""
 
-    fabric: Fabric
     model: nn.Module
     optimizer: Optimizer
     scheduler: ReduceLROnPlateau | None  # for plateau alone
@@ -83,7 +68,7 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
     model, optimizer = fabric.setup(model, optimizer)
     average = make_average(model.module, options.ema)
     validated = fabric.setup_module(average.module) if average else model
-    return TrainedParts(fabric, model, optimizer, scheduler, average, validated)
+    return TrainedParts(model, optimizer, scheduler, average, validated)
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
@@ -125,29 +110,22 @@ def whole_state(
     progress: Progress,
     history: list[dict[str, Any]],
     clock: TrainingClock,
-) -> dict[str, Any]:
-    """Return the content of ``last.pth``: what prediction needs, and what going on needs.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the two halves of ``last.pth``: what prediction needs, and what only going on needs.
 
     Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
-    own = {}
-    if parts.average:
-        own = {
-            "raw_model_state": _weights(parts.model),
-            "averages": int(parts.average.n_averaged),
-        }
-    return {
+    result = {
         **description,
         "model_state": _weights(parts.validated),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
-        **own,
+    }
+    to_go_on = {
         "optimizer_state": parts.optimizer.state_dict(),
         "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
-        "precision_state": parts.fabric.strategy.precision.state_dict(),
-        # Not numpy's global one: everything here draws from generators of (seed, epoch, index).
+        # Not numpy's and Python's: all else draws from generators of (seed, epoch, index).
         "random_state": {
-            "python": random.getstate(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
@@ -155,6 +133,10 @@ def whole_state(
         "history": list(history),
         "pace": {"steps": clock.steps, "seconds": clock.seconds},
     }
+    if parts.average:
+        to_go_on["raw_model_state"] = _weights(parts.model)
+        to_go_on["averages"] = int(parts.average.n_averaged)
+    return result, to_go_on
 
 
 def go_on(
@@ -174,8 +156,6 @@ def go_on(
     parts.optimizer.load_state_dict(state["optimizer_state"])
     if scheduler:
         scheduler.load_state_dict(state["scheduler_state"])
-    parts.fabric.strategy.precision.load_state_dict(state["precision_state"])
-    random.setstate(state["random_state"]["python"])
     torch.set_rng_state(state["random_state"]["torch"])
     devices = state["random_state"]["cuda"]
     if devices and torch.cuda.device_count() == len(devices):
@@ -184,16 +164,19 @@ def go_on(
 
 
 def save_checkpoints(
-    experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
+    experiment: Experiment,
+    result: Mapping[str, Any],
+    to_go_on: Mapping[str, Any],
+    policy: str,
+    progress: Progress,
 ) -> None:
-    """Write ``last.pth`` with everything, and by policy the weights of the best or each epoch."""
-    weights = {name: value for name, value in state.items() if name not in RESUMABLE}
+    """Write ``last.pth`` with everything, and by policy the result of the best or each epoch."""
     if policy in ("best", "all") and progress.best_epoch == progress.epoch:
-        experiment.save_checkpoint("best.pth", weights)
+        experiment.save_checkpoint("best.pth", result)
     if policy == "all":
-        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
+        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
     # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_checkpoint(LAST, state)
+    experiment.save_checkpoint(LAST, {**result, **to_go_on})
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
