@@ -143,16 +143,9 @@ def run(flags: argparse.Namespace) -> int:
     from utils.training.run import run_training
 
     config = ModelConfig(**settings)
-    return run_training(
-        __file__,
-        flags,
-        options,
-        directory,
-        config.to_dict(),
-        lambda: build_model(config),
-        IMAGE_EDGE,
-        lambda: (load_images if labelled else load_data)(flags, directory),
-    )
+    network = config.to_dict(), functools.partial(build_model, config)
+    load = functools.partial(load_images if labelled else load_data, flags, directory)
+    return run_training(__file__, flags, options, directory, *network, IMAGE_EDGE, load)
 
 
 def check_files(flags: argparse.Namespace) -> bool:
@@ -197,15 +190,12 @@ def load_data(flags: argparse.Namespace, directory: Path) -> TrainingData:
 
     counts = flags.L_train, flags.L_validate, flags.L_test
     train, validation, test = map(functools.partial(load_set, flags), FILES, SEEDS, counts)
-    keypoints = functools.partial(score_keypoints, data=test)
-    return TrainingData(
-        train,
-        validation,
-        spacing_voxels=train.column_spacing(),
-        about={"train": repr(train), "validation": repr(validation), "test": repr(test)},
-        test=test,
-        other_scores=keypoints if flags.objective == "keypoints" else None,
-    )
+    about = {"train": repr(train), "validation": repr(validation), "test": repr(test)}
+    data = TrainingData(train, validation, train.column_spacing(), about, test)
+    if flags.objective == "segmentation":
+        return data
+    scores = functools.partial(score_keypoints, data=test)
+    return dataclasses.replace(data, other_scores=scores)
 
 
 def load_set(flags: argparse.Namespace, flag: str, seed: int, count: int) -> Fake2DDataset:

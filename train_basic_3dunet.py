@@ -18,6 +18,7 @@ when it is interrupted.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,16 +143,9 @@ def run(flags: argparse.Namespace) -> int:
     from utils.training.run import run_training
 
     config = ModelConfig(**settings)
-    return run_training(
-        __file__,
-        flags,
-        options,
-        directory,
-        config.to_dict(),
-        lambda: build_model(config),
-        flags.patch_size,
-        lambda: load_data(flags, *sources, directory),
-    )
+    network = config.to_dict(), functools.partial(build_model, config)
+    load = functools.partial(load_data, flags, *sources, directory)
+    return run_training(__file__, flags, options, directory, *network, flags.patch_size, load)
 
 
 def load_data(

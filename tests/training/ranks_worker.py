@@ -21,7 +21,7 @@ from utils.training import ranks
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
 from utils.training.fabric import Processes, make_fabric
-from utils.training.loaders import EpochSampler, build_loader
+from utils.training.loaders import build_loader
 from utils.training.loop import evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
@@ -72,18 +72,19 @@ def network() -> nn.Module:
 
 def measure(fabric: Fabric) -> dict[str, object]:
     """Train two epochs and validate; return all that must not depend on the number of ranks."""
-    options = TrainingOptions(batch_size=BATCH, loss_type="dice")
+    options = TrainingOptions(batch_size=BATCH, loss_type="dice", seed=4)
     model = network()
     model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
     seen: list[list[int]] = [[], []]
     model.module.register_forward_pre_hook(
-        lambda _, inputs: seen[sampler.epoch].extend(inputs[0][:, 0, 0, 0, 0].int().tolist())
+        lambda _, inputs: seen[data.epoch].extend(inputs[0][:, 0, 0, 0, 0].int().tolist())
     )
-    sampler = EpochSampler(TRAINING, seed=4)
-    loader = build_loader(fabric, Patches(TRAINING), options, sampler)
+    data = Patches(TRAINING)
+    loader = build_loader(fabric, data, options, training=True)
     loss = build_loss(options)
     trained = []
-    for sampler.epoch in range(2):
+    for epoch in range(2):
+        data.set_epoch(epoch)
         trained.append(train_one_epoch(fabric, model, loss, loader, optimizer, "training"))
     seen_in_training = [list(epoch) for epoch in seen]
     valid_loader = build_loader(fabric, Patches(VALIDATION), options)

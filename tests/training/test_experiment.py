@@ -43,6 +43,13 @@ def test_an_existing_directory_is_left_untouched(experiment: Experiment) -> None
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
 
+def test_a_log_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "logs"):
+        with pytest.raises(UserError, match="cannot be made"):
+            Experiment.create(path / "new", {}, __file__)
+
+
 def test_a_directory_that_cannot_be_filled_is_removed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Experiment.create(tmp_path / "logs" / "one", {}, tmp_path / "absent.py")

@@ -289,9 +289,14 @@ def test_stacks_are_scaled_as_in_prediction(lab: Path) -> None:
         found = load_labelled(labelled(**changes), names, [], spacing=spacing, **sizes)
         assert found.train.stacks[0].shape == shape and found.validation is None
         assert found.spacing_voxels == [spacing] * 3 if spacing else found.spacing_voxels[0] > 0
-        assert found.about["stack 1"].startswith("stack.tif: ") or not spacing
+        assert (
+            found.about["stack 1"]
+            .partition(" voxels, ")[0]
+            .endswith("stack.tif: " + " x ".join(map(str, shape)))
+        )
+        assert len(found.about["stack 1"].split("; ")) > 1 or not spacing
     unused = load_labelled(labelled(ignore_label=77, scale=1.0), names, [], **sizes)
-    assert unused.about["labels"].endswith("; --ignore_label 77 marks no voxel")
+    assert unused.about["labels"] == "--ignore_label 77 marks no voxel"
 
 
 def test_held_out_patches_overlap_none_to_train_on(lab: Path) -> None:

@@ -288,6 +288,7 @@ def test_checkpoint_policies(
     loss = build_loss(TrainingOptions())
     run(fabric, experiment, network(), loss, checkpoint_policy=policy, start_lr=0.05)
     assert set(os.listdir(experiment.checkpoints)) == {"last.pth", *names}
+    assert not (experiment.directory / "tensorboard").exists()  # unless it is asked for
     epochs = experiment.read_log()["epochs"]
     if policy != "last":
         best = load_checkpoint(experiment.checkpoints / "best.pth")

@@ -43,8 +43,7 @@ class Experiment:
 
     directory: Path
     writes: bool = True
-    """Of several processes that train together only the first does; for the others what saves,
-    records or draws does nothing."""
+    """What saves, records or draws does nothing without; of several processes the first writes."""
 
     @classmethod
     def create(cls, directory: str | Path, config: Mapping[str, Any], script: str | Path) -> Self:
@@ -158,8 +157,7 @@ class Experiment:
         from utils.figures.predictions import save_predictions
 
         baseline = WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
-        curves = self.directory / "learning_curves.png"
-        save_learning_curves(history, curves, baseline=baseline)
+        save_learning_curves(history, self.directory / "learning_curves.png", baseline=baseline)
         epoch = history[-1]["epoch"]
         titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
         patches = examples.images, examples.masks, examples.probabilities

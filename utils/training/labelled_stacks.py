@@ -29,9 +29,7 @@ def load_labelled(
     spacing: float | None = None,
     **cutting: Any,
 ) -> TrainingData:
-    """Open labelled stacks; hold a part of those to train on out where there are no others.
-
-    A set without stacks is None.
+    """Open labelled stacks; hold ``--val_share`` of those to train on out. No stacks: None.
 
     Args:
         flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share`` and
@@ -73,22 +71,20 @@ def load_labelled(
         ]
 
     stacks, others = read(train), read(valid)
-    twice = {one.pair.labels.resolve() for one in stacks} & {
-        o.pair.labels.resolve() for o in others
-    }
-    if twice:
+    named = [{one.pair.labels.resolve() for one in part} for part in (stacks, others)]
+    if twice := named[0] & named[1]:
         raise UserError(
             f"{min(twice)}: is named to train on and to validate on; name other labels to validate "
             "on, or none: --val_share then holds a part of each stack out"
         )
     everything = [*stacks, *others]
-    about = {"labels": _describe(everything)}
+    about = {
+        f"stack {k}": "; ".join([stack.line(), *stack.reasons])
+        for k, stack in enumerate(everything, 1)
+    }
     whole = all(stack.annotated.sum() == math.prod(stack.shape) for stack in everything)
     if whole and flags.ignore_label is not None:
-        about["labels"] += f"; --ignore_label {flags.ignore_label} marks no voxel"
-    explained = [stack for stack in everything if stack.reasons]
-    for k, stack in enumerate(explained, 1):
-        about[f"stack {k}"] = f"{stack.pair.file.name}: {'; '.join(stack.reasons)}"
+        about["labels"] = f"--ignore_label {flags.ignore_label} marks no voxel"
     if known is None:
         known = float(np.median(measured)) if measured else _crowding(everything)
     if stacks and flags.val_share is not None:
@@ -105,20 +101,6 @@ def load_labelled(
         number = patches[1] or max(VALIDATION_PATCHES, len(LabelledDataset(others, **cutting)))
         validation = LabelledDataset(others, seed=0, patches_per_epoch=number, **cutting)
     return TrainingData(training, validation, [known] * len(everything[0].shape), about)
-
-
-def _describe(stacks: Sequence[LabelledStack]) -> str:
-    """Return a line on how much is annotated."""
-    if len(stacks) == 1:
-        return stacks[0].line()
-    voxels = sum(int(np.prod(stack.shape)) for stack in stacks)
-    annotated = sum(int(stack.annotated.sum()) for stack in stacks)
-    labelled = sum(int(stack.labelled.sum()) for stack in stacks)
-    columns = sum(stack.columns or 0 for stack in stacks)
-    return (
-        f"{len(stacks)} stacks, {annotated:,} annotated voxels ({100 * annotated / voxels:.3g} %), "
-        f"{labelled:,} of these in {columns} columns or connected parts"
-    )
 
 
 def _crowding(stacks: Sequence[LabelledStack]) -> float:

@@ -152,11 +152,6 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
     Raises UserError for a flag, whatever it is about, that has a value it cannot have.
     """
     check_values(vars(flags))
-    if flags.MIN_PARAMS > flags.MAX_PARAMS:
-        raise UserError(
-            f"--MIN_PARAMS {flags.MIN_PARAMS}: must not be larger than --MAX_PARAMS "
-            f"{flags.MAX_PARAMS}"
-        )
     settings = {field: getattr(flags, flag) for field, flag in NETWORK_FLAGS.items()}
     return {**settings, "spatial_dims": spatial_dims}
 
@@ -188,8 +183,8 @@ def check_patch_size(
 def experiment_directory(log_path: str | Path, title: str, resume: bool = False) -> Path:
     """Return ``log_path/title``, where a new experiment may be made; touches nothing.
 
-    Raises UserError for a title that is no plain name, a log path that is a file, and an experiment
-    that exists already, unless the run shall ``resume`` that one.
+    Raises UserError for a title that is no plain name, and an experiment that exists already,
+    unless the run shall ``resume`` that one.
     """
     plain = title.strip() == title and title not in ("", ".", "..") and title.isprintable()
     if not plain or set(title) & set('/\\:*?"<>|') or len(title.encode()) > 200:
@@ -197,8 +192,6 @@ def experiment_directory(log_path: str | Path, title: str, resume: bool = False)
             f"--experiment_title {title!r}: must be a plain name of 1 to 200 characters without "
             "slashes, such as my_experiment"
         )
-    if any(folder.is_file() for folder in (Path(log_path), *Path(log_path).parents)):
-        raise UserError(f"--log_path {log_path}: is a file, or in one; give a folder")
     directory = Path(log_path) / title
     if directory.exists() and not resume:
         raise UserError(

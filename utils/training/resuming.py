@@ -7,7 +7,6 @@ from them only where the trained network stays the same thing (:data:`MAY_CHANGE
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,6 @@ MAY_CHANGE = frozenset(
 Data files may have moved, but must be the same by name, seed and number of samples. Another
 --precision, --device or --compile goes on with the same float32 weights, not to the same bits.
 """
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """Where a training goes on."""
-
-    # content of the checkpoint; None where the run was killed before it had written one
-    state: Mapping[str, Any] | None
-    note: str  # which checkpoint, or why none, in words for the log
-
-    @property
-    def epoch(self) -> int:
-        """Epochs completed."""
-        return self.state["epoch"] if self.state else 0
 
 
 def recorded_flags(directory: Path, script: str) -> dict[str, Any]:
@@ -91,17 +76,19 @@ def check_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         )
 
 
-def find_resumption(directory: Path) -> Resumption:
-    """Load the last checkpoint of a run; raise CheckpointError where it cannot be read."""
+def find_resumption(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the last checkpoint of a run, None where it has saved none yet, and words on it.
+
+    Raises CheckpointError where it cannot be read.
+    """
     from utils.checkpoints.loading import load_checkpoint
     from utils.training.experiment import LAST
 
     path = directory / "checkpoints" / LAST
     if not path.exists():
-        note = "starts from the beginning: the run has not saved a checkpoint yet"
-        return Resumption(None, note)
+        return None, "starts from the beginning: the run has not saved a checkpoint yet"
     state = load_checkpoint(path)
-    return Resumption(state, f"goes on after epoch {state['epoch']} from {path}")
+    return state, f"goes on after epoch {state['epoch']} from {path}"
 
 
 def _comparable(value: Any, name: str = "") -> Any:

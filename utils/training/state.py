@@ -47,15 +47,12 @@ class Progress:
     def after(self, valid_loss: float, valid_iou: float) -> Self:
         """Return the progress after one more epoch."""
         epoch = self.epoch + 1
-        lower = self.best_loss is None or valid_loss < self.best_loss
-        better = self.best_iou is None or valid_iou > self.best_iou
-        return type(self)(
-            epoch=epoch,
-            best_iou=valid_iou if better else self.best_iou,
-            best_epoch=epoch if better else self.best_epoch,
-            best_loss=valid_loss if lower else self.best_loss,
-            stale_epochs=0 if lower else self.stale_epochs + 1,
-        )
+        changes: dict[str, Any] = {"epoch": epoch, "stale_epochs": self.stale_epochs + 1}
+        if self.best_iou is None or valid_iou > self.best_iou:
+            changes |= {"best_iou": valid_iou, "best_epoch": epoch}
+        if self.best_loss is None or valid_loss < self.best_loss:
+            changes |= {"best_loss": valid_loss, "stale_epochs": 0}
+        return dataclasses.replace(self, **changes)
 
 
 def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int) -> TrainedParts:
@@ -148,14 +145,13 @@ def go_on(
     """
     if state is None:
         return Progress(), [], {}
-    model, average, scheduler = parts.model, parts.average, parts.scheduler
-    model.load_state_dict(state.get("raw_model_state", state["model_state"]))
-    if average:
-        average.module.load_state_dict(state["model_state"])
-        average.n_averaged.fill_(state["averages"])
+    parts.model.load_state_dict(state.get("raw_model_state", state["model_state"]))
+    if parts.average:
+        parts.average.module.load_state_dict(state["model_state"])
+        parts.average.n_averaged.fill_(state["averages"])
     parts.optimizer.load_state_dict(state["optimizer_state"])
-    if scheduler:
-        scheduler.load_state_dict(state["scheduler_state"])
+    if parts.scheduler:
+        parts.scheduler.load_state_dict(state["scheduler_state"])
     torch.set_rng_state(state["random_state"]["torch"])
     devices = state["random_state"]["cuda"]
     if devices and torch.cuda.device_count() == len(devices):
