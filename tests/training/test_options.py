@@ -241,11 +241,11 @@ def test_descriptions_tell_what_is_about_to_happen() -> None:
         assert part in line
     assert "no effect" in describe_network(network_flags(num_stacks=2), 1)
     line = describe_training(TrainingOptions(epochs=3, batch_size=7, seed=5))
-    for part in ("dice", "adam", "0.001", "plateau", "batches of 7", "3 epochs", "seed 5"):
+    for part in ("dice", "adam", "0.001", "plateau", "batch_size 7", "epochs 3", "seed 5"):
         assert part in line
-    assert "averaged" not in line and "minutes" not in line
+    assert "minutes" not in line
     line = describe_training(TrainingOptions(max_minutes=7.5, ema=0.99, lr_schedule="onecycle"))
-    for part in ("7.5 minutes", "decay 0.99", "onecycle"):
+    for part in ("max_minutes 7.5", "ema 0.99", "onecycle"):
         assert part in line
     assert "stem_stride 2" in describe_network(network_flags(stem_stride=2), 1)
 

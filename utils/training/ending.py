@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -125,8 +124,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    """Set ``handler`` for signals within the block; Python wants that in the main thread alone."""
-    numbers = numbers if threading.current_thread() is threading.main_thread() else ()
+    """Set ``handler`` for signals within the block."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

@@ -248,10 +248,8 @@ def find_sources(flags: argparse.Namespace) -> tuple[Sources, Sources]:
     if checked and others:
         raise UserError("--val_files: give labelled stacks or files of simulated volumes, not both")
     files = [] if flags.on_the_fly else resolve_files(volumes, flags.data_dir, "--train_files")
-    return (
-        Sources(files, ours),
-        Sources(resolve_files(checked, flags.data_dir, "--val_files"), others),
-    )
+    to_check = resolve_files(checked, flags.data_dir, "--val_files")
+    return Sources(files, ours), Sources(to_check, others)
 
 
 def check_label_flags(flags: argparse.Namespace, trained: bool, labelled: bool) -> None:
@@ -300,11 +298,6 @@ def describe_network(flags: argparse.Namespace, parameters: int) -> str:
 
 def describe_training(options: TrainingOptions) -> str:
     """Return a line on loss, optimiser, schedule and length of training for the log."""
-    minutes = options.max_minutes
-    length = f"{options.epochs} epochs" + (f" or {minutes:g} minutes" if minutes else "")
-    average = f", weights averaged with decay {options.ema:g}" if options.ema else ""
-    return (
-        f"{options.loss_type} loss, {options.optimizer}, learning rate {options.start_lr:g} "
-        f"({options.lr_schedule}), batches of {options.batch_size}, at most {length}, seed "
-        f"{options.seed}{average}"
-    )
+    names = "loss_type optimizer start_lr lr_schedule batch_size epochs max_minutes ema seed"
+    values = {name: getattr(options, name) for name in names.split()}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
