@@ -29,11 +29,11 @@ def load_labelled(
     spacing: float | None = None,
     **cutting: Any,
 ) -> TrainingData:
-    """Open labelled stacks; hold ``--val_share`` of those to train on out. No stacks: None.
+    """Open labelled stacks as the data of a training; a set without stacks is None.
 
     Args:
-        flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share`` and
-            ``seed`` are read.
+        flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share``
+            (held out of those to train on, where it is given) and ``seed`` are read.
         train: what :func:`utils.data.labelled.find_pairs` takes.
         valid: likewise to validate on.
         patches: in an epoch, to train and to validate on; None: to cover the stacks once, to
