@@ -113,18 +113,16 @@ def run(flags: argparse.Namespace) -> int:
     from utils.search.study import Search, open_study, retry_failed
 
     url = flags.storage or f"sqlite:///{folder / 'study.db'}"
-    how = {"n_trials": n_trials, "jobs": flags.jobs, "gpus": flags.gpus or ()}
     study = open_study(url, name, definition, flags.seed)
-    search = Search(definition, study, folder, say=functools.partial(print, flush=True), **how)
+    how = n_trials, flags.jobs, flags.gpus or (), functools.partial(print, flush=True)
+    search = Search(definition, study, folder, *how)
     status = 0
     if not flags.report_only:
         repeated = retry_failed(search.study) if flags.retry_failed else 0
         todo = search.remaining()
         among = f", {repeated} failed ones among them" if repeated else ""
         number = "as many as time allows" if todo == math.inf else todo
-        search.say(f"{name}: {definition.question}".rstrip(": "))
-        search.say(f"to do: {number} trials{among}")
-        search.say(f"in {folder}")
+        search.say(f"{name}: {definition.question}\nto do: {number} trials{among}\nin {folder}")
         status = run_until_told(search, 60 * (flags.timeout_minutes or math.inf))
     report(search)
     return status
@@ -144,15 +142,11 @@ def run_until_told(search: Search, seconds: float) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if not told and not search.failure:
+        return 0
+    reason = f"trials fail alike: {search.failure}; mend it, then --retry_failed repeats them"
     if told:
         reason = f"interrupted by {told[0]}; the same command goes on"
-    elif search.failure:
-        reason = (
-            f"trials fail alike, the last with: {search.failure}; mend it, then --retry_failed "
-            "repeats them"
-        )
-    else:
-        return 0
     print(f"search_hyperparameters.py: {reason}", file=sys.stderr)
     return INTERRUPTED if told else 1
 

@@ -16,6 +16,7 @@ fails, 2 for a mistake in the flags or the data files, 130 when it is interrupte
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -108,7 +109,8 @@ FLAGS = {
         "deterministic": False,
     },
 }
-SEEDS = {"train": 111, "validation": 999, "test": 2222}  # of the simulated sets
+FILES = ("train_file", "validation_file", "test_file")
+SEEDS = (111, 999, 2222)  # of the simulated sets, in that order
 IMAGE_EDGE = 128  # in pixels
 
 
@@ -141,111 +143,81 @@ def run(flags: argparse.Namespace) -> int:
     from utils.training.run import run_training
 
     config = ModelConfig(**settings)
-    return run_training(
-        __file__,
-        flags,
-        options,
-        directory,
-        config.to_dict(),
-        lambda: build_model(config),
-        IMAGE_EDGE,
-        lambda: (load_images if labelled else load_data)(flags, directory),
-    )
+    network = config.to_dict(), functools.partial(build_model, config)
+    load = functools.partial(load_images if labelled else load_data, flags, directory)
+    return run_training(__file__, flags, options, directory, *network, IMAGE_EDGE, load)
 
 
 def check_files(flags: argparse.Namespace) -> bool:
     """Return whether the images are labelled ones instead of simulated.
 
-    Raises UserError that names a data file that could not be made, or is named twice, and for flags
-    that do not go together.
+    Raises UserError for sets of both kinds, or in one file, and flags that do not go together.
     """
-    sets = ("train_file", "validation_file", "test_file")
-    names = {flag: getattr(flags, flag) for flag in sets if getattr(flags, flag)}
+    names = {flag: name for flag in FILES if (name := getattr(flags, flag))}
     labelled = [flag for flag, name in names.items() if is_labelled(name)]
     check_label_flags(flags, "train_file" in labelled, bool(labelled))
-    if labelled:
-        missing = "train_file" not in labelled or len(labelled) < len(names)
-        if missing or flags.objective != "segmentation":
-            raise UserError(
-                f"--{labelled[0]} {names[labelled[0]]}: is a folder or pair of labelled images; "
-                "labelled images go with labelled images in all sets, and with --objective "
-                "segmentation"
-            )
-        return True
-    taken: dict[Path, str] = {}
-    for flag, name in names.items():
-        path = Path(name).absolute()
-        if path.is_dir() or not path.parent.is_dir():
-            problem = "is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
-            raise UserError(f"--{flag} {name}: {problem}; give a file in a folder that exists")
-        if path in taken:
-            raise UserError(
-                f"--{flag} {name}: is the file of --{taken[path]} too; each set has one"
-            )
-        taken[path] = flag
-    return False
+    missing = "train_file" not in labelled or len(labelled) < len(names)
+    if labelled and (missing or flags.objective != "segmentation"):
+        raise UserError(
+            f"--{labelled[0]} {names[labelled[0]]}: is a folder or pair of labelled images; "
+            "labelled images go with labelled images in all sets, and with --objective "
+            "segmentation"
+        )
+    if not labelled and len({Path(name).absolute() for name in names.values()}) < len(names):
+        raise UserError(f"--{', --'.join(names)}: each set needs a file of its own")
+    return bool(labelled)
 
 
 def load_images(flags: argparse.Namespace, directory: Path) -> TrainingData:
     """Open labelled images; ``directory`` is the log directory of a run that may be resumed."""
     from utils.training.ancestor import known_network
     from utils.training.labelled_stacks import load_labelled
-    from utils.training.run import TrainingData
 
     ancestor = known_network(flags, directory)
     size = {"patch_size": IMAGE_EDGE, "spatial_dims": 2, "ancestor": ancestor}
     valid = [flags.validation_file] if flags.validation_file else []
     numbers = flags.L_train, flags.L_validate
-    labelled = load_labelled(flags, [flags.train_file], valid, patches=numbers, **size)
-    test = None
-    if flags.test_file:
-        unsplit = argparse.Namespace(**{**vars(flags), "val_share": None})
-        numbers = None, flags.L_test
-        test = load_labelled(unsplit, [], [flags.test_file], patches=numbers, **size).validation
-    return TrainingData(
-        labelled.train,
-        labelled.validation,
-        spacing_voxels=[labelled.spacing] * 2,
-        about=labelled.about,
-        test=test,
-    )
+    data = load_labelled(flags, [flags.train_file], valid, patches=numbers, **size)
+    if not flags.test_file:
+        return data
+    test = load_labelled(flags, [], [flags.test_file], patches=(None, flags.L_test), **size)
+    return dataclasses.replace(data, test=test.validation)
 
 
 def load_data(flags: argparse.Namespace, directory: Path) -> TrainingData:
     """Load or simulate the training, validation and test set."""
     from utils.training.run import TrainingData
 
-    train = load_set(flags, "train", flags.L_train, flags.train_file)
-    validation = load_set(flags, "validation", flags.L_validate, flags.validation_file)
-    test = load_set(flags, "test", flags.L_test, flags.test_file)
-    keypoints = functools.partial(score_keypoints, data=test)
-    return TrainingData(
-        train,
-        validation,
-        spacing_voxels=train.column_spacing(),
-        about={"train": repr(train), "validation": repr(validation), "test": repr(test)},
-        test=test,
-        other_scores=keypoints if flags.objective == "keypoints" else None,
-    )
+    counts = flags.L_train, flags.L_validate, flags.L_test
+    train, validation, test = map(functools.partial(load_set, flags), FILES, SEEDS, counts)
+    about = {"train": repr(train), "validation": repr(validation), "test": repr(test)}
+    data = TrainingData(train, validation, train.column_spacing(), about, test)
+    if flags.objective == "segmentation":
+        return data
+    scores = functools.partial(score_keypoints, data=test)
+    return dataclasses.replace(data, other_scores=scores)
 
 
-def load_set(flags: argparse.Namespace, name: str, count: int, file: str) -> Fake2DDataset:
-    """Load or simulate the set of one purpose; items are (image, target), (1, X, Y) float32."""
+def load_set(flags: argparse.Namespace, flag: str, seed: int, count: int) -> Fake2DDataset:
+    """Load or simulate the set of a ``flag`` for files; items: (image, target), (1, X, Y) float32.
+
+    Raises UserError for a file that holds others, unless --overwrite makes it anew.
+    """
     from utils.data import KeypointDetectionFake2DDataset, SegmentationFake2DDataset
     from utils.storage import OtherParametersError
 
-    make = SegmentationFake2DDataset
+    make, file = SegmentationFake2DDataset, getattr(flags, flag)
     if flags.objective == "keypoints":
         make = functools.partial(KeypointDetectionFake2DDataset, with_centres=False)
-    make = functools.partial(make, count, SEEDS[name], shape=(IMAGE_EDGE, IMAGE_EDGE))
+    make = functools.partial(make, count, seed, file or None, shape=(IMAGE_EDGE, IMAGE_EDGE))
     try:
-        return make(h5path=file or None)
+        return make()
     except OtherParametersError as error:
         if not flags.overwrite:
-            way_out = f"--overwrite makes it anew, another --{name}_file leaves it as it is"
+            way_out = f"--overwrite makes it anew, another --{flag} leaves it as it is"
             raise UserError(f"{error}; {way_out}") from error
     Path(file).unlink()
-    return make(h5path=file)
+    return make()
 
 
 def score_keypoints(model: nn.Module, data: Fake2DDataset) -> dict[str, float | None]:

@@ -18,8 +18,9 @@ when it is interrupted.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,32 +136,20 @@ def run(flags: argparse.Namespace) -> int:
     settings = network_settings(flags, spatial_dims=3)
     check_patch_size(flags.patch_size, flags.depth, flags.batch_size, flags.stem_stride)
     directory = experiment_directory(flags.log_path, flags.experiment_title, flags.resume)
-    shares = live_shares(flags)
-    train, valid = find_sources(flags)
+    sources = find_sources(flags)
 
     # Torch comes with these, so they wait until the flags are known to be right.
     from models import ModelConfig, build_model
     from utils.training.run import run_training
 
     config = ModelConfig(**settings)
-    return run_training(
-        __file__,
-        flags,
-        options,
-        directory,
-        config.to_dict(),
-        lambda: build_model(config),
-        flags.patch_size,
-        lambda: load_data(flags, train, valid, shares, directory),
-    )
+    network = config.to_dict(), functools.partial(build_model, config)
+    load = functools.partial(load_data, flags, *sources, directory)
+    return run_training(__file__, flags, options, directory, *network, flags.patch_size, load)
 
 
 def load_data(
-    flags: argparse.Namespace,
-    train: Sources,
-    valid: Sources,
-    shares: Mapping[str, float],
-    directory: Path,
+    flags: argparse.Namespace, train: Sources, valid: Sources, directory: Path
 ) -> TrainingData:
     """Open the data; training takes patches of labelled stacks, of simulated volumes, or of both.
 
@@ -171,6 +160,7 @@ def load_data(
     from utils.data.mixed import MixedDataset, split_batch
     from utils.training import ranks
     from utils.training.ancestor import known_network
+    from utils.training.labelled_stacks import load_labelled
     from utils.training.run import TrainingData
 
     patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
@@ -179,43 +169,30 @@ def load_data(
         parts = split_batch(flags.batch_size, flags.mix, ranks.world_size())
         batches = -(-flags.patches_per_epoch // flags.batch_size)
         of_volumes, of_labelled = (batches * part for part in parts)
-    simulated = validation = spacing = None
+    trained_on = validation = spacing = None
     about: dict[str, str] = {}
-    samples = []
-    if valid.files:
-        # Always the same validation patches, so that runs of different seeds can be compared.
-        validation = SegmentationFake3DDataset(valid.files, seed=0, **patches)
-        samples = [f"{validation.num_samples:,} validation"]
-        spacing = validation.column_spacing()
     if train.files:
-        simulated = SegmentationFake3DDataset(
+        trained_on = SegmentationFake3DDataset(
             train.files, patches_per_epoch=of_volumes, seed=flags.seed, **patches
         )
-        samples.insert(0, f"{simulated.num_samples:,} training")
-        spacing = simulated.column_spacing()
+        about["train"] = f"{trained_on.num_samples:,} simulated volumes"
+        spacing = trained_on.column_spacing()
     elif flags.on_the_fly or flags.mix is not None:
-        simulated = OnTheFly3DDataset(
-            live_volumes(flags, shares, valid.files),
+        trained_on = OnTheFly3DDataset(
+            live_volumes(flags, valid.files),
             patches_per_epoch=of_volumes or 2048,
             patches_per_volume=flags.patches_per_volume,
             augment=flags.augment,
             seed=flags.seed,
             **patches,
         )
-        notes = [
-            *["files of volumes in --train_files are not read"] * flags.on_the_fly,
-            *["--no_shuffle has no effect"] * flags.no_shuffle,
-        ]
-        about["volumes"] = (
-            f"training volumes simulated on the fly, {flags.patches_per_volume} patches of each"
-            + f" ({', '.join(notes)})" * bool(notes)
-        )
-    if samples:
-        about["files"] = f"{' and '.join(samples)} samples"
-    trained_on = simulated
+        about["train"] = f"volumes on the fly, {flags.patches_per_volume} patches of each"
+    if valid.files:
+        # Always the same validation patches, so that runs of different seeds can be compared.
+        validation = SegmentationFake3DDataset(valid.files, seed=0, **patches)
+        about["validation"] = f"{validation.num_samples:,} simulated volumes"
+        spacing = spacing or validation.column_spacing()
     if train.labelled or valid.labelled:
-        from utils.training.labelled_stacks import load_labelled
-
         labelled = load_labelled(
             flags,
             train.labelled,
@@ -229,20 +206,21 @@ def load_data(
         about |= labelled.about
         validation = labelled.validation or validation
         if train.labelled or not spacing:
-            trained_on, spacing = labelled.train or simulated, [labelled.spacing] * 3
-    if flags.mix is not None:
-        trained_on = MixedDataset(simulated, labelled.train, parts, flags.augment, flags.seed)
-        about["mix"] = f"{parts[0]} simulated and {parts[1]} labelled patches in every batch"
+            spacing = labelled.spacing_voxels
+        if flags.mix is not None:
+            sets = trained_on, labelled.train
+            trained_on = MixedDataset(*sets, parts, flags.augment, flags.seed)
+            about["mix"] = f"{parts[0]} simulated and {parts[1]} labelled patches in every batch"
+        elif train.labelled:
+            trained_on = labelled.train
     about["patches"] = (
         f"{len(trained_on):,} of {flags.patch_size}^3 voxels in a training epoch, "
         f"augmentation {flags.augment}"
     )
-    return TrainingData(trained_on, validation, spacing_voxels=spacing, about=about)
+    return TrainingData(trained_on, validation, spacing, about)
 
 
-def live_volumes(
-    flags: argparse.Namespace, shares: Mapping[str, float], valid_files: Sequence[Path]
-) -> Config | Mixture:
+def live_volumes(flags: argparse.Namespace, valid_files: Sequence[Path]) -> Config | Mixture:
     """Return what volumes on the fly are: as the flags say, else those of a file to validate on.
 
     Where there is none either, a mixture of both presets, as the pretrained network has seen.
@@ -251,17 +229,17 @@ def live_volumes(
     from utils.storage import VolumeFile
     from utils.storage.config_files import read_mixture
 
-    shape = VolumeConfig().shape
+    shape, shares = VolumeConfig().shape, live_shares(flags)
     if valid_files:
         with VolumeFile(valid_files[0]) as file:
-            if not shares and not flags.config:
-                if getattr(file.config, "table", None) is not None:
-                    raise UserError(
-                        f"{valid_files[0]}: its columns are those of a table, which volumes on the "
-                        "fly cannot have; say what they are by --preset, --presets or --config"
-                    )
-                return file.config
-            shape = file.shape
+            shape, config = file.shape, file.config
+        if not shares and not flags.config:
+            if getattr(config, "table", None) is not None:
+                raise UserError(
+                    f"{valid_files[0]}: its columns are those of a table, which volumes on the fly "
+                    "cannot have; say what they are by --preset, --presets or --config"
+                )
+            return config
     elif not flags.config:
         shares = shares or {"wide": 0.75, "reference": 0.25}
     return read_mixture(shares, flags.config, shape)

@@ -30,7 +30,7 @@ from utils.data.augmentation import NOISE_SD, SCALE, SHIFT, AugmentedDataset
 from utils.data.epochs import EpochDataset
 from utils.simulation import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
-from utils.training.loaders import EpochSampler, build_loader
+from utils.training.loaders import build_loader
 from utils.training.options import TrainingOptions
 
 PATCH = 64
@@ -64,11 +64,9 @@ def loader_rate(data: EpochDataset, batch_size: int, workers: int, rounds: int) 
     """Return patches a second: the best of some epochs after one that starts the workers."""
     fabric = Fabric(accelerator="cpu", devices=1)
     options = TrainingOptions(batch_size=batch_size, num_workers=workers)
-    sampler = EpochSampler(len(data), 0)
-    loader = build_loader(fabric, data, options, sampler)
+    loader = build_loader(fabric, data, options, training=True)
     best = 0.0
     for epoch in range(rounds + 1):
-        sampler.epoch = epoch
         data.set_epoch(epoch)
         started = time.perf_counter()
         patches = sum(len(images) for images, _ in loader)

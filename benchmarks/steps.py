@@ -22,9 +22,9 @@ from utils.data import SegmentationFake3DDataset
 from utils.devices import Compute, memory_format
 from utils.simulation import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
-from utils.training.compiling import Compiling, compile_network
+from utils.training.computing import Compiling, compile_network
 from utils.training.fabric import make_fabric
-from utils.training.loaders import EpochSampler, build_loader
+from utils.training.loaders import build_loader
 from utils.training.loop import as_stacks, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
@@ -110,7 +110,7 @@ def open_loader(
 ) -> Iterable[Batch]:
     """Return the training loader of ``patches`` patches of ``edge`` voxels an epoch."""
     data = SegmentationFake3DDataset(path, patch_size=edge, patches_per_epoch=patches)
-    return build_loader(fabric, data, options, EpochSampler(len(data), options.seed))
+    return build_loader(fabric, data, options, training=True)
 
 
 def time_loader(loader: Iterable[Batch], device: str) -> float:

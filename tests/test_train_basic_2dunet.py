@@ -158,9 +158,9 @@ def test_keypoint_scores_of_a_known_network(shift: int, low: float, high: float)
     [
         (["--L_train", "0"], "--L_train 0: must be at least 1"),
         (["--L_test", "-2"], "--L_test -2: must be at least 1"),
-        (["--train_file", "nowhere/a.h5"], "--train_file nowhere/a.h5: the folder"),
+        (["--train_file", "nowhere/a.h5"], "nowhere/a.h5: the folder"),
         (["--test_file", "."], "--test_file .: is a folder"),
-        (["--test_file", "validation_dataset.h5"], "is the file of --validation_file too"),
+        (["--test_file", "validation_dataset.h5"], "--test_file: each set needs a file of its own"),
         (["--depth", "0"], "--depth 0"),
         (["--conv_kernel_size", "4"], "--conv_kernel_size 4"),
         (["--depth", "8", "--L_train", "1"], "a single patch a step: with images with an edge of"),

@@ -143,7 +143,13 @@ def test_checks_do_not_load_torch() -> None:
 def test_end_to_end(drawing: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(drawing) == 0
     output = capsys.readouterr().out
-    for part in ("unet, depth 2", "6 training and 2 validation", "cpu, 32-true", "epoch 2/2"):
+    for part in (
+        "unet, depth 2",
+        "6 simulated volumes",
+        "2 simulated volumes",
+        "cpu, 32-true",
+        "epoch 2/2",
+    ):
         assert part in output
     directory = tmp_path / "logs" / "tiny"
     assert {path.name for path in directory.iterdir()} == {
@@ -185,7 +191,7 @@ def test_volumes_on_the_fly_need_no_training_files(
     assert main([*tiny, *more, "--train_files", "none.h5"]) == 0
     output = capsys.readouterr().out
     for part in (
-        "3 patches of each (files of volumes in --train_files are not read, --no_shuffle has no ",
+        "volumes on the fly, 3 patches of each",
         "augmentation full",
         " volumes/s, wai",
     ):
@@ -261,11 +267,11 @@ def test_every_loss_trains(tiny: list[str], tmp_path: Path, loss_type: str) -> N
         ("--preset wide", "--preset: is for volumes simulated meanwhile; give --on_the_fly too"),
         ("--config a.toml", "--config: is for volumes simulated meanwhile"),
         ("--on_the_fly --preset wide --presets wide=1", "--preset and --presets: give one"),
-        ("--on_the_fly --presets wide", "--presets 'wide': must give shares above 0"),
-        ("--on_the_fly --presets wide=0.7,reference=0.2", "--presets 'wide=0.7,reference=0.2'"),
-        ("--on_the_fly --presets wide=0.5,wide=0.5", "that add up to 1, such as wide=0.7"),
-        ("--on_the_fly --presets wide=1.5,reference=-0.5", "must give shares above 0"),
-        ("--on_the_fly --presets narrow=1", "--presets 'narrow=1'"),
+        ("--on_the_fly --presets wide", "--presets 'wide': give shares, such as wide=0.7"),
+        ("--on_the_fly --presets wide=0.7,reference=0.2", "shares [0.7, 0.2]: must be above 0"),
+        ("--on_the_fly --presets wide=0.5,wide=0.5", "shares [0.5]: must be above 0 and add up"),
+        ("--on_the_fly --presets wide=1.5,reference=-0.5", "shares [1.5, -0.5]: must be above 0"),
+        ("--on_the_fly --presets narrow=1", "preset 'narrow': must be one of"),
         ("--on_the_fly --config none.toml", "none.toml: cannot be read"),
         ("--patch_size 16 --depth 5 --patches_per_epoch 1", "a single patch a step: with"),
         ("--patch_size 16 --depth 5 --batch_size 1", "a single patch a step: with"),

@@ -42,7 +42,7 @@ def log(tmp_path: Path) -> Path:
     experiment = Experiment.create(tmp_path / "logs" / "run", config, __file__)
     epochs = [{"epoch": k, "seconds": 1800.0} for k in (1, 2, 3)]
     experiment.update_log(epochs=epochs)
-    experiment.finish("completed 3 epochs", 0)
+    experiment.update_log(exit={"reason": "completed 3 epochs", "status": 0})
     state = {
         "model_config": CONFIG.to_dict(),
         "model_state": model.state_dict(),

@@ -120,7 +120,7 @@ def test_a_grid_has_every_combination(write) -> None:
         ("[search]", "[serach]", "unknown key serach"),
         ("[fixed]", "fixed = 3\n[more]", "unknown key more"),
         ("[fixed]", "fixed = 3\n[search.x]", "[fixed] and [search]"),
-        ("n_trials = 5", "n_trials = ", "is not TOML"),
+        ("n_trials = 5", "n_trials = ", "study.toml: Invalid value (at line 5"),
     ],
 )
 def test_what_is_wrong_is_named(write, old: str, new: str, said: str) -> None:

@@ -93,7 +93,8 @@ def save_and_die(folder: Path, moment: int) -> int:
     os.fsync = syncing
     sys.addaudithook(watching)
     for epoch in (1, 2):
-        save_checkpoints(experiment, state(epoch), "best", Progress(epoch=epoch, best_epoch=epoch))
+        progress = Progress(epoch=epoch, best_epoch=epoch)
+        save_checkpoints(experiment, state(epoch), {}, "best", progress)
         descriptor = os.open(folder / "saved", os.O_WRONLY)
         os.write(descriptor, str(epoch).encode())
         os.close(descriptor)
@@ -106,10 +107,10 @@ def kill_all_saves(folder: Path) -> list[dict[str, object]]:
     while True:
         run = folder / f"run_{len(found)}"
         status = in_child(partial(save_and_die, run, len(found) + 1))
-        resumption = find_resumption(run)
-        whole = bool((resumption.state["model_state"]["w"] == resumption.epoch).all())
+        last, _ = find_resumption(run)
+        whole = bool((last["model_state"]["w"] == last["epoch"]).all())
         saved = int((run / "saved").read_text())
-        found.append({"status": status, "epoch": resumption.epoch, "saved": saved, "whole": whole})
+        found.append({"status": status, "epoch": last["epoch"], "saved": saved, "whole": whole})
         if status != -signal.SIGKILL:
             return found
 

@@ -21,7 +21,7 @@ from utils.training import ranks
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
 from utils.training.fabric import Processes, make_fabric
-from utils.training.loaders import EpochSampler, build_loader
+from utils.training.loaders import build_loader
 from utils.training.loop import evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
@@ -72,18 +72,19 @@ def network() -> nn.Module:
 
 def measure(fabric: Fabric) -> dict[str, object]:
     """Train two epochs and validate; return all that must not depend on the number of ranks."""
-    options = TrainingOptions(batch_size=BATCH, loss_type="dice")
+    options = TrainingOptions(batch_size=BATCH, loss_type="dice", seed=4)
     model = network()
     model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
     seen: list[list[int]] = [[], []]
     model.module.register_forward_pre_hook(
-        lambda _, inputs: seen[sampler.epoch].extend(inputs[0][:, 0, 0, 0, 0].int().tolist())
+        lambda _, inputs: seen[data.epoch].extend(inputs[0][:, 0, 0, 0, 0].int().tolist())
     )
-    sampler = EpochSampler(TRAINING, seed=4)
-    loader = build_loader(fabric, Patches(TRAINING), options, sampler)
+    data = Patches(TRAINING)
+    loader = build_loader(fabric, data, options, training=True)
     loss = build_loss(options)
     trained = []
-    for sampler.epoch in range(2):
+    for epoch in range(2):
+        data.set_epoch(epoch)
         trained.append(train_one_epoch(fabric, model, loss, loader, optimizer, "training"))
     seen_in_training = [list(epoch) for epoch in seen]
     valid_loader = build_loader(fabric, Patches(VALIDATION), options)
@@ -113,7 +114,7 @@ def mixed(fabric: Fabric) -> list[list[list[float]]]:
     return epochs
 
 
-def refused(fabric: Fabric) -> list[str]:
+def refused() -> list[str]:
     """Return how loading ends where the first rank finds a mistake, and where there is none."""
     ends = []
     for mistake in (True, False):
@@ -124,7 +125,7 @@ def refused(fabric: Fabric) -> list[str]:
             return "loaded"
 
         try:
-            ends.append(load_in_turn(fabric, load))
+            ends.append(load_in_turn(load))
         except (UserError, SystemExit) as error:
             ends.append(repr(error))
     return ends
@@ -141,7 +142,7 @@ def average_of_ranks() -> float:
 def share(fabric: Fabric, folder: Path) -> None:
     """Measure; each rank writes what it found."""
     found = {**measure(fabric), "average": average_of_ranks(), "mixed": mixed(fabric)}
-    found["refused"] = refused(fabric)
+    found["refused"] = refused()
     found["word"] = ranks.word_of_the_first(not ranks.rank())
     torch.save(found, folder / f"rank_{ranks.rank()}.pt")
 

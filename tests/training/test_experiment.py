@@ -43,6 +43,13 @@ def test_an_existing_directory_is_left_untouched(experiment: Experiment) -> None
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
 
+def test_a_log_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "logs"):
+        with pytest.raises(UserError, match="cannot be made"):
+            Experiment.create(path / "new", {}, __file__)
+
+
 def test_a_directory_that_cannot_be_filled_is_removed(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Experiment.create(tmp_path / "logs" / "one", {}, tmp_path / "absent.py")
@@ -52,7 +59,7 @@ def test_a_directory_that_cannot_be_filled_is_removed(tmp_path: Path) -> None:
 def test_log_entries_are_replaced_one_by_one(experiment: Experiment) -> None:
     experiment.update_log(epochs=[{"epoch": 1, "lr": 0.1}])
     experiment.update_log(test={"iou": 0.5})
-    experiment.finish("done", 0)
+    experiment.update_log(exit={"reason": "done", "status": 0})
     assert experiment.read_log() == {
         "epochs": [{"epoch": 1, "lr": 0.1}],
         "exit": {"reason": "done", "status": 0},
@@ -73,7 +80,7 @@ def test_of_several_processes_only_one_writes(experiment: Experiment) -> None:
     other.save_checkpoint("best.pth", {})
     other.save_checkpoint("last.pth", {})
     other.draw([], Examples([], [], []))
-    other.finish("done", 0)
+    other.update_log(exit={"reason": "done", "status": 0})
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
 

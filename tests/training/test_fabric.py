@@ -102,7 +102,7 @@ def test_plan(
 @pytest.mark.parametrize(
     ("devices", "nodes", "environment", "message"),
     [
-        (1, 2, {}, "--num_nodes 2: start the script on every machine with torchrun or srun"),
+        (1, 2, {}, "--num_nodes 2: the script alone has started .* torchrun or srun"),
         (
             2,
             1,
@@ -118,5 +118,5 @@ def test_plan(
 def test_contradictions_are_refused(
     devices: int | None, nodes: int, environment: dict, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+    with pytest.raises(UserError, match=message):
         choose_processes(TrainingOptions(devices=devices, num_nodes=nodes), "cpu", environment)

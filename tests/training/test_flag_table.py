@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
 import train_basic_2dunet
 import train_basic_3dunet
-from utils.training.flag_table import CHOICES, HELP, TYPES, devices_number, make_parser
+from utils.training.flag_table import CHOICES, HELP, TYPES, make_parser, number_or_auto
 
 SCRIPTS = (train_basic_3dunet, train_basic_2dunet)
 
@@ -45,7 +43,9 @@ def test_the_default_tells_how_a_flag_is_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("flag", ["--depth 1.5", "--ema x", "--optimizer sgd", "--train_files"])
+@pytest.mark.parametrize(
+    "flag", ["--depth 1.5", "--ema x", "--optimizer sgd", "--train_files", "--devices two"]
+)
 def test_what_cannot_be_read_is_one_line(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         train_basic_3dunet.parse_flags(flag.split())
@@ -55,6 +55,4 @@ def test_what_cannot_be_read_is_one_line(flag: str, capsys: pytest.CaptureFixtur
 
 
 def test_devices_flag() -> None:
-    assert devices_number("auto") is None and devices_number("3") == 3
-    with pytest.raises(argparse.ArgumentTypeError, match="'two': must be a number or auto"):
-        devices_number("two")
+    assert number_or_auto("auto") is None and number_or_auto("3") == 3

@@ -136,16 +136,16 @@ def test_volumes_on_the_fly_are_mixed_in_of_any_preset(
 ) -> None:
     asked = []
 
-    def live(flags: argparse.Namespace, shares: dict[str, float], files: list) -> VolumeConfig:
-        asked.append((shares, files))
+    def live(flags: argparse.Namespace, files: list) -> VolumeConfig:
+        asked.append((flags.presets, files))
         return tiny_config
 
     monkeypatch.setattr(train_basic_3dunet, "live_volumes", live)
     given = ["--train_files", str(lab / "ours"), "--val_files", str(lab / "nnunet"), "--depth", "2"]
     mixed = ["--mix", "0.25", "--presets", "wide=0.5,reference=0.5", "--patches_per_epoch", "8"]
     assert train_basic_3dunet.main([*flags(lab, "live"), *given, *mixed]) == 0
-    assert asked == [({"wide": 0.5, "reference": 0.5}, [])]
-    assert "simulated on the fly, 8 patches of each\n" in capsys.readouterr().out
+    assert asked == [("wide=0.5,reference=0.5", [])]
+    assert "volumes on the fly, 8 patches of each\n" in capsys.readouterr().out
     data = json.loads((lab / "logs" / "live" / "config.json").read_text())["data"]
     assert [entry["in_a_batch"] for entry in data["train"]] == [1, 3]
     assert data["train"][0]["on_the_fly"] == tiny_config.to_dict()
@@ -154,11 +154,13 @@ def test_volumes_on_the_fly_are_mixed_in_of_any_preset(
 def test_presets_beside_labelled_stacks(lab: Path, tiny_config: VolumeConfig) -> None:
     def volumes(*given: str, files: tuple[Path, ...] = ()) -> object:
         parsed = train_basic_3dunet.parse_flags(["--train_files", str(lab / "ours"), *given])
-        shares = {"wide": 1.0} if "--preset" in given else {}
-        return train_basic_3dunet.live_volumes(parsed, shares, list(files))
+        return train_basic_3dunet.live_volumes(parsed, list(files))
 
     both = volumes("--mix", "0.5")
     assert [share for _, share in both.parts] == [0.75, 0.25]
+    assert [s for _, s in volumes("--mix", "1", "--presets", "wide=0.7, reference=0.3").parts] == [
+        *(0.7, 0.3)
+    ]
     assert both.configs[0].shape == (128, 128, 128)
     assert len(volumes("--mix", "0.5", "--preset", "wide").parts) == 1
     assert volumes("--mix", "0.5", files=(lab / "volumes.h5",)) == tiny_config
@@ -233,7 +235,7 @@ BAD: list[tuple[Given, str]] = [
     (lambda lab: [str(lab / "ours"), "--preset", "wide"], "--mix beside labelled stacks"),
     (
         lambda lab: [str(lab / "ours"), f"{lab}/volumes.h5", "--mix", "0.5", "--preset", "wide"],
-        "--preset: is for volumes simulated meanwhile, and --train_files names files of volumes",
+        "--preset: is for volumes simulated meanwhile; give --on_the_fly too, or --mix",
     ),
 ]
 
@@ -286,10 +288,15 @@ def test_stacks_are_scaled_as_in_prediction(lab: Path) -> None:
     ):
         found = load_labelled(labelled(**changes), names, [], spacing=spacing, **sizes)
         assert found.train.stacks[0].shape == shape and found.validation is None
-        assert found.spacing == spacing if spacing else found.spacing > 0
-        assert found.about["stack 1"].startswith("stack.tif: ") or not spacing
+        assert found.spacing_voxels == [spacing] * 3 if spacing else found.spacing_voxels[0] > 0
+        assert (
+            found.about["stack 1"]
+            .partition(" voxels, ")[0]
+            .endswith("stack.tif: " + " x ".join(map(str, shape)))
+        )
+        assert len(found.about["stack 1"].split("; ")) > 1 or not spacing
     unused = load_labelled(labelled(ignore_label=77, scale=1.0), names, [], **sizes)
-    assert unused.about["labels"].endswith("; --ignore_label 77 marks no voxel")
+    assert unused.about["labels"] == "--ignore_label 77 marks no voxel"
 
 
 def test_held_out_patches_overlap_none_to_train_on(lab: Path) -> None:

@@ -12,7 +12,6 @@ from utils.simulation.streams import Purpose, make_rng
 from utils.training.fabric import make_fabric
 from utils.training.loaders import (
     BatchShares,
-    EpochSampler,
     build_loader,
     even_batches,
     loss_weight,
@@ -30,11 +29,10 @@ def test_batches_do_not_depend_on_workers_and_change_with_the_epoch(
     fabric: Fabric, workers: int
 ) -> None:
     data = Blobs(5)
-    sampler = EpochSampler(5, seed=3)
-    loader = build_loader(fabric, data, TrainingOptions(batch_size=2, num_workers=workers), sampler)
+    options = TrainingOptions(batch_size=2, num_workers=workers, seed=3)
+    loader = build_loader(fabric, data, options, training=True)
     orders = []
     for epoch in (1, 2):
-        sampler.epoch = epoch
         data.set_epoch(epoch)
         order = make_rng(Purpose.BATCH_ORDER, 3, epoch).permutation(5)
         # A last batch of one is left out.
@@ -52,7 +50,7 @@ def test_only_a_lonely_last_sample_is_left_out_of_training(
     fabric: Fabric, length: int, batch_size: int, sizes: list[int]
 ) -> None:
     options = TrainingOptions(batch_size=batch_size)
-    loader = build_loader(fabric, Blobs(length), options, EpochSampler(length, 0))
+    loader = build_loader(fabric, Blobs(length), options, training=True)
     assert [len(images) for images, _ in loader] == sizes
     whole = build_loader(fabric, Blobs(length), options)
     assert sum(len(images) for images, _ in whole) == length
@@ -81,10 +79,10 @@ def test_validation_sees_each_patch_and_none_alone(
 
 
 def test_no_shuffle_keeps_the_order() -> None:
-    sampler = EpochSampler(5, seed=3, shuffle=False)
+    data = Blobs(5)
     for epoch in (1, 2):
-        sampler.epoch = epoch
-        assert list(sampler) == [0, 1, 2, 3, 4]
+        data.set_epoch(epoch)
+        assert list(BatchShares(data, 2, 3, shuffle=False)) == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +104,11 @@ def test_no_shuffle_keeps_the_order() -> None:
 def test_shares_are_parts_of_the_same_batches(
     length: int, batch_size: int, number: int, sizes: list[int]
 ) -> None:
-    order = list(range(100, 100 + length))
-    shares = [BatchShares(order, batch_size, rank, number) for rank in range(number)]
+    order = list(range(length))
+    shares = [
+        BatchShares(Blobs(length), batch_size, shuffle=False, rank=rank, ranks=number)
+        for rank in range(number)
+    ]
     batches = list(zip(*shares, strict=True))
     assert [sum(map(len, parts)) for parts in batches] == sizes
     assert all(len(share) == len(sizes) for share in shares)

@@ -8,7 +8,7 @@ import torch
 from utils.errors import UserError
 from utils.evaluation.confusion import Confusion
 from utils.training.options import TrainingOptions
-from utils.training.records import Tally, duration, estimate
+from utils.training.records import Tally, estimate
 
 
 def test_a_tally_gives_the_mean_over_samples_and_all_counts() -> None:
@@ -34,23 +34,16 @@ def test_a_tally_names_the_first_batch_without_a_finite_loss(value: float) -> No
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")]
-)
-def test_durations_have_their_usual_unit(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
     ("options", "to_go"),
     [
-        ({"epochs": 11}, "20 min"),
-        ({"epochs": 1}, "0 s"),
-        ({"epochs": 11, "max_minutes": 5.0}, "3 min"),
-        ({"epochs": 11, "max_minutes": 500.0}, "20 min"),
-        ({"epochs": 11, "max_minutes": 1.0}, "0 s"),
+        ({"epochs": 11}, "20:00"),
+        ({"epochs": 1}, "00:00"),
+        ({"epochs": 11, "max_minutes": 5.0}, "03:00"),
+        ({"epochs": 11, "max_minutes": 500.0}, "20:00"),
+        ({"epochs": 11, "max_minutes": 1.0}, "00:00"),
     ],
 )
 def test_the_estimate_goes_by_epochs_or_by_minutes(options: dict, to_go: str) -> None:
     record = {"epoch": 1, "seconds": 120.0, "minutes": 2.0}
     line = estimate(record, TrainingOptions(**options))
-    assert line.startswith(f"about 2 min an epoch, {to_go} to go at most: until ")
+    assert line.startswith(f"about 02:00 an epoch, {to_go} to go at most: until ")

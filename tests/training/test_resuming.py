@@ -174,11 +174,11 @@ def state(epoch: int) -> dict[str, Any]:
 
 
 def test_the_last_checkpoint_is_where_it_goes_on(experiment: Experiment) -> None:
-    found = find_resumption(experiment.directory)
-    assert (found.state, found.epoch) == (None, 0) and "not saved a checkpoint" in found.note
+    found, note = find_resumption(experiment.directory)
+    assert found is None and "not saved a checkpoint" in note
     path = experiment.save_checkpoint("last.pth", state(1))
-    found = find_resumption(experiment.directory)
-    assert found.epoch == 1 and "goes on after epoch 1 from" in found.note
+    found, note = find_resumption(experiment.directory)
+    assert found["epoch"] == 1 and "goes on after epoch 1 from" in note
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(CheckpointError, match=r"last\.pth is no readable checkpoint"):
         find_resumption(experiment.directory)
@@ -199,7 +199,7 @@ def test_a_directory_in_use_is_refused(experiment: Experiment) -> None:
 
 
 def test_each_reopening_is_recorded(experiment: Experiment) -> None:
-    experiment.finish("interrupted by SIGTERM", 130)
+    experiment.update_log(exit={"reason": "interrupted by SIGTERM", "status": 130})
     for epoch in (1, 2):
         Experiment.reopen(
             experiment.directory, {"flags": {"epochs": 9}}, __file__, [{"epoch": epoch}],

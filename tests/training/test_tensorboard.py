@@ -158,12 +158,6 @@ def test_what_is_no_finite_number_is_left_out() -> None:
     assert not {"other/note", "other/nothing", "auc/train", "other/epoch"} & set(values)
 
 
-def test_nothing_is_written_where_nobody_wants_it(tmp_path: Path) -> None:
-    with event_files(tmp_path, FLAGS, wanted=False) as board:
-        assert board is None
-    assert not list(tmp_path.iterdir())
-
-
 def test_without_the_package_a_line_and_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

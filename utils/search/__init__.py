@@ -1,5 +1,4 @@
 """Searching hyperparameters: study files, one trial as a process, the study in Optuna, its report.
 
-A study tries values of a training script's flags. A trial is one run of that script; what belongs
-together, and all that must be known to go on, stands in the study's database.
+A trial is one run of a training script; all that must be known to go on stands in the database.
 """

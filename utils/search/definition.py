@@ -69,13 +69,9 @@ def read_study_file(path: str | Path, extra: Sequence[str] = ()) -> StudyDefinit
     with disk_errors(path):
         content = path.read_bytes()
     try:
-        parsed = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    try:
-        definition = _definition(path.stem, parsed, extra)
+        definition = _definition(path.stem, tomllib.loads(content.decode()), extra)
         _check(definition)
-    except UserError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"{path}: {error}") from error
     return definition
 
@@ -134,7 +130,7 @@ def _definition(name: str, content: dict[str, Any], extra: Sequence[str]) -> Stu
     if not definition.search:
         raise UserError("[search] is missing or empty: name flags and the values to try")
     n = definition.n_trials
-    if n is not None and (not isinstance(n, int) or n < 1):
+    if n is not None and not (isinstance(n, int) and n > 0):
         raise UserError(f"n_trials = {show(n)}: must be a whole number from 1 on")
     return definition
 

@@ -94,7 +94,7 @@ class Search:
     def _objective(self, trial: Trial) -> float:
         """Train once; return the best IoU, or NaN for a trial that Optuna shall call failed."""
         values = {name: suggest(trial, name, w) for name, w in self.definition.search.items()}
-        title = trial_title(trial.number)
+        title = f"trial_{trial.number:04d}"
         tried = ", ".join(f"{name} {show(value)}" for name, value in values.items())
         self.say(f"{title} begins: {tried}")
         outcome = self._train(trial, title, values)
@@ -147,11 +147,11 @@ class Search:
 
     def _after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Say how a trial ended, and end the search when it is complete or in vain."""
-        how = trial.user_attrs["reason"]
-        if trial.state != TrialState.FAIL:
-            told = "IoU {iou:.3f} in epoch {epoch} of {epochs_trained}"
-            how = told.format(**trial.user_attrs)
-        self.say(f"{trial_title(trial.number)} {STATES[trial.state]}: {how}")
+        told = "IoU {iou:.3f} in epoch {epoch} of {epochs_trained}"
+        if trial.state == TrialState.FAIL:
+            told = "{reason}"
+        how = told.format(**trial.user_attrs)
+        self.say(f"trial_{trial.number:04d} {STATES[trial.state]}: {how}")
         latest = [t for t in counted_trials(study) if t.state.is_finished()][-SAME_FAILURES:]
         endings = {(t.state, t.user_attrs.get("reason")) for t in latest}
         if len(latest) == SAME_FAILURES and len(endings) == 1:
@@ -159,9 +159,6 @@ class Search:
             self.failure = reason if state == TrialState.FAIL else None
         if self.stop.is_set() or self.failure or self.remaining() <= 0:
             study.stop()
-
-
-# The study ----------------------------------------------------------------------------------------
 
 
 def open_study(
@@ -173,8 +170,7 @@ def open_study(
     used, or holds another study of that name.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Said of the heartbeat.
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeat
     study = optuna.create_study(
         study_name=name,
         storage=_storage(url),
@@ -252,14 +248,6 @@ def suggest(trial: Trial, name: str, wanted: list[Any] | dict[str, Any]) -> Any:
         return trial.suggest_categorical(name, wanted)
     draw = trial.suggest_int if is_whole(wanted) else trial.suggest_float
     return draw(name, **wanted)
-
-
-# Trials -------------------------------------------------------------------------------------------
-
-
-def trial_title(number: int) -> str:
-    """Return the name of a trial's log directory."""
-    return f"trial_{number:04d}"
 
 
 def counted_trials(study: optuna.Study) -> list[FrozenTrial]:

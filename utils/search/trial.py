@@ -80,8 +80,6 @@ def run_training(
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End ``process`` if it runs still: politely, and after a while with all of its session."""
-    if process.poll() is not None:
-        return
     process.terminate()
     try:
         process.wait(GRACE_SECONDS)

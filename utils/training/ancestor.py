@@ -46,9 +46,8 @@ def known_network(flags: argparse.Namespace, directory: Path) -> TrainedNetwork 
     The ancestor may be gone when a run in ``directory`` goes on.
     """
     last = directory / "checkpoints" / LAST
-    if not flags.init:
-        return None
-    return read_network(last if flags.resume and last.exists() else flags.init)
+    begun = flags.resume and last.exists()
+    return read_network(last if begun else flags.init) if flags.init else None
 
 
 def inherit(model: nn.Module, init: str, dims: int) -> TrainedNetwork:

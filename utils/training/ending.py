@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,15 +22,13 @@ from utils.training.ranks import rank, word_of_the_first, world_size
 
 TOLD_EVERY = 10
 """Steps after which the first of several ranks tells the others whether training shall end."""
-LOST = "another process of this training has ended, its own message says why"
 KNOWN = {
     "DataLoader worker (pid": "a loader process died; try --num_workers 0",
     "does not have a deterministic implementation": (
         "--deterministic: torch cannot, use --device cpu or leave it out"
     ),
     "TORCHDYNAMO_VERBOSE": "--compile on: compiling the network failed; use --compile off",
-    "onnection closed by peer": LOST,
-    "onnection reset by peer": LOST,
+    " by peer": "another process of this training has ended, its own message says why",
 }
 """What torch's RuntimeErrors say, and what that means here."""
 
@@ -80,7 +77,7 @@ def record_exit(experiment: Experiment, run: Callable[[], str]) -> int:
         # torch raises where a loader process ends meanwhile, at whatever line that is.
         with _handling(signal.SIG_DFL, signal.SIGCHLD):
             try:
-                experiment.finish(reason, status)
+                experiment.update_log(exit={"reason": reason, "status": status})
             except UserError as error:
                 print(f"this end cannot be recorded: {error}", file=sys.stderr)
                 status = status or 1
@@ -127,8 +124,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    """Set ``handler`` for signals within the block; Python wants that in the main thread alone."""
-    numbers = numbers if threading.current_thread() is threading.main_thread() else ()
+    """Set ``handler`` for signals within the block."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield

@@ -8,6 +8,7 @@ temporary name and renamed, so a reader never meets half of one.
 import dataclasses
 import datetime
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -42,8 +43,7 @@ class Experiment:
 
     directory: Path
     writes: bool = True
-    """Of several processes that train together only the first does; for the others what saves,
-    records or draws does nothing."""
+    """What saves, records or draws does nothing without; of several processes the first writes."""
 
     @classmethod
     def create(cls, directory: str | Path, config: Mapping[str, Any], script: str | Path) -> Self:
@@ -119,22 +119,14 @@ class Experiment:
         if self.writes:
             write_json(self.log, {**self.read_log(), **entries})
 
-    def finish(self, reason: str, status: int) -> None:
-        """Record how the run ended."""
-        self.update_log(exit={"reason": reason, "status": status})
-
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> Path:
         """Write ``checkpoints/name`` from plain state (tensors, numbers, text, lists, dicts)."""
         path = self.checkpoints / name
-        if not self.writes:
-            return path
-        with replacing(path) as temporary:
-            try:
-                with temporary.open("wb") as file:
-                    torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
-            except RuntimeError as error:
-                disk = error.__context__  # torch fails again as it closes what was not written
-                raise (disk if isinstance(disk, OSError) else error) from None
+        if self.writes:
+            content = io.BytesIO()  # torch's own writer hides what a full disk says
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, content)
+            with replacing(path) as temporary:
+                temporary.write_bytes(content.getbuffer())
         return path
 
     def _occupy(self, script: str | Path) -> None:
@@ -148,7 +140,6 @@ class Experiment:
             # A POSIX lock: loader processes that outlive a killed training do not inherit it.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(descriptor)
             raise UserError(
                 f"{self.directory} is in use: another process is training there"
             ) from error
@@ -166,8 +157,7 @@ class Experiment:
         from utils.figures.predictions import save_predictions
 
         baseline = WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
-        curves = self.directory / "learning_curves.png"
-        save_learning_curves(history, curves, baseline=baseline)
+        save_learning_curves(history, self.directory / "learning_curves.png", baseline=baseline)
         epoch = history[-1]["epoch"]
         titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
         patches = examples.images, examples.masks, examples.probabilities

@@ -57,19 +57,13 @@ def choose_processes(
     """
     devices, nodes = options.devices, options.num_nodes
     found = torch.cuda.device_count() if device == "cuda" else 1
-    planned = find_launcher(environment)
-    if planned is None and nodes > 1:
+    planned = find_launcher(environment) or Processes(devices or found)
+    if devices not in (None, planned.devices) or nodes not in (1, planned.nodes):
+        launcher = planned.launcher or "the script alone"
         raise UserError(
-            f"--num_nodes {nodes}: start the script on every machine with torchrun or srun "
-            "(docs/many_machines.md)"
-        )
-    if planned is None:
-        planned = Processes(devices or found)
-    elif devices not in (None, planned.devices) or nodes not in (1, planned.nodes):
-        raise UserError(
-            f"--devices {devices or 'auto'} --num_nodes {nodes}: {planned.launcher} has started "
+            f"--devices {devices or 'auto'} --num_nodes {nodes}: {launcher} has started "
             f"{planned.devices} processes on each of {planned.nodes} machines; give the same "
-            "numbers, or leave both flags out"
+            "numbers, or start it otherwise with torchrun or srun (docs/many_machines.md)"
         )
     if device == "cuda" and planned.devices > found:
         raise UserError(f"--devices {planned.devices}: torch finds {found} CUDA devices here")
@@ -118,17 +112,22 @@ def make_fabric(
     tune_gpu(compute, deterministic)
     if compute.device == "cpu":
         keep_all_freed()
+    strategy: DDPStrategy | str = "auto"
+    if planned.total > 1:
+        # Kernels of one voxel have several orders of axes in memory that are the same one.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # Not before each forward pass: ranks.average_buffers averages them once an epoch.
+        strategy = DDPStrategy(forward_sync_buffers=False)
     fabric = Fabric(
         accelerator=compute.device,
         devices=planned.devices,
         num_nodes=planned.nodes,
         precision=compute.precision,
-        strategy=_sharing_strategy() if planned.total > 1 else "auto",
+        strategy=strategy,
         plugins=None if planned.launcher else LightningEnvironment(),
     )
     fabric.launch()
-    others = getattr(fabric.strategy.launcher, "procs", [])
-    if others:
+    if others := getattr(fabric.strategy.launcher, "procs", []):
         atexit.register(end, others)
     fabric.seed_everything(seed, workers=True, verbose=False)
     return fabric
@@ -141,13 +140,6 @@ def end(others: Sequence[subprocess.Popen]) -> None:
         time.sleep(0.05)
     for other in others:
         other.kill()
-
-
-def _sharing_strategy() -> DDPStrategy:
-    """Return DDP that leaves buffers to each rank; ranks.average_buffers averages them an epoch."""
-    # Kernels of one voxel have several orders of axes in memory that are the same one.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DDPStrategy(forward_sync_buffers=False)
 
 
 def loader_processes(asked: int, neighbours: int = 1) -> int:

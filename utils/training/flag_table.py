@@ -116,31 +116,24 @@ CHOICES = {**options.CHOICES, "recipe": tuple(RECIPES)}
 
 
 def devices_number(text: str) -> int | None:
-    """Return the value of --devices: a number, None for ``auto``; one-line error for all else."""
-    try:
-        return None if text == "auto" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number or auto") from None
+    """Return the value of --devices, None for ``auto``; ValueError for what is no number."""
+    return None if text == "auto" else int(text)
 
 
 TYPES: Mapping[str, Callable[[str], Any]] = {
-    "init": str,
-    "axes": str,
     "channel": int,
     "ignore_label": int,
     "mix": float,
     "val_share": float,
     "scale": number_or_auto,
     "voxel_size": voxel_size,
-    "presets": str,
-    "config": str,
     "patches_per_epoch": int,
     "max_minutes": float,
     "MAX_PARAMS": whole_number,
     "MIN_PARAMS": whole_number,
     "devices": devices_number,
 }
-"""Of the flags whose default does not tell it."""
+"""Of the flags whose default does not tell it; without one a flag is text."""
 
 METAVARS = {
     **{float: "FLOAT", str: "STR", list: "FILE"},
@@ -167,7 +160,7 @@ def how_to_read(name: str, default: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if name in CHOICES:
         return {"choices": CHOICES[name]}
-    kind = TYPES.get(name, type(default))
+    kind = TYPES.get(name, str if default is None else type(default))
     metavar = METAVARS.get(kind, "INT")
     if kind is list:
         return {"nargs": "+", "metavar": metavar}

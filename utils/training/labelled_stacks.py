@@ -3,7 +3,6 @@
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,10 @@ from utils.prediction.column_spacing import estimate_spacing
 from utils.prediction.network_voxels import network_shape
 from utils.prediction.trained_network import TrainedNetwork
 from utils.stacks import Stack
+from utils.training.run import TrainingData
 
 VALIDATION_PATCHES = 16
 """At least, where a held-out part is smaller: each lies about another annotated voxel."""
-
-
-@dataclass(frozen=True)
-class LabelledSets:
-    """Labelled stacks to train and to validate on; None where there are none."""
-
-    train: LabelledDataset | None
-    validation: LabelledDataset | None
-    spacing: float  # distance of neighbouring columns, in voxels as the network sees them
-    about: dict[str, str]  # lines for the announcement, by topic
 
 
 def load_labelled(
@@ -38,12 +28,12 @@ def load_labelled(
     ancestor: TrainedNetwork | None = None,
     spacing: float | None = None,
     **cutting: Any,
-) -> LabelledSets:
-    """Open labelled stacks; hold a part of those to train on out where there are no others.
+) -> TrainingData:
+    """Open labelled stacks as the data of a training; a set without stacks is None.
 
     Args:
-        flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share`` and
-            ``seed`` are read.
+        flags: ``channel``, ``axes``, ``voxel_size``, ``ignore_label``, ``scale``, ``val_share``
+            (held out of those to train on, where it is given) and ``seed`` are read.
         train: what :func:`utils.data.labelled.find_pairs` takes.
         valid: likewise to validate on.
         patches: in an epoch, to train and to validate on; None: to cover the stacks once, to
@@ -81,25 +71,23 @@ def load_labelled(
         ]
 
     stacks, others = read(train), read(valid)
-    twice = {one.pair.labels.resolve() for one in stacks} & {
-        o.pair.labels.resolve() for o in others
-    }
-    if twice:
+    named = [{one.pair.labels.resolve() for one in part} for part in (stacks, others)]
+    if twice := named[0] & named[1]:
         raise UserError(
             f"{min(twice)}: is named to train on and to validate on; name other labels to validate "
             "on, or none: --val_share then holds a part of each stack out"
         )
     everything = [*stacks, *others]
-    about = {"labels": _describe(everything)}
+    about = {
+        f"stack {k}": "; ".join([stack.line(), *stack.reasons])
+        for k, stack in enumerate(everything, 1)
+    }
     whole = all(stack.annotated.sum() == math.prod(stack.shape) for stack in everything)
     if whole and flags.ignore_label is not None:
-        about["labels"] += f"; --ignore_label {flags.ignore_label} marks no voxel"
-    explained = [stack for stack in everything if stack.reasons]
-    for k, stack in enumerate(explained, 1):
-        about[f"stack {k}"] = f"{stack.pair.file.name}: {'; '.join(stack.reasons)}"
+        about["labels"] = f"--ignore_label {flags.ignore_label} marks no voxel"
     if known is None:
         known = float(np.median(measured)) if measured else _crowding(everything)
-    if flags.val_share is not None:
+    if stacks and flags.val_share is not None:
         halves = [stack.split(flags.val_share) for stack in stacks]
         stacks, others = [first for first, _ in halves], [second for _, second in halves]
         annotated = sum(int(stack.annotated.sum()) for stack in others)
@@ -112,21 +100,7 @@ def load_labelled(
     if others:  # always the same patches, so that runs of different seeds can be compared
         number = patches[1] or max(VALIDATION_PATCHES, len(LabelledDataset(others, **cutting)))
         validation = LabelledDataset(others, seed=0, patches_per_epoch=number, **cutting)
-    return LabelledSets(training, validation, known, about)
-
-
-def _describe(stacks: Sequence[LabelledStack]) -> str:
-    """Return a line on how much is annotated."""
-    if len(stacks) == 1:
-        return stacks[0].line()
-    voxels = sum(int(np.prod(stack.shape)) for stack in stacks)
-    annotated = sum(int(stack.annotated.sum()) for stack in stacks)
-    labelled = sum(int(stack.labelled.sum()) for stack in stacks)
-    columns = sum(stack.columns or 0 for stack in stacks)
-    return (
-        f"{len(stacks)} stacks, {annotated:,} annotated voxels ({100 * annotated / voxels:.3g} %), "
-        f"{labelled:,} of these in {columns} columns or connected parts"
-    )
+    return TrainingData(training, validation, [known] * len(everything[0].shape), about)
 
 
 def _crowding(stacks: Sequence[LabelledStack]) -> float:

@@ -4,7 +4,6 @@ Epochs are counted from 1. A batch is (images, masks), both (batch, 1, *space) f
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -17,44 +16,32 @@ from utils.training.options import TrainingOptions
 from utils.training.ranks import own_block, rank, world_size
 
 
-@dataclass(eq=False)
-class EpochSampler(Sampler[int]):
-    """All indices in an order that depends on ``seed`` and ``epoch`` alone; set the latter.
-
-    Without ``shuffle`` they come as they are.
-    """
-
-    length: int
-    seed: int
-    shuffle: bool = True
-    epoch: int = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.length))
-        rng = make_rng(Purpose.BATCH_ORDER, self.seed, self.epoch)
-        return iter(rng.permutation(self.length).tolist())
-
-
 class BatchShares(Sampler[list[int]]):
-    """Of each batch of ``batch_size`` indices the part of one rank: every ``ranks``-th of them.
+    """Of each batch of ``batch_size`` items the part of one rank: every ``ranks``-th of them.
 
-    A last batch that is too small is left out where there are others: one that leaves a rank a
-    single sample, from which batch norm would take its statistics, unless a rank's part of any
-    batch is one sample; and one that leaves a rank none. There must be as many samples as ranks.
+    The order of an epoch depends on ``seed`` and the epoch of ``data`` alone; without ``shuffle``
+    the items come as they are. A last batch that is too small is left out where there are others:
+    one that leaves a rank a single sample, from which batch norm would take its statistics, unless
+    a rank's part of any batch is one sample; and one that leaves a rank none. There must be as many
+    items as ranks.
     """
 
-    def __init__(self, order: EpochSampler, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
-        self.order = order
-        self.batch_size = batch_size
-        self.rank = rank
-        self.ranks = ranks
-        self._used = len(order)
-        rest = len(order) % batch_size
-        if rest and rest < len(order) and rest // ranks < min(2, batch_size // ranks):
+    def __init__(
+        self,
+        data: EpochDataset,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        shuffle: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.data, self.batch_size = data, batch_size
+        self.seed, self.shuffle = seed, shuffle
+        self.rank, self.ranks = rank, ranks
+        self._used = len(data)
+        rest = len(data) % batch_size
+        if rest and rest < len(data) and rest // ranks < min(2, batch_size // ranks):
             self._used -= rest
 
     def __len__(self) -> int:
@@ -62,9 +49,13 @@ class BatchShares(Sampler[list[int]]):
         return -(-self._used // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        indices = list(self.order)[: self._used]
+        indices = list(range(len(self.data)))
+        if self.shuffle:
+            rng = make_rng(Purpose.BATCH_ORDER, self.seed, self.data.epoch)
+            indices = rng.permutation(len(self.data)).tolist()
         for start in range(0, self._used, self.batch_size):
-            yield indices[start : start + self.batch_size][self.rank :: self.ranks]
+            batch = indices[start : min(start + self.batch_size, self._used)]
+            yield batch[self.rank :: self.ranks]
 
     def weight(self, batch: int) -> float:
         """Return the rank's share of batch number ``batch`` (from 1), in units of an even share."""
@@ -79,43 +70,30 @@ def loss_weight(loader: object, batch: int) -> float:
 
 
 def build_loader(
-    fabric: Fabric,
-    data: EpochDataset,
-    options: TrainingOptions,
-    sampler: EpochSampler | None = None,
+    fabric: Fabric, data: EpochDataset, options: TrainingOptions, *, training: bool = False
 ) -> DataLoader:
     """Return a loader that ``fabric`` feeds to its device.
 
-    With a ``sampler`` (training) batches follow its order, and a last batch of one sample is left
-    out where there are others: batch norm would take its statistics, and the optimiser a whole
-    step, from a single patch. Without one each item comes once, in order. Of several processes
-    (ranks) each gets its part of every batch, or without a sampler its block of the items.
+    For ``training`` its batches are :class:`BatchShares`. Else each item comes once, in order; of
+    several processes (ranks) each gets its block of the items.
     """
-    local_ranks = min(world_size(), getattr(fabric.strategy, "num_processes", 1))
+    number = world_size()
+    local_ranks = min(number, getattr(fabric.strategy, "num_processes", 1))
     workers = loader_processes(options.num_workers, local_ranks)
-    pin_memory = fabric.device.type == "cuda"
+    how = {"num_workers": workers, "pin_memory": fabric.device.type == "cuda"}
     if data.makes_batches:
-        loader = data.make_loader(
-            options.batch_size,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-        )
+        loader = data.make_loader(options.batch_size, rank=rank(), world_size=number, **how)
     else:
-        if sampler:
-            batches = BatchShares(sampler, options.batch_size, rank(), world_size())
+        batch_size, seed, shuffle = options.batch_size, options.seed, not options.no_shuffle
+        if training:
+            share = {"shuffle": shuffle, "rank": rank(), "ranks": number}
+            batches = BatchShares(data, batch_size, seed, **share)
         else:
-            batches = even_batches(own_block(len(data)), -(-options.batch_size // world_size()))
-        loader = DataLoader(
-            data,
-            batch_sampler=batches,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            # Its own, so that how often loaders begin leaves torch's global generator alone.
-            generator=torch.Generator().manual_seed(options.seed),
-        )
+            batches = even_batches(own_block(len(data)), -(-batch_size // number))
+        # Its own generator, so that how often loaders begin leaves torch's global one alone.
+        own = torch.Generator().manual_seed(seed)
+        how |= {"persistent_workers": workers > 0, "generator": own}
+        loader = DataLoader(data, batch_sampler=batches, **how)
     return fabric.setup_dataloaders(loader, use_distributed_sampler=False)
 
 

@@ -8,6 +8,7 @@ Epochs and batches are counted from 1.
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,13 @@ from tqdm import tqdm
 
 from utils.data.epochs import EpochDataset
 from utils.devices import memory_format
-from utils.training.compiling import NOT_COMPILED, Compiling, compile_network
 from utils.training.ending import stop_if_asked
-from utils.training.experiment import LAST, Examples, Experiment
-from utils.training.loaders import EpochSampler, build_loader, loss_weight
+from utils.training.experiment import Examples, Experiment
+from utils.training.loaders import build_loader, loss_weight
 from utils.training.losses import LossByParts
 from utils.training.options import TrainingOptions
 from utils.training.ranks import average_buffers
 from utils.training.records import EpochResult, Tally, epoch_record, estimate, summary
-from utils.training.resuming import Resumption
 from utils.training.schedules import TrainingClock
 from utils.training.state import Progress, go_on, save_checkpoints, set_up, whole_state
 from utils.training.tensorboard import event_files, write_epoch
@@ -50,39 +49,36 @@ def train(
     options: TrainingOptions,
     experiment: Experiment,
     description: Mapping[str, Any],
-    compiling: Compiling = NOT_COMPILED,
-    resumption: Resumption | None = None,
+    state: Mapping[str, Any] | None = None,
 ) -> str:
     """Train ``model`` and return why it ended; everything else goes into ``experiment``.
 
     ``description`` goes into every checkpoint (``model_config``, ``normalizer``, ``patch_size``,
     ...: plain state). ``last.pth`` exists before the first epoch and holds the last completed one
-    ever after, so that a run can be cut at any moment. Raises UserError for a loss that
-    is no number, and Interrupted after a signal.
+    ever after, so that a run can be cut at any moment; ``state`` is its content where training goes
+    on. Raises UserError for a loss that is no number, and Interrupted after a signal.
     """
     parts = set_up(fabric, model, options, train_data[0][0].ndim + 1)
-    compile_network(parts.model.module, compiling)
     loss_function = loss_function.to(fabric.device)
     train_loss = loss_function
     if train_data.parts:
         train_loss = LossByParts(loss_function, train_data.parts)
-    sampler = EpochSampler(len(train_data), options.seed, shuffle=not options.no_shuffle)
-    train_loader = build_loader(fabric, train_data, options, sampler)
+    train_loader = build_loader(fabric, train_data, options, training=True)
     valid_loader = build_loader(fabric, valid_data, options)
-    progress, history, spent = go_on(parts, resumption.state if resumption else None)
+    progress, history, spent = go_on(parts, state)
     planned = options.epochs * len(train_loader)
     clock = TrainingClock(options, planned, agree=fabric.broadcast, **spent)
 
     if not progress.epoch:
-        state = whole_state(parts, description, progress, history, clock)
-        experiment.save_checkpoint(LAST, state)
+        halves = whole_state(parts, description, progress, history, clock)
+        save_checkpoints(experiment, *halves, "last", progress)
     first = progress.epoch + 1
-    tensorboard = options.tensorboard and fabric.is_global_zero
+    wanted = options.tensorboard and fabric.is_global_zero
     flags = description.get("flags", {})
-    with event_files(experiment.directory, flags, first, wanted=tensorboard) as board:
+    events = event_files(experiment.directory, flags, first) if wanted else nullcontext()
+    with events as board:
         while (reason := reason_to_end(progress, clock, options)) is None:
             epoch, started = progress.epoch + 1, time.perf_counter()
-            sampler.epoch = epoch
             train_data.set_epoch(epoch)
             clock.set_rate(parts.optimizer)
             learning_rate = parts.optimizer.param_groups[0]["lr"]
@@ -101,8 +97,8 @@ def train(
             record |= {"steps": clock.steps, "minutes": clock.seconds / 60}
             history.append(record | train_data.epoch_record())
             progress = progress.after(validated.loss, validated.confusion.iou)
-            state = whole_state(parts, description, progress, history, clock)
-            save_checkpoints(experiment, state, options.checkpoint_policy, progress)
+            halves = whole_state(parts, description, progress, history, clock)
+            save_checkpoints(experiment, *halves, options.checkpoint_policy, progress)
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             if board:
@@ -148,7 +144,8 @@ def train_one_epoch(
     for batch, (images, masks) in enumerate(bar, 1):
         if clock:
             clock.set_rate(optimizer)
-        stacks = as_stacks(model(to_memory_format(images)))
+        images = images.contiguous(memory_format=memory_format(images.ndim))
+        stacks = as_stacks(model(images))
         loss = torch.stack([loss_function(logits, masks) for logits in stacks]).sum()
         optimizer.zero_grad()
         fabric.backward(loss * loss_weight(loader, batch))
@@ -181,7 +178,8 @@ def evaluate(
     tally = Tally(where)
     shown: list[tuple[np.ndarray, ...]] = []
     for images, masks in progress_bar(loader, where):
-        logits = as_stacks(model(to_memory_format(images)))[-1]
+        images = images.contiguous(memory_format=memory_format(images.ndim))
+        logits = as_stacks(model(images))[-1]
         probabilities = torch.sigmoid(logits.float())
         tally.add(loss_function(logits, masks), probabilities, masks)
         for patch in range(min(len(images), EXAMPLES - len(shown))):
@@ -198,12 +196,11 @@ def score(
     loss_function: nn.Module,
     data: EpochDataset,
     options: TrainingOptions,
-    where: str = "test",
 ) -> dict[str, float]:
     """Return loss and metrics of a trained ``model`` (not set up by Fabric yet) over ``data``."""
     loader = build_loader(fabric, data, options)
     model = fabric.setup_module(model.to(memory_format=memory_format(data[0][0].ndim + 1)))
-    result, _ = evaluate(model, loss_function.to(fabric.device), loader, where)
+    result, _ = evaluate(model, loss_function.to(fabric.device), loader, "test")
     return {"loss": result.loss, **result.confusion.metrics()}
 
 
@@ -218,11 +215,6 @@ def to_training_mode(model: nn.Module) -> None:
 def as_stacks(output: Tensor | list[Tensor]) -> list[Tensor]:
     """Return a network's output as the list of its stacks' logits."""
     return output if isinstance(output, list) else [output]
-
-
-def to_memory_format(images: Tensor) -> Tensor:
-    """Return ``images`` with the channels last in memory, which convolutions are fastest on."""
-    return images.contiguous(memory_format=memory_format(images.ndim))
 
 
 def progress_bar(loader: DataLoader, text: str) -> tqdm:

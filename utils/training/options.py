@@ -118,6 +118,8 @@ class TrainingOptions:
 
 LABEL_FLAGS = ("channel", "axes", "voxel_size", "ignore_label", "scale")
 """How labelled stacks are read."""
+LIVE_FLAGS = ("preset", "presets", "config")
+"""What volumes on the fly are."""
 NETWORK_FLAGS = {
     **{name: name for name in ("arch", "depth", "start_channels", "stem_stride", "num_stacks")},
     "conv_kernel_size": "conv_kernel_size",
@@ -156,11 +158,6 @@ def network_settings(flags: argparse.Namespace, spatial_dims: int) -> dict[str, 
     Raises UserError for a flag, whatever it is about, that has a value it cannot have.
     """
     check_values(vars(flags))
-    if flags.MIN_PARAMS > flags.MAX_PARAMS:
-        raise UserError(
-            f"--MIN_PARAMS {flags.MIN_PARAMS}: must not be larger than --MAX_PARAMS "
-            f"{flags.MAX_PARAMS}"
-        )
     settings = {field: getattr(flags, flag) for field, flag in NETWORK_FLAGS.items()}
     return {**settings, "spatial_dims": spatial_dims}
 
@@ -189,33 +186,18 @@ def check_patch_size(
         )
 
 
-def check_parameter_count(count: int, minimum: int, maximum: int) -> None:
-    """Raise UserError unless ``count`` parameters lie within both bounds (included)."""
-    if not minimum <= count <= maximum:
-        raise UserError(
-            f"the network has {count} parameters, outside the bounds --MIN_PARAMS {minimum} and "
-            f"--MAX_PARAMS {maximum}: training does not start"
-        )
-
-
 def experiment_directory(log_path: str | Path, title: str, resume: bool = False) -> Path:
     """Return ``log_path/title``, where a new experiment may be made; touches nothing.
 
-    Raises UserError for a title that is no plain name, a log path that is a file, and an experiment
-    that exists already, unless the run shall ``resume`` that one.
+    Raises UserError for a title that is no plain name, and an experiment that exists already,
+    unless the run shall ``resume`` that one.
     """
-    if not str(log_path).strip():
-        raise UserError("--log_path is empty: give a folder, such as ./logs")
     plain = title.strip() == title and title not in ("", ".", "..") and title.isprintable()
     if not plain or set(title) & set('/\\:*?"<>|') or len(title.encode()) > 200:
         raise UserError(
             f"--experiment_title {title!r}: must be a plain name of 1 to 200 characters without "
             "slashes, such as my_experiment"
         )
-    folders = (Path(log_path), *Path(log_path).parents)
-    blocked = [folder for folder in folders if folder.exists() and not folder.is_dir()]
-    if blocked:
-        raise UserError(f"--log_path {log_path}: {blocked[0]} is a file, not a folder")
     directory = Path(log_path) / title
     if directory.exists() and not resume:
         raise UserError(
@@ -263,18 +245,17 @@ def find_sources(flags: argparse.Namespace) -> tuple[Sources, Sources]:
         )
     if flags.mix is not None and not ours:
         raise UserError("--mix: is a share beside labelled stacks; --train_files names none")
-    if volumes and not flags.on_the_fly and (given := live_flags(flags)):
+    live = [name for name in LIVE_FLAGS if getattr(flags, name) is not None]
+    if live and not flags.on_the_fly and (volumes or flags.mix is None):
         raise UserError(
-            f"--{given[0]}: is for volumes simulated meanwhile, and --train_files names files of "
-            "volumes to mix in; give one of both"
+            f"--{live[0]}: is for volumes simulated meanwhile; give --on_the_fly too, or --mix "
+            "beside labelled stacks and no files of volumes to mix in"
         )
     if checked and others:
         raise UserError("--val_files: give labelled stacks or files of simulated volumes, not both")
     files = [] if flags.on_the_fly else resolve_files(volumes, flags.data_dir, "--train_files")
-    return (
-        Sources(files, ours),
-        Sources(resolve_files(checked, flags.data_dir, "--val_files"), others),
-    )
+    to_check = resolve_files(checked, flags.data_dir, "--val_files")
+    return Sources(files, ours), Sources(to_check, others)
 
 
 def check_label_flags(flags: argparse.Namespace, trained: bool, labelled: bool) -> None:
@@ -296,62 +277,33 @@ def check_label_flags(flags: argparse.Namespace, trained: bool, labelled: bool) 
         )
 
 
-def live_flags(flags: argparse.Namespace) -> list[str]:
-    """Return the flags given that say what volumes on the fly are."""
-    return [name for name in ("preset", "presets", "config") if getattr(flags, name) is not None]
-
-
 def live_shares(flags: argparse.Namespace) -> dict[str, float]:
     """Return the share of each preset that --preset or --presets asks for; empty if neither does.
 
-    Raises UserError for flags that do not go together, and shares that cannot be read.
+    Raises UserError for both flags at once, and shares that cannot be read.
     """
-    given = live_flags(flags)
-    if given and not flags.on_the_fly and flags.mix is None:
-        raise UserError(
-            f"--{given[0]}: is for volumes simulated meanwhile; give --on_the_fly too, or --mix "
-            "beside labelled stacks"
-        )
-    if given[:2] == ["preset", "presets"]:
+    if flags.preset and flags.presets:
         raise UserError("--preset and --presets: give one of them")
-    if flags.presets is None:
+    if not flags.presets:
         return {flags.preset: 1.0} if flags.preset else {}
-    pairs = [part.partition("=")[::2] for part in flags.presets.split(",")]
     try:
-        shares = {name.strip(): float(share) for name, share in pairs}
+        pairs = [part.split("=") for part in flags.presets.split(",")]
+        return {name.strip(): float(share) for name, share in pairs}
     except ValueError:
-        shares = {}
-    known = shares.keys() <= set(CHOICES["preset"]) and len(shares) == len(pairs)
-    if not known or not all(s > 0 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-        raise UserError(
-            f"--presets {flags.presets!r}: must give shares above 0 that add up to 1, such as "
-            "wide=0.7,reference=0.3"
-        )
-    return shares
+        message = f"--presets {flags.presets!r}: give shares, such as wide=0.7,reference=0.3"
+        raise UserError(message) from None
 
 
 def describe_network(flags: argparse.Namespace, parameters: int) -> str:
     """Return a line on the network for the log."""
-    stacked = flags.arch == "stacked_unet"
-    parts = [
-        flags.arch,
-        *([f"{flags.num_stacks} stacks"] if stacked else []),
-        f"depth {flags.depth}, {flags.start_channels} channels",
-        *([f"on blocks of {flags.stem_stride} voxels"] if flags.stem_stride > 1 else []),
-        *(["residual blocks"] if flags.resblocks else []),
-        f"kernel {flags.conv_kernel_size}: {parameters:,} parameters",
-    ]
-    idle = f" (--num_stacks {flags.num_stacks} has no effect on --arch unet)"
-    return ", ".join(parts) + (idle if flags.num_stacks > 1 and not stacked else "")
+    parts = [f"{flag} {getattr(flags, flag)}" for flag in NETWORK_FLAGS.values()]
+    idle = " (--num_stacks has no effect on --arch unet)"
+    forgotten = flags.arch == "unet" and flags.num_stacks > 1
+    return f"{', '.join(parts)}: {parameters:,} parameters" + idle * forgotten
 
 
 def describe_training(options: TrainingOptions) -> str:
     """Return a line on loss, optimiser, schedule and length of training for the log."""
-    minutes = options.max_minutes
-    length = f"{options.epochs} epochs" + (f" or {minutes:g} minutes" if minutes else "")
-    average = f", weights averaged with decay {options.ema:g}" if options.ema else ""
-    return (
-        f"{options.loss_type} loss, {options.optimizer}, learning rate {options.start_lr:g} "
-        f"({options.lr_schedule}), batches of {options.batch_size}, at most {length}, seed "
-        f"{options.seed}{average}"
-    )
+    names = "loss_type optimizer start_lr lr_schedule batch_size epochs max_minutes ema seed"
+    values = {name: getattr(options, name) for name in names.split()}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

@@ -59,7 +59,6 @@ def parse_training_flags(
     first = parser.parse_args(arguments)
     plain = {name: parser.get_default(name) for name in vars(first)}
     defaults = {**labelled_defaults(first, plain), **RECIPES.get(first.recipe, {})}
-    recorded = None
     try:
         if first.resume:
             directory = Path(first.log_path) / first.experiment_title
@@ -68,7 +67,7 @@ def parse_training_flags(
         elif first.init:
             from utils.training.ancestor import ancestor_defaults, check_network_flags  # torch
 
-            inherited = ancestor_defaults(first.init, defaults.get("start_lr", plain["start_lr"]))
+            inherited = ancestor_defaults(first.init, {**plain, **defaults}["start_lr"])
             defaults |= inherited
         taken_over = defaults.keys() & plain.keys() - NEVER_TAKEN_OVER
         parser.set_defaults(**{name: defaults[name] for name in taken_over})
@@ -77,7 +76,7 @@ def parse_training_flags(
         if flags.lr_schedule != "plateau" and patience in (None, defaults.get("epochs")):
             parser.set_defaults(early_stopping_patience=flags.epochs)
             flags = parser.parse_args(arguments)
-        if recorded is not None:
+        if first.resume:
             check_unchanged(flags, recorded, plain)
         elif first.init:
             check_network_flags(flags, inherited)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.evaluation.confusion import Confusion, count_voxels
@@ -34,13 +35,10 @@ class Tally:
     """
 
     def __init__(self, where: str) -> None:
-        self.where = where
-        """The pass, as errors name it."""
-        self.loss = 0.0
-        """Sum over the samples of the batches that have been read."""
+        self.where = where  # the pass, as errors name it
+        self.loss = 0.0  # sum over the samples of the batches that have been read
         self.samples = 0
-        self.batches = 0
-        """Those that have been read."""
+        self.batches = 0  # those that have been read
         self._unread: list[Tensor] = []
         self._counts = torch.zeros(4, dtype=torch.int64)
         self._started = time.perf_counter()
@@ -112,14 +110,5 @@ def estimate(record: Mapping[str, Any], options: TrainingOptions) -> str:
     if options.max_minutes is not None:
         seconds = max(0.0, min(seconds, 60 * (options.max_minutes - record["minutes"])))
     end = time.strftime("%a %H:%M", time.localtime(time.time() + seconds))
-    return (
-        f"about {duration(record['seconds'])} an epoch, {duration(seconds)} to go at most: "
-        f"until {end}"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time in its usual unit."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    told = map(tqdm.format_interval, (record["seconds"], seconds))
+    return "about {} an epoch, {} to go at most: until {}".format(*told, end)

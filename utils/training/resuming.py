@@ -7,7 +7,6 @@ from them only where the trained network stays the same thing (:data:`MAY_CHANGE
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,6 @@ MAY_CHANGE = frozenset(
 Data files may have moved, but must be the same by name, seed and number of samples. Another
 --precision, --device or --compile goes on with the same float32 weights, not to the same bits.
 """
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """Where a training goes on."""
-
-    # content of the checkpoint; None where the run was killed before it had written one
-    state: Mapping[str, Any] | None
-    note: str  # which checkpoint, or why none, in words for the log
-
-    @property
-    def epoch(self) -> int:
-        """Epochs completed."""
-        return self.state["epoch"] if self.state else 0
 
 
 def recorded_flags(directory: Path, script: str) -> dict[str, Any]:
@@ -84,44 +69,44 @@ def check_unchanged(
 
 def check_data(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise UserError unless both descriptions of the data agree but for the files' folders."""
-    if _without_folders(recorded) != _without_folders(found):
+    if _comparable(recorded) != _comparable(found):
         raise UserError(
             f"--resume: the data differ (files, seeds or samples): was {json.dumps(recorded)}, "
             f"is {json.dumps(found)}"
         )
 
 
-def find_resumption(directory: Path) -> Resumption:
-    """Load the last checkpoint of a run; raise CheckpointError where it cannot be read."""
+def find_resumption(directory: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the last checkpoint of a run, None where it has saved none yet, and words on it.
+
+    Raises CheckpointError where it cannot be read.
+    """
     from utils.checkpoints.loading import load_checkpoint
     from utils.training.experiment import LAST
 
     path = directory / "checkpoints" / LAST
     if not path.exists():
-        note = "starts from the beginning: the run has not saved a checkpoint yet"
-        return Resumption(None, note)
+        return None, "starts from the beginning: the run has not saved a checkpoint yet"
     state = load_checkpoint(path)
-    return Resumption(state, f"goes on after epoch {state['epoch']} from {path}")
+    return state, f"goes on after epoch {state['epoch']} from {path}"
 
 
-def _complete(volumes: Any) -> Any:
-    """Return what volumes on the fly are, keys that an older record does not know at defaults."""
-    from utils.simulation.presets import config_from_dict
+def _comparable(value: Any, name: str = "") -> Any:
+    """Return the entry ``name`` of a description as it is compared.
 
-    if not isinstance(volumes, Mapping):
-        return [_complete(part) for part in volumes]
-    known = {name: value for name, value in volumes.items() if name not in ("preset", "share")}
-    return {**volumes, **config_from_dict(known).to_dict()}
+    Without versions and folders, and with what an older record does not know of volumes on the fly
+    at its default.
+    """
+    if name == "file" and value:
+        return Path(value).name
+    if name == "on_the_fly":
+        from utils.simulation.presets import config_from_dict
 
-
-def _without_folders(described: Any) -> Any:
-    """Return plain JSON without versions, and of what stands under ``file`` the names alone."""
-    if isinstance(described, Mapping):
-        return {
-            name: Path(value).name if name == "file" and value else _without_folders(value)
-            for name, value in described.items()
-            if name not in ("version", "on_the_fly")
-        } | {name: _complete(described[name]) for name in ("on_the_fly",) if name in described}
-    if isinstance(described, list | tuple):
-        return [_without_folders(item) for item in described]
-    return described
+        parts = [dict(part) for part in (value if isinstance(value, list) else [value])]
+        shares = [(part.pop("preset", None), part.pop("share", 1)) for part in parts]
+        return shares, [config_from_dict(part) for part in parts]
+    if isinstance(value, Mapping):
+        return {key: _comparable(v, key) for key, v in value.items() if key != "version"}
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
+    return value

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from utils.checkpoints.loading import load_checkpoint
@@ -22,7 +21,12 @@ from utils.data.epochs import EpochDataset
 from utils.devices import choose_compute
 from utils.errors import UserError
 from utils.training import ancestor, ranks
-from utils.training.compiling import choose_compiling
+from utils.training.computing import (
+    be_deterministic,
+    choose_compiling,
+    choose_training_compute,
+    compile_network,
+)
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
 from utils.training.fabric import choose_processes, loader_processes, make_fabric
@@ -30,17 +34,14 @@ from utils.training.loop import score, train
 from utils.training.losses import build_loss, measure_foreground
 from utils.training.options import (
     TrainingOptions,
-    check_parameter_count,
     check_patch_size,
     describe_network,
     describe_training,
 )
-from utils.training.precision import be_deterministic, choose_training_compute, recorded_threads
 from utils.training.recipes import describe_recipe, recipe_values
-from utils.training.resuming import Resumption, check_data, find_resumption
+from utils.training.resuming import check_data, find_resumption
 
 logger = logging.getLogger("utils.training")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,8 @@ class TrainingData:
     spacing_voxels: list[float]  # typical distance of columns along each axis
     about: Mapping[str, str]  # lines for the announcement, by topic
     test: EpochDataset | None = None  # what the best checkpoint is scored on at the end
-    # returns scores of a trained network on test beside those of voxels
-    other_scores: Callable[[nn.Module], dict[str, float | None]] | None = None
-
-    def sets(self) -> dict[str, EpochDataset]:
-        """Return all sets by name."""
-        sets = {"train": self.train, "validation": self.validation}
-        return sets if self.test is None else {**sets, "test": self.test}
+    other_scores: Callable[[nn.Module], dict[str, float | None]] = lambda network: {}
+    """Returns scores of a trained network on ``test`` beside those of voxels."""
 
 
 def run_training(
@@ -83,67 +79,70 @@ def run_training(
             f"--freeze {flags.freeze}: keeps weights of a trained network; give --init too"
         )
     if options.deterministic:
-        be_deterministic(recorded_threads(directory))
+        be_deterministic(directory)
     device = choose_compute(options.device, "32").device
     compiling = choose_compiling(options, device)
     processes = choose_processes(options, device)
     with torch.device("meta"):  # counted without memory for them
         parameters = sum(p.numel() for p in build_network().parameters() if p.requires_grad)
-    check_parameter_count(parameters, flags.MIN_PARAMS, flags.MAX_PARAMS)
+    if not flags.MIN_PARAMS <= parameters <= flags.MAX_PARAMS:
+        raise UserError(
+            f"the network has {parameters} parameters, outside the bounds --MIN_PARAMS "
+            f"{flags.MIN_PARAMS} and --MAX_PARAMS {flags.MAX_PARAMS}: training does not start"
+        )
 
     shape = (patch_size,) * model_config["spatial_dims"]
     resumed = directory if flags.resume else None
     compute = choose_training_compute(options, build_network, shape, processes.total, resumed)
-    deterministic = options.deterministic
-    fabric = make_fabric(compute, options.seed, processes, deterministic=deterministic)
+    fabric = make_fabric(compute, options.seed, processes, deterministic=options.deterministic)
 
     def load() -> TrainingData:
         data = load_data()
         check_shares(data, patch_size, options, flags)
         return data
 
-    data = load_in_turn(fabric, load)
+    data = load_in_turn(load)
     foreground = measure_foreground(data.train) if options.loss_type == "weighted_bce" else None
     loss = build_loss(options, foreground)
     trained_on = data.train
     if flags.augment != "none" and not data.train.makes_batches:
         trained_on = AugmentedDataset(data.train, flags.augment, flags.seed)
     model = build_network()
-    resumption = find_resumption(directory) if flags.resume else None
-    parent = None
-    if flags.init and not (resumption and resumption.state):
+    state, note = find_resumption(directory) if flags.resume else (None, "")
+    about, origin = {}, None
+    if flags.init and not state:
         parent = ancestor.inherit(model, flags.init, model_config["spatial_dims"])
+        about["init"] = f"weights of {parent.path}, epoch {parent.epoch}"
+        # Its name may mean another network some day.
+        origin = {"checkpoint": parent.path, "epoch": parent.epoch, "sha256": parent.fingerprint()}
     if flags.freeze:
         model.encoder.requires_grad_(False)
+        about["freeze"] = "the encoder stays as it is"
+    if flags.resume:
+        about["resume"] = note
 
+    sets = {"train": data.train, "validation": data.validation, "test": data.test}
     config = {
         "flags": vars(flags),
         "recipe": {"name": flags.recipe, "values": recipe_values(flags)},
         "model": dict(model_config),
-        "ancestor": parent
-        and {
-            "checkpoint": parent.path,
-            "epoch": parent.epoch,
-            "sha256": parent.fingerprint(),  # its name may mean another network some day
-        },
+        "ancestor": origin,
         "parameters": parameters,
         "compute": vars(compute),
         "processes": ranks.world_size(),
         "compile": vars(compiling),
         "foreground": foreground,
-        "data": {name: one.describe() for name, one in data.sets().items()},
+        "data": {name: one.describe() for name, one in sets.items() if one is not None},
     }
-    experiment = open_experiment(directory, config, script, resumption)
+    experiment = open_experiment(directory, config, script, state, note)
     loaders = loader_processes(options.num_workers, processes.devices)
     together = f" each, {processes.total} processes train together" * (processes.total > 1)
     if not ranks.rank():
         announce(
             {
                 "network": describe_network(flags, parameters),
-                **({"init": f"weights of {parent.path}, epoch {parent.epoch}"} if parent else {}),
-                **({"freeze": "the encoder stays as it is"} if flags.freeze else {}),
+                **about,
                 **data.about,
-                **({"resume": resumption.note} if resumption else {}),
                 "recipe": describe_recipe(flags),
                 "training": describe_training(options),
                 "machine": compute.describe(loaders) + together,
@@ -160,17 +159,16 @@ def run_training(
     }
 
     def train_and_test() -> str:
-        sets = trained_on, data.validation
-        recorded = experiment, description, compiling, resumption
-        reason = train(fabric, model, loss, *sets, options, *recorded)
+        compile_network(model, compiling)
+        how = options, experiment, description, state
+        reason = train(fabric, model, loss, trained_on, data.validation, *how)
         if data.test is not None:
             fabric.barrier()  # until the best checkpoint is there
-            state = load_checkpoint(directory)
+            kept = load_checkpoint(directory)
             best = build_network()
-            best.load_state_dict(state["model_state"])
-            record = {"epoch": state["epoch"], **score(fabric, best, loss, data.test, options)}
-            if data.other_scores:
-                record |= data.other_scores(best)
+            best.load_state_dict(kept["model_state"])
+            record = {"epoch": kept["epoch"], **score(fabric, best, loss, data.test, options)}
+            record |= data.other_scores(best)
             experiment.update_log(test=record)
             logger.info(summarise_test(record))
         return reason
@@ -178,18 +176,17 @@ def run_training(
     return record_exit(experiment, train_and_test)
 
 
-def load_in_turn(fabric: Fabric, load: Callable[[], T]) -> T:
+def load_in_turn(load: Callable[[], TrainingData]) -> TrainingData:
     """Return what ``load`` returns on each rank; the first one makes files, the others read them.
 
     Its UserError ends all of them: it alone raises it, so that it is told once.
     """
     loaded, error = None, None
-    with fabric.rank_zero_first():
-        if not ranks.rank():
-            try:
-                loaded = load()
-            except UserError as found:
-                error = found
+    if not ranks.rank():
+        try:
+            loaded = load()
+        except UserError as found:
+            error = found
     if ranks.word_of_the_first(error is not None):
         raise error or SystemExit(0)  # the status is the first one's
     return load() if ranks.rank() else loaded
@@ -209,15 +206,20 @@ def check_shares(
 
 
 def open_experiment(
-    directory: Path, config: Mapping[str, Any], script: str, resumption: Resumption | None
+    directory: Path,
+    config: Mapping[str, Any],
+    script: str,
+    state: Mapping[str, Any] | None,
+    note: str,
 ) -> Experiment:
     """Make the log directory of a run, or reopen it; raise UserError if its data are others now.
 
-    Of several processes rank 0 does so; the others get an experiment that writes nothing.
+    ``state`` and ``note`` are those of :func:`find_resumption`. Of several processes rank 0 does
+    so; the others get an experiment that writes nothing.
     """
     if ranks.rank():
         return Experiment(directory, writes=False)
-    if resumption is None:
+    if not config["flags"]["resume"]:
         return Experiment.create(directory, config, script)
     before = json.loads((directory / "config.json").read_text())
     check_data(before["data"], config["data"])
@@ -227,8 +229,8 @@ def open_experiment(
         for name, value in config["flags"].items()
         if name != "resume" and value != before["flags"].get(name)
     }
-    record = {"epoch": resumption.epoch, "note": resumption.note, "changed": changed}
-    history = resumption.state["history"] if resumption.state else []
+    record = {"epoch": state["epoch"] if state else 0, "note": note, "changed": changed}
+    history = state["history"] if state else []
     return Experiment.reopen(directory, config, script, history, record)
 
 

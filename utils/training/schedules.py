@@ -73,10 +73,9 @@ class TrainingClock:
         """Set the rate of the coming step; ``plateau`` leaves that to its own scheduler."""
         if self.options.lr_schedule == "plateau":
             return
+        factor = rate_factor(self.options.lr_schedule, self.share())
         for group in optimizer.param_groups:
-            group["lr"] = self.options.start_lr * rate_factor(
-                self.options.lr_schedule, self.share()
-            )
+            group["lr"] = self.options.start_lr * factor
 
     def time_is_up(self) -> bool:
         """Read the clock; return whether ``max_minutes`` have passed, the same in all processes."""

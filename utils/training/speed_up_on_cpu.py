@@ -121,10 +121,9 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = _widened(x)
-        groups = wide.shape[1] // x.shape[1]
         unused = wide.new_ones(wide.shape[1], dtype=torch.float32)
         means, variances = (
-            statistic.view(groups, -1)
+            statistic.view(-1, x.shape[1])
             for statistic in torch.batch_norm_update_stats(wide, unused, unused.clone(), 0.0)
         )
         mean = means.mean(0)
@@ -144,17 +143,10 @@ class _Normalise(torch.autograd.Function):
         wide = _widened(gradient)
         groups = wide.shape[1] // x.shape[1]
         # In evaluation mode torch sums gradient and gradient * normalised x per borrowed channel.
+        statistics = mean.repeat(groups), variance.repeat(groups), None, None
+        what = False, ctx.eps, [False, True, True]
         _, products, sums = torch.ops.aten.native_batch_norm_backward(
-            wide,
-            _widened(x),
-            None,
-            mean.repeat(groups),
-            variance.repeat(groups),
-            None,
-            None,
-            False,
-            ctx.eps,
-            [False, True, True],
+            wide, _widened(x), None, *statistics, *what
         )
         d_weight, d_bias = products.view(groups, -1).sum(0), sums.view(groups, -1).sum(0)
         # dx = scale (dy - mean(dy) - z mean(dy z)) with z the normalised x: a line in x, one in dy
@@ -164,16 +156,15 @@ class _Normalise(torch.autograd.Function):
         scale = (weight / deviation).to(x.dtype).float()
         slope = -scale * d_weight / (count * deviation)
         dx = _scaled(x, slope, -scale * d_bias / count - slope * mean)
-        factors = scale.repeat(groups).to(dx.dtype).view(1, -1, 1, 1)
-        _widened(dx).addcmul_(wide, factors)
+        _widened(dx).addcmul_(wide, scale.repeat(groups).to(dx.dtype).view(1, -1, 1, 1))
         return dx, d_weight, d_bias, None
 
 
 def _widened(x: torch.Tensor) -> torch.Tensor:
-    """View channels-last memory as (1, channels * groups, rows, 1), channels last again.
+    """View channels-last memory as (1, groups * channels, rows, 1), channels last again.
 
     ``groups`` voxels in a row share a row: the largest power of two that divides the voxels and
-    keeps to :data:`LANES`. Group g of channel c is channel ``g * channels + c``.
+    keeps to :data:`LANES`. Channel c of group g is channel ``g * channels + c``.
     """
     channels = x.shape[1]
     voxels = x.numel() // channels
@@ -186,20 +177,10 @@ def _widened(x: torch.Tensor) -> torch.Tensor:
 
 def _scaled(x: torch.Tensor, slope: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Return ``slope * x + offset`` per channel, calculated in float32, in a new tensor like x."""
-    y = torch.empty_like(x)
     wide = _widened(x)
-    groups = wide.shape[1] // x.shape[1]
-    nothing = slope.new_zeros(wide.shape[1])
-    scratch = slope.new_empty(0)
-    torch.native_batch_norm(
-        wide,
-        slope.repeat(groups),
-        offset.repeat(groups),
-        nothing,
-        torch.ones_like(nothing),
-        False,
-        0.0,
-        0.0,
-        out=(_widened(y), scratch, scratch.clone()),
-    )
+    slope, offset = (values.repeat(wide.shape[1] // x.shape[1]) for values in (slope, offset))
+    as_it_is = torch.zeros_like(slope), torch.ones_like(slope), False, 0.0, 0.0
+    y = torch.empty_like(x)
+    out = _widened(y), slope.new_empty(0), slope.new_empty(0)
+    torch.native_batch_norm(wide, slope, offset, *as_it_is, out=out)
     return y

@@ -4,7 +4,6 @@ Epochs are counted from 1; checkpoints hold plain state: tensors, numbers, text,
 """
 
 import dataclasses
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,25 +21,11 @@ from utils.training.options import TrainingOptions
 from utils.training.schedules import TrainingClock, build_scheduler
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
-RESUMABLE = (
-    "optimizer_state",
-    "scheduler_state",
-    "precision_state",
-    "random_state",
-    "raw_model_state",
-    "averages",
-    "progress",
-    "history",
-    "pace",  # of the clock
-)
-"""Entries of ``last.pth`` that going on needs and prediction does not."""
-
 
 @dataclass(frozen=True)
 class TrainedParts:
     """The parts that a training changes, as Fabric has set them up."""
 
-    fabric: Fabric
     model: nn.Module
     optimizer: Optimizer
     scheduler: ReduceLROnPlateau | None  # for plateau alone
@@ -62,15 +47,12 @@ class Progress:
     def after(self, valid_loss: float, valid_iou: float) -> Self:
         """Return the progress after one more epoch."""
         epoch = self.epoch + 1
-        lower = self.best_loss is None or valid_loss < self.best_loss
-        better = self.best_iou is None or valid_iou > self.best_iou
-        return type(self)(
-            epoch=epoch,
-            best_iou=valid_iou if better else self.best_iou,
-            best_epoch=epoch if better else self.best_epoch,
-            best_loss=valid_loss if lower else self.best_loss,
-            stale_epochs=0 if lower else self.stale_epochs + 1,
-        )
+        changes: dict[str, Any] = {"epoch": epoch, "stale_epochs": self.stale_epochs + 1}
+        if self.best_iou is None or valid_iou > self.best_iou:
+            changes |= {"best_iou": valid_iou, "best_epoch": epoch}
+        if self.best_loss is None or valid_loss < self.best_loss:
+            changes |= {"best_loss": valid_loss, "stale_epochs": 0}
+        return dataclasses.replace(self, **changes)
 
 
 def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int) -> TrainedParts:
@@ -83,7 +65,7 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
     model, optimizer = fabric.setup(model, optimizer)
     average = make_average(model.module, options.ema)
     validated = fabric.setup_module(average.module) if average else model
-    return TrainedParts(fabric, model, optimizer, scheduler, average, validated)
+    return TrainedParts(model, optimizer, scheduler, average, validated)
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
@@ -125,29 +107,22 @@ def whole_state(
     progress: Progress,
     history: list[dict[str, Any]],
     clock: TrainingClock,
-) -> dict[str, Any]:
-    """Return the content of ``last.pth``: what prediction needs, and what going on needs.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the two halves of ``last.pth``: what prediction needs, and what only going on needs.
 
     Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
-    own = {}
-    if parts.average:
-        own = {
-            "raw_model_state": _weights(parts.model),
-            "averages": int(parts.average.n_averaged),
-        }
-    return {
+    result = {
         **description,
         "model_state": _weights(parts.validated),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
-        **own,
+    }
+    to_go_on = {
         "optimizer_state": parts.optimizer.state_dict(),
         "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
-        "precision_state": parts.fabric.strategy.precision.state_dict(),
-        # Not numpy's global one: everything here draws from generators of (seed, epoch, index).
+        # Not numpy's and Python's: all else draws from generators of (seed, epoch, index).
         "random_state": {
-            "python": random.getstate(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         },
@@ -155,6 +130,10 @@ def whole_state(
         "history": list(history),
         "pace": {"steps": clock.steps, "seconds": clock.seconds},
     }
+    if parts.average:
+        to_go_on["raw_model_state"] = _weights(parts.model)
+        to_go_on["averages"] = int(parts.average.n_averaged)
+    return result, to_go_on
 
 
 def go_on(
@@ -166,16 +145,13 @@ def go_on(
     """
     if state is None:
         return Progress(), [], {}
-    model, average, scheduler = parts.model, parts.average, parts.scheduler
-    model.load_state_dict(state.get("raw_model_state", state["model_state"]))
-    if average:
-        average.module.load_state_dict(state["model_state"])
-        average.n_averaged.fill_(state["averages"])
+    parts.model.load_state_dict(state.get("raw_model_state", state["model_state"]))
+    if parts.average:
+        parts.average.module.load_state_dict(state["model_state"])
+        parts.average.n_averaged.fill_(state["averages"])
     parts.optimizer.load_state_dict(state["optimizer_state"])
-    if scheduler:
-        scheduler.load_state_dict(state["scheduler_state"])
-    parts.fabric.strategy.precision.load_state_dict(state["precision_state"])
-    random.setstate(state["random_state"]["python"])
+    if parts.scheduler:
+        parts.scheduler.load_state_dict(state["scheduler_state"])
     torch.set_rng_state(state["random_state"]["torch"])
     devices = state["random_state"]["cuda"]
     if devices and torch.cuda.device_count() == len(devices):
@@ -184,16 +160,19 @@ def go_on(
 
 
 def save_checkpoints(
-    experiment: Experiment, state: Mapping[str, Any], policy: str, progress: Progress
+    experiment: Experiment,
+    result: Mapping[str, Any],
+    to_go_on: Mapping[str, Any],
+    policy: str,
+    progress: Progress,
 ) -> None:
-    """Write ``last.pth`` with everything, and by policy the weights of the best or each epoch."""
-    weights = {name: value for name, value in state.items() if name not in RESUMABLE}
+    """Write ``last.pth`` with everything, and by policy the result of the best or each epoch."""
     if policy in ("best", "all") and progress.best_epoch == progress.epoch:
-        experiment.save_checkpoint("best.pth", weights)
+        experiment.save_checkpoint("best.pth", result)
     if policy == "all":
-        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", weights)
+        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
     # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_checkpoint(LAST, state)
+    experiment.save_checkpoint(LAST, {**result, **to_go_on})
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

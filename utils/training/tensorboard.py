@@ -36,18 +36,15 @@ logger = logging.getLogger("utils.training")
 
 @contextmanager
 def event_files(
-    directory: str | Path, flags: Mapping[str, Any], first_epoch: int = 1, wanted: bool = True
+    directory: str | Path, flags: Mapping[str, Any], first_epoch: int = 1
 ) -> Iterator[SummaryWriter | None]:
     """Yield a writer into ``directory/tensorboard`` for a run with a script's ``flags``.
 
     What a broken-off run before it has written of ``first_epoch`` and of later ones is hidden, so
     that a resumed run shows no epoch twice. Flags that are text, numbers or switches become the
-    hyperparameters; a block that ends without an error is marked a success. Yields None unless
-    ``wanted``, and, with a line in the log, when the package is not installed.
+    hyperparameters; a block that ends without an error is marked a success. Yields None,
+    with a line in the log, when the package is not installed.
     """
-    if not wanted:
-        yield None
-        return
     try:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
