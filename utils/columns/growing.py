@@ -292,7 +292,8 @@ def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untype
     labels, placed, _, _ = growth
     n, (rows, first) = len(points), seers
     sites, bases, offsets = np.empty((n, 3)), np.empty((n, 3, 2)), np.empty((n, 3))
-    asked, taken = np.zeros(n, np.bool_), {np.int64(0)}
+    # What points would see is kept while nothing near them changes: many never find a site.
+    asked, stale, taken = np.zeros(n, np.bool_), np.ones(n, np.bool_), {np.int64(0)}
     taken.clear()
     for i in np.flatnonzero(placed):
         taken.add(_key(labels[i, 0], labels[i, 1]))
@@ -300,7 +301,10 @@ def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untype
             asked[k] = free[k]
     for mended in range(MENDED + 1):
         while True:
-            new = _place(np.flatnonzero(asked & ~placed), growth, points, near, taken, sites, bases)
+            waiting = np.flatnonzero(asked & ~placed)
+            _predict(waiting[stale[waiting]], growth, points, near, sites, bases)
+            stale[waiting] = False
+            new = _place(waiting, growth, taken, sites, bases)
             if len(new) == 0:
                 break
             changed = np.zeros(n, np.bool_)
@@ -309,12 +313,16 @@ def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untype
                 for k in rows[first[i] : first[i + 1]]:
                     changed[k] = True
                     asked[k] = free[k]
-            _refit(np.flatnonzero(changed & placed), growth, points, near, bases, offsets)
+            fitted = np.flatnonzero(changed & placed)
+            _refit(fitted, growth, points, near, bases, offsets)
+            for i in fitted:
+                for k in rows[first[i] : first[i + 1]]:
+                    stale[k] = True
         held = np.flatnonzero(placed)
         for _ in range(SETTLED):
             _refit(held, growth, points, near, bases, offsets)
         _predict(held, growth, points, near, sites, bases)
-        done = True
+        stale[:], done = True, True
         for i in held:
             right = np.rint(sites[i, 0]) == labels[i, 0] and np.rint(sites[i, 1]) == labels[i, 1]
             if mended < MENDED and not right and sites[i, 2] > 0 and not kept[i]:
@@ -325,13 +333,13 @@ def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untype
 
 
 @numba.njit(cache=True)
-def _place(asked, growth, points, near, taken, sites, means):  # type: ignore[no-untyped-def]
+def _place(asked, growth, taken, sites, means):  # type: ignore[no-untyped-def]
     """Label the best supported of ``asked`` points on free sites; return which these are.
 
-    Of several on one site it is the nearest. ``taken``: keys of the labels that are given.
+    Of several on one site it is the nearest. ``taken``: keys of the labels that are given;
+    ``sites`` and ``means``: of :func:`_predict`.
     """
     labels, placed, bases, offsets = growth
-    _predict(asked, growth, points, near, sites, means)
     missed, best = np.full(len(asked), np.inf), 0.0
     for n, i in enumerate(asked):
         p, q, support = sites[i]
@@ -341,9 +349,11 @@ def _place(asked, growth, points, near, taken, sites, means):  # type: ignore[no
     new = np.zeros(len(asked), np.bool_)
     for _ in asked:
         n = missed.argmin()
-        i, away = asked[n], missed[n]
+        if missed[n] == np.inf:
+            break
+        i = asked[n]
         p, q, support = sites[i]
-        if away < np.inf and support >= SHARE * best and _key(p, q) not in taken:
+        if support >= SHARE * best and _key(p, q) not in taken:
             taken.add(_key(p, q))
             new[n], placed[i] = True, True
             labels[i, 0], labels[i, 1] = np.rint(p), np.rint(q)
