@@ -257,7 +257,7 @@ def test_rates_are_of_the_last_epoch(tiny_config: VolumeConfig) -> None:
         ({"background_threshold": 1.5}, "background_threshold must be in 0..1, got 1.5"),
         ({"patches_per_epoch": 0}, "patches_per_epoch must be at least 1, got 0"),
         ({"patches_per_volume": 0}, "patches_per_volume must be at least 1, got 0"),
-        ({"augment": "all"}, "'all': must be one of none, flips, full"),
+        ({"augment": "all"}, "'all': must be one of none, flips, stains, full"),
     ],
 )
 def test_numbers_outside_their_range_are_refused(

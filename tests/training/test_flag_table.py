@@ -6,7 +6,7 @@ import pytest
 
 import train_basic_2dunet
 import train_basic_3dunet
-from utils.training.flag_table import CHOICES, HELP, TYPES, make_parser, number_or_auto
+from utils.training.flag_table import CHOICES, HELP, TYPES, make_parser, devices_number
 
 SCRIPTS = (train_basic_3dunet, train_basic_2dunet)
 
@@ -55,4 +55,4 @@ def test_what_cannot_be_read_is_one_line(flag: str, capsys: pytest.CaptureFixtur
 
 
 def test_devices_flag() -> None:
-    assert number_or_auto("auto") is None and number_or_auto("3") == 3
+    assert devices_number("auto") is None and devices_number("3") == 3
