@@ -144,7 +144,7 @@ def test_recipes_are_compared_on_unseen_volumes(
     )
     common = ["--directory", str(directory), "--test_file", str(volumes), "--volumes", "2"]
     variant = ["--variant", "the fast one: --recipe fast", "--train_flags", tiny]
-    command = [*common, *variant, "--minutes", "0.02", "--every", "0"]
+    command = [*common, *variant, "--minutes", "0.005", "--every", "0"]
     assert bench_learning.main(command) == 0
     row = rows(capsys.readouterr().out)[-1]
     assert row[0] == "the fast one" and 0 <= float(row[4].split()[0]) <= 1

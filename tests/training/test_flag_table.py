@@ -6,7 +6,7 @@ import pytest
 
 import train_basic_2dunet
 import train_basic_3dunet
-from utils.training.flag_table import CHOICES, HELP, TYPES, make_parser, devices_number
+from utils.training.flag_table import CHOICES, HELP, TYPES, devices_number, make_parser
 
 SCRIPTS = (train_basic_3dunet, train_basic_2dunet)
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -124,7 +125,8 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    """Set ``handler`` for signals within the block."""
+    """Set ``handler`` for signals within the block; Python wants that in the main thread alone."""
+    numbers = numbers if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
