@@ -281,6 +281,8 @@ def score(
         at = best if name == GAUSSIANS else best_threshold([to_levels(ratings)])
         row = {**at_thresholds(ratings, kind, np.array([at])).iloc[0]}
         row |= {"iou_half": way["iou"].get(0.5), "iou_best": way.loc[best, "iou"]}
+        if name == GAUSSIANS:
+            row["iou_half"] = np.nan  # its ratings are no probabilities
         for key, ignored in (("auc", (OUTSIDE,)), ("auc_stained", (OUTSIDE, LEFT_OUT))):
             asked = ~np.isin(kind, ignored)
             row[key] = area_under_curve(ratings[asked], kind[asked] <= LEFT_OUT)
@@ -345,7 +347,7 @@ def write(results: dict[str, dict[str, Any]], flags: argparse.Namespace) -> None
     for (group, name), mean in means.iterrows():
         cells = [f"{mean[key, 'mean']:.2f}".replace("nan", "") for key in SCORES]
         cells[0] = "{:.3f} ({:.3f} to {:.3f})".format(*mean["iou"][["mean", "low", "high"]])
-        cells[1] += f" ({limits[group][name].idxmax():g})"
+        cells[2] += f" ({limits[group][name].idxmax():g})"
         rows.append([group, name, *cells])
     text = markdown(["group", "method", *SCORES], rows)
     iou, rows = means["iou", "mean"].unstack("group", sort=False), []
