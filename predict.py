@@ -221,7 +221,8 @@ def predict(flags: argparse.Namespace) -> None:
         asked = None if flags.threshold == "auto" else flags.threshold
         threshold, sections = write_prediction(ready, outputs, asked, **kept)
         if asked is None:
-            print(f"threshold: {threshold:.2f} (auto: where the mask's expected IoU is highest)")
+            why = "auto: where the mask's expected IoU is highest; 0.5 keeps columns better apart"
+            print(f"threshold: {threshold:.2f} ({why})")
         trust = [] if flags.no_trust else tell_trust(ready, network, plan)
         if columns:
             write_columns_of(flags, stack, measured, outputs["probabilities"], columns)
