@@ -287,7 +287,7 @@ def _spread(order: np.ndarray, near: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untyped-def]
+def _grow_on(growth, points, near, seers, free, kept):
     """Label all ``free`` (N,) points that ``growth`` reaches; ``kept`` (N,) stay as they are."""
     labels, placed, _, _ = growth
     n, (rows, first) = len(points), seers
@@ -333,7 +333,7 @@ def _grow_on(growth, points, near, seers, free, kept):  # type: ignore[no-untype
 
 
 @numba.njit(cache=True)
-def _place(asked, growth, taken, sites, means):  # type: ignore[no-untyped-def]
+def _place(asked, growth, taken, sites, means):
     """Label the best supported of ``asked`` points on free sites; return which these are.
 
     Of several on one site it is the nearest. ``taken``: keys of the labels that are given;
@@ -363,13 +363,13 @@ def _place(asked, growth, taken, sites, means):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _key(p, q):  # type: ignore[no-untyped-def]
+def _key(p, q):
     """Return one int64 for each label of less than 2^31, told as a real number."""
     return np.int64(np.rint(p)) * 2**32 + np.int64(np.rint(q))
 
 
 @numba.njit(cache=True)
-def _steps(basis, end, start, offset):  # type: ignore[no-untyped-def]
+def _steps(basis, end, start, offset):
     """Return the steps p, q of ``basis`` (3, 2) from ``start`` + ``offset`` (3,) to ``end`` (3,).
 
     Those of the pseudo-inverse, as :func:`inverses`.
@@ -385,7 +385,7 @@ def _steps(basis, end, start, offset):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _predict(asked, growth, points, near, sites, means):  # type: ignore[no-untyped-def]
+def _predict(asked, growth, points, near, sites, means):
     """Write where the maps about points ``asked`` (A,) see them into these rows.
 
     ``sites`` (N, 3): label as a real number, and support, which is the weights' sum; ``means``
@@ -419,7 +419,7 @@ def _predict(asked, growth, points, near, sites, means):  # type: ignore[no-unty
 
 
 @numba.njit(cache=True)
-def _refit(i, growth, points, near, bases, offsets):  # type: ignore[no-untyped-def]
+def _refit(i, growth, points, near, bases, offsets):
     """Fit the maps of placed points ``i`` (A,) to the labelled points about them, all at once.
 
     Rows ``i`` of ``bases`` (N, 3, 2) and ``offsets`` (N, 3) are written over.
@@ -430,7 +430,7 @@ def _refit(i, growth, points, near, bases, offsets):  # type: ignore[no-untyped-
 
 
 @numba.njit(cache=True)
-def _fit(which, growth, points, near, places, fitted, moved):  # type: ignore[no-untyped-def]
+def _fit(which, growth, points, near, places, fitted, moved):
     """Write maps of placed points ``which`` (A,) into rows of ``fitted`` and ``moved``.
 
     Ridge regression of the ``places`` (N, 3) on (p, q, 1), towards the mean of the maps about each,
@@ -470,7 +470,7 @@ def _fit(which, growth, points, near, places, fitted, moved):  # type: ignore[no
 
 
 @numba.njit(cache=True)
-def _consistency(growth, points, near):  # type: ignore[no-untyped-def]
+def _consistency(growth, points, near):
     """Return how many steps of one or less the labels hold, less those that maps contradict."""
     labels, placed, bases, offsets = growth
     stands, total, nothing = points + offsets, 0, np.zeros(3)

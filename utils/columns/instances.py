@@ -386,7 +386,7 @@ def _nearest(points: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
 
 
 @numba.njit(cache=True)
-def _cylinders(shape, centre, axis, length, radius, steps):  # type: ignore[no-untyped-def]
+def _cylinders(shape, centre, axis, length, radius, steps):
     """Return int32 labels k + 1 within cylinder k; of several that of the relatively nearest axis.
 
     ``centre`` and ``axis`` (N, 3), ``length`` and ``radius`` (N,) in the unit of ``steps`` (3,).
@@ -413,7 +413,7 @@ def _cylinders(shape, centre, axis, length, radius, steps):  # type: ignore[no-u
 
 
 @numba.njit(cache=True)
-def _settle(shape, labels, probabilities, low, high, n):  # type: ignore[no-untyped-def]
+def _settle(shape, labels, probabilities, low, high, n):
     """Turn cylinders ``shape`` (V,) into labels (V,), and return of which of 1..n something stays.
 
     A voxel is its label's, or without one its cylinder's, from ``low`` on if both are one, else
@@ -432,7 +432,7 @@ def _settle(shape, labels, probabilities, low, high, n):  # type: ignore[no-unty
 
 
 @numba.njit(cache=True)
-def sums_of(labels, n, start):  # type: ignore[no-untyped-def]
+def sums_of(labels, n, start):
     """Return (n, 10) float64 sums of 1, x, y, z, xx, xy, xz, yy, yz, zz over the voxels of 1..n.
 
     ``labels`` (X, Y, Z) integer; its first plane has z = ``start``.
@@ -453,7 +453,7 @@ def sums_of(labels, n, start):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def renumber(labels, numbers):  # type: ignore[no-untyped-def]
+def renumber(labels, numbers):
     """Turn ``labels`` (X, Y, Z) 1..N in place into ``numbers`` (N,); 0 stays."""
     nx, ny, nz = labels.shape
     for i in range(nx):
@@ -464,7 +464,7 @@ def renumber(labels, numbers):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _neighbours(place, where):  # type: ignore[no-untyped-def]
+def _neighbours(place, where):
     """Return the numbers (V, 6) int32 in ``place`` beside voxels ``where`` (V,), rows of it."""
     _, ny, nz = place.shape
     flat, found = place.ravel(), np.empty((len(where), 6), np.int32)
@@ -475,7 +475,7 @@ def _neighbours(place, where):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _flood(order, levels, near, least):  # type: ignore[no-untyped-def]
+def _flood(order, levels, near, least):
     """Return the voxel (V,) int32 that stands for the basin of each one; -1: it has none.
 
     Voxels of ``order`` come from the highest level down; each joins the basin of the highest one

@@ -79,7 +79,7 @@ def _directions(tensors: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.
 
 
 @numba.njit(cache=True)
-def _tensors(values, scale):  # type: ignore[no-untyped-def]
+def _tensors(values, scale):
     """Return (6, ...) sums of the products of central differences in each cell."""
     nx, ny, nz = values.shape
     shape = ((nx + CELL - 1) // CELL, (ny + CELL - 1) // CELL, (nz + CELL - 1) // CELL)
@@ -101,7 +101,7 @@ def _tensors(values, scale):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def _along(values, ways, counts):  # type: ignore[no-untyped-def]
+def _along(values, ways, counts):
     """Return means along lines of at most ``counts`` steps, each one of ``ways``, to both sides.
 
     Lines end at the border; between cells a way is turned to go on as the last one did.

@@ -114,7 +114,7 @@ def measure_columns(
 
 
 @numba.njit(cache=True)
-def _add_slices(labels, start, steps, centre, axis, half, slices):  # type: ignore[no-untyped-def]
+def _add_slices(labels, start, steps, centre, axis, half, slices):
     """Add 1, x, y, z of all voxels to ``slices`` (N, SLICES, 4) across the axes of 1..N.
 
     ``labels`` (X, Y, Z) integer; its first plane has z = ``start``.
@@ -137,7 +137,7 @@ def _add_slices(labels, start, steps, centre, axis, half, slices):  # type: igno
 
 
 @numba.njit(cache=True)
-def _add_values(labels, values, total, peak):  # type: ignore[no-untyped-def]
+def _add_values(labels, values, total, peak):
     """Add the finite ``values`` of 1..N to ``total`` (N,), and the greatest ones to ``peak``."""
     nx, ny, nz = labels.shape
     for i in range(nx):
