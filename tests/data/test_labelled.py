@@ -54,7 +54,7 @@ def write_pair(folder: Path, image: np.ndarray, labels: np.ndarray, end: str = "
 
 def opened(given: str, **options: object) -> LabelledStack:
     (pair,) = find_pairs(given)
-    return open_pair(pair, **options)  # type: ignore[arg-type]
+    return open_pair(pair, **options)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_folders_are_paired_by_name(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert is_labelled(tmp_path / given)
-    pairs = find_pairs(tmp_path / given, **options)  # type: ignore[arg-type]
+    pairs = find_pairs(tmp_path / given, **options)
     assert " ".join(f"{p.name}:{p.image.name}:{p.labels.name}" for p in pairs) == found
 
 
@@ -287,7 +287,7 @@ def test_what_cannot_be_learned_from_is_one_line(
     tmp_path: Path, change: object, options: dict[str, object], message: str
 ) -> None:
     image, labels = drawn()
-    given = write_pair(tmp_path, image, change(labels))  # type: ignore[operator]
+    given = write_pair(tmp_path, image, change(labels))
     with pytest.raises(UserError, match=message) as caught:
         opened(given, **options)
     assert "\n" not in str(caught.value)
@@ -413,7 +413,7 @@ def items(dataset: LabelledDataset, epoch: int = 0) -> list[np.ndarray]:
 def test_items_are_patches_of_all_stacks_alike(stacks: list[LabelledStack]) -> None:
     dataset = LabelledDataset(stacks, patch_size=8, patches_per_epoch=20)
     uses: Counter[int] = Counter()
-    for image, target in dataset:  # type: ignore[attr-defined]
+    for image, target in dataset:
         assert image.shape == target.shape == (1, 8, 8, 8)
         assert image.dtype == target.dtype == torch.float32
         small = bool((target == -1).any())
@@ -450,7 +450,7 @@ def test_patches_lie_about_the_few_annotated_planes(tmp_path: Path) -> None:
     stack = opened(write_pair(tmp_path, image, np.where(known, labels, 9)), ignore_label=9)
     dataset = LabelledDataset([stack], patch_size=12, patches_per_epoch=40)
     planes = Counter()
-    for _, target in dataset:  # type: ignore[attr-defined]
+    for _, target in dataset:
         seen = (target[0] != -1).any(dim=0).any(dim=0)
         assert seen.sum() == 1 and target[target != -1].mean() >= 0.05
         planes[int(seen.nonzero())] += 1
@@ -460,7 +460,7 @@ def test_patches_lie_about_the_few_annotated_planes(tmp_path: Path) -> None:
     sparse[20, 20, 5] = 1
     lone = opened(write_pair(tmp_path, image, np.where(known, sparse, 9)), ignore_label=9)
     rare = LabelledDataset([lone], patch_size=8, background_threshold=0.9, patches_per_epoch=5)
-    assert all((target == 1).sum() == 1 for _, target in rare)  # type: ignore[attr-defined]
+    assert all((target == 1).sum() == 1 for _, target in rare)
 
 
 def test_images_of_two_axes(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_images_of_two_axes(tmp_path: Path) -> None:
         LabelledDataset([stack])
     for name, wrong in (("patch_size", 0), ("background_threshold", 1.5), ("patches_per_epoch", 0)):
         with pytest.raises(UserError, match=f"a patch of {wrong} voxels|{name} must be .*{wrong}"):
-            LabelledDataset([stack], spatial_dims=2, **{name: wrong})  # type: ignore[arg-type]
+            LabelledDataset([stack], spatial_dims=2, **{name: wrong})
 
 
 def test_parts_held_out_share_no_voxel(tmp_path: Path) -> None:
