@@ -285,7 +285,7 @@ def local_rows(volume_set: VolumeSet, workers: int) -> Iterator[Iterator[Encoded
     What goes through the executor's pipe must be small: all workers hold its end, so that one that
     is killed in the middle of a message of many parts would leave this process waiting for ever.
     """
-    from utils.simulation.presets import compile_kernels
+    from utils.simulation.volume import compile_kernels
     from utils.storage import encode_row
 
     for volume in compile_kernels(volume_set.config):  # before the workers are forked

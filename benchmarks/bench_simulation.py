@@ -38,7 +38,7 @@ from utils.simulation import (
     simulate_volume,
     volume,
 )
-from utils.simulation.presets import PRESETS, compile_kernels
+from utils.simulation.volume import PRESETS, compile_kernels
 
 STAGES = (
     (volume, "draw_optic_lobe", "geometry, all tries"),

@@ -22,10 +22,10 @@ from utils.simulation.volume import (
     SimulatedVolume,
     VolumeConfig,
     VolumeParameters,
+    WideConfig,
     sample_rng,
     simulate_volume,
 )
-from utils.simulation.wide import WideConfig
 from utils.storage import VolumeSet, encode_row, new_volume_file
 from utils.training.experiment import Experiment
 

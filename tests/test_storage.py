@@ -26,8 +26,13 @@ from hypothesis.extra import numpy as hnp
 from tests.conftest import fake_volume, write_fake_file
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
-from utils.simulation.wide import WideConfig
+from utils.simulation.volume import (
+    SimulatedVolume,
+    VolumeConfig,
+    WideConfig,
+    sample_rng,
+    simulate_volume,
+)
 from utils.storage import (
     VolumeFile,
     VolumeSet,

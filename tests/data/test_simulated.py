@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.simulated import BUFFERED_VOLUMES, PatchMixer
 from utils.simulation.geometry import GeometryError
-from utils.simulation.presets import Mixture
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.volume import (
+    Mixture,
     SimulatedVolume,
     VolumeConfig,
+    WideConfig,
     WideVolume,
     sample_rng,
     simulate_volume,
 )
-from utils.simulation.wide import WideConfig
 from utils.storage import VolumeSet, encode_row, new_volume_file
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment

@@ -14,12 +14,9 @@ from scipy.ndimage import correlate1d
 from utils.errors import UserError
 from utils.simulation import imaging
 from utils.simulation.configuration import PlainConfig, Range, limited
-from utils.simulation.coordinates import axis_rotation, rotate
-from utils.simulation.geometry import GeometryError
+from utils.simulation.geometry import GeometryError, axis_rotation, planar_lattice, rotate
 from utils.simulation.labels import paint_disks
-from utils.simulation.lattice import planar_lattice
-from utils.simulation.random_bits import draw_key
-from utils.simulation.streams import Purpose, make_rng
+from utils.simulation.streams import Purpose, draw_key, make_rng
 
 CLOUD_REACH = 4.0  # columns with points this many standard deviations from the canvas are rendered
 

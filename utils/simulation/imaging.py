@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.random_bits import NORMALS, normals_of, random_word, random_words
+from utils.simulation.streams import NORMALS, normals_of, random_word, random_words
 
 PERCENTILE = 99.0  # percentile of the box image that composition divides by
 OFFSET = 0.1  # constant light added in composition, in units of that percentile

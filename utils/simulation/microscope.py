@@ -14,7 +14,7 @@ from numpy.random import Generator
 from utils.simulation import imaging
 from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.imaging import BLOCK
-from utils.simulation.random_bits import NORMALS, draw_key
+from utils.simulation.streams import NORMALS, draw_key
 
 REACH = 3.0  # point spreads are cut at this many sigmas
 SMALLEST = 0.1  # narrower ones count as this wide, voxels

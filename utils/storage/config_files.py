@@ -19,7 +19,7 @@ from typing import Any
 
 from utils.errors import UserError, disk_errors
 from utils.simulation.configuration import PlainConfig
-from utils.simulation.presets import PRESETS, Config, Mixture, preset, preset_of
+from utils.simulation.volume import PRESETS, Config, Mixture, preset, preset_of
 
 NOT_KEYS = ("shape", "table")  # fields that flags give
 

@@ -16,8 +16,7 @@ import h5py
 import numpy as np
 
 from utils.provenance import DATA_VERSION
-from utils.simulation.volume import SimulatedVolume, VolumeParameters, WideVolume
-from utils.simulation.wide import WideParameters
+from utils.simulation.volume import SimulatedVolume, VolumeParameters, WideParameters, WideVolume
 
 CHUNK_EDGE = 32  # voxels; the fastest of 16, 32 and 64 (``benchmarks/bench_storage.py``)
 GZIP_LEVEL = 3  # masks are read fastest; a fifth smaller than 1, and 6 takes twice as long

@@ -13,9 +13,13 @@ import numpy as np
 
 from utils.errors import UserError, hdf5_errors
 from utils.provenance import DATA_VERSION, VOLUME_FORMAT
-from utils.simulation.presets import Config, config_from_dict
-from utils.simulation.volume import SimulatedVolume, VolumeParameters
-from utils.simulation.wide import WideParameters
+from utils.simulation.volume import (
+    Config,
+    SimulatedVolume,
+    VolumeParameters,
+    WideParameters,
+    config_from_dict,
+)
 from utils.storage.layout import REFERENCE, VOXELS, WIDE, Kind, parameter_layout
 from utils.storage.volume_set import VolumeSet
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from utils.simulation.presets import Config, preset_of
 from utils.simulation.sheet import DEPTHS
 from utils.simulation.streams import check_seed
-from utils.simulation.wide import WideConfig
+from utils.simulation.volume import Config, WideConfig, preset_of
 from utils.storage.layout import row_bytes
 
 

@@ -15,8 +15,7 @@ from utils.errors import UserError, disk_errors, hdf5_errors
 from utils.provenance import DATA_VERSION, VOLUME_FORMAT
 from utils.replacing import only_writer, renaming
 from utils.simulation.configuration import PlainConfig
-from utils.simulation.volume import sample_rng, simulate_volume
-from utils.simulation.wide import WideConfig
+from utils.simulation.volume import WideConfig, sample_rng, simulate_volume
 from utils.storage.layout import GZIP_LEVEL, REFERENCE, VOXELS, WIDE, chunk_shape, parameter_layout
 from utils.storage.rows import EncodedRow, encode_row
 from utils.storage.volume_set import VolumeSet, disk_space
