@@ -254,6 +254,8 @@ def rows_in_order(
                 under_way.append(submit(index))
         if row:
             yield row
+        if _signals:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -373,7 +375,7 @@ def generate(args: argparse.Namespace) -> None:
     """Make the file that the flags ask for, or find it made."""
     from tqdm import tqdm
 
-    from utils.storage import in_words, new_volume_file
+    from utils.storage import in_words, write_simulated_file
     from utils.storage.config_files import show_config
 
     if args.workers is not None and args.workers < 1:
@@ -391,11 +393,9 @@ def generate(args: argparse.Namespace) -> None:
     make_folder(path.parent)
     count = volume_set.num_samples
     started = time.perf_counter()
-    with simulated_rows(args, volume_set) as rows, new_volume_file(path, volume_set) as file:
-        for row in tqdm(rows, path.name, total=count, unit="volume"):
-            file.append(row)
-            if _signals:
-                raise KeyboardInterrupt
+    with simulated_rows(args, volume_set) as rows:
+        shown = tqdm(rows, path.name, total=count, unit="volume")
+        write_simulated_file(path, volume_set, shown)
     seconds = time.perf_counter() - started
     size = in_words(path.stat().st_size)
     print(f"{path}: {count} volumes, seed {volume_set.seed}, {size}, {seconds:.0f} s")

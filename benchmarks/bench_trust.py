@@ -48,7 +48,7 @@ from utils.replacing import replacing
 from utils.simulation import SimulatedVolume, sample_rng, simulate_volume
 from utils.simulation.volume import preset
 from utils.stacks import open_stack
-from utils.storage.reading import VolumeFile
+from utils.storage import VolumeFile
 
 BOUNDS = (0.1, 0.9)
 """Quantiles of the residuals that become the bounds of the expected IoU."""
