@@ -20,7 +20,6 @@ from utils.simulation.sheet import (
     draw_placement,
     lattice_neighbours,
     nearest_distances,
-    place_columns,
     placed_columns,
 )
 
@@ -324,7 +323,7 @@ def test_a_given_placement_takes_micrometres_to_voxels_and_crops():
     assert_allclose(columns.spacing, 6.0, rtol=1e-5)
     outside = np.maximum(-columns.paths, columns.paths - 64).max(axis=2).min(axis=1)
     assert len(columns.paths) < len(table.p) and 0 < outside.max() < 1.5 * 6.0
-    drawn = place_columns(table, TABLE_CONFIG, TABLE_SHAPE, sample_rng(0, 0))
+    drawn = draw_columns(TABLE_CONFIG, TABLE_SHAPE, sample_rng(0, 0), table)
     assert abs(drawn.left_out.mean() - 0.3) < 0.12 and not columns.left_out.any()
 
 
@@ -356,8 +355,8 @@ def test_paths_are_taken_where_given():
 @pytest.mark.parametrize("index", range(4))
 def test_what_was_drawn_places_the_columns_again(index):
     table = hexagons()
-    first = place_columns(table, TABLE_CONFIG, TABLE_SHAPE, sample_rng(1, index))
-    again = place_columns(table, TABLE_CONFIG, TABLE_SHAPE, sample_rng(1, index))
+    first = draw_columns(TABLE_CONFIG, TABLE_SHAPE, sample_rng(1, index), table)
+    again = draw_columns(TABLE_CONFIG, TABLE_SHAPE, sample_rng(1, index), table)
     assert_array_equal(first.paths, again.paths)
     assert_array_equal(first.left_out, again.left_out)
     drawn = first.parameters
@@ -388,4 +387,4 @@ def test_a_placement_outside_of_the_table_is_an_error(monkeypatch):
     monkeypatch.setattr("utils.simulation.sheet.draw_placement", lambda *_: far)
     config = replace(TABLE_CONFIG, max_tries=2)
     with pytest.raises(GeometryError, match=r"at least 10 columns .*most found: 0"):
-        place_columns(hexagons(), config, TABLE_SHAPE, sample_rng(0, 0))
+        draw_columns(config, TABLE_SHAPE, sample_rng(0, 0), hexagons())

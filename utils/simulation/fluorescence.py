@@ -55,7 +55,6 @@ def draw_column_types(rng: np.random.Generator, n: int) -> np.ndarray:
 def draw_clouds(
     rng: np.random.Generator,
     column_type: np.ndarray,
-    *,
     spacing: float,
     simplify_factor: float,
     baseline_intensity: float,
@@ -115,7 +114,6 @@ def paint_clouds(
     clouds: Clouds,
     mid_points: np.ndarray,
     frames: tuple[np.ndarray, np.ndarray, np.ndarray],
-    *,
     v_std: float,
     key: np.uint64,
 ) -> None:
@@ -195,7 +193,7 @@ def _place_cloud(mid_point, frame, offset, sd, size, centre, widths):  # type: i
 
 
 def draw_neurite_intensities(
-    rng: np.random.Generator, n: int, *, baseline_intensity: float, std_intensity: float
+    rng: np.random.Generator, n: int, baseline_intensity: float, std_intensity: float
 ) -> np.ndarray:
     """Draw (n,) float32: 2 x baseline x lognormal(1, std_intensity); 30 % of them 0 (empty)."""
     intensity = rng.lognormal(1.0, std_intensity, size=n)
@@ -208,7 +206,6 @@ def paint_neurites(
     canvas: np.ndarray,
     control_points: np.ndarray,
     intensity: np.ndarray,
-    *,
     jitter: float,
     key: np.uint64,
 ) -> None:
@@ -274,19 +271,14 @@ def paint_path_clouds(
     middles, steps, apart = _pieces(paths.astype(np.float64), spacing.astype(np.float64))
     number = len(middles) // len(paths)
     frames = spherical_frames(steps)
-    clouds = draw_clouds(
-        rng,
-        np.repeat(np.where(left_out, np.uint8(EMPTY), kinds), number),
-        spacing=1.0,  # of the frames, whose vectors are a spacing long
-        simplify_factor=SIMPLIFY_FACTOR,
-        baseline_intensity=1.0,
-        std_intensity=sigma,
-    )
+    types = np.repeat(np.where(left_out, np.uint8(EMPTY), kinds), number)
+    # a spacing of 1 is that of the frames, whose vectors are a spacing long
+    clouds = draw_clouds(rng, types, 1.0, SIMPLIFY_FACTOR, 1.0, sigma)
     canvas = np.zeros(shape, np.float32)
     unit_cube = apart[:, None] / np.array(shape)
     e_r, e_theta, e_phi = ((vectors * unit_cube).astype(np.float32) for vectors in frames)
     places = (middles / np.array(shape)).astype(np.float32)
-    paint_clouds(canvas, clouds, places, (e_r, e_theta, e_phi), v_std=POINT_SD, key=draw_key(rng))
+    paint_clouds(canvas, clouds, places, (e_r, e_theta, e_phi), POINT_SD, draw_key(rng))
     np.maximum(canvas, np.float32(0.0), out=canvas)
     lit = np.count_nonzero(canvas)
     if lit:

@@ -210,7 +210,13 @@ def draw_optic_lobe(
         anchor = scales * lattice.sites[rng.integers(len(lattice.sites))]
         shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, size=3)
         angles = rng.uniform(0.0, 2.0 * np.pi, size=3)
-        matrix, centre = _turn_and_centre(anchor, shift, angles)
+        # the anchor comes to the cube's centre and +z, is shifted, and turned about the corner:
+        # matrix (scales * x) + centre is where site x of the sphere lies
+        upright, turn = rotation_to_z(anchor), np.eye(3)
+        for axis, angle in zip((2, 1, 0), angles, strict=True):
+            turn = rotate(axis_rotation(axis, angle), turn.T).T
+        matrix = rotate(turn, upright.T).T
+        centre = rotate(turn, (0.5 + shift - rotate(upright, anchor[None])[0])[None])[0]
         points = rotate(matrix, scales * lattice.sites) + centre
         kept = np.flatnonzero(
             np.all((points >= -KEPT_MARGIN) & (points <= 1 + KEPT_MARGIN), axis=1)
@@ -250,21 +256,6 @@ def draw_optic_lobe(
         f"(most found: {most}; lattice intervals {lattice_intervals[0]}..{lattice_intervals[1]}, "
         f"axis scales {axis_scales[0]}..{axis_scales[1]}): ask for fewer columns or a finer lattice"
     )
-
-
-def _turn_and_centre(
-    anchor: np.ndarray, shift: np.ndarray, angles: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (3, 3) and (3,): matrix (axis_scales * x) + centre is where site x of the sphere lies.
-
-    ``anchor`` (3,) comes to the cube's centre and +z, is shifted, and turned about the corner.
-    """
-    upright = rotation_to_z(anchor)
-    centre = 0.5 + shift - rotate(upright, anchor[None])[0]
-    turn = np.eye(3)
-    for axis, angle in zip((2, 1, 0), angles, strict=True):
-        turn = rotate(axis_rotation(axis, angle), turn.T).T
-    return rotate(turn, upright.T).T, rotate(turn, centre[None])[0]
 
 
 def _count_inside(points: np.ndarray) -> int:

@@ -29,8 +29,7 @@ class ImageConfig(PlainConfig):
     """
 
     shape: tuple[int, int] = limited((128, 128), 8, is_range=False)  # pixels along x and y
-    scale_range: Range = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)
-    """Pixels per unit of length, one draw per image."""
+    scale_range: Range = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)  # Pixels per unit of length
     lattice_angle_range: Range = limited((50.0, 90.0), 10.0, 170.0)
     """Angle between the lattice's basis vectors in degrees; 60 is hexagonal."""
     column_distance: float = limited(10.0, 1e-3)  # length of both basis vectors
@@ -48,8 +47,7 @@ class ImageConfig(PlainConfig):
     box_size: float = limited(2.0, 0.0)  # edge of the box mean; truncated to pixels, at least 1
     blur_sizes: tuple[int, ...] = (5, 7, 9)
     """Odd Gaussian kernel sizes in pixels, from 3, one of which is drawn per image."""
-    background_size: int = limited(21, 3)
-    """Odd kernel size in pixels of the wider blur that is added as background."""
+    background_size: int = limited(21, 3)  # Odd kernel size of the background's wider blur, pixels
     gain: float = limited(1.0, 1e-3)  # photons per unit of intensity
     read_noise_share: float = limited(0.1, 0.0)
     """Standard deviation of the read noise as a share of that of the photon counts."""

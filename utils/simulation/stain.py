@@ -34,15 +34,13 @@ class StainConfig(PlainConfig):
     """All that governs a random stain; ranges are (low, high) of uniform draws."""
 
     level: Range = limited((0.1, 0.88), 0.0, 1.0)  # Mean brightness of a structure, of full scale
-    level_sd: Range = limited((0.02, 0.1), 0.0)
-    """Standard deviation of the texture on each structure, share of full scale."""
+    level_sd: Range = limited((0.02, 0.1), 0.0)  # Sd of each structure's texture, of full scale
     contrast: Range = limited((0.2, 0.4), 0.0, 1.0)
     """Columns and gaps are at least this far apart, share of full scale."""
     inverted_probability: float = limited(0.3, 0.0, 1.0)  # Probability of columns darker than gaps
     dark_ground_probability: float = limited(0.4, 0.0, 1.0)
     """Of the others, the probability that only columns glow and all else is nearly dark."""
-    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)
-    """Factor on all levels but the columns' then (ratio)."""
+    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)  # Factor on levels but the columns' (ratio)
     rims_probability: float = limited(0.15, 0.0, 1.0)  # Probability that columns are rims only
     rods_probability: float = limited(0.2, 0.0, 1.0)
     """Probability that columns are thin rods off the axis over a part of the depth."""
@@ -54,8 +52,7 @@ class StainConfig(PlainConfig):
     rod_offset: Range = limited((0.05, 0.3), 0.0)  # Distance of a rod from the axis, spacings
     rod_radius: Range = limited((0.08, 0.2), 0.01)  # Radius of a rod, spacings; 0.6 voxels at least
     rod_length: Range = limited((0.3, 1.0), 0.0, 1.0)  # Part of the depth that a rod runs over
-    bands: tuple[int, int] = limited((1, 6), 1)
-    """Number of strata along the depth, which all columns share, inclusive."""
+    bands: tuple[int, int] = limited((1, 6), 1)  # Number of strata, which columns share, inclusive
     bands_probability: float = limited(0.7, 0.0, 1.0)  # Probability of strata
     band_width: Range = limited((0.1, 0.3), 0.01)  # Width of a stratum, part of the depth
     band_contrast: Range = limited((0.0, 1.0), 0.0, 1.0)
@@ -64,15 +61,13 @@ class StainConfig(PlainConfig):
     """Of stains with strata, the probability of columns in strata only, a contrast of 1."""
     brightness_sigma: Range = limited((0.2, 1.0), 0.0)
     """Sigma of the columns' lognormal brightness, nepers."""
-    grain: Range = limited((0.0, 0.7), 0.0)
-    """Standard deviation of the columns' own grain, share of their brightness."""
+    grain: Range = limited((0.0, 0.7), 0.0)  # Sd of the columns' own grain, share of brightness
     grain_period: Range = limited((2.0, 5.0), 1.0)  # Size of that grain, voxels
     background_probability: float = limited(0.8, 0.0, 1.0)
     """Probability of a background, each of whose parts has a probability of its own."""
     texture_period: Range = limited((2.0, 32.0), 1.0)
     """Size of the background's texture, voxels, uniform in the logarithm."""
-    cells_probability: float = limited(0.4, 0.0, 1.0)
-    """Probability of packed cell bodies outside of the sheet."""
+    cells_probability: float = limited(0.4, 0.0, 1.0)  # Probability of cell bodies beside the sheet
     cell_diameter: Range = limited((0.4, 0.8), 0.01)
     """Diameter of cell bodies, spacings (3 to 6 um where columns are 7.6 um apart)."""
     tracts_probability: float = limited(0.3, 0.0, 1.0)

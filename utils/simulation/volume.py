@@ -32,7 +32,6 @@ from utils.simulation.sheet import (
     draw_columns,
     draw_left_out,
     nearest_distances,
-    place_columns,
 )
 from utils.simulation.stain import StainConfig, draw_stain, paint_stain, visibility
 from utils.simulation.streams import Purpose, draw_key, make_rng
@@ -58,8 +57,7 @@ class VolumeConfig(PlainConfig):
     cone_length: float = limited(2.25, 1e-3)  # Length of a column, in spacings
     cone_radius: float = limited(0.35, 1e-3)  # Radius of a column at its entry point, in spacings
     simplify_factor: float = limited(1.25, 1e-3)  # Divides the widths of all clouds (ratio)
-    baseline_intensity: float = limited(50.0, 1e-3)
-    """Intensity of clouds and neurites, arbitrary units."""
+    baseline_intensity: float = limited(50.0, 1e-3)  # Of clouds and neurites, arbitrary units
     v_std: float = limited(1.0, 0.0)  # Sd of a point's intensity about its cloud's, those units
     std_intensity_range: Range = limited((0.3, 1.2), 0.0)
     """Sigma of the lognormal cloud intensity, one draw per volume, nepers."""
@@ -76,8 +74,7 @@ class VolumeConfig(PlainConfig):
 class LobeConfig(PlainConfig):
     """Columns of preset reference, straight, in some volumes of preset wide."""
 
-    share: float = limited(0.0, 0.0, 1.0)
-    """Share of the volumes in which they stand instead of those of a sheet."""
+    share: float = limited(0.0, 0.0, 1.0)  # Share of the volumes in which they replace a sheet's
     lattice_intervals: tuple[int, int] = limited((8, 15), 1)
     """n, inclusive; an icosahedron edge has n + 1 intervals."""
     axis_scales: Range = limited((0.7, 1.5), 1e-3)  # Half axes of the ellipsoid, cube edges
@@ -309,17 +306,15 @@ def _simulate_wide(config: WideConfig, rng: Generator) -> WideVolume:
     )
 
 
-def _draw_columns(config: WideConfig, rng: np.random.Generator) -> Columns:
-    if config.table is None:
-        if rng.random() < config.lobe.share:
-            return _draw_lobe(config, rng)
-        return draw_columns(config.sheet, config.shape, rng)
-    if not len(config.table.p):
+def _draw_columns(config: WideConfig, rng: Generator) -> Columns:
+    if config.table is None and rng.random() < config.lobe.share:
+        return _draw_lobe(config, rng)
+    if config.table is not None and not len(config.table.p):
         raise UserError(f"the columns of {config.table.name} are missing: give --columns_table")
-    return place_columns(config.table, config.sheet, config.shape, rng)
+    return draw_columns(config.sheet, config.shape, rng, config.table)
 
 
-def _draw_lobe(config: WideConfig, rng: np.random.Generator) -> Columns:
+def _draw_lobe(config: WideConfig, rng: Generator) -> Columns:
     """Return the reference's columns as straight paths."""
     ranges = config.lobe.lattice_intervals, config.lobe.axis_scales
     lobe = geometry.draw_optic_lobe(rng, *ranges, config.sheet.min_columns, config.sheet.max_tries)
@@ -349,15 +344,22 @@ def _simulate_reference(config: VolumeConfig, rng: Generator) -> SimulatedVolume
     frames = lobe.e_r, lobe.e_theta, lobe.e_phi
     size = parameters.cone_length, parameters.cone_radius, parameters.cone_taper
     instances = paint_cones(config.shape, lobe.entry_points, frames, *size)
-    canvas = _render_fluorescence(config, parameters, lobe, control_points, column_type, rng)
-    arrays = {name: value for name, value in vars(lobe).items() if isinstance(value, np.ndarray)}
+    canvas = np.zeros(config.shape, dtype=np.float32)
+    brightness = config.baseline_intensity, parameters.std_intensity
+    widths = parameters.spacing, config.simplify_factor
+    clouds = fluorescence.draw_clouds(rng, column_type, *widths, *brightness)
+    middles = lobe.entry_points + np.float32(0.5 * parameters.cone_length) * lobe.e_r
+    fluorescence.paint_clouds(canvas, clouds, middles, frames, config.v_std, draw_key(rng))
+    neurites = fluorescence.draw_neurite_intensities(rng, len(column_type), *brightness)
+    jitter = fluorescence.NEURITE_JITTER * parameters.spacing
+    fluorescence.paint_neurites(canvas, control_points, neurites, jitter, draw_key(rng))
     return SimulatedVolume(
         image=_take_image(config, parameters, canvas, rng),
         instances=instances,
         column_type=column_type,
         control_points=control_points,
         parameters=parameters,
-        **arrays,
+        **{name: value for name, value in vars(lobe).items() if isinstance(value, np.ndarray)},
     )
 
 
@@ -378,32 +380,6 @@ def _draw_parameters(config: VolumeConfig, lobe: OpticLobe, rng: Generator) -> V
     )
 
 
-def _render_fluorescence(
-    config: VolumeConfig,
-    parameters: VolumeParameters,
-    lobe: OpticLobe,
-    control_points: np.ndarray,
-    column_type: np.ndarray,
-    rng: Generator,
-) -> np.ndarray:
-    """Return the canvas (X, Y, Z) float32 of clouds and neurites before the microscope."""
-    canvas = np.zeros(config.shape, dtype=np.float32)
-    intensities = {
-        "baseline_intensity": config.baseline_intensity,
-        "std_intensity": parameters.std_intensity,
-    }
-    widths = {"spacing": parameters.spacing, "simplify_factor": config.simplify_factor}
-    clouds = fluorescence.draw_clouds(rng, column_type, **widths, **intensities)
-    middles = lobe.entry_points + np.float32(0.5 * parameters.cone_length) * lobe.e_r
-    frames = lobe.e_r, lobe.e_theta, lobe.e_phi
-    key = draw_key(rng)
-    fluorescence.paint_clouds(canvas, clouds, middles, frames, v_std=config.v_std, key=key)
-    neurites = fluorescence.draw_neurite_intensities(rng, len(column_type), **intensities)
-    jitter, key = fluorescence.NEURITE_JITTER * parameters.spacing, draw_key(rng)
-    fluorescence.paint_neurites(canvas, control_points, neurites, jitter=jitter, key=key)
-    return canvas
-
-
 def _take_image(
     config: VolumeConfig, parameters: VolumeParameters, canvas: np.ndarray, rng: Generator
 ) -> np.ndarray:
@@ -420,20 +396,6 @@ def _take_image(
     taken = imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))
     imaging.check_cut_off(taken, imaging.MOST_STORED, "the gain or the contrast")
     return taken
-
-
-_TINY: Mapping[type[Config], Config] = {
-    VolumeConfig: VolumeConfig((32, 32, 32), lattice_intervals=(4, 5), min_columns=5),
-    WideConfig: WideConfig(
-        (32, 32, 32),
-        min_visibility=0,
-        sheet=SheetConfig(min_columns=2),
-        stain=StainConfig(clouds_probability=0.2),
-    ),
-}
-
-
-_TINY_VOLUMES = {VolumeConfig: 1, WideConfig: 12}  # so many that each kernel is called
 
 
 def preset(name: str, **fields: Any) -> Config:
@@ -458,12 +420,14 @@ def compile_kernels(*configs: Config) -> list[SimulatedVolume]:
 
     Return small volumes, by which what comes after them can be compiled too.
     """
-    kinds = {type(config): None for config in configs}
-    return [
-        simulate_volume(_TINY[kind], sample_rng(0, index))
-        for kind in kinds
-        for index in range(_TINY_VOLUMES[kind])
-    ]
+    shape = (32, 32, 32)
+    reference = VolumeConfig(shape, lattice_intervals=(4, 5), min_columns=5)
+    sheet, stain = SheetConfig(min_columns=2), StainConfig(clouds_probability=0.2)
+    wide = WideConfig(shape, min_visibility=0.0, sheet=sheet, stain=stain)
+    # as many volumes as it takes to call each kernel
+    tiny: dict[type[Config], list[Config]] = {VolumeConfig: [reference], WideConfig: [wide] * 12}
+    kinds = dict.fromkeys(map(type, configs))
+    return [simulate_volume(c, sample_rng(0, i)) for k in kinds for i, c in enumerate(tiny[k])]
 
 
 @dataclass(frozen=True)

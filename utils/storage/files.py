@@ -40,8 +40,14 @@ def new_hdf5_file(
         free = shutil.disk_usage(path.parent).free
         if room > free:
             raise UserError(f"{path}: about {in_words(room)} are needed, {in_words(free)} are free")
-        with disk_errors(path, "written"):
-            _begin(temporary, empty, room)
+        with disk_errors(path, "written"), temporary.open("wb") as raw:
+            raw.write(empty)
+            raw.flush()
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(raw.fileno(), 0, room)  # HDF5 cuts off what is not used
+            else:  # macOS
+                for _ in range(len(empty), room, 1 << 20):
+                    raw.write(bytes(1 << 20))
         with hdf5_errors(path, "cannot be written"):
             file = h5py.File(temporary, "r+", libver=_LIBVER, locking=False)
         try:
@@ -49,18 +55,6 @@ def new_hdf5_file(
         finally:
             with hdf5_errors(path, "cannot be written"):
                 file.close()
-
-
-def _begin(temporary: Path, empty: bytes, room: int) -> None:
-    """Write an ``empty`` HDF5 file and claim ``room`` bytes, which HDF5 cuts off if unused."""
-    with temporary.open("wb") as file:
-        file.write(empty)
-        file.flush()
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, room)
-        else:  # macOS
-            for _ in range(len(empty), room, 1 << 20):
-                file.write(bytes(1 << 20))
 
 
 def in_words(size: int) -> str:
