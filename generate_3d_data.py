@@ -243,41 +243,36 @@ def rows_in_order(
     """Yield all rows in order.
 
     ``submit`` has sample ``index`` simulated, ``unpack`` makes a row of what its future gave. At
-    most ``places`` samples are under way, so that memory is bounded.
+    most ``places`` samples are under way, so that memory is bounded. What a user can mend in a
+    worker becomes a UserError.
     """
     under_way: deque[Future[Any]] = deque()
     for index in range(volume_set.num_samples + places):
         done = index - places
-        with worker_errors(volume_set.seed, done):
+        try:
             row = unpack(done, under_way.popleft().result()) if done >= 0 else None
             if index < volume_set.num_samples:
                 under_way.append(submit(index))
+        except UserError as error:
+            sample = f"sample {done} of seed {volume_set.seed}"
+            raise UserError(f"{sample} cannot be simulated: {error}") from error
+        except MemoryError as error:
+            raise UserError("out of memory: fewer --workers, or voxels, need less") from error
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the workers find no {error.name}: their machines need this checkout at "
+                f"{CHECKOUT} and its requirements.txt installed"
+            ) from error
+        except Exception as error:
+            # KilledWorker is of distributed, which is not always installed.
+            lost = isinstance(error, (BrokenExecutor, CancelledError))
+            if not lost and type(error).__name__ != "KilledWorker":
+                raise
+            raise UserError("a worker died (out of memory? fewer --workers need less)") from error
         if row:
             yield row
         if _signals:
             raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def worker_errors(seed: int, index: int) -> Iterator[None]:
-    """Turn what a user can mend in a worker into a UserError."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"sample {index} of seed {seed} cannot be simulated: {error}") from error
-    except MemoryError as error:
-        raise UserError("out of memory: fewer --workers, or voxels, need less") from error
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the workers find no {error.name}: their machines need this checkout at {CHECKOUT} "
-            "and its requirements.txt installed"
-        ) from error
-    except Exception as error:
-        # KilledWorker is of distributed, which is not always installed.
-        lost = isinstance(error, (BrokenExecutor, CancelledError))
-        if not lost and type(error).__name__ != "KilledWorker":
-            raise
-        raise UserError("a worker died (out of memory? fewer --workers need less)") from error
 
 
 @contextlib.contextmanager

@@ -127,8 +127,20 @@ def simulate_image(config: ImageConfig, rng: Generator) -> SimulatedImage:
     parameters, centres, instances = _place_columns(config, rng)
     is_ring = rng.random(len(centres)) < parameters.ring_share
     canvas = _render_fluorescence(config, parameters, centres, is_ring, rng)
-    image = _take_image(config, parameters, canvas, rng)
-    return SimulatedImage(image, instances, centres, is_ring, parameters)
+    # box mean and Gaussian blur; plus a wider blur of the result, plus its mean
+    size = parameters.box_size
+    box = imaging.box_sum(canvas[None], size)[1][0] / np.float32(size**2)
+    sharp = gaussian_blur(box, parameters.blur_size)
+    wide = gaussian_blur(sharp, config.background_size)
+    margin = _margin(config)
+    window = tuple(slice(margin, margin + edge) for edge in config.shape)
+    image = sharp[window] + wide[window] + sharp[window].mean()
+    image = np.ascontiguousarray(np.maximum(image, np.float32(0.0)))
+    imaging.check_cut_off(image, imaging.MOST_PHOTONS / config.gain, "the gain or the intensity")
+    counts = imaging.shot_noise(image, config.gain, draw_key(rng))
+    sd = config.read_noise_share * float(counts.std())
+    taken = imaging.read_noise_and_contrast(counts, sd, 1.0, draw_key(rng))
+    return SimulatedImage(taken, instances, centres, is_ring, parameters)
 
 
 def _place_columns(
@@ -231,27 +243,6 @@ def _render_fluorescence(
     shown = inside(pixels, canvas.shape)
     canvas[tuple(pixels[shown].T)] = values.reshape(-1)[shown]
     return canvas
-
-
-def _take_image(
-    config: ImageConfig, parameters: ImageParameters, canvas: np.ndarray, rng: Generator
-) -> np.ndarray:
-    """Return the microscope's image (X, Y) float32 of the canvas.
-
-    Box mean and Gaussian blur; plus a wider blur of the result, plus its mean; shot and read noise.
-    """
-    size = parameters.box_size
-    box = imaging.box_sum(canvas[None], size)[1][0] / np.float32(size**2)
-    sharp = gaussian_blur(box, parameters.blur_size)
-    wide = gaussian_blur(sharp, config.background_size)
-    margin = _margin(config)
-    window = tuple(slice(margin, margin + edge) for edge in config.shape)
-    image = sharp[window] + wide[window] + sharp[window].mean()
-    image = np.ascontiguousarray(np.maximum(image, np.float32(0.0)))
-    imaging.check_cut_off(image, imaging.MOST_PHOTONS / config.gain, "the gain or the intensity")
-    counts = imaging.shot_noise(image, config.gain, draw_key(rng))
-    sd = config.read_noise_share * float(counts.std())
-    return imaging.read_noise_and_contrast(counts, sd, 1.0, draw_key(rng))
 
 
 def gaussian_blur(image: np.ndarray, size: int) -> np.ndarray:

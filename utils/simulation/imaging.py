@@ -29,10 +29,7 @@ def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum over a box of ``size`` voxels per axis, first across x and y, then along z.
 
     The box covers voxels i - size // 2 .. i + (size - 1) // 2 (scipy's convention); beyond the
-    border there is nothing.
-
-    Returns:
-        Two (X, Y, Z) float32 arrays: after x and y, and after z too.
+    border there is nothing. Returns two (X, Y, Z) float32 arrays: after x and y, and after z too.
     """
     nx, ny, nz = image.shape
     before = size // 2

@@ -184,9 +184,14 @@ def paint_fields(
     paths, spacing = paths.astype(np.float32), spacing.astype(np.float32)
     nearest = np.full(shape, NOBODY, dtype=np.uint64)
     _paint_segments(nearest, paths, _overlaps(paths), _reaches(paths, spacing, neighbours))
+    # of each segment the start, the step over its square, the spacing there and its change
+    steps = np.diff(paths, axis=1)
+    steps /= np.maximum(np.sum(steps**2, axis=2, keepdims=True), np.float32(1e-12))
+    spacings = np.stack([spacing[:, :-1], np.diff(spacing, axis=1)], axis=2)
+    segments = np.concatenate([paths[:, :-1], steps, spacings], axis=2).reshape(-1, 8)
     owner = np.empty(shape, dtype=np.uint16)
     distance, depth = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    _normalise(nearest, _segments(paths, spacing), paths.shape[1] - 1, owner, distance, depth)
+    _normalise(nearest, segments, paths.shape[1] - 1, owner, distance, depth)
     neighbour = np.zeros(shape, dtype=np.uint8)
     for centre, *axes in neuropil.astype(np.float64):
         turned = axes / np.linalg.norm(axes, axis=1, keepdims=True) ** 2
@@ -284,14 +289,6 @@ def _paint_segments(nearest, paths, overlaps, radii):  # type: ignore[no-untyped
                         d = np.float32(dx * dx + dy * dy + dz * dz)
                         word = (np.uint64(d.view(np.uint32)) << np.uint64(32)) | number
                         row[k] = min(row[k], word)
-
-
-def _segments(paths: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Return (N (D - 1), 8) float32: start, step over its square, spacing there and its change."""
-    steps = np.diff(paths, axis=1)
-    steps /= np.maximum(np.sum(steps**2, axis=2, keepdims=True), np.float32(1e-12))
-    spacings = np.stack([spacing[:, :-1], np.diff(spacing, axis=1)], axis=2)
-    return np.concatenate([paths[:, :-1], steps, spacings], axis=2).reshape(-1, 8)
 
 
 @numba.njit(cache=True, error_model="numpy")

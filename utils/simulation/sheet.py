@@ -201,7 +201,13 @@ def _draw_once(config: SheetConfig, shape: Shape, rng: Generator) -> Columns:
         lattice = np.concatenate([lattice, lattice_2[free] + np.array([1, 0, 0])])
     neuropil = np.zeros((0, 4, 3))
     if rng.random() < config.neuropil:
-        neuropil = _draw_neuropil(config, sheet, rng)
+        # an ellipsoid beyond one end of the sheet
+        radii = sheet.spacing * rng.uniform(*config.neuropil_radius, size=3)
+        side, gap = 2.0 * rng.integers(2) - 1.0, rng.uniform(*config.gap) * sheet.spacing
+        aside = rng.uniform(-0.5, 0.5, size=2) * radii[:2]
+        place = np.array([*aside, side * (0.5 * sheet.length + gap + radii[2])])
+        centre = sheet.origin + rotate(sheet.turn, place[None])[0]
+        neuropil = np.concatenate([centre[None], (sheet.turn * radii).T])[None]
     columns = near_volume(paths, spacing, lattice, shape, parameters)
     return replace(draw_left_out(config, columns, rng), neuropil=neuropil.astype(np.float32))
 
@@ -299,16 +305,6 @@ def _draw_second(
     origin = first.origin + away * first.turn[:, 2]
     drawn |= by_axis("centre", origin) | {"gap": float(gap)}
     return replace(sheet, origin=origin), drawn
-
-
-def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: Generator) -> np.ndarray:
-    """Return (1, 4, 3): centre and half axes of an ellipsoid beyond one end of the sheet."""
-    radii = sheet.spacing * rng.uniform(*config.neuropil_radius, size=3)
-    side, gap = 2.0 * rng.integers(2) - 1.0, rng.uniform(*config.gap) * sheet.spacing
-    aside = rng.uniform(-0.5, 0.5, size=2) * radii[:2]
-    place = np.array([*aside, side * (0.5 * sheet.length + gap + radii[2])])
-    centre = sheet.origin + rotate(sheet.turn, place[None])[0]
-    return np.concatenate([centre[None], (sheet.turn * radii).T])[None]
 
 
 def _stand(

@@ -14,6 +14,7 @@ import os
 import typing
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,21 +275,17 @@ def _lay_out(file: h5py.File, volume_set: VolumeSet) -> None:
     add("vol_percentiles", text, (2,), "<f4")
     kind = WIDE if isinstance(volume_set.config, WideConfig) else REFERENCE
     for name, (dtype, item, text) in kind.ragged.items():
-        add(name, f"{text}; {_usage(name, item)}", (), h5py.vlen_dtype(np.dtype(dtype)))
+        sizes = ", ".join("n" if edge < 0 else str(edge) for edge in item)
+        sizes, reshaped = (f"{sizes},", "") if len(item) == 1 else (sizes, f".reshape{item}")
+        usage = f"({sizes}) per sample: f['{name}'][sample]{reshaped}"
+        add(name, f"{text}; {usage}", (), h5py.vlen_dtype(np.dtype(dtype)))
     file.create_group("parameters").attrs["description"] = "drawn for each sample"
     for name, (dtype, item) in parameter_layout(kind.parameters).items():
         text = f"{name} of each sample: lengths in edges of the unit cube, angles in radians"
         add(f"parameters/{name}", text, item, dtype)
 
 
-def _usage(name: str, shape: tuple[int, ...]) -> str:
-    sizes = ", ".join("n" if edge < 0 else str(edge) for edge in shape)
-    if len(shape) == 1:
-        return f"({sizes},) per sample: f['{name}'][sample]"
-    return f"({sizes}) per sample: f['{name}'][sample].reshape{shape}"
-
-
-class VolumeFile:
+class VolumeFile(AbstractContextManager):
     """A complete file of simulated volumes, opened at the first use, in each process anew.
 
     Every access raises UserError, naming the file, if it is missing, truncated, not complete or
@@ -401,10 +398,6 @@ class VolumeFile:
             self._file.close()
         self._file = None
         self._datasets = {}
-
-    def __enter__(self) -> VolumeFile:
-        """Return itself; leaving the block closes."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Close."""
