@@ -32,6 +32,7 @@ from machine import describe_machine, peak_memory_mib
 from utils.simulation import (
     VolumeConfig,
     fluorescence,
+    geometry,
     imaging,
     preset,
     sample_rng,
@@ -41,8 +42,8 @@ from utils.simulation import (
 from utils.simulation.volume import PRESETS, compile_kernels
 
 STAGES = (
-    (volume, "draw_optic_lobe", "geometry, all tries"),
-    (volume, "draw_control_points", "neurite control points"),
+    (geometry, "draw_optic_lobe", "geometry, all tries"),
+    (geometry, "draw_control_points", "neurite control points"),
     (volume, "paint_cones", "cone labels"),
     (fluorescence, "draw_clouds", "clouds drawn"),
     (fluorescence, "paint_clouds", "clouds painted"),
