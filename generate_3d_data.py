@@ -243,39 +243,36 @@ def rows_in_order(
     """Yield all rows in order.
 
     ``submit`` has sample ``index`` simulated, ``unpack`` makes a row of what its future gave. At
-    most ``places`` samples are under way, so that memory is bounded.
+    most ``places`` samples are under way, so that memory is bounded. What a user can mend in a
+    worker becomes a UserError.
     """
     under_way: deque[Future[Any]] = deque()
     for index in range(volume_set.num_samples + places):
         done = index - places
-        with worker_errors(volume_set.seed, done):
+        try:
             row = unpack(done, under_way.popleft().result()) if done >= 0 else None
             if index < volume_set.num_samples:
                 under_way.append(submit(index))
+        except UserError as error:
+            sample = f"sample {done} of seed {volume_set.seed}"
+            raise UserError(f"{sample} cannot be simulated: {error}") from error
+        except MemoryError as error:
+            raise UserError("out of memory: fewer --workers, or voxels, need less") from error
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the workers find no {error.name}: their machines need this checkout at "
+                f"{CHECKOUT} and its requirements.txt installed"
+            ) from error
+        except Exception as error:
+            # KilledWorker is of distributed, which is not always installed.
+            lost = isinstance(error, (BrokenExecutor, CancelledError))
+            if not lost and type(error).__name__ != "KilledWorker":
+                raise
+            raise UserError("a worker died (out of memory? fewer --workers need less)") from error
         if row:
             yield row
-
-
-@contextlib.contextmanager
-def worker_errors(seed: int, index: int) -> Iterator[None]:
-    """Turn what a user can mend in a worker into a UserError."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"sample {index} of seed {seed} cannot be simulated: {error}") from error
-    except MemoryError as error:
-        raise UserError("out of memory: fewer --workers, or voxels, need less") from error
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the workers find no {error.name}: their machines need this checkout at {CHECKOUT} "
-            "and its requirements.txt installed"
-        ) from error
-    except Exception as error:
-        # KilledWorker is of distributed, which is not always installed.
-        lost = isinstance(error, (BrokenExecutor, CancelledError))
-        if not lost and type(error).__name__ != "KilledWorker":
-            raise
-        raise UserError("a worker died (out of memory? fewer --workers need less)") from error
+        if _signals:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -285,7 +282,7 @@ def local_rows(volume_set: VolumeSet, workers: int) -> Iterator[Iterator[Encoded
     What goes through the executor's pipe must be small: all workers hold its end, so that one that
     is killed in the middle of a message of many parts would leave this process waiting for ever.
     """
-    from utils.simulation.presets import compile_kernels
+    from utils.simulation.volume import compile_kernels
     from utils.storage import encode_row
 
     for volume in compile_kernels(volume_set.config):  # before the workers are forked
@@ -373,7 +370,7 @@ def generate(args: argparse.Namespace) -> None:
     """Make the file that the flags ask for, or find it made."""
     from tqdm import tqdm
 
-    from utils.storage import in_words, new_volume_file
+    from utils.storage import in_words, write_simulated_file
     from utils.storage.config_files import show_config
 
     if args.workers is not None and args.workers < 1:
@@ -391,11 +388,9 @@ def generate(args: argparse.Namespace) -> None:
     make_folder(path.parent)
     count = volume_set.num_samples
     started = time.perf_counter()
-    with simulated_rows(args, volume_set) as rows, new_volume_file(path, volume_set) as file:
-        for row in tqdm(rows, path.name, total=count, unit="volume"):
-            file.append(row)
-            if _signals:
-                raise KeyboardInterrupt
+    with simulated_rows(args, volume_set) as rows:
+        shown = tqdm(rows, path.name, total=count, unit="volume")
+        write_simulated_file(path, volume_set, shown)
     seconds = time.perf_counter() - started
     size = in_words(path.stat().st_size)
     print(f"{path}: {count} volumes, seed {volume_set.seed}, {size}, {seconds:.0f} s")

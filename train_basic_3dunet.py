@@ -39,7 +39,7 @@ from utils.training.options import (
 from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:
-    from utils.simulation.presets import Config, Mixture
+    from utils.simulation.volume import Config, Mixture
     from utils.training.run import TrainingData
 
 FLAGS = {

@@ -47,8 +47,7 @@ from utils.evaluation.prediction_files import stacks_at
 from utils.evaluation.scoring import ToScore
 from utils.evaluation.statistics import means_over_volumes
 from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng
-from utils.simulation.geometry import draw_optic_lobe
-from utils.simulation.lattice import neighbours_among
+from utils.simulation.geometry import draw_optic_lobe, neighbours_among
 
 LEFT_OUT = 2 / 11
 WINDOW = 250

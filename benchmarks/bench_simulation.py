@@ -32,17 +32,18 @@ from machine import describe_machine, peak_memory_mib
 from utils.simulation import (
     VolumeConfig,
     fluorescence,
+    geometry,
     imaging,
     preset,
     sample_rng,
     simulate_volume,
     volume,
 )
-from utils.simulation.presets import PRESETS, compile_kernels
+from utils.simulation.volume import PRESETS, compile_kernels
 
 STAGES = (
-    (volume, "draw_optic_lobe", "geometry, all tries"),
-    (volume, "draw_control_points", "neurite control points"),
+    (geometry, "draw_optic_lobe", "geometry, all tries"),
+    (geometry, "draw_control_points", "neurite control points"),
     (volume, "paint_cones", "cone labels"),
     (fluorescence, "draw_clouds", "clouds drawn"),
     (fluorescence, "paint_clouds", "clouds painted"),

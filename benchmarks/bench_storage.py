@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,7 +26,7 @@ from machine import describe_machine, peak_memory_mib
 
 from utils.data import SegmentationFake3DDataset
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.storage import VolumeFile, VolumeSet, encode_row, new_volume_file
+from utils.storage import EncodedRow, VolumeFile, VolumeSet, encode_row, write_simulated_file
 
 PATCH = 64
 COPIES = (
@@ -59,21 +59,21 @@ def random_part(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[int, 
 
 def write_file(path: Path, volume_set: VolumeSet) -> list[tuple[str, str]]:
     """Simulate and write; return rows of the table."""
-    simulating = encoding = writing = 0.0
-    with new_volume_file(path, volume_set) as writer:
+    marks: list[list[float]] = []
+
+    def rows() -> Iterator[EncodedRow]:
         for index in range(volume_set.num_samples):
-            marks = [time.perf_counter()]
+            marks.append([time.perf_counter()])
             volume = simulate_volume(volume_set.config, sample_rng(volume_set.seed, index))
-            marks.append(time.perf_counter())
+            marks[-1].append(time.perf_counter())
             row = encode_row(volume)
-            marks.append(time.perf_counter())
-            writer.append(row)
-            marks.append(time.perf_counter())
-            if index:  # the first one compiles
-                a, b, c = np.diff(marks)
-                simulating, encoding, writing = simulating + a, encoding + b, writing + c
-        start = time.perf_counter()
-    finishing = time.perf_counter() - start
+            marks[-1].append(time.perf_counter())
+            yield row
+            marks[-1].append(time.perf_counter())
+
+    write_simulated_file(path, volume_set, rows())
+    finishing = time.perf_counter() - marks[-1][-1]
+    simulating, encoding, writing = np.diff(marks[1:]).sum(axis=0)  # the first one compiles
     count = volume_set.num_samples - 1
     size = path.stat().st_size
     per_volume = size / volume_set.num_samples / 2**20

@@ -46,9 +46,9 @@ from utils.prediction.trust import (
 from utils.prediction.whole_stack import StackPrediction
 from utils.replacing import replacing
 from utils.simulation import SimulatedVolume, sample_rng, simulate_volume
-from utils.simulation.presets import preset
+from utils.simulation.volume import preset
 from utils.stacks import open_stack
-from utils.storage.reading import VolumeFile
+from utils.storage import VolumeFile
 
 BOUNDS = (0.1, 0.9)
 """Quantiles of the residuals that become the bounds of the expected IoU."""

@@ -22,11 +22,11 @@ from utils.simulation.volume import (
     SimulatedVolume,
     VolumeConfig,
     VolumeParameters,
+    WideConfig,
     sample_rng,
     simulate_volume,
 )
-from utils.simulation.wide import WideConfig
-from utils.storage import VolumeSet, encode_row, new_volume_file
+from utils.storage import VolumeSet, encode_row, write_simulated_file
 from utils.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,9 +132,9 @@ def write_fake_file(
     path: Path, *, seed: int = 0, num_samples: int = 4, shape: tuple[int, int, int] = (32, 32, 32)
 ) -> Path:
     """Write a complete file of fake volumes; return its path."""
-    with new_volume_file(path, VolumeSet(VolumeConfig(shape=shape), seed, num_samples)) as writer:
-        for index in range(num_samples):
-            writer.append(encode_row(fake_volume(sample_rng(seed, index), shape)))
+    rngs = (sample_rng(seed, index) for index in range(num_samples))
+    rows = (encode_row(fake_volume(rng, shape)) for rng in rngs)
+    write_simulated_file(path, VolumeSet(VolumeConfig(shape=shape), seed, num_samples), rows)
     return path
 
 

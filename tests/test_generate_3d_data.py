@@ -32,8 +32,7 @@ import generate_3d_data
 from tests.conftest import run_and_time
 from utils.errors import UserError
 from utils.simulation.sheet import SheetConfig
-from utils.simulation.volume import VolumeConfig, sample_rng, simulate_volume
-from utils.simulation.wide import WideConfig
+from utils.simulation.volume import VolumeConfig, WideConfig, sample_rng, simulate_volume
 from utils.storage import VolumeFile, VolumeSet
 
 SCRIPT = Path(generate_3d_data.__file__)

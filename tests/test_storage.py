@@ -12,9 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,28 +29,32 @@ from hypothesis.extra import numpy as hnp
 from tests.conftest import fake_volume, write_fake_file
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng, simulate_volume
-from utils.simulation.wide import WideConfig
+from utils.simulation.volume import (
+    SimulatedVolume,
+    VolumeConfig,
+    WideConfig,
+    sample_rng,
+    simulate_volume,
+)
 from utils.storage import (
     VolumeFile,
     VolumeSet,
     disk_space,
     encode_row,
-    new_volume_file,
     write_simulated_file,
 )
-from utils.storage.layout import RAGGED, VOXELS
-from utils.storage.writing import VolumeWriter
+from utils.storage.files import new_hdf5_file
+from utils.storage.volumes import RAGGED, VOXELS, EncodedRow
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (32, 32, 32)
 VOLUMES = VolumeSet(VolumeConfig(shape=SHAPE), seed=0, num_samples=4)
 
 
-def append_rows(writer: VolumeWriter, count: int) -> None:
-    """Append the first rows of VOLUMES."""
+def rows_of(count: int) -> Iterator[EncodedRow]:
+    """Yield the first rows of VOLUMES."""
     for index in range(count):
-        writer.append(encode_row(fake_volume(sample_rng(0, index), SHAPE)))
+        yield encode_row(fake_volume(sample_rng(0, index), SHAPE))
 
 
 def names(directory: Path) -> list[str]:
@@ -99,9 +106,7 @@ def test_volumes_come_back_as_they_went_in(
 ) -> None:
     path = tmp_path_factory.mktemp("round") / "trip.h5"
     volume_set = VolumeSet(VolumeConfig(shape=made[0].image.shape), seed=3, num_samples=len(made))
-    with new_volume_file(path, volume_set) as writer:
-        for volume in made:
-            writer.append(encode_row(volume))
+    write_simulated_file(path, volume_set, map(encode_row, made))
     with VolumeFile(path) as file:
         assert (len(file), file.volume_set) == (len(made), volume_set)
         for index, volume in enumerate(made):
@@ -138,15 +143,11 @@ def test_an_image_that_is_not_one_is_refused(bad: float) -> None:
 def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     other = encode_row(fake_volume(np.random.default_rng(0), (32, 32, 40)))
     with pytest.raises(TypeError, match=r"broadcast .*\(32, 32, 40\) -> \(32, 32, 32\)"):
-        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
-            append_rows(writer, 1)
-            writer.append(other)
+        write_simulated_file(tmp_path / "a.h5", VOLUMES, [*rows_of(1), other])
     with pytest.raises(IndexError, match=r"\(4\) out of range for \(0-3\)"):
-        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
-            append_rows(writer, 5)
+        write_simulated_file(tmp_path / "a.h5", VOLUMES, rows_of(5))
     with pytest.raises(ValueError, match="3 of 4 samples were written"):
-        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
-            append_rows(writer, 3)
+        write_simulated_file(tmp_path / "a.h5", VOLUMES, rows_of(3))
     assert names(tmp_path) == []
 
 
@@ -237,8 +238,7 @@ def test_the_usage_in_a_description_works(fake_file: Path) -> None:
 
 
 def test_equal_contents_give_equal_bytes(tmp_path: Path, fake_file: Path) -> None:
-    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
-        append_rows(writer, 4)
+    write_simulated_file(tmp_path / "a.h5", VOLUMES, rows_of(4))
     assert (tmp_path / "a.h5").read_bytes() == fake_file.read_bytes()
 
 
@@ -248,49 +248,54 @@ def test_what_is_cut_leaves_nothing_and_the_old_file_alone(
 ) -> None:
     path = tmp_path / "a.h5"
     path.write_text("the old one")
-    with pytest.raises(error), new_volume_file(path, VOLUMES) as writer:
-        append_rows(writer, 2)
+
+    def rows() -> Iterator[EncodedRow]:
+        yield from rows_of(2)
         assert path.read_text() == "the old one"
         raise error
+
+    with pytest.raises(error):
+        write_simulated_file(path, VOLUMES, rows())
     assert names(tmp_path) == ["a.h5"] and path.read_text() == "the old one"
 
 
 def test_a_killed_process_leaves_what_the_next_one_replaces(
     tmp_path: Path, fake_file: Path
 ) -> None:
-    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    kill = "import os, signal; rows = iter(lambda: os.kill(os.getpid(), signal.SIGKILL), 0);"
     code = (
         "from pathlib import Path; from utils.simulation import VolumeConfig;"
-        "from utils.storage import VolumeSet, new_volume_file;"
-        f"volumes = VolumeSet(VolumeConfig(shape={SHAPE}, min_columns=9), 7, 9);"
-        f"file = new_volume_file(Path({str(tmp_path / 'a.h5')!r}), volumes);"
-        f"file.__enter__(); {kill}"
+        "from utils.storage import VolumeSet, write_simulated_file;"
+        f"volumes = VolumeSet(VolumeConfig(shape={SHAPE}, min_columns=9), 7, 9); {kill}"
+        f"write_simulated_file(Path({str(tmp_path / 'a.h5')!r}), volumes, rows)"
     )
     killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT)
     assert killed.returncode == -9 and len(names(tmp_path)) == 1
-    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
-        append_rows(writer, 4)
+    write_simulated_file(tmp_path / "a.h5", VOLUMES, rows_of(4))
     assert names(tmp_path) == ["a.h5"]
     assert (tmp_path / "a.h5").read_bytes() == fake_file.read_bytes()
 
 
 def test_two_writers_do_not_meet(tmp_path: Path, fake_file: Path) -> None:
     path = tmp_path / "a.h5"
-    with new_volume_file(path, VOLUMES) as writer:
-        append_rows(writer, 2)
+
+    def rows() -> Iterator[EncodedRow]:
+        first, second, *others = rows_of(4)
+        yield from (first, second)
         with pytest.raises(UserError, match="a.h5: another process is writing this file"):
-            new_volume_file(path, VOLUMES).__enter__()
-        for index in (2, 3):
-            writer.append(encode_row(fake_volume(sample_rng(0, index), SHAPE)))
+            write_simulated_file(path, VOLUMES)
+        yield from others
+
+    write_simulated_file(path, VOLUMES, rows())
     assert path.read_bytes() == fake_file.read_bytes()
 
 
 def test_a_folder_in_the_way_is_seen_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "a.h5").mkdir()
     with pytest.raises(UserError, match="a.h5: is a folder"):
-        new_volume_file(tmp_path / "a.h5", VOLUMES).__enter__()
+        write_simulated_file(tmp_path / "a.h5", VOLUMES)
     with pytest.raises(UserError, match="the folder .*none does not exist"):
-        new_volume_file(tmp_path / "none" / "a.h5", VOLUMES).__enter__()
+        write_simulated_file(tmp_path / "none" / "a.h5", VOLUMES)
     assert names(tmp_path) == ["a.h5"]
 
 
@@ -319,7 +324,7 @@ def test_no_room_is_told_before_the_first_row(
         monkeypatch.delattr(os, "posix_fallocate")
     with FileSizeLimit(1_500_000):
         with pytest.raises(UserError, match=r"a.h5: cannot be written \(File too large\)"):
-            new_volume_file(tmp_path / "a.h5", VOLUMES).__enter__()
+            write_simulated_file(tmp_path / "a.h5", VOLUMES)
     assert names(tmp_path) == []
 
 
@@ -327,9 +332,12 @@ def test_claiming_room_changes_no_byte(
     tmp_path: Path, fake_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
-    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
+
+    def rows() -> Iterator[EncodedRow]:
         assert (tmp_path / ".a.partial.h5").stat().st_size >= disk_space(VOLUMES)
-        append_rows(writer, 4)
+        yield from rows_of(4)
+
+    write_simulated_file(tmp_path / "a.h5", VOLUMES, rows())
     assert (tmp_path / "a.h5").read_bytes() == fake_file.read_bytes()
 
 
@@ -341,11 +349,13 @@ def test_a_disk_that_fails_while_writing_is_named(
     def fail(*_: object) -> None:
         raise OSError(text)
 
+    def rows() -> Iterator[EncodedRow]:
+        yield from rows_of(1)
+        monkeypatch.setattr("h5py.Dataset.__setitem__", fail)
+        yield from rows_of(1)
+
     with pytest.raises(UserError, match="a.h5: cannot be written: Input/output error"):
-        with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
-            append_rows(writer, 1)
-            monkeypatch.setattr("h5py.Dataset.__setitem__", fail)
-            append_rows(writer, 1)
+        write_simulated_file(tmp_path / "a.h5", VOLUMES, rows())
     assert names(tmp_path) == []
 
 
@@ -355,7 +365,7 @@ def test_a_small_disk_is_named_with_what_is_needed(
     usage = namedtuple("usage", "total used free")(10**10, 0, 10**6)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match="a.h5: about 2 MB are needed, 1 MB are free"):
-        new_volume_file(tmp_path / "a.h5", VOLUMES).__enter__()
+        write_simulated_file(tmp_path / "a.h5", VOLUMES)
     assert names(tmp_path) == []
 
 
@@ -383,10 +393,24 @@ def test_a_truncated_file_is_named(tmp_path: Path, fake_file: Path, kept: int) -
         VolumeFile(path).read_image(0)
 
 
-def test_a_file_that_is_not_complete_is_named(tmp_path: Path, fake_file: Path) -> None:
-    with new_volume_file(tmp_path / "a.h5", VOLUMES) as writer:
-        assert not writer._file.attrs["complete"]
-        append_rows(writer, 4)
+def test_a_file_that_is_not_complete_is_named(
+    tmp_path: Path, fake_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    @contextmanager
+    def recording(*arguments: Any) -> Iterator[h5py.File]:
+        with new_hdf5_file(*arguments) as file:
+            opened.append(file)
+            yield file
+
+    def rows() -> Iterator[EncodedRow]:
+        assert not opened[0].attrs["complete"]
+        yield from rows_of(4)
+
+    monkeypatch.setattr("utils.storage.volumes.new_hdf5_file", recording)
+
+    write_simulated_file(tmp_path / "a.h5", VOLUMES, rows())
     path = Path(shutil.copy(fake_file, tmp_path / "begun.h5"))
     with h5py.File(path, "r+") as file:
         file.attrs["complete"] = False

@@ -24,7 +24,7 @@ from train_basic_3dunet import main, parse_flags
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import SegmentationFake3DDataset
 from utils.simulation import VolumeConfig, WideConfig
-from utils.simulation.placed_columns import ColumnTable
+from utils.simulation.sheet import ColumnTable
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 from utils.storage.config_files import show_config
 

@@ -13,17 +13,17 @@ from torch.utils.data import DataLoader
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.data.simulated import BUFFERED_VOLUMES, PatchMixer
 from utils.simulation.geometry import GeometryError
-from utils.simulation.presets import Mixture
 from utils.simulation.streams import Purpose, make_rng
 from utils.simulation.volume import (
+    Mixture,
     SimulatedVolume,
     VolumeConfig,
+    WideConfig,
     WideVolume,
     sample_rng,
     simulate_volume,
 )
-from utils.simulation.wide import WideConfig
-from utils.storage import VolumeSet, encode_row, new_volume_file
+from utils.storage import VolumeSet, encode_row, write_simulated_file
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
 from utils.training.losses import measure_foreground
@@ -101,8 +101,8 @@ def test_a_whole_volume_is_what_a_file_would_give(
     """The image is rounded and scaled as if the volume had been written and read."""
     data = make(tiny_config, patch_size=32, patches_per_volume=1)
     data.set_epoch(3)
-    with new_volume_file(tmp_path / "a.h5", VolumeSet(tiny_config, 0, 1)) as writer:
-        writer.append(encode_row(volume_of(data, 2)))
+    rows = [encode_row(volume_of(data, 2))]
+    write_simulated_file(tmp_path / "a.h5", VolumeSet(tiny_config, 0, 1), rows)
     stored = SegmentationFake3DDataset(tmp_path / "a.h5", patch_size=32)
     for ours, theirs in zip(data[2], stored[0], strict=True):
         assert torch.equal(ours, theirs)

@@ -17,8 +17,7 @@ from tests.conftest import fake_volume, write_fake_file
 from utils.data import PercentileNormalizer, SegmentationFake3DDataset
 from utils.errors import UserError
 from utils.provenance import DATA_VERSION
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
-from utils.simulation.wide import WideConfig
+from utils.simulation.volume import SimulatedVolume, VolumeConfig, WideConfig, sample_rng
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 
 FAKE_SAMPLES = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]

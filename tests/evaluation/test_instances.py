@@ -9,7 +9,7 @@ from tests.columns.test_instances import STEPS
 from utils.columns.finding import columns_of
 from utils.evaluation.instances import Truth, match_lines, score_found, score_instances
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
-from utils.simulation.presets import preset
+from utils.simulation.volume import preset
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from tests.columns.test_lattice import disk
 from utils.evaluation.lattice import ANY_BASIS, TWELVE, score_lattice, true_pairs
-from utils.simulation.lattice import spherical_lattice
+from utils.simulation.geometry import spherical_lattice
 
 SIX = {(1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, -1)}
 

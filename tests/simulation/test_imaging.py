@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.ndimage import gaussian_filter1d, uniform_filter
 from scipy.stats import chisquare, poisson
 
-from tests.simulation.test_random_bits import plain_splitmix64
+from tests.simulation.test_streams import plain_splitmix64
 from utils.errors import UserError
 from utils.simulation import imaging
 

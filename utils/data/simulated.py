@@ -18,9 +18,8 @@ from utils.data.augmentation import Augmentation, augmentation_rng
 from utils.data.epochs import EpochDataset, item_index, own_loader
 from utils.data.patches import check_patches, choose_patch
 from utils.provenance import DATA_VERSION
-from utils.simulation.presets import Config, Mixture, compile_kernels
 from utils.simulation.streams import Purpose, check_seed, make_rng
-from utils.simulation.volume import simulate_volume
+from utils.simulation.volume import Config, Mixture, compile_kernels, simulate_volume
 from utils.storage import stored_image
 
 BUFFERED_VOLUMES = 8  # volumes whose patches wait in the training process to be mixed into batches

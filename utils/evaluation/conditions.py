@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from utils.simulation import SimulatedVolume
-from utils.simulation.wide import WideParameters
+from utils.simulation.volume import WideParameters
 
 CONDITIONS = ("gain", "std_intensity", "contrast", "spacing_voxels", "curvature")
 

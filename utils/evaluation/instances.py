@@ -23,7 +23,7 @@ from utils.evaluation.confusion import ratio
 from utils.evaluation.labelled import LabelledVolume
 from utils.evaluation.lattice import score_lattice
 from utils.simulation import SimulatedVolume, WideVolume
-from utils.simulation.lattice import neighbours_among
+from utils.simulation.geometry import neighbours_among
 
 IOUS = (0.3, 0.5)
 NEAR = 0.35

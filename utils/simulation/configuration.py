@@ -63,10 +63,8 @@ class PlainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a configuration from :meth:`to_dict`'s result; what is left out has its default."""
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _typed(value, hints.get(name)) for name, value in values.items()})
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    if isinstance(hint, type) and issubclass(hint, PlainConfig):
-        return hint.from_dict(value)
-    return tuple(value) if isinstance(value, list) else value
+        made = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        for name, hint in hints.items():
+            if name in values and isinstance(hint, type) and issubclass(hint, PlainConfig):
+                made[name] = hint.from_dict(values[name])
+        return cls(**made)

@@ -2,6 +2,8 @@
 
 Lengths are in unit cube coordinates; a cloud's widths are laid along its column's frame vectors.
 A point's intensity replaces what stood in its voxel; neurites are added on top of the clouds.
+Columns that are paths, as in preset wide, are cut into pieces as long as the reference's columns,
+each with clouds of its column's kind.
 """
 
 from dataclasses import dataclass
@@ -9,10 +11,11 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from utils.simulation.neurites import evaluate_curves
-from utils.simulation.random_bits import (
+from utils.simulation.geometry import evaluate_curves, spherical_frames
+from utils.simulation.streams import (
     NORMAL_REACH,
     NORMALS,
+    draw_key,
     normals_of,
     random_word,
     random_words,
@@ -52,7 +55,6 @@ def draw_column_types(rng: np.random.Generator, n: int) -> np.ndarray:
 def draw_clouds(
     rng: np.random.Generator,
     column_type: np.ndarray,
-    *,
     spacing: float,
     simplify_factor: float,
     baseline_intensity: float,
@@ -112,7 +114,6 @@ def paint_clouds(
     clouds: Clouds,
     mid_points: np.ndarray,
     frames: tuple[np.ndarray, np.ndarray, np.ndarray],
-    *,
     v_std: float,
     key: np.uint64,
 ) -> None:
@@ -192,7 +193,7 @@ def _place_cloud(mid_point, frame, offset, sd, size, centre, widths):  # type: i
 
 
 def draw_neurite_intensities(
-    rng: np.random.Generator, n: int, *, baseline_intensity: float, std_intensity: float
+    rng: np.random.Generator, n: int, baseline_intensity: float, std_intensity: float
 ) -> np.ndarray:
     """Draw (n,) float32: 2 x baseline x lognormal(1, std_intensity); 30 % of them 0 (empty)."""
     intensity = rng.lognormal(1.0, std_intensity, size=n)
@@ -205,7 +206,6 @@ def paint_neurites(
     canvas: np.ndarray,
     control_points: np.ndarray,
     intensity: np.ndarray,
-    *,
     jitter: float,
     key: np.uint64,
 ) -> None:
@@ -246,3 +246,57 @@ def _paint_neurites(canvas, curves, intensity, ids, jitter, key, normals):  # ty
                     used += 1
     for k in range(used):  # values hold the canvas as it was: later points replace earlier ones
         flat[voxel[k]] = value[k]
+
+
+PIECE = 2.25  # length of a piece, spacings: that of the reference's columns
+SIMPLIFY_FACTOR, POINT_SD = 1.25, 0.02
+"""The reference's, the latter as a share of ``baseline_intensity``."""
+
+
+def paint_path_clouds(
+    paths: np.ndarray,
+    spacing: np.ndarray,
+    left_out: np.ndarray,
+    shape: tuple[int, int, int],
+    sigma: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return (X, Y, Z) float32 light of clouds, whose lit voxels have a mean of 1.
+
+    ``paths`` (N, D, 3) and ``spacing`` (N, D), voxels, are those of ``sheet.Columns``, N >= 1; the
+    columns ``left_out``, (N,) bool, have no clouds, the others are of the three kinds alike.
+    ``sigma`` is that of the clouds' lognormal intensity.
+    """
+    kinds = rng.integers(DENSE, RING + 1, size=len(paths), dtype=np.uint8)
+    middles, steps, apart = _pieces(paths.astype(np.float64), spacing.astype(np.float64))
+    number = len(middles) // len(paths)
+    frames = spherical_frames(steps)
+    types = np.repeat(np.where(left_out, np.uint8(EMPTY), kinds), number)
+    # a spacing of 1 is that of the frames, whose vectors are a spacing long
+    clouds = draw_clouds(rng, types, 1.0, SIMPLIFY_FACTOR, 1.0, sigma)
+    canvas = np.zeros(shape, np.float32)
+    unit_cube = apart[:, None] / np.array(shape)
+    e_r, e_theta, e_phi = ((vectors * unit_cube).astype(np.float32) for vectors in frames)
+    places = (middles / np.array(shape)).astype(np.float32)
+    paint_clouds(canvas, clouds, places, (e_r, e_theta, e_phi), POINT_SD, draw_key(rng))
+    np.maximum(canvas, np.float32(0.0), out=canvas)
+    lit = np.count_nonzero(canvas)
+    if lit:
+        canvas *= np.float32(lit / canvas.sum(dtype=np.float64))
+    return canvas
+
+
+def _pieces(paths: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return middles (M, 3), directions (M, 3) and spacings (M,) of the pieces, column by column.
+
+    All columns have as many, so that a piece of the mean one is about ``PIECE`` spacings long.
+    """
+    chords = np.sqrt(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=1))
+    number = max(round(float(chords.mean() / (PIECE * spacing.mean()))), 1)
+    place = (np.arange(number) + 0.5) / number * (paths.shape[1] - 1)
+    node = np.minimum(place.astype(int), paths.shape[1] - 2)
+    part = place - node
+    steps = paths[:, node + 1] - paths[:, node]
+    middles = paths[:, node] + part[:, None] * steps
+    apart = spacing[:, node] * (1.0 - part) + spacing[:, node + 1] * part
+    return middles.reshape(-1, 3), steps.reshape(-1, 3), apart.reshape(-1)

@@ -14,12 +14,9 @@ from scipy.ndimage import correlate1d
 from utils.errors import UserError
 from utils.simulation import imaging
 from utils.simulation.configuration import PlainConfig, Range, limited
-from utils.simulation.coordinates import axis_rotation, rotate
-from utils.simulation.geometry import GeometryError
+from utils.simulation.geometry import GeometryError, axis_rotation, planar_lattice, rotate
 from utils.simulation.labels import paint_disks
-from utils.simulation.lattice import planar_lattice
-from utils.simulation.random_bits import draw_key
-from utils.simulation.streams import Purpose, make_rng
+from utils.simulation.streams import Purpose, draw_key, make_rng
 
 CLOUD_REACH = 4.0  # columns with points this many standard deviations from the canvas are rendered
 
@@ -32,8 +29,7 @@ class ImageConfig(PlainConfig):
     """
 
     shape: tuple[int, int] = limited((128, 128), 8, is_range=False)  # pixels along x and y
-    scale_range: Range = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)
-    """Pixels per unit of length, one draw per image."""
+    scale_range: Range = limited((1.28 * 0.9, 1.28 * 1.5), 0.01)  # Pixels per unit of length
     lattice_angle_range: Range = limited((50.0, 90.0), 10.0, 170.0)
     """Angle between the lattice's basis vectors in degrees; 60 is hexagonal."""
     column_distance: float = limited(10.0, 1e-3)  # length of both basis vectors
@@ -51,8 +47,7 @@ class ImageConfig(PlainConfig):
     box_size: float = limited(2.0, 0.0)  # edge of the box mean; truncated to pixels, at least 1
     blur_sizes: tuple[int, ...] = (5, 7, 9)
     """Odd Gaussian kernel sizes in pixels, from 3, one of which is drawn per image."""
-    background_size: int = limited(21, 3)
-    """Odd kernel size in pixels of the wider blur that is added as background."""
+    background_size: int = limited(21, 3)  # Odd kernel size of the background's wider blur, pixels
     gain: float = limited(1.0, 1e-3)  # photons per unit of intensity
     read_noise_share: float = limited(0.1, 0.0)
     """Standard deviation of the read noise as a share of that of the photon counts."""
@@ -132,8 +127,20 @@ def simulate_image(config: ImageConfig, rng: Generator) -> SimulatedImage:
     parameters, centres, instances = _place_columns(config, rng)
     is_ring = rng.random(len(centres)) < parameters.ring_share
     canvas = _render_fluorescence(config, parameters, centres, is_ring, rng)
-    image = _take_image(config, parameters, canvas, rng)
-    return SimulatedImage(image, instances, centres, is_ring, parameters)
+    # box mean and Gaussian blur; plus a wider blur of the result, plus its mean
+    size = parameters.box_size
+    box = imaging.box_sum(canvas[None], size)[1][0] / np.float32(size**2)
+    sharp = gaussian_blur(box, parameters.blur_size)
+    wide = gaussian_blur(sharp, config.background_size)
+    margin = _margin(config)
+    window = tuple(slice(margin, margin + edge) for edge in config.shape)
+    image = sharp[window] + wide[window] + sharp[window].mean()
+    image = np.ascontiguousarray(np.maximum(image, np.float32(0.0)))
+    imaging.check_cut_off(image, imaging.MOST_PHOTONS / config.gain, "the gain or the intensity")
+    counts = imaging.shot_noise(image, config.gain, draw_key(rng))
+    sd = config.read_noise_share * float(counts.std())
+    taken = imaging.read_noise_and_contrast(counts, sd, 1.0, draw_key(rng))
+    return SimulatedImage(taken, instances, centres, is_ring, parameters)
 
 
 def _place_columns(
@@ -236,27 +243,6 @@ def _render_fluorescence(
     shown = inside(pixels, canvas.shape)
     canvas[tuple(pixels[shown].T)] = values.reshape(-1)[shown]
     return canvas
-
-
-def _take_image(
-    config: ImageConfig, parameters: ImageParameters, canvas: np.ndarray, rng: Generator
-) -> np.ndarray:
-    """Return the microscope's image (X, Y) float32 of the canvas.
-
-    Box mean and Gaussian blur; plus a wider blur of the result, plus its mean; shot and read noise.
-    """
-    size = parameters.box_size
-    box = imaging.box_sum(canvas[None], size)[1][0] / np.float32(size**2)
-    sharp = gaussian_blur(box, parameters.blur_size)
-    wide = gaussian_blur(sharp, config.background_size)
-    margin = _margin(config)
-    window = tuple(slice(margin, margin + edge) for edge in config.shape)
-    image = sharp[window] + wide[window] + sharp[window].mean()
-    image = np.ascontiguousarray(np.maximum(image, np.float32(0.0)))
-    imaging.check_cut_off(image, imaging.MOST_PHOTONS / config.gain, "the gain or the intensity")
-    counts = imaging.shot_noise(image, config.gain, draw_key(rng))
-    sd = config.read_noise_share * float(counts.std())
-    return imaging.read_noise_and_contrast(counts, sd, 1.0, draw_key(rng))
 
 
 def gaussian_blur(image: np.ndarray, size: int) -> np.ndarray:

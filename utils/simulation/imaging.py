@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from utils.errors import UserError
-from utils.simulation.random_bits import NORMALS, normals_of, random_word, random_words
+from utils.simulation.streams import NORMALS, normals_of, random_word, random_words
 
 PERCENTILE = 99.0  # percentile of the box image that composition divides by
 OFFSET = 0.1  # constant light added in composition, in units of that percentile
@@ -29,10 +29,7 @@ def box_sum(image: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum over a box of ``size`` voxels per axis, first across x and y, then along z.
 
     The box covers voxels i - size // 2 .. i + (size - 1) // 2 (scipy's convention); beyond the
-    border there is nothing.
-
-    Returns:
-        Two (X, Y, Z) float32 arrays: after x and y, and after z too.
+    border there is nothing. Returns two (X, Y, Z) float32 arrays: after x and y, and after z too.
     """
     nx, ny, nz = image.shape
     before = size // 2

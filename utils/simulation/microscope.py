@@ -14,7 +14,7 @@ from numpy.random import Generator
 from utils.simulation import imaging
 from utils.simulation.configuration import PlainConfig, Range, limited
 from utils.simulation.imaging import BLOCK
-from utils.simulation.random_bits import NORMALS, draw_key
+from utils.simulation.streams import NORMALS, draw_key
 
 REACH = 3.0  # point spreads are cut at this many sigmas
 SMALLEST = 0.1  # narrower ones count as this wide, voxels
@@ -119,7 +119,10 @@ def take_picture(microscope: Microscope, image: np.ndarray, rng: Generator) -> n
     counts = imaging.shot_noise(seen, microscope.photons / bright, draw_key(rng))
     scale, sd = np.float32(1.0 / microscope.photons), np.float32(microscope.read_noise)
     imaging.add_read_noise(counts.reshape(-1), scale, sd, draw_key(rng), NORMALS, seen.reshape(-1))
-    _add_artefacts(microscope, seen, rng)
+    for other in (axis, (axis + 1) % 3) if microscope.artefact else ():  # planes, and their lines
+        size = [edge if a in (axis, other) else 1 for a, edge in enumerate(seen.shape)]
+        factors = 1.0 + microscope.artefact * rng.standard_normal(size)
+        seen *= np.maximum(factors, 0.0).astype(np.float32)
     sample = seen.reshape(-1)[::WHITE_STRIDE]
     rank = min(int((1.0 - microscope.saturated) * len(sample)), len(sample) - 1)
     white = np.partition(sample, rank)[rank]
@@ -229,17 +232,6 @@ def uneven_light(
             curve *= microscope.attenuation ** -_depth(microscope, planes)
         light.append(curve[:, None].astype(np.float32))
     return light
-
-
-def _add_artefacts(microscope: Microscope, seen: np.ndarray, rng: Generator) -> None:
-    """Multiply planes, and lines within planes, by random factors, in place."""
-    if not microscope.artefact:
-        return
-    axis = microscope.axis
-    for other in (axis, (axis + 1) % 3):
-        size = [n if a in (axis, other) else 1 for a, n in enumerate(seen.shape)]
-        factors = 1.0 + microscope.artefact * rng.standard_normal(size)
-        seen *= np.maximum(factors, 0.0).astype(np.float32)
 
 
 @numba.njit(cache=True)

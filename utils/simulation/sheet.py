@@ -1,20 +1,20 @@
-"""Where columns stand in the wide simulator: paths through a curved sheet on a sheared lattice.
+"""Where columns of preset wide stand: paths of a drawn sheet, or of a table of measured columns.
 
-Positions are in voxels, axis order (x, y, z), the centre of voxel i at i + 0.5. Within a sheet a
-column stands at a place (u, v) of the sheet's middle surface and runs along its normals from its
-proximal end (depth 0) to its distal end (depth 1).
+Positions are in voxels, axis order (x, y, z), the centre of voxel i at i + 0.5. A sheet is curved
+and its lattice sheared; a column stands at a place (u, v) of the sheet's middle surface and runs
+along its normals from its proximal end (depth 0) to its distal end (depth 1).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.random import Generator
 from scipy.spatial import cKDTree
 
 from utils.simulation.configuration import PlainConfig, Range, Shape, limited
-from utils.simulation.coordinates import axis_rotation, rotate, rotation_to_z
-from utils.simulation.geometry import GeometryError
+from utils.simulation.geometry import GeometryError, axis_rotation, rotate, rotation_to_z
 
 DEPTHS = 9  # nodes of a drawn path
 STEPS = ((1, 0), (0, 1), (1, 1))
@@ -47,15 +47,11 @@ class SheetConfig(PlainConfig):
     """Distal over proximal spacing (ratio); less where the curvature it needs is out of range."""
     curvature: Range = limited((0.0, 0.11), 0.0, 1.0)
     """Both principal curvatures of the middle surface times the spacing, in radians."""
-    tilt: Range = limited((0.0, 20.0), 0.0, 60.0)
-    """Angle between the columns and the sheet's normal, in degrees."""
+    tilt: Range = limited((0.0, 20.0), 0.0, 60.0)  # Angle of columns to the normal, degrees
     bend: Range = limited((0.0, 0.6), 0.0)  # Largest deviation from the chord, in spacings
-    own_bend: float = limited(0.3, 0.0, 1.0)
-    """Standard deviation of a column's own bend, as a share of the sheet's bend."""
-    shift: float = limited(0.25, 0.0, 1.0)
-    """The sheet's centre is moved by up to this share of the volume per axis."""
-    border: float = limited(0.3, 0.0, 1.0)
-    """Probability that the sheet ends at a straight border inside of the volume."""
+    own_bend: float = limited(0.3, 0.0, 1.0)  # Sd of a column's own bend, as a share of the sheet's
+    shift: float = limited(0.25, 0.0, 1.0)  # Share of the volume by which a sheet is moved, at most
+    border: float = limited(0.3, 0.0, 1.0)  # Probability of a straight border inside of the volume
     holes: tuple[int, int] = limited((0, 2), 0)  # Number of holes without columns, inclusive
     hole_radius: Range = limited((1.0, 3.0), 0.0)  # Radius of a hole, in spacings
     second_sheet: float = limited(0.2, 0.0, 1.0)  # Probability of a second sheet beside the first
@@ -87,6 +83,51 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class ColumnTable:
+    """N >= 2 measured columns; positions in micrometres, float64."""
+
+    name: str
+    hash: str  # SHA-256 of the files that it was read from
+    p: np.ndarray  # (N,) int
+    q: np.ndarray  # (N,) int
+    proximal: np.ndarray  # (N, 3)
+    distal: np.ndarray  # (N, 3)
+    paths: np.ndarray | None = None  # (N, D, 3) from proximal to distal; None: straight
+
+    @cached_property
+    def nodes(self) -> np.ndarray:
+        """(N, D, 3) the paths, given or straight."""
+        if self.paths is not None:
+            return self.paths
+        t = np.linspace(0.0, 1.0, DEPTHS)[:, None]
+        return self.proximal[:, None] * (1.0 - t) + self.distal[:, None] * t
+
+    @cached_property
+    def nearest(self) -> np.ndarray:
+        """(N, D) distance to the nearest other column at that depth."""
+        return nearest_distances(self.nodes)
+
+    @cached_property
+    def spacing(self) -> float:
+        """The median of what ``SheetConfig.spacing`` is of one cell, at the middle depth.
+
+        A cell is spanned by a step along p and one along q, and its area is sqrt(3) / 2 of the
+        squared spacing; without any cell it is the median nearest distance.
+        """
+        middle = self.nodes.shape[1] // 2
+        sites = zip(self.p.tolist(), self.q.tolist(), strict=True)
+        at = dict(zip(sites, self.nodes[:, middle], strict=True))
+        areas = [
+            np.linalg.norm(np.cross(at[p + 1, q] - place, at[p, q + 1] - place))
+            for (p, q), place in at.items()
+            if (p + 1, q) in at and (p, q + 1) in at
+        ]
+        if not areas:
+            return float(np.median(self.nearest[:, middle]))
+        return float(np.sqrt(np.median(areas) / np.sqrt(0.75)))
+
+
+@dataclass(frozen=True)
 class _Sheet:
     """A drawn sheet: lattice sites become places (u, v), and these become paths."""
 
@@ -102,19 +143,22 @@ class _Sheet:
     spacing: float  # in voxels
 
 
-def draw_columns(config: SheetConfig, shape: Shape, rng: Generator) -> Columns:
+def draw_columns(
+    config: SheetConfig, shape: Shape, rng: Generator, table: ColumnTable | None = None
+) -> Columns:
     """Draw geometries until one has ``config.min_columns`` columns with their middle inside.
 
-    ``shape`` is in voxels. Raises GeometryError: none of ``config.max_tries`` had enough columns.
+    With a ``table`` its columns are placed instead, for which ``spacing``, ``shift`` and
+    ``left_out`` are used. ``shape`` is in voxels. Raises GeometryError: none of
+    ``config.max_tries`` had enough columns.
     """
-    return draw_until_enough(lambda: _draw_once(config, shape, rng), config, shape)
-
-
-def draw_until_enough(draw: Callable[[], Columns], config: SheetConfig, shape: Shape) -> Columns:
-    """Return the first geometry that has enough columns; GeometryError where none has."""
     most = 0
     for tries in range(1, config.max_tries + 1):
-        columns = draw()
+        if table is None:
+            columns = _draw_once(config, shape, rng)
+        else:
+            columns = placed_columns(table, draw_placement(table, config, shape, rng), shape)
+            columns = draw_left_out(config, columns, rng)
         inside = int(_middle_inside(columns.paths, shape).sum())
         if inside >= config.min_columns:
             return replace(columns, parameters={**columns.parameters, "tries": float(tries)})
@@ -157,7 +201,13 @@ def _draw_once(config: SheetConfig, shape: Shape, rng: Generator) -> Columns:
         lattice = np.concatenate([lattice, lattice_2[free] + np.array([1, 0, 0])])
     neuropil = np.zeros((0, 4, 3))
     if rng.random() < config.neuropil:
-        neuropil = _draw_neuropil(config, sheet, rng)
+        # an ellipsoid beyond one end of the sheet
+        radii = sheet.spacing * rng.uniform(*config.neuropil_radius, size=3)
+        side, gap = 2.0 * rng.integers(2) - 1.0, rng.uniform(*config.gap) * sheet.spacing
+        aside = rng.uniform(-0.5, 0.5, size=2) * radii[:2]
+        place = np.array([*aside, side * (0.5 * sheet.length + gap + radii[2])])
+        centre = sheet.origin + rotate(sheet.turn, place[None])[0]
+        neuropil = np.concatenate([centre[None], (sheet.turn * radii).T])[None]
     columns = near_volume(paths, spacing, lattice, shape, parameters)
     return replace(draw_left_out(config, columns, rng), neuropil=neuropil.astype(np.float32))
 
@@ -255,16 +305,6 @@ def _draw_second(
     origin = first.origin + away * first.turn[:, 2]
     drawn |= by_axis("centre", origin) | {"gap": float(gap)}
     return replace(sheet, origin=origin), drawn
-
-
-def _draw_neuropil(config: SheetConfig, sheet: _Sheet, rng: Generator) -> np.ndarray:
-    """Return (1, 4, 3): centre and half axes of an ellipsoid beyond one end of the sheet."""
-    radii = sheet.spacing * rng.uniform(*config.neuropil_radius, size=3)
-    side, gap = 2.0 * rng.integers(2) - 1.0, rng.uniform(*config.gap) * sheet.spacing
-    aside = rng.uniform(-0.5, 0.5, size=2) * radii[:2]
-    place = np.array([*aside, side * (0.5 * sheet.length + gap + radii[2])])
-    centre = sheet.origin + rotate(sheet.turn, place[None])[0]
-    return np.concatenate([centre[None], (sheet.turn * radii).T])[None]
 
 
 def _stand(
@@ -420,3 +460,44 @@ def lattice_neighbours(lattice: np.ndarray) -> np.ndarray:
         if (chart, p + dp, q + dq) in number
     ]
     return np.unique(np.array(pairs, np.int32).reshape(-1, 2), axis=0)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a table lies in a volume: x becomes turn (mirror (x - place)) / voxel_size + centre."""
+
+    voxel_size: float  # edge of a voxel in micrometres
+    place: tuple[float, float, float]  # the table's point at the volume's centre, in micrometres
+    axis: tuple[float, float, float]  # unit vector to which +z is turned
+    turn: float  # turn about z before, in radians
+    mirrored: bool  # whether x is inverted first: a right lobe becomes a left one
+
+
+def draw_placement(
+    table: ColumnTable, config: SheetConfig, shape: Shape, rng: Generator
+) -> Placement:
+    """Draw a placement that puts some column's node within ``config.shift`` of the centre.
+
+    The voxel size is such that the table's spacing is drawn from ``config.spacing``.
+    """
+    voxel_size = table.spacing / rng.uniform(*config.spacing)
+    nodes = table.nodes.reshape(-1, 3)
+    shift = rng.uniform(-config.shift, config.shift, size=3) * shape * voxel_size
+    x, y, z = (nodes[rng.integers(len(nodes))] + shift).tolist()
+    axis, turn = draw_turn(rng)
+    return Placement(float(voxel_size), (x, y, z), axis, turn, bool(rng.integers(2)))
+
+
+def placed_columns(table: ColumnTable, at: Placement, shape: Shape) -> Columns:
+    """Return a table's columns where they are placed; those outside of it are cropped away."""
+    turn = turn_to(at.axis, at.turn) * ([-1.0, 1.0, 1.0] if at.mirrored else [1.0, 1.0, 1.0])
+    places = rotate(turn, (table.nodes - at.place).reshape(-1, 3)) / at.voxel_size
+    paths = places.reshape(table.nodes.shape) + 0.5 * np.array(shape)
+    lattice = np.stack([np.zeros_like(table.p), table.p, table.q], axis=1)
+    parameters = {
+        **{"voxel_size": at.voxel_size, "spacing": table.spacing / at.voxel_size},
+        **by_axis("place", at.place),
+        **by_axis("axis", at.axis),
+        **{"turn": at.turn, "mirrored": float(at.mirrored)},
+    }
+    return near_volume(paths, table.nearest / at.voxel_size, lattice, shape, parameters)

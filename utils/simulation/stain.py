@@ -15,8 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from utils.errors import UserError
 from utils.simulation.configuration import PlainConfig, Range, limited
-from utils.simulation.sheet_fields import ColumnFields
-from utils.simulation.textures import add_grid, grid_of, noise_grid, paint_balls, plane_of, row_of
+from utils.simulation.labels import ColumnFields
 
 CORE, RIM, GAP, SHEET, OUTSIDE, NEIGHBOUR = range(6)
 """Places in a stain's levels: the column, its rim, tissue between columns, of the sheet without
@@ -35,15 +34,13 @@ class StainConfig(PlainConfig):
     """All that governs a random stain; ranges are (low, high) of uniform draws."""
 
     level: Range = limited((0.1, 0.88), 0.0, 1.0)  # Mean brightness of a structure, of full scale
-    level_sd: Range = limited((0.02, 0.1), 0.0)
-    """Standard deviation of the texture on each structure, share of full scale."""
+    level_sd: Range = limited((0.02, 0.1), 0.0)  # Sd of each structure's texture, of full scale
     contrast: Range = limited((0.2, 0.4), 0.0, 1.0)
     """Columns and gaps are at least this far apart, share of full scale."""
     inverted_probability: float = limited(0.3, 0.0, 1.0)  # Probability of columns darker than gaps
     dark_ground_probability: float = limited(0.4, 0.0, 1.0)
     """Of the others, the probability that only columns glow and all else is nearly dark."""
-    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)
-    """Factor on all levels but the columns' then (ratio)."""
+    dark_ground: Range = limited((0.0, 0.4), 0.0, 1.0)  # Factor on levels but the columns' (ratio)
     rims_probability: float = limited(0.15, 0.0, 1.0)  # Probability that columns are rims only
     rods_probability: float = limited(0.2, 0.0, 1.0)
     """Probability that columns are thin rods off the axis over a part of the depth."""
@@ -55,8 +52,7 @@ class StainConfig(PlainConfig):
     rod_offset: Range = limited((0.05, 0.3), 0.0)  # Distance of a rod from the axis, spacings
     rod_radius: Range = limited((0.08, 0.2), 0.01)  # Radius of a rod, spacings; 0.6 voxels at least
     rod_length: Range = limited((0.3, 1.0), 0.0, 1.0)  # Part of the depth that a rod runs over
-    bands: tuple[int, int] = limited((1, 6), 1)
-    """Number of strata along the depth, which all columns share, inclusive."""
+    bands: tuple[int, int] = limited((1, 6), 1)  # Number of strata, which columns share, inclusive
     bands_probability: float = limited(0.7, 0.0, 1.0)  # Probability of strata
     band_width: Range = limited((0.1, 0.3), 0.01)  # Width of a stratum, part of the depth
     band_contrast: Range = limited((0.0, 1.0), 0.0, 1.0)
@@ -65,15 +61,13 @@ class StainConfig(PlainConfig):
     """Of stains with strata, the probability of columns in strata only, a contrast of 1."""
     brightness_sigma: Range = limited((0.2, 1.0), 0.0)
     """Sigma of the columns' lognormal brightness, nepers."""
-    grain: Range = limited((0.0, 0.7), 0.0)
-    """Standard deviation of the columns' own grain, share of their brightness."""
+    grain: Range = limited((0.0, 0.7), 0.0)  # Sd of the columns' own grain, share of brightness
     grain_period: Range = limited((2.0, 5.0), 1.0)  # Size of that grain, voxels
     background_probability: float = limited(0.8, 0.0, 1.0)
     """Probability of a background, each of whose parts has a probability of its own."""
     texture_period: Range = limited((2.0, 32.0), 1.0)
     """Size of the background's texture, voxels, uniform in the logarithm."""
-    cells_probability: float = limited(0.4, 0.0, 1.0)
-    """Probability of packed cell bodies outside of the sheet."""
+    cells_probability: float = limited(0.4, 0.0, 1.0)  # Probability of cell bodies beside the sheet
     cell_diameter: Range = limited((0.4, 0.8), 0.01)
     """Diameter of cell bodies, spacings (3 to 6 um where columns are 7.6 um apart)."""
     tracts_probability: float = limited(0.3, 0.0, 1.0)
@@ -435,3 +429,91 @@ def visibility(image: np.ndarray, fields: ColumnFields, left_out: np.ndarray) ->
     noise = float(np.mean(squares[0] / number[0] - core**2))
     low, middle, high = np.percentile(core - gap, [16, 50, 84])
     return float(abs(middle) / np.sqrt(((high - low) / 2.0) ** 2 + max(noise, 1e-9) / 8.0))
+
+
+Grid = tuple[np.ndarray, tuple[np.ndarray, ...]]
+"""Nodes (A, B, C) float32, and for each axis, for each voxel: both nodes (n,) uint32 beside it and
+the weight (n,) float32 of the second."""
+
+
+def noise_grid(shape: tuple[int, ...], period: float, rng: np.random.Generator) -> Grid:
+    """Return the grid of noise of mean 0: normals every ``period`` voxels, smooth between."""
+    nodes = [int((n - 1) / period) + 2 for n in shape]
+    return grid_of(rng.standard_normal(nodes, dtype=np.float32), period, shape)
+
+
+def grid_of(nodes: np.ndarray, step: float, shape: tuple[int, ...]) -> Grid:
+    """Return ``nodes`` (A, B, C) with weights 3 t^2 - 2 t^3; beyond the last its value goes on."""
+    places = []
+    for n, size in zip(shape, nodes.shape, strict=True):
+        at = np.arange(n) / step
+        low = np.minimum(at.astype(np.uint32), np.uint32(size - 1))
+        t = np.minimum(at - low, 1.0)
+        weight = (t * t * (3.0 - 2.0 * t)).astype(np.float32)
+        places += [low, np.minimum(low + np.uint32(1), np.uint32(size - 1)), weight]
+    return nodes, tuple(places)
+
+
+@numba.njit(cache=True)
+def add_grid(image, grid):  # type: ignore[no-untyped-def]
+    """Add a grid to ``image`` (X, Y, Z) float32, in place."""
+    plane, row = np.empty_like(grid[0][0]), np.empty(image.shape[2], dtype=np.float32)
+    for i in range(image.shape[0]):
+        plane_of(grid, i, plane)
+        for j in range(image.shape[1]):
+            row_of(grid, plane, j, row)
+            out = image[i, j]
+            for k in range(row.size):
+                out[k] += row[k]
+
+
+@numba.njit
+def plane_of(grid, i, plane):  # type: ignore[no-untyped-def]
+    """Fill ``plane`` (B, C) float32 with a grid's nodes at voxel ``i`` of the first axis."""
+    nodes, places = grid
+    x0, x1, tx = places[0], places[1], places[2]
+    for b in range(plane.shape[0]):
+        for c in range(plane.shape[1]):
+            low = nodes[x0[i], b, c]
+            plane[b, c] = low + tx[i] * (nodes[x1[i], b, c] - low)
+
+
+@numba.njit
+def row_of(grid, plane, j, row):  # type: ignore[no-untyped-def]
+    """Fill ``row`` (Z,) float32 from :func:`plane_of` at voxel ``j`` of the second axis."""
+    _, _, _, y0, y1, ty, z0, z1, tz = grid[1]
+    first, second, t = plane[y0[j]], plane[y1[j]], ty[j]
+    nodes = np.empty(first.size, dtype=np.float32)
+    for c in range(first.size):
+        nodes[c] = first[c] + t * (second[c] - first[c])
+    for k in range(row.size):
+        low = nodes[z0[k]]
+        row[k] = low + tz[k] * (nodes[z1[k]] - low)
+
+
+@numba.njit(cache=True)
+def paint_balls(image, owner, centres, radii, values, hollow, outside_only):  # type: ignore[no-untyped-def]
+    """Paint balls into ``image``, the later over the earlier, with edges one voxel wide.
+
+    ``image`` (X, Y, Z), ``centres`` (N, 3) and ``radii`` (N,) in voxels, and ``values`` (N,) are
+    float32. ``hollow`` is how much of the value is missing within 0.6 radii of the centre, 0 to 1;
+    with ``outside_only`` voxels with an ``owner`` stay as they are.
+    """
+    nx, ny, nz = image.shape
+    half, one = np.float32(0.5), np.float32(1.0)
+    for n in range(len(centres)):
+        x, y, z = centres[n]
+        reach = radii[n] + half
+        for i in range(max(int(x - reach), 0), min(int(x + reach) + 2, nx)):
+            for j in range(max(int(y - reach), 0), min(int(y + reach) + 2, ny)):
+                aside = (np.float32(i) - x) ** 2 + (np.float32(j) - y) ** 2
+                if aside > reach * reach:
+                    continue
+                for k in range(max(int(z - reach), 0), min(int(z + reach) + 2, nz)):
+                    distance = np.sqrt(aside + (np.float32(k) - z) ** 2)
+                    weight = min(reach - distance, one)
+                    if weight > 0 and not (outside_only and owner[i, j, k]):
+                        value = values[n]
+                        if distance < np.float32(0.6) * radii[n]:
+                            value *= one - hollow
+                        image[i, j, k] += weight * (value - image[i, j, k])

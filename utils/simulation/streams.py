@@ -1,14 +1,23 @@
-"""Streams of random numbers: one for each purpose, seed and place, and no two of them the same.
+"""All random numbers: streams of a Generator, and in compiled kernels bits of a key and a counter.
 
-Only here is a Generator made for data and training; everything else is handed one, or asks here. A
-change of these streams changes all data: raise ``DATA_VERSION`` (utils/provenance.py).
+Only here is a Generator made for data and training, one for each purpose, seed and place, and no
+two of them the same; everything else is handed one, or asks here. A change of these streams changes
+all data: raise ``DATA_VERSION`` (utils/provenance.py).
+
+A kernel's draw depends on its key, drawn from the sample's Generator, and on its counter alone, so
+that culling, order and the number of threads cannot change it. Normals come from a table of
+quantiles: four 16-bit look-ups of one 64-bit word. Other files' kernels hold compiled copies of
+these functions, which numba renews only when those files change: touch fluorescence.py and
+imaging.py after a change here.
 """
 
 import operator
 from enum import IntEnum
 from typing import Any
 
+import numba
 import numpy as np
+from scipy.special import ndtri
 
 from utils.errors import UserError
 
@@ -53,3 +62,41 @@ def check_seed(seed: Any, name: str = "seed") -> int:
     if isinstance(seed, bool) or not 0 <= number < WORD:
         raise UserError(f"{name} {seed!r}: must be a whole number of at least 0 and below 2^32")
     return number
+
+
+_quantiles = ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))
+NORMALS = (_quantiles / _quantiles.std()).astype(np.float32)
+"""The 2^16 mid-point quantiles of the standard normal, scaled to unit variance."""
+NORMAL_REACH = 4.33  # none of them lies further out (the outermost one: 4.325)
+
+
+def draw_key(rng: np.random.Generator) -> np.uint64:
+    """Draw a kernel's 64-bit key."""
+    return rng.integers(0, 1 << 64, dtype=np.uint64)
+
+
+@numba.njit(inline="always")
+def random_word(key: np.uint64, counter: np.uint64) -> np.uint64:
+    """Return 64 random bits: SplitMix64's output function (Steele et al., OOPSLA 2014)."""
+    z = key + counter * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@numba.njit
+def random_words(key: np.uint64, first: np.uint64, words: np.ndarray) -> None:
+    """Fill ``words`` (n,) uint64 with the random words of the counters first .. first + n - 1."""
+    for i in range(words.size):
+        words[i] = random_word(key, first + np.uint64(i))
+
+
+@numba.njit
+def normals_of(words: np.ndarray, table: np.ndarray, normals: np.ndarray) -> None:
+    """Fill ``normals`` (4 n,) float32 from (n,) words, four each, lowest bits first.
+
+    ``table`` is ``NORMALS``, an argument because kernels would store a copy of a global table.
+    """
+    quarters = words.view(np.uint16)
+    for i in range(normals.size):
+        normals[i] = table[quarters[i]]

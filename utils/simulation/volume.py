@@ -1,24 +1,42 @@
-"""A simulated 3D fluorescence volume: configuration, record, and the stages in order.
+"""Simulated 3D fluorescence volumes: configurations, records, and the stages in order.
 
-Axis order is (x, y, z) everywhere. Lengths are in units of the cube's edge (1.0), intensities in
-the units of ``baseline_intensity``, unless a name says voxels.
+Preset reference has one kind of lobe and of microscope. Preset wide has columns of many shapes
+under many stains and microscopes, configured in parts: where columns stand (``sheet``, or a table
+of real ones), what glows (``stain``), how it is seen (``microscope``).
+
+Axis order is (x, y, z) everywhere. Lengths of preset reference are in units of the cube's edge
+(1.0), those of preset wide voxels, unless a name or text says otherwise; intensities are in the
+units of ``baseline_intensity``.
 """
 
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.random import Generator
 
+from utils.errors import UserError
 from utils.simulation import fluorescence, geometry, imaging
 from utils.simulation.configuration import PlainConfig, Range, Shape, limited
-from utils.simulation.coordinates import spherical_frames
-from utils.simulation.geometry import LobeParameters, OpticLobe
-from utils.simulation.labels import paint_cones
-from utils.simulation.neurites import draw_control_points
-from utils.simulation.random_bits import draw_key
-from utils.simulation.sheet_fields import ColumnFields, paint_fields
-from utils.simulation.streams import Purpose, make_rng
-from utils.simulation.wide import WideConfig, WideParameters, draw_wide
+from utils.simulation.geometry import GeometryError, LobeParameters, OpticLobe
+from utils.simulation.labels import ColumnFields, paint_cones, paint_fields
+from utils.simulation.microscope import MicroscopeConfig, draw_microscope, take_picture
+from utils.simulation.sheet import (
+    DEPTHS,
+    Columns,
+    ColumnTable,
+    SheetConfig,
+    by_axis,
+    draw_columns,
+    draw_left_out,
+    nearest_distances,
+)
+from utils.simulation.stain import StainConfig, draw_stain, paint_stain, visibility
+from utils.simulation.streams import Purpose, draw_key, make_rng
+
+LOOKS = 4  # stains and microscopes that are tried on a geometry before another one is drawn
 
 
 @dataclass(frozen=True)
@@ -39,8 +57,7 @@ class VolumeConfig(PlainConfig):
     cone_length: float = limited(2.25, 1e-3)  # Length of a column, in spacings
     cone_radius: float = limited(0.35, 1e-3)  # Radius of a column at its entry point, in spacings
     simplify_factor: float = limited(1.25, 1e-3)  # Divides the widths of all clouds (ratio)
-    baseline_intensity: float = limited(50.0, 1e-3)
-    """Intensity of clouds and neurites, arbitrary units."""
+    baseline_intensity: float = limited(50.0, 1e-3)  # Of clouds and neurites, arbitrary units
     v_std: float = limited(1.0, 0.0)  # Sd of a point's intensity about its cloud's, those units
     std_intensity_range: Range = limited((0.3, 1.2), 0.0)
     """Sigma of the lognormal cloud intensity, one draw per volume, nepers."""
@@ -51,6 +68,55 @@ class VolumeConfig(PlainConfig):
     """Photons per unit of image, integer, inclusive, one draw per volume; counts are 16-bit."""
     contrast_range: Range = limited((0.7, 1.0), 1e-3)
     """Factor on the deviation of the log intensity from its mean (ratio), one draw per volume."""
+
+
+@dataclass(frozen=True)
+class LobeConfig(PlainConfig):
+    """Columns of preset reference, straight, in some volumes of preset wide."""
+
+    share: float = limited(0.0, 0.0, 1.0)  # Share of the volumes in which they replace a sheet's
+    lattice_intervals: tuple[int, int] = limited((8, 15), 1)
+    """n, inclusive; an icosahedron edge has n + 1 intervals."""
+    axis_scales: Range = limited((0.7, 1.5), 1e-3)  # Half axes of the ellipsoid, cube edges
+    length: float = limited(2.25, 0.1)  # Length of a column, in spacings
+
+
+@dataclass(frozen=True)
+class WideConfig(PlainConfig):
+    """All that governs a random volume of preset wide, in parts."""
+
+    shape: Shape = limited((128, 128, 128), 2, is_range=False)
+    """Voxels along x, y, z."""
+    min_visibility: float = limited(0.6, 0.0)
+    """Least contrast of columns and gaps over its spread (ratio), else a volume is redrawn."""
+    max_redraws: int = limited(40, 1)  # Number of volumes drawn before giving up
+    sheet: SheetConfig = field(default_factory=SheetConfig)  # Where columns stand
+    lobe: LobeConfig = field(default_factory=LobeConfig)  # Where they stand in a share of volumes
+    stain: StainConfig = field(default_factory=StainConfig)  # What glows
+    microscope: MicroscopeConfig = field(default_factory=MicroscopeConfig)  # How it is seen
+    table: ColumnTable | None = field(default=None, compare=False)
+    """Measured columns, which are placed in the volume instead of drawn ones."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types; of a table, if there is one, its name and hash alone."""
+        plain, table = super().to_dict(), self.table
+        del plain["table"]
+        return plain if table is None else {**plain, "table": [table.name, table.hash]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from :meth:`to_dict`'s result; a table comes back without rows."""
+        config = super().from_dict({k: v for k, v in values.items() if k != "table"})
+        if "table" not in values:
+            return config
+        return replace(config, table=ColumnTable(*values["table"], *[np.zeros((0, 3))] * 4))
+
+
+Config = VolumeConfig | WideConfig
+
+
+PRESETS: Mapping[str, type[Config]] = {"reference": VolumeConfig, "wide": WideConfig}
+"""What ``--preset`` takes, and the configuration whose defaults it is."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +135,23 @@ class VolumeParameters(LobeParameters):
     def spacing_voxels(self, shape: Shape) -> list[float]:
         """Return the spacing along x, y, z in voxels, which fill the unit cube."""
         return [self.spacing * edge for edge in shape]
+
+
+@dataclass(frozen=True)
+class WideParameters:
+    """What was drawn for one volume; the first four mean what they mean in the reference."""
+
+    spacing: float  # mean distance of nearest neighbours along columns, in mean edges of the volume
+    cone_length: float  # 1: e_r is the whole column
+    cone_radius: float  # radius of a column, in its distance to the nearest neighbour at that depth
+    cone_taper: float  # mean of the columns' distal over proximal spacing
+    visibility: float  # contrast of columns and gaps over its spread, by ``microscope.visibility``
+    redraws: int  # volumes drawn until this one was accepted
+    drawn: str  # JSON: parameters of the geometry, the stain and the microscope
+
+    def spacing_voxels(self, shape: Shape) -> list[float]:
+        """Return the spacing along x, y, z in voxels, which are cubes."""
+        return [self.spacing * float(np.mean(shape))] * 3
 
 
 @dataclass(frozen=True)
@@ -150,7 +233,7 @@ def sample_rng(seed: int, index: int) -> Generator:
     return make_rng(Purpose.VOLUME, seed, index)
 
 
-def simulate_volume(config: VolumeConfig | WideConfig, rng: Generator) -> SimulatedVolume:
+def simulate_volume(config: Config, rng: Generator) -> SimulatedVolume:
     """Simulate one volume of either preset; a :class:`WideVolume` of a :class:`WideConfig`.
 
     Equal generators, best made by :func:`sample_rng`, give equal volumes to the bit on any number
@@ -164,17 +247,53 @@ def simulate_volume(config: VolumeConfig | WideConfig, rng: Generator) -> Simula
 
 
 def _simulate_wide(config: WideConfig, rng: Generator) -> WideVolume:
-    """Draw columns, stain and microscope, and describe the columns as all volumes do."""
-    image, instances, columns, parameters = draw_wide(config, rng)
+    """Draw columns, stain and microscope until the columns can be seen."""
+    best = 0.0
+    for redraws in range(config.max_redraws):
+        if redraws % LOOKS == 0:
+            columns = _draw_columns(config, rng)
+            lattice = columns.paths, columns.spacing, columns.neighbours
+            fields = paint_fields(*lattice, config.shape, columns.neuropil)
+            spacing = float(columns.spacing.mean())
+        stain = draw_stain(config.stain, len(columns.paths), columns.left_out, rng)
+        microscope = draw_microscope(config.microscope, rng, spacing)
+        clouds = None
+        if stain.kind == "clouds":
+            where = columns.paths, columns.spacing, columns.left_out, config.shape
+            clouds = fluorescence.paint_path_clouds(*where, stain.cloud_sigma, rng)
+        image = take_picture(microscope, paint_stain(stain, fields, spacing, rng, clouds), rng)
+        seen = visibility(image, fields, columns.left_out)
+        if seen >= config.min_visibility:
+            break
+        best = max(best, seen)
+    else:
+        raise GeometryError(
+            f"no volume of {config.max_redraws} shows its columns with min_visibility "
+            f"{config.min_visibility} (most: {best:.2f}): ask for less, or for clearer stains"
+        )
+    drawn = {
+        "geometry": {**columns.parameters, "neuropil": columns.neuropil.tolist()},
+        "stain": stain.to_dict(),
+        "microscope": microscope.to_dict(),
+    }
+    parameters = WideParameters(
+        spacing=spacing / float(np.mean(config.shape)),
+        cone_length=1.0,
+        cone_radius=config.sheet.radius,
+        cone_taper=float(np.mean(columns.spacing[:, -1] / columns.spacing[:, 0])),
+        visibility=seen,
+        redraws=redraws,
+        drawn=json.dumps(drawn),
+    )
+    proximal, distal = columns.paths[:, [0, -1]].astype(np.float64).swapaxes(0, 1)
+    _, *across = geometry.spherical_frames(distal - proximal)
     shape = np.array(config.shape)
-    ends = columns.paths[:, [0, -1]].astype(np.float64)
-    frame = spherical_frames(ends[:, 1] - ends[:, 0])[1:]
-    e_theta, e_phi = (v * columns.spacing[:, :1] / shape for v in frame)
+    e_theta, e_phi = (v * columns.spacing[:, :1] / shape for v in across)
     return WideVolume(
         image=image,
-        instances=instances,
-        entry_points=(ends[:, 0] / shape).astype(np.float32),
-        e_r=((ends[:, 1] - ends[:, 0]) / shape).astype(np.float32),
+        instances=fields.instances(config.sheet.radius),
+        entry_points=(proximal / shape).astype(np.float32),
+        e_r=((distal - proximal) / shape).astype(np.float32),
         e_theta=e_theta.astype(np.float32),
         e_phi=e_phi.astype(np.float32),
         column_type=(~columns.left_out).astype(np.uint8),
@@ -187,25 +306,60 @@ def _simulate_wide(config: WideConfig, rng: Generator) -> WideVolume:
     )
 
 
+def _draw_columns(config: WideConfig, rng: Generator) -> Columns:
+    if config.table is None and rng.random() < config.lobe.share:
+        return _draw_lobe(config, rng)
+    if config.table is not None and not len(config.table.p):
+        raise UserError(f"the columns of {config.table.name} are missing: give --columns_table")
+    return draw_columns(config.sheet, config.shape, rng, config.table)
+
+
+def _draw_lobe(config: WideConfig, rng: Generator) -> Columns:
+    """Return the reference's columns as straight paths."""
+    ranges = config.lobe.lattice_intervals, config.lobe.axis_scales
+    lobe = geometry.draw_optic_lobe(rng, *ranges, config.sheet.min_columns, config.sheet.max_tries)
+    lengths = np.linspace(0.0, config.lobe.length * lobe.spacing, DEPTHS)[:, None]
+    paths = (lobe.entry_points[:, None] + lengths * lobe.e_r[:, None]) * np.array(config.shape)
+    drawn = {"lattice_intervals": float(lobe.lattice_intervals), "tries": float(lobe.tries)}
+    for name in ("axis_scales", "shift", "angles", "cutoff_point", "cutoff_normal"):
+        drawn |= by_axis(name, getattr(lobe, name))
+    columns = Columns(
+        paths=paths.astype(np.float32),
+        spacing=nearest_distances(paths).astype(np.float32),
+        lattice=lobe.lattice_coordinates,
+        neighbours=lobe.lattice_neighbours,
+        left_out=np.zeros(len(paths), bool),
+        parameters=drawn,
+    )
+    return draw_left_out(config.sheet, columns, rng)
+
+
 def _simulate_reference(config: VolumeConfig, rng: Generator) -> SimulatedVolume:
     """Draw the geometry, render the labels, the fluorescence, the image."""
     ranges = config.lattice_intervals, config.axis_scales
     lobe = geometry.draw_optic_lobe(rng, *ranges, config.min_columns, config.max_tries)
     parameters = _draw_parameters(config, lobe, rng)
-    control_points = draw_control_points(rng, lobe)
+    control_points = geometry.draw_control_points(rng, lobe)
     column_type = fluorescence.draw_column_types(rng, len(lobe.entry_points))
     frames = lobe.e_r, lobe.e_theta, lobe.e_phi
     size = parameters.cone_length, parameters.cone_radius, parameters.cone_taper
     instances = paint_cones(config.shape, lobe.entry_points, frames, *size)
-    canvas = _render_fluorescence(config, parameters, lobe, control_points, column_type, rng)
-    arrays = {name: value for name, value in vars(lobe).items() if isinstance(value, np.ndarray)}
+    canvas = np.zeros(config.shape, dtype=np.float32)
+    brightness = config.baseline_intensity, parameters.std_intensity
+    widths = parameters.spacing, config.simplify_factor
+    clouds = fluorescence.draw_clouds(rng, column_type, *widths, *brightness)
+    middles = lobe.entry_points + np.float32(0.5 * parameters.cone_length) * lobe.e_r
+    fluorescence.paint_clouds(canvas, clouds, middles, frames, config.v_std, draw_key(rng))
+    neurites = fluorescence.draw_neurite_intensities(rng, len(column_type), *brightness)
+    jitter = fluorescence.NEURITE_JITTER * parameters.spacing
+    fluorescence.paint_neurites(canvas, control_points, neurites, jitter, draw_key(rng))
     return SimulatedVolume(
         image=_take_image(config, parameters, canvas, rng),
         instances=instances,
         column_type=column_type,
         control_points=control_points,
         parameters=parameters,
-        **arrays,
+        **{name: value for name, value in vars(lobe).items() if isinstance(value, np.ndarray)},
     )
 
 
@@ -226,32 +380,6 @@ def _draw_parameters(config: VolumeConfig, lobe: OpticLobe, rng: Generator) -> V
     )
 
 
-def _render_fluorescence(
-    config: VolumeConfig,
-    parameters: VolumeParameters,
-    lobe: OpticLobe,
-    control_points: np.ndarray,
-    column_type: np.ndarray,
-    rng: Generator,
-) -> np.ndarray:
-    """Return the canvas (X, Y, Z) float32 of clouds and neurites before the microscope."""
-    canvas = np.zeros(config.shape, dtype=np.float32)
-    intensities = {
-        "baseline_intensity": config.baseline_intensity,
-        "std_intensity": parameters.std_intensity,
-    }
-    widths = {"spacing": parameters.spacing, "simplify_factor": config.simplify_factor}
-    clouds = fluorescence.draw_clouds(rng, column_type, **widths, **intensities)
-    middles = lobe.entry_points + np.float32(0.5 * parameters.cone_length) * lobe.e_r
-    frames = lobe.e_r, lobe.e_theta, lobe.e_phi
-    key = draw_key(rng)
-    fluorescence.paint_clouds(canvas, clouds, middles, frames, v_std=config.v_std, key=key)
-    neurites = fluorescence.draw_neurite_intensities(rng, len(column_type), **intensities)
-    jitter, key = fluorescence.NEURITE_JITTER * parameters.spacing, draw_key(rng)
-    fluorescence.paint_neurites(canvas, control_points, neurites, jitter=jitter, key=key)
-    return canvas
-
-
 def _take_image(
     config: VolumeConfig, parameters: VolumeParameters, canvas: np.ndarray, rng: Generator
 ) -> np.ndarray:
@@ -268,3 +396,74 @@ def _take_image(
     taken = imaging.read_noise_and_contrast(counts, sd, parameters.contrast, draw_key(rng))
     imaging.check_cut_off(taken, imaging.MOST_STORED, "the gain or the contrast")
     return taken
+
+
+def preset(name: str, **fields: Any) -> Config:
+    """Return the configuration of a preset, ``fields`` changed; UserError for another name."""
+    if name not in PRESETS:
+        raise UserError(f"preset {name!r}: must be one of {', '.join(PRESETS)}")
+    return PRESETS[name](**fields)
+
+
+def preset_of(config: Config) -> str:
+    """Return the name of a configuration's preset."""
+    return next(name for name, kind in PRESETS.items() if isinstance(config, kind))
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Return the configuration that ``to_dict`` of either preset has made plain."""
+    return (WideConfig if "sheet" in values else VolumeConfig).from_dict(values)
+
+
+def compile_kernels(*configs: Config) -> list[SimulatedVolume]:
+    """Compile, or load, what volumes of the configurations' presets need: before a fork, once.
+
+    Return small volumes, by which what comes after them can be compiled too.
+    """
+    shape = (32, 32, 32)
+    reference = VolumeConfig(shape, lattice_intervals=(4, 5), min_columns=5)
+    sheet, stain = SheetConfig(min_columns=2), StainConfig(clouds_probability=0.2)
+    wide = WideConfig(shape, min_visibility=0.0, sheet=sheet, stain=stain)
+    # as many volumes as it takes to call each kernel
+    tiny: dict[type[Config], list[Config]] = {VolumeConfig: [reference], WideConfig: [wide] * 12}
+    kinds = dict.fromkeys(map(type, configs))
+    return [simulate_volume(c, sample_rng(0, i)) for k in kinds for i, c in enumerate(tiny[k])]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Configurations of volumes of one shape, and the share of the volumes that each makes.
+
+    Raises UserError for shares that do not add up to 1, and shapes that differ.
+    """
+
+    parts: tuple[tuple[Config, float], ...]
+
+    def __post_init__(self) -> None:
+        shares = [share for _, share in self.parts]
+        if not all(share > 0 for share in shares) or not np.isclose(sum(shares), 1.0):
+            raise UserError(f"shares {shares}: must be above 0 and add up to 1")
+        if len({config.shape for config, _ in self.parts}) != 1:
+            raise UserError(f"shapes {[config.shape for config, _ in self.parts]}: must be equal")
+
+    @property
+    def configs(self) -> list[Config]:
+        """The configurations."""
+        return [config for config, _ in self.parts]
+
+    def choose(self, seed: int, epoch: int, index: int) -> Config:
+        """Return the configuration of a volume, drawn with the shares from its place alone."""
+        if len(self.parts) == 1:
+            return self.parts[0][0]
+        draw = make_rng(Purpose.PRESET, seed, epoch, index).random()
+        bounds = np.cumsum([share for _, share in self.parts])[:-1]
+        return self.parts[int(np.searchsorted(bounds, draw, side="right"))][0]
+
+    def to_dict(self) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return plain JSON types: the one configuration, or preset, share and fields of each."""
+        if len(self.parts) == 1:
+            return self.parts[0][0].to_dict()
+        return [
+            {"preset": preset_of(config), "share": share, **config.to_dict()}
+            for config, share in self.parts
+        ]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError, disk_errors
-from utils.simulation.placed_columns import ColumnTable
+from utils.simulation.sheet import ColumnTable
 
 AXES = ("x", "y", "z")
 ENDS = [f"{end}_{axis}" for end in ("proximal", "distal") for axis in AXES]

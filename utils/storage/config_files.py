@@ -19,13 +19,13 @@ from typing import Any
 
 from utils.errors import UserError, disk_errors
 from utils.simulation.configuration import PlainConfig
-from utils.simulation.presets import PRESETS, Config, Mixture, preset, preset_of
+from utils.simulation.volume import PRESETS, Config, Mixture, preset, preset_of
 
 NOT_KEYS = ("shape", "table")  # fields that flags give
 
 
-def read_config(path: str | Path, name: str | None = None, **fields: Any) -> Config:
-    """Return the configuration that a TOML file describes; ``fields`` win over those of the file.
+def read_config(path: str | Path, name: str | None = None) -> Config:
+    """Return the configuration that a TOML file describes.
 
     ``name`` is the preset's, which the file may say instead; if both do, they must agree. Raises
     UserError if the file cannot be read, or for a key or a value that is not right; names both.
@@ -40,7 +40,7 @@ def read_config(path: str | Path, name: str | None = None, **fields: Any) -> Con
     if said not in list(PRESETS) or name not in (None, said):
         asked = f"must be {name}, as --preset says" if name else f"one of {', '.join(PRESETS)}"
         raise UserError(f"{path}: preset {said!r}: {asked}; say so in the file or by --preset")
-    return _build(PRESETS[said], values, f"{path}: ", fields)
+    return _build(PRESETS[said], values, f"{path}: ")
 
 
 def read_mixture(
@@ -49,11 +49,11 @@ def read_mixture(
     """Return a mixture of presets, one of which a file may describe; by itself it is the whole."""
     configs = {name: preset(name, shape=shape) for name in shares}
     if path is not None:
-        config = read_config(path, next(iter(shares)) if len(shares) == 1 else None, shape=shape)
+        config = read_config(path, next(iter(shares)) if len(shares) == 1 else None)
         name = preset_of(config)
         if shares and name not in shares:
             raise UserError(f"{path}: preset {name!r}: is none of {', '.join(shares)}")
-        configs[name] = config
+        configs[name] = dataclasses.replace(config, shape=shape)
     return Mixture(tuple((config, shares.get(name, 1.0)) for name, config in configs.items()))
 
 
@@ -62,10 +62,8 @@ def show_config(config: Config) -> str:
     return f'preset = "{preset_of(config)}"\n' + "\n".join(_lines(config)) + "\n"
 
 
-def _build(
-    kind: type[Any], values: Mapping[str, Any], place: str, fields: Mapping[str, Any]
-) -> Any:
-    """Return a configuration of ``values`` and ``fields``; ``place`` begins every message."""
+def _build(kind: type[Any], values: Mapping[str, Any], place: str) -> Any:
+    """Return a configuration of ``values``; ``place`` begins every message."""
     hints = {name: h for name, h in typing.get_type_hints(kind).items() if name not in NOT_KEYS}
     made = {}
     for key, value in values.items():
@@ -74,7 +72,7 @@ def _build(
             raise UserError(f"{place}{key}: there is no such key (the nearest is {near[0]})")
         made[key] = _typed(value, hints[key], f"{place}{key}")
     try:
-        return kind(**{**made, **fields})
+        return kind(**made)
     except UserError as error:
         raise UserError(f"{place}{error}") from error
 
@@ -83,7 +81,7 @@ def _typed(value: Any, hint: Any, place: str) -> Any:
     """Return a value of TOML as a field's type has it; UserError for one of another type."""
     if dataclasses.is_dataclass(hint):
         if isinstance(value, dict):
-            return _build(typing.cast("type[Any]", hint), value, f"{place}.", {})
+            return _build(typing.cast("type[Any]", hint), value, f"{place}.")
         raise UserError(f"{place} {value!r}: must be a table, [{place.rpartition(' ')[2]}]")
     kinds = typing.get_args(hint)
     if kinds:

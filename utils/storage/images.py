@@ -21,10 +21,14 @@ import numpy as np
 from utils.errors import UserError, hdf5_errors
 from utils.provenance import DATA_VERSION, IMAGE_FORMAT
 from utils.simulation.image import ImageConfig
-from utils.storage.layout import GZIP_LEVEL
-from utils.storage.reading import format_problem, open_checked
-from utils.storage.volume_set import differing
-from utils.storage.writing import describe, new_hdf5_file
+from utils.storage.files import (
+    GZIP_LEVEL,
+    describe,
+    differing,
+    format_problem,
+    new_hdf5_file,
+    open_checked,
+)
 
 IMAGE_LAYOUT = {
     "image_data": "image, (sample, x, y), float32, 1st to 99th percentile scaled to 0..1",

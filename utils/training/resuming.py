@@ -100,7 +100,7 @@ def _comparable(value: Any, name: str = "") -> Any:
     if name == "file" and value:
         return Path(value).name
     if name == "on_the_fly":
-        from utils.simulation.presets import config_from_dict
+        from utils.simulation.volume import config_from_dict
 
         parts = [dict(part) for part in (value if isinstance(value, list) else [value])]
         shares = [(part.pop("preset", None), part.pop("share", 1)) for part in parts]
