@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.figures import predictions, slices
+from utils.figures import canvas, predictions
 from utils.simulation import SimulatedVolume
 
 
@@ -14,7 +14,7 @@ from utils.simulation import SimulatedVolume
 def test_predictions_have_a_row_for_each_sample(
     small_volume: SimulatedVolume, dimensions: int, tmp_path: Path
 ) -> None:
-    z = slices.densest_slice(small_volume.mask)
+    z = canvas.densest_slice(small_volume.mask)
     cut = (...,) if dimensions == 3 else (..., z)
     image, mask = small_volume.image[cut], small_volume.mask[cut]
     probability = mask * 0.9

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, exit_status
-from utils.figures.samples import save_image_samples, save_samples_panel
+from utils.figures.samples import (
+    save_3d_gif,
+    save_image_samples,
+    save_samples_panel,
+    save_slice_gif,
+)
 from utils.figures.stacks import save_overlays
 from utils.flags import voxel_ranges
 
@@ -93,7 +98,6 @@ def _draw_assets(options: argparse.Namespace) -> list[Path]:
         return [_draw_stack(options)]
     if options.command == "samples-2d":
         return [_draw_image_samples(options)]
-    from utils.figures.animations import save_3d_gif, save_slice_gif
     from utils.simulation import preset, sample_rng, simulate_volume
 
     folder, demo = options.directory, options.command == "demo"

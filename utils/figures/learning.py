@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from utils.figures import canvas
-from utils.figures.canvas import TRAIN, VALID
 
 WHOLE_SHEET_IOU = 0.44
 """IoU of a mask of the whole sheet in which columns stand: pi 0.35^2 / (sqrt(3) / 2)."""
@@ -30,8 +29,8 @@ def save_learning_curves(
     if baseline is not None:
         iou.axhline(baseline, **canvas.REFERENCE_LINE, label=f"whole sheet {baseline:.2f}")
     for axes, key in ((loss, "loss"), (iou, "iou")):
-        _draw_curve(axes, history, f"train_{key}", "training", TRAIN)
-        _draw_curve(axes, history, f"valid_{key}", "validation", VALID)
+        _draw_curve(axes, history, f"train_{key}", "training", canvas.TRAIN)
+        _draw_curve(axes, history, f"valid_{key}", "validation", canvas.VALID)
         axes.legend(fontsize=8, frameon=False)
     _draw_curve(rate, history, "lr", "learning rate", "#444444")
     iou.set_ylim(0.0, 1.0)

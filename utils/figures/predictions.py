@@ -14,14 +14,6 @@ from matplotlib.patches import Patch
 
 from utils.evaluation.confusion import confusion
 from utils.figures import canvas
-from utils.figures.canvas import FALSE_NEGATIVE, FALSE_POSITIVE, TRUE_POSITIVE, TRUTH
-from utils.figures.slices import (
-    densest_slice,
-    draw_outline,
-    scale_to_display,
-    show_fluorescence,
-    show_slice,
-)
 
 
 def save_predictions(
@@ -44,10 +36,10 @@ def save_predictions(
         *planes, which = _planes(images[row], masks[row], probabilities[row])
         _draw_prediction_row(grid[row], planes, f"{title}{which}")
     handles = [
-        Patch(color=TRUE_POSITIVE, label="found (true positive)"),
-        Patch(color=FALSE_POSITIVE, label="false positive"),
-        Patch(color=FALSE_NEGATIVE, label="missed (false negative)"),
-        Patch(facecolor="none", edgecolor=TRUTH, label="outline of the truth"),
+        Patch(color=canvas.TRUE_POSITIVE, label="found (true positive)"),
+        Patch(color=canvas.FALSE_POSITIVE, label="false positive"),
+        Patch(color=canvas.FALSE_NEGATIVE, label="missed (false negative)"),
+        Patch(facecolor="none", edgecolor=canvas.TRUTH, label="outline of the truth"),
     ]
     canvas.add_legend_below(figure, handles=handles, ncols=4)
     return canvas.save_figure(figure, path)
@@ -63,8 +55,8 @@ def save_cover(
     figure = canvas.new_figure(6.0, 3.0)
     plain, overlay = figure.subplots(1, 2)
     *planes, _ = _planes(image, mask, probability)
-    show_fluorescence(plain, planes[0])
-    show_slice(overlay, _compare(*planes))
+    canvas.show_fluorescence(plain, planes[0])
+    canvas.show_slice(overlay, _compare(*planes))
     plain.set_axis_off()
     overlay.set_axis_off()
     return canvas.save_figure(figure, path)
@@ -74,10 +66,10 @@ def _planes(
     image: np.ndarray, mask: np.ndarray, probability: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     """Return scaled image, mask and probability of one slice, and words that say which."""
-    image = scale_to_display(image)
+    image = canvas.scale_to_display(image)
     if image.ndim == 2:
         return image, mask, probability, ""
-    z = densest_slice(mask)
+    z = canvas.densest_slice(mask)
     return image[..., z], mask[..., z], probability[..., z], f", z = {z} of {image.shape[2]}"
 
 
@@ -85,13 +77,13 @@ def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], titl
     """Draw the four panels of a sample."""
     image, mask, probability = planes
     picture, truth, chance, overlay = row
-    show_fluorescence(picture, image)
-    show_fluorescence(truth, image)
-    draw_outline(truth, np.maximum(mask, 0), TRUTH)
-    shown = show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
+    canvas.show_fluorescence(picture, image)
+    canvas.show_fluorescence(truth, image)
+    canvas.draw_outline(truth, np.maximum(mask, 0), canvas.TRUTH)
+    shown = canvas.show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
     bar = chance.figure.colorbar(shown, ax=chance, shrink=0.8, pad=0.02)
     bar.ax.tick_params(labelsize=7)
-    show_slice(overlay, _compare(image, mask, probability))
+    canvas.show_slice(overlay, _compare(image, mask, probability))
     iou = confusion(probability, mask).iou
     words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
     for axes, word in zip(row, words, strict=True):
@@ -106,9 +98,9 @@ def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np
     predicted, true = (probability >= 0.5) & (mask >= 0), mask >= 0.5
     colours = np.repeat(image[..., None] * 0.75, 3, axis=2)
     for where, colour in (
-        (predicted & true, TRUE_POSITIVE),
-        (predicted & ~true, FALSE_POSITIVE),
-        (~predicted & true, FALSE_NEGATIVE),
+        (predicted & true, canvas.TRUE_POSITIVE),
+        (predicted & ~true, canvas.FALSE_POSITIVE),
+        (~predicted & true, canvas.FALSE_NEGATIVE),
     ):
         colours[where] = 0.45 * colours[where] + 0.55 * np.array(to_rgb(colour))
     return colours
