@@ -127,7 +127,6 @@ def evaluate(flags: argparse.Namespace) -> None:
 def compare(flags: argparse.Namespace) -> None:
     """Score what is not scored yet, write and print the paired differences."""
     from utils.evaluation import tables
-    from utils.evaluation.statistics import paired_differences
     from utils.figures.evaluation import save_comparison
 
     check_flags(flags)
@@ -146,7 +145,7 @@ def compare(flags: argparse.Namespace) -> None:
         notes += [f"note on {letter}: {note}" for note in side.notes]
     names = tables.common_scores(*scores)
     a, b = (table[names] for table in scores)
-    differences = paired_differences(a, b, flags.seed)
+    differences = tables.paired_differences(a, b, flags.seed)
     about = {
         "a": flags.compare[0],
         "b": flags.compare[1],
@@ -307,8 +306,7 @@ def score_and_write(
     """Score all volumes, write tables and pictures; return scores, their means and the paths."""
     from utils.devices import memory_advice
     from utils.evaluation.scoring import score_volumes
-    from utils.evaluation.statistics import means_over_volumes
-    from utils.evaluation.tables import only_scores, table_of, write_results
+    from utils.evaluation.tables import means_over_volumes, only_scores, table_of, write_results
     from utils.figures.evaluation import save_evaluation
 
     make_folder(folder)

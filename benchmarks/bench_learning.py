@@ -287,7 +287,7 @@ def score_checkpoint(
     from utils.data.normalize import PercentileNormalizer
     from utils.devices import choose_compute, memory_format
     from utils.evaluation.confusion import score_voxels
-    from utils.evaluation.statistics import bootstrap_mean
+    from utils.evaluation.tables import bootstrap_mean
     from utils.prediction.sliding_window import predict_volume
     from utils.storage import VolumeFile
 

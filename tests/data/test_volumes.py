@@ -1,7 +1,8 @@
-"""The 3D data set: items, seeds, epochs, worker processes and its errors."""
+"""Patches, and the data sets of volumes in files and on the fly: seeds, epochs, workers, errors."""
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections import Counter
 from dataclasses import replace
@@ -11,15 +12,132 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.conftest import fake_volume, write_fake_file
-from utils.data import PercentileNormalizer, SegmentationFake3DDataset
+from utils.data import OnTheFly3DDataset, PercentileNormalizer, SegmentationFake3DDataset, volumes
+from utils.data.volumes import (
+    BUFFERED_VOLUMES,
+    PatchMixer,
+    Slices,
+    box_counts,
+    choose_patch,
+    patch_slices,
+)
 from utils.errors import UserError
 from utils.provenance import DATA_VERSION
-from utils.simulation.volume import SimulatedVolume, VolumeConfig, sample_rng
+from utils.simulation.geometry import GeometryError
+from utils.simulation.presets import Mixture
+from utils.simulation.streams import Purpose, make_rng
+from utils.simulation.volume import (
+    SimulatedVolume,
+    VolumeConfig,
+    WideVolume,
+    sample_rng,
+    simulate_volume,
+)
 from utils.simulation.wide import WideConfig
-from utils.storage import VolumeFile, VolumeSet, write_simulated_file
+from utils.storage import VolumeFile, VolumeSet, encode_row, new_volume_file, write_simulated_file
+from utils.training.ending import record_exit
+from utils.training.experiment import Experiment
+from utils.training.losses import measure_foreground
+
+
+def counts_one_by_one(mask: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
+    corners = [range(s - p + 1) for s, p in zip(mask.shape, patch, strict=True)]
+    flat = [mask[patch_slices(c, patch)].sum() for c in itertools.product(*corners)]
+    return np.reshape(flat, [len(c) for c in corners])
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), dims=st.integers(1, 3))
+def test_box_counts_equal_those_counted_one_by_one(data: st.DataObject, dims: int) -> None:
+    shape = tuple(data.draw(st.integers(1, 8)) for _ in range(dims))
+    patch = tuple(data.draw(st.integers(1, s)) for s in shape)
+    mask = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 2, shape, np.uint8)
+    np.testing.assert_array_equal(box_counts(mask, patch), counts_one_by_one(mask, patch))
+
+
+def corner_of(slices: Slices) -> tuple[int, ...]:
+    return tuple(part.start for part in slices)
+
+
+@pytest.mark.parametrize("tries", [4, 6, 1000])
+def test_patches_are_uniform_over_valid_corners(
+    tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumes, "_TRIES", tries)
+    mask = np.zeros((9, 8), np.uint8)
+    mask[6:, 5:] = 1
+    mask[0, 0] = 1
+    patch = (3, 3)
+    valid = set(zip(*np.nonzero(counts_one_by_one(mask, patch) >= 3), strict=True))
+    rng = np.random.default_rng(0)
+    drawn = Counter(
+        corner_of(choose_patch(mask.__getitem__, mask.shape, patch, 6 / 9, rng)[0])
+        for _ in range(400 * len(valid))
+    )
+    assert set(drawn) == valid
+    # A count has a standard deviation of 20 about 400: five of them.
+    assert all(abs(count - 400) < 100 for count in drawn.values())
+
+
+def test_the_patch_has_enough_foreground_and_its_own_mask() -> None:
+    rng = np.random.default_rng(1)
+    mask = (rng.random((20, 20, 20)) < 0.05).astype(np.uint8)
+    for _ in range(50):
+        slices, part = choose_patch(mask.__getitem__, mask.shape, (8, 8, 8), 0.95, rng)
+        np.testing.assert_array_equal(part, mask[slices])
+        assert part.mean() >= 0.05
+
+
+def test_where_none_has_enough_the_densest_is_taken() -> None:
+    mask = np.zeros((12, 12, 12), np.uint8)
+    mask[7, 8, 9] = mask[7, 8, 10] = 1
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        _, part = choose_patch(mask.__getitem__, mask.shape, (4, 4, 4), 0.5, rng)
+        assert part.sum() == 2
+
+
+def test_an_empty_mask_gives_a_patch_all_the_same() -> None:
+    mask = np.zeros((6, 6), np.uint8)
+    _, part = choose_patch(mask.__getitem__, (6, 6), (4, 4), 0.95, np.random.default_rng(0))
+    assert part.shape == (4, 4)
+
+
+def test_only_the_patch_is_read_when_the_first_try_hits() -> None:
+    read: list[Slices] = []
+
+    def read_mask(slices: Slices) -> np.ndarray:
+        read.append(slices)
+        return np.ones([part.stop - part.start for part in slices], np.uint8)
+
+    slices, _ = choose_patch(read_mask, (50, 50, 50), (8, 8, 8), 0.0, np.random.default_rng(0))
+    assert read == [slices]
+
+
+def test_a_patch_may_be_the_whole_volume() -> None:
+    mask = np.eye(5, dtype=np.uint8)
+    slices, _ = choose_patch(mask.__getitem__, (5, 5), (5, 5), 0.95, np.random.default_rng(0))
+    assert corner_of(slices) == (0, 0)
+
+
+def test_the_threshold_itself_is_enough() -> None:
+    mask = np.zeros((20,), np.uint8)
+    mask[4] = 1  # 95 % background exactly
+    reads: list[Slices] = []
+
+    def read_mask(slices: Slices) -> np.ndarray:
+        reads.append(slices)
+        return mask[slices]
+
+    choose_patch(read_mask, (20,), (20,), 0.95, np.random.default_rng(0))
+    assert len(reads) == 1
+
 
 FAKE_SAMPLES = [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
 """Seed and row of each sample of ``fake_files``."""
@@ -246,3 +364,264 @@ def test_spacing_is_in_voxels_of_either_preset(tmp_path: Path, tiny_wide: WideCo
         else:
             expected = np.multiply(volume.parameters.spacing, shape)
         assert dataset.column_spacing() == pytest.approx(expected, rel=1e-5)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+def make(config: VolumeConfig | WideConfig | Mixture, **options: object) -> OnTheFly3DDataset:
+    defaults = {"patch_size": 8, "patches_per_epoch": 12, "patches_per_volume": 3}
+    return OnTheFly3DDataset(config, **{**defaults, **options})
+
+
+def volume_of(data: OnTheFly3DDataset, index: int) -> SimulatedVolume:
+    """Return a whole volume of the data's epoch."""
+    rng = make_rng(Purpose.LIVE_VOLUME, data.seed, data.epoch, index)
+    return simulate_volume(data.mixture.choose(data.seed, data.epoch, index), rng)
+
+
+def batches(loader: DataLoader) -> list[tuple[Tensor, Tensor]]:
+    found = list(loader)
+    assert len(found) == len(loader)
+    return found
+
+
+def rows(found: list[tuple[Tensor, Tensor]]) -> list[bytes]:
+    """Return each patch, image and mask, of all batches as bytes."""
+    return [
+        image.numpy().tobytes() + mask.numpy().tobytes()
+        for images, masks in found
+        for image, mask in zip(images, masks, strict=True)
+    ]
+
+
+def live_items(data: OnTheFly3DDataset) -> list[bytes]:
+    return rows([tuple(part[None] for part in data[k]) for k in range(len(data))])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mixtures_give_patches_of_each_preset_by_their_shares(
+    tiny_config: VolumeConfig, tiny_wide: WideConfig, workers: int
+) -> None:
+    mixture = Mixture(((tiny_wide, 0.5), (tiny_config, 0.5)))
+    data = make(mixture, patches_per_epoch=24, patches_per_volume=2, seed=3)
+    assert data.describe()["on_the_fly"] == mixture.to_dict()
+    kinds = [type(volume_of(data, index)) for index in range(12)]
+    assert {*kinds} == {SimulatedVolume, WideVolume}
+    found = rows(batches(data.make_loader(4, num_workers=workers)))
+    assert sorted(found) == sorted(live_items(data)) and len({*found}) > 20
+
+
+def test_a_preset_by_itself_is_a_mixture_of_one(tiny_wide: WideConfig) -> None:
+    data = make(tiny_wide)
+    assert data.describe()["on_the_fly"] == tiny_wide.to_dict()
+    assert isinstance(volume_of(data, 0), WideVolume)
+
+
+def test_items_have_the_form_of_those_of_files(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config)
+    assert len(data) == 12
+    for k in (0, 5, 11):
+        image, mask = data[k]
+        assert image.shape == mask.shape == (1, 8, 8, 8)
+        assert image.dtype == mask.dtype == torch.float32
+        assert 0 <= image.min() and image.max() <= 1
+        assert set(mask.unique().tolist()) <= {0.0, 1.0} and mask.mean() >= 0.05
+    assert len(set(live_items(data))) == 12
+    assert torch.equal(data[-1][0], data[11][0])
+    with pytest.raises(IndexError, match="outside -12..11"):
+        data[12]
+
+
+def test_a_whole_volume_is_what_a_file_would_give(
+    tmp_path: Path, tiny_config: VolumeConfig
+) -> None:
+    """The image is rounded and scaled as if the volume had been written and read."""
+    data = make(tiny_config, patch_size=32, patches_per_volume=1)
+    data.set_epoch(3)
+    with new_volume_file(tmp_path / "a.h5", VolumeSet(tiny_config, 0, 1)) as writer:
+        writer.append(encode_row(volume_of(data, 2)))
+    stored = SegmentationFake3DDataset(tmp_path / "a.h5", patch_size=32)
+    for ours, theirs in zip(data[2], stored[0], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_no_volume_comes_twice_nor_from_a_file(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config, seed=1)
+    seen = set()
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        for index in range(4):
+            seen.add(volume_of(data, index).image.tobytes())
+    assert len(seen) == 12
+    for seed in (0, 1):
+        for index in range(4):
+            stored = simulate_volume(tiny_config, sample_rng(seed, index))
+            assert stored.image.tobytes() not in seen
+
+
+@pytest.mark.parametrize("augment", ["none", "full"])
+def test_batches_are_the_items_of_the_epoch_mixed(tiny_config: VolumeConfig, augment: str) -> None:
+    data = make(tiny_config, augment=augment, patches_per_epoch=11)
+    data.set_epoch(1)
+    found = batches(data.make_loader(4))
+    assert [len(images) for images, _ in found] == [4, 4, 3]
+    assert all(part.dtype == torch.float32 for pair in found for part in pair)
+    assert sorted(rows(found)) == sorted(live_items(data))
+    assert rows(found) != live_items(data)
+
+
+def test_augmented_items_are_the_plain_ones_changed(tiny_config: VolumeConfig) -> None:
+    plain, flipped = make(tiny_config), make(tiny_config, augment="flips")
+    assert live_items(plain) != live_items(flipped)
+    for k in range(len(plain)):
+        for a, b in zip(plain[k], flipped[k], strict=True):
+            assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_bits(tiny_config: VolumeConfig, workers: int) -> None:
+    data = make(tiny_config, augment="full", seed=7)
+    alone, loader = data.make_loader(5), data.make_loader(5, num_workers=workers)
+    epochs = []
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        epochs.append(rows(batches(alone)))
+        assert rows(batches(loader)) == epochs[-1]
+    assert not set(epochs[0]) & set(epochs[1])
+
+
+def test_seeds_and_epochs_give_other_batches(tiny_config: VolumeConfig) -> None:
+    def at(seed: int, epoch: int) -> list[bytes]:
+        data = make(tiny_config, seed=seed)
+        data.set_epoch(epoch)
+        return rows(batches(data.make_loader(4)))
+
+    assert at(0, 1) == at(0, 1)
+    assert not set(at(0, 1)) & (set(at(0, 2)) | set(at(1, 1)))
+
+
+def test_ranks_share_an_epoch_without_repeating(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config, patches_per_epoch=13)
+    data.set_epoch(1)
+    found = [batches(data.make_loader(5, rank=rank, world_size=2)) for rank in range(2)]
+    assert [[len(images) for images, _ in part] for part in found] == [[2, 2, 2]] * 2
+    first, second = (rows(part) for part in found)
+    assert len({*first, *second}) == 12
+    alone = live_items(data)
+    assert set(first) == {*alone[0:6]}
+    assert set(second) == {*alone[6:12]}
+
+
+def test_a_rank_may_begin_within_a_volume(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config, patches_per_epoch=10)
+    alone = live_items(data)
+    for rank in range(2):
+        found = batches(data.make_loader(4, rank=rank, world_size=2))
+        assert set(rows(found)) < {*alone[5 * rank : 5 * rank + 5]}  # but for the lonely last one
+
+
+def test_a_lonely_last_patch_is_left_out(tiny_config: VolumeConfig) -> None:
+    lengths = {9: [4, 4], 10: [4, 4, 2], 1: [1], 4: [4], 3: [3]}
+    for number, expected in lengths.items():
+        data = make(tiny_config, patches_per_epoch=number)
+        assert [len(images) for images, _ in batches(data.make_loader(4))] == expected
+    single = make(tiny_config, patches_per_epoch=3)
+    assert [len(images) for images, _ in batches(single.make_loader(1))] == [1, 1, 1]
+
+
+def test_foreground_can_be_measured(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config)
+    expected = np.mean([data[k][1].mean() for k in range(12)])
+    assert measure_foreground(data) == pytest.approx(expected)
+
+
+def test_loading_leaves_the_random_state_of_torch(tiny_config: VolumeConfig) -> None:
+    before = torch.get_rng_state()
+    batches(make(tiny_config).make_loader(4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- Mixing and measuring -------------------------------------------------------------------------
+
+
+class Counted:
+    """A stand-in for the volumes' loader that counts what it has given."""
+
+    def __init__(self, number: int, patches: int) -> None:
+        self.number, self.patches, self.given = number, patches, 0
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self):
+        for volume in range(self.number):
+            self.given += self.patches
+            images = torch.full((self.patches, 1, 8, 8, 8), float(volume))
+            yield images, torch.ones_like(images)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_the_buffer_is_bounded(tiny_config: VolumeConfig, batch_size: int) -> None:
+    source = make(tiny_config, patches_per_epoch=300)
+    volumes = Counted(100, 3)
+    mixer = PatchMixer(source, volumes, 300, batch_size)
+    capacity = 3 * max(BUFFERED_VOLUMES, -(-2 * batch_size // 3))
+    taken, mixed = 0, 0
+    for images, _ in mixer:
+        assert volumes.given - taken <= capacity
+        taken += len(images)
+        mixed = max(mixed, len(images.flatten(1)[:, 0].unique()))
+    assert taken == volumes.given == 300
+    assert mixed >= min(batch_size, 3)  # patches of several volumes meet in a batch
+
+
+def test_rates_are_of_the_last_epoch(tiny_config: VolumeConfig) -> None:
+    data = make(tiny_config)
+    assert data.epoch_record() == {}
+    batches(data.make_loader(4))
+    record = data.epoch_record()
+    assert 0 < record["seconds_waiting_for_data"] <= 4 / record["volumes_per_second"]
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patch_size": 33}, r"33 voxels an edge does not fit into volumes of \(32, 32, 32\)"),
+        ({"patch_size": 0}, "a patch of 0 voxels"),
+        ({"background_threshold": 1.5}, "background_threshold must be in 0..1, got 1.5"),
+        ({"patches_per_epoch": 0}, "patches_per_epoch must be at least 1, got 0"),
+        ({"patches_per_volume": 0}, "patches_per_volume must be at least 1, got 0"),
+        ({"augment": "all"}, "'all': must be one of none, flips, stains, full"),
+    ],
+)
+def test_numbers_on_the_fly_outside_their_range_are_refused(
+    tiny_config: VolumeConfig, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(tiny_config, **options)
+
+
+IMPOSSIBLE = VolumeConfig(shape=(16, 16, 16), lattice_intervals=(1, 1), min_columns=99, max_tries=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_impossible_configuration_is_named(workers: int) -> None:
+    loader = make(IMPOSSIBLE).make_loader(4, num_workers=workers)
+    with pytest.raises(GeometryError, match="no geometry with at least 99 columns"):
+        next(iter(loader))
+
+
+def test_an_error_in_a_worker_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = Experiment.create(tmp_path / "run", {}, __file__)
+    loader = make(IMPOSSIBLE).make_loader(4, num_workers=1)
+    assert record_exit(experiment, lambda: str(next(iter(loader)))) == 1
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith("training stopped: no geometry with at least 99 columns")
+    assert experiment.read_log()["exit"]["reason"] in line

@@ -9,7 +9,7 @@ from scipy import ndimage
 from tests.stacks.stacks import save
 from utils.columns.finding import columns_of
 from utils.errors import UserError
-from utils.evaluation.instances import Truth, score_found
+from utils.evaluation.columns import Truth, score_found
 from utils.evaluation.labelled import LabelledSet, LabelledVolume
 from utils.evaluation.prediction_files import PredictionFiles
 from utils.evaluation.scoring import ToScore, score_volume

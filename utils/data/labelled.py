@@ -28,7 +28,7 @@ from torch import Tensor
 
 from utils.data.epochs import EpochDataset, in_turn, item_index
 from utils.data.normalize import PercentileNormalizer, measure_limits
-from utils.data.patches import Slices, check_patches, patch_slices
+from utils.data.volumes import Slices, check_patches, patch_slices
 from utils.errors import UserError, disk_errors
 from utils.resampling import Resampling, planes_at_once
 from utils.simulation.streams import Purpose, check_seed, make_rng

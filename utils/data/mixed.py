@@ -82,7 +82,7 @@ class MixedDataset(EpochDataset):
     ) -> DataLoader:
         """Return a loader of batches (images, masks), both (batch, 1, *space) float32.
 
-        Args as of :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`; the batch size is the
+        Args as of :meth:`utils.data.volumes.OnTheFly3DDataset.make_loader`; the batch size is the
         sum of the parts. The workers are for the simulated items, one more for the real ones.
         """
         if batch_size != sum(self.parts):

@@ -1,7 +1,7 @@
 """The pictures of an evaluation, and of two of them compared.
 
 Scores and shares are 0..1; intervals are those of means over volumes. Tables of scores have a row a
-volume, tables of means and differences a row a score (``utils.evaluation.statistics``).
+volume, tables of means and differences a row a score (``utils.evaluation.tables``).
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from utils.evaluation.scoring import ScoredVolume
-from utils.evaluation.statistics import rank_correlations
-from utils.evaluation.tables import kinds_of
+from utils.evaluation.tables import kinds_of, rank_correlations
 from utils.figures import canvas
 from utils.figures.predictions import save_predictions
 
