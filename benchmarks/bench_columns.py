@@ -49,8 +49,8 @@ from utils.evaluation.columns import (
     score_lattice,
     true_pairs,
 )
-from utils.evaluation.prediction_files import stacks_at
 from utils.evaluation.scoring import ToScore
+from utils.evaluation.stacks import stacks_at
 from utils.evaluation.tables import means_over_volumes
 from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng
 from utils.simulation.geometry import draw_optic_lobe

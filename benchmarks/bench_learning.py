@@ -303,7 +303,7 @@ def score_checkpoint(
             probabilities = predict_volume(
                 model,
                 volume.image,
-                PercentileNormalizer.from_dict(state["normalizer"]),
+                PercentileNormalizer(**state["normalizer"]),
                 window=int(state["patch_size"]),
                 batch_size=4,
                 precision="bf16" if compute.precision == "bf16-mixed" else "32",

@@ -29,7 +29,7 @@ from utils.columns.finding import FoundColumns
 from utils.columns.instances import on_faces
 from utils.columns.table import measure_columns
 from utils.evaluation.confusion import ratio
-from utils.evaluation.labelled import LabelledVolume
+from utils.evaluation.stacks import LabelledVolume
 from utils.simulation import SimulatedVolume, WideVolume
 from utils.simulation.labels import cone_volume
 from utils.simulation.lattice import neighbours_among
@@ -284,16 +284,8 @@ def _match(likeness: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
 
 def true_pairs(pq: np.ndarray) -> np.ndarray:
     """Return the pairs (E, 2) k < l of neighbours among (p, q) (N, 2) of one chart."""
-    pq = np.asarray(pq, np.int64)
-    keys = pq @ [2**31, 1]
-    order = np.argsort(keys)
-    pairs = [np.empty((0, 2), np.int64)]
-    for step in HEXAGON[:3] if len(pq) else ():
-        wanted = keys + step @ [2**31, 1]
-        at = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(pq) - 1)]
-        there = np.flatnonzero(keys[at] == wanted)
-        pairs.append(np.sort(np.stack([there, at[there]], axis=1), axis=1))
-    return np.concatenate(pairs)
+    places = pq @ [[1, 0], [-0.5, np.sqrt(0.75)]]  # neighbours are 1 apart, all others more
+    return cKDTree(places).query_pairs(1.1, output_type="ndarray")
 
 
 def score_lattice(

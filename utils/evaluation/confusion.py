@@ -189,44 +189,29 @@ def score_surfaces(
         voxels; ``surface_dice``, the share of both surfaces within the tolerance of the other one,
         0..1; and both in micrometres, ``_um``, NaN where the voxel size is unknown.
     """
-    cross = _neighbours(np.ones(mask.shape, bool) if known is None else known)
+    known = np.ones(mask.shape, bool) if known is None else known
+    cross = ndimage.generate_binary_structure(mask.ndim, 1)
+    for axis in range(mask.ndim):
+        planes = np.moveaxis(known, axis, 0)
+        if not (planes[1:] & planes[:-1]).any():  # no two annotated voxels touch along this axis
+            np.moveaxis(cross, axis, 0)[[0, 2]] = False
+    empty = not found.any(), not mask.any()
+    if not any(empty):
+        box = ndimage.find_objects((found | mask).view(np.int8))[0]
+        surfaces = [m[box] & ~ndimage.binary_erosion(m[box], cross) for m in (found, mask)]
+        ways = surfaces, surfaces[::-1]
     scores = {}
     for unit, size in (("", (1.0,) * mask.ndim), ("_um", voxel_size)):
-        hd95, dice = _compare(found, mask, cross, size, tolerance)
+        if size is None:
+            hd95 = dice = math.nan
+        elif all(empty):
+            hd95, dice = 0.0, 1.0
+        elif any(empty):
+            hd95, dice = math.hypot(*np.multiply(mask.shape, size)), 0.0
+        else:
+            away = [ndimage.distance_transform_edt(~to, sampling=size)[of] for of, to in ways]
+            hd95 = float(max(np.percentile(a, 95) for a in away))
+            close = np.concatenate(away) <= tolerance * max(size) * ROUNDING
+            dice = float(close.mean())
         scores |= {f"hd95{unit}": hd95, f"surface_dice{unit}": dice}
     return scores
-
-
-def _neighbours(known: np.ndarray) -> np.ndarray:
-    """Return which neighbours a voxel has, as a structure (3, 3, 3) or (3, 3) of bool.
-
-    None along axes on which no two annotated voxels touch.
-    """
-    cross = ndimage.generate_binary_structure(known.ndim, 1)
-    for axis in range(known.ndim):
-        planes = np.moveaxis(known, axis, 0)
-        if not (planes[1:] & planes[:-1]).any():
-            np.moveaxis(cross, axis, 0)[[0, 2]] = False
-    return cross
-
-
-def _compare(
-    found: np.ndarray,
-    mask: np.ndarray,
-    cross: np.ndarray,
-    size: tuple[float, ...] | None,
-    tolerance: float,
-) -> tuple[float, float]:
-    """Return HD95 and surface Dice, of a ``tolerance`` in longest edges, in units of ``size``."""
-    if size is None:
-        return math.nan, math.nan
-    if not found.any() or not mask.any():
-        if found.any() == mask.any():
-            return 0.0, 1.0
-        return math.hypot(*(n * s for n, s in zip(mask.shape, size, strict=True))), 0.0
-    box = ndimage.find_objects((found | mask).view(np.int8))[0]
-    surfaces = [m[box] & ~ndimage.binary_erosion(m[box], cross) for m in (found, mask)]
-    ways = surfaces, surfaces[::-1]
-    away = [ndimage.distance_transform_edt(~to, sampling=size)[of] for of, to in ways]
-    close = np.concatenate(away) <= tolerance * max(size) * ROUNDING
-    return float(max(np.percentile(a, 95) for a in away)), float(close.mean())

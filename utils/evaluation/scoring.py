@@ -13,8 +13,7 @@ from tqdm import tqdm
 from utils.columns.finding import columns_of
 from utils.evaluation.columns import Truth, score_columns, score_found
 from utils.evaluation.confusion import THRESHOLD, score_surfaces, score_voxels
-from utils.evaluation.labelled import LabelledSet, LabelledVolume
-from utils.evaluation.prediction_files import PredictionFiles
+from utils.evaluation.stacks import LabelledSet, LabelledVolume, PredictionFiles
 from utils.prediction.trained_network import NetworkPredictions
 from utils.simulation import SimulatedVolume
 from utils.simulation.wide import WideParameters

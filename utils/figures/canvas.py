@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from utils.data.normalize import PercentileNormalizer
 from utils.replacing import make_folder, replacing
 
 BLUE_RAMP = ((0.0, 0.0, 0.0), (0.03, 0.16, 0.62), (0.22, 0.55, 1.0), (0.86, 0.96, 1.0))
@@ -32,9 +33,7 @@ REFERENCE_LINE = {"color": "#777777", "linestyle": "--", "linewidth": 1}
 
 def blue(brightness: np.ndarray) -> np.ndarray:
     """Return the fluorescence colours (..., 3) float32 in 0..1 of ``brightness`` (...) in 0..1."""
-    steps = np.linspace(0.0, 1.0, len(BLUE_RAMP))
-    channels = [np.interp(brightness, steps, channel) for channel in np.transpose(BLUE_RAMP)]
-    return np.stack(channels, axis=-1).astype(np.float32)
+    return BLUE_MAP(brightness)[..., :3].astype(np.float32)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -78,10 +77,7 @@ def add_legend_below(figure: Figure, **options: Any) -> None:
 
 def scale_to_display(image: np.ndarray, low: float = 1.0, high: float = 99.0) -> np.ndarray:
     """Return ``image`` clipped and scaled to 0..1 between two percentiles of it, float32."""
-    bottom, top = np.percentile(image, [low, high])
-    if top <= bottom:
-        return np.zeros(image.shape, dtype=np.float32)
-    return np.clip((image - bottom) / (top - bottom), 0.0, 1.0).astype(np.float32)
+    return PercentileNormalizer().apply(image, *np.percentile(image, [low, high]))
 
 
 def densest_slice(mask: np.ndarray) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
@@ -32,9 +31,24 @@ def save_predictions(
     """
     figure = canvas.new_figure(11.4, 2.9 * len(images) + 0.5)
     grid = figure.subplots(len(images), 4, squeeze=False)
-    for row, title in enumerate(titles):
-        *planes, which = _planes(images[row], masks[row], probabilities[row])
-        _draw_prediction_row(grid[row], planes, f"{title}{which}")
+    samples = zip(images, masks, probabilities, strict=True)
+    for row, sample, title in zip(grid, samples, titles, strict=True):
+        picture, truth, chance, overlay = row
+        image, mask, probability, which = _planes(*sample)
+        canvas.show_fluorescence(picture, image)
+        canvas.show_fluorescence(truth, image)
+        canvas.draw_outline(truth, np.maximum(mask, 0), canvas.TRUTH)
+        shown = canvas.show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
+        bar = figure.colorbar(shown, ax=chance, shrink=0.8, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+        canvas.show_slice(overlay, _compare(image, mask, probability))
+        iou = confusion(probability, mask).iou
+        words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
+        for axes, word in zip(row, words, strict=True):
+            axes.set_title(word, fontsize=9)
+            axes.set_xlabel("x (voxels)", fontsize=7)
+        lines = [*textwrap.wrap(f"{title}{which}", 36), "y (voxels)"]
+        picture.set_ylabel("\n".join(lines), fontsize=8)
     handles = [
         Patch(color=canvas.TRUE_POSITIVE, label="found (true positive)"),
         Patch(color=canvas.FALSE_POSITIVE, label="false positive"),
@@ -71,26 +85,6 @@ def _planes(
         return image, mask, probability, ""
     z = canvas.densest_slice(mask)
     return image[..., z], mask[..., z], probability[..., z], f", z = {z} of {image.shape[2]}"
-
-
-def _draw_prediction_row(row: Sequence[Axes], planes: Sequence[np.ndarray], title: str) -> None:
-    """Draw the four panels of a sample."""
-    image, mask, probability = planes
-    picture, truth, chance, overlay = row
-    canvas.show_fluorescence(picture, image)
-    canvas.show_fluorescence(truth, image)
-    canvas.draw_outline(truth, np.maximum(mask, 0), canvas.TRUTH)
-    shown = canvas.show_slice(chance, probability, cmap="magma", vmin=0, vmax=1)
-    bar = chance.figure.colorbar(shown, ax=chance, shrink=0.8, pad=0.02)
-    bar.ax.tick_params(labelsize=7)
-    canvas.show_slice(overlay, _compare(image, mask, probability))
-    iou = confusion(probability, mask).iou
-    words = ("fluorescence", "truth", "probability", f"prediction, IoU in the slice {iou:.2f}")
-    for axes, word in zip(row, words, strict=True):
-        axes.set_title(word, fontsize=9)
-        axes.set_xlabel("x (voxels)", fontsize=7)
-    lines = [*textwrap.wrap(title, 36), "y (voxels)"]
-    picture.set_ylabel("\n".join(lines), fontsize=8)
 
 
 def _compare(image: np.ndarray, mask: np.ndarray, probability: np.ndarray) -> np.ndarray:

@@ -41,38 +41,28 @@ def save_overlays(
     grid = figure.subplots(len(rows), 2 * len(rows[0]), squeeze=False)
     planes = [plane for row in rows for plane in row]
     for pair, (image, mask, title) in zip(grid.reshape(-1, 2), planes, strict=True):
-        pair[0].set_title(title, fontsize=9)
-        pair[1].set_title("prediction", fontsize=9)
-        _draw_overlay(pair, image.astype(np.float32), mask, spacing, step)
+        width, height = np.array(mask.shape) * (spacing or (1.0, 1.0))
+        shape = scaled_shape(image.shape, (1 / step, 1 / step))
+        image = image.astype(np.float32)
+        if shape != image.shape:
+            image = Resampling.between(image.shape, shape).apply(image, 0, 0, shape[1])
+        image = canvas.scale_to_display(image, 1.0, 99.5)
+        placed = {"origin": "upper", "extent": (0, width, height, 0)}
+        smooth = "nearest" if step == 1 else "bicubic"
+        colours = np.zeros((*mask.shape, 4), np.float32)
+        colours[mask > 0] = (*canvas.MASK_RED, 0.55)
+        plain, marked = pair
+        look = {"vmin": 0, "interpolation": smooth, **placed}
+        plain.imshow(image.T, cmap=canvas.BLUE_MAP, vmax=1, **look)
+        marked.imshow(image.T, cmap="gray", vmax=1.2, **look)
+        marked.imshow(colours.swapaxes(0, 1), interpolation="nearest", **placed)
+        for axes, words in ((plain, title), (marked, "prediction")):
+            axes.set_title(words, fontsize=9)
+            axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+        draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
     if caption:
         figure.supxlabel("\n".join(textwrap.wrap(caption, int(62 * len(rows[0])))), fontsize=8)
     return canvas.save_figure(figure, path)
-
-
-def _draw_overlay(
-    pair: Sequence[Axes],
-    image: np.ndarray,
-    mask: np.ndarray,
-    spacing: tuple[float, float] | None,
-    step: float,
-) -> None:
-    """Draw the image, and the image in grey with the mask in red."""
-    width, height = np.array(mask.shape) * (spacing or (1.0, 1.0))
-    shape = scaled_shape(image.shape, (1 / step, 1 / step))
-    if shape != image.shape:
-        image = Resampling.between(image.shape, shape).apply(image, 0, 0, shape[1])
-    image = canvas.scale_to_display(image, 1.0, 99.5)
-    placed = {"origin": "upper", "extent": (0, width, height, 0)}
-    smooth = "nearest" if step == 1 else "bicubic"
-    colours = np.zeros((*mask.shape, 4), np.float32)
-    colours[mask > 0] = (*canvas.MASK_RED, 0.55)
-    plain, marked = pair
-    plain.imshow(image.T, cmap=canvas.BLUE_MAP, vmin=0, vmax=1, interpolation=smooth, **placed)
-    marked.imshow(image.T, cmap="gray", vmin=0, vmax=1.2, interpolation=smooth, **placed)
-    marked.imshow(colours.swapaxes(0, 1), interpolation="nearest", **placed)
-    for axes in pair:
-        axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    draw_scale_bar(plain, width, height, "voxels" if spacing is None else "\u00b5m")
 
 
 def draw_scale_bar(axes: Axes, width: float, height: float, unit: str) -> None:
