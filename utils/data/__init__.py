@@ -10,7 +10,7 @@ _MODULES = {
     "AugmentedDataset": "utils.data.augmentation",
     "KeypointDetectionFake2DDataset": "utils.data.images",
     "LabelledDataset": "utils.data.labelled",
-    "OnTheFly3DDataset": "utils.data.volumes",
+    "OnTheFly3DDataset": "utils.data.simulated",
     "PercentileNormalizer": "utils.data.normalize",
     "RegressionFake2DDataset": "utils.data.images",
     "SegmentationFake2DDataset": "utils.data.images",

@@ -23,7 +23,7 @@ class EpochDataset(Dataset[tuple[Tensor, ...]]):
     normalizer = PercentileNormalizer()  # that has scaled the images; checkpoints tell prediction
     makes_batches = False
     """Whether it has batches of its own, changed at random already, which training takes from its
-    ``make_loader``: see :meth:`utils.data.volumes.OnTheFly3DDataset.make_loader`."""
+    ``make_loader``: see :meth:`utils.data.simulated.OnTheFly3DDataset.make_loader`."""
     parts: tuple[int, ...] = ()
     """Where each batch holds several kinds of patches, one after the other, how many of each."""
 
