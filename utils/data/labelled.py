@@ -53,11 +53,6 @@ class LabelledPair:
     channel: int | None = None  # of the image's file
     name: str = ""  # without ending, of a folder's pairs that of both
 
-    @property
-    def file(self) -> Path:
-        """The image's file, also where the image is an array in it."""
-        return _file_around(self.image)
-
 
 def find_pairs(
     given: str | Path, *, channel: int | None = None, parts: Sequence[str] = ("Tr",)

@@ -13,10 +13,9 @@ Origin and orientation of a lattice are free, so the steps between neighbours ar
 one symmetry for each part of the lattice that one true chart and one found patch share.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -111,7 +110,7 @@ class Truth:
     groups: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, volume: SimulatedVolume | LabelledVolume) -> Truth:
+    def of(cls, volume: SimulatedVolume | LabelledVolume) -> Self:
         """Return the truth of a simulated volume, whose voxels are cubes in its file, or of labels.
 
         Those are measured as found columns are, and all are asked for.

@@ -17,11 +17,10 @@ Dice is 0 and HD95 the volume's diagonal, the largest error that there can be: a
 nothing was found never betters a mean by dropping out of it.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from dataclasses import astuple, dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -43,8 +42,8 @@ class Confusion:
     fn: int = 0  # false negatives: labelled but not found
     tn: int = 0  # true negatives: neither
 
-    def __add__(self, other: Confusion) -> Confusion:
-        return Confusion(*map(operator.add, astuple(self), astuple(other)))
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def iou(self) -> float:

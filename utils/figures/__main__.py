@@ -4,15 +4,13 @@ A user's mistake is one line on stderr and exit status 2. Simulation and readers
 command that needs them.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError, exit_status
-from utils.figures import samples, stacks
+from utils.figures import canvas, samples, stacks
 from utils.flags import voxel_ranges
 
 
@@ -53,8 +51,8 @@ def _draw_images(options: argparse.Namespace) -> list[Path]:
     scale = PercentileNormalizer()
     images = [scale.apply(one.image, *scale.fit(one.image)) for one in drawn]
     masks, centres = [one.mask for one in drawn], [one.centres for one in drawn]
-    path = options.directory / "samples_2d.png"
-    return [samples.save_image_samples(images, masks, centres, path)]
+    figure = samples.draw_images(images, masks, centres)
+    return [canvas.save_figure(figure, options.directory / "samples_2d.png", dpi=75)]
 
 
 def _draw_volumes(options: argparse.Namespace) -> list[Path]:

@@ -13,7 +13,7 @@ import pandas as pd
 from utils.evaluation.scoring import ScoredVolume
 from utils.evaluation.tables import kinds_of, rank_correlations
 from utils.figures import canvas
-from utils.figures.predictions import save_predictions
+from utils.figures.learning import save_predictions
 
 CONDITION_WORDS = {
     "gain": "gain (photons per unit; fewer: noisier)",

@@ -57,28 +57,14 @@ def save_samples_panel(
     return canvas.save_figure(figure, path)
 
 
-def draw_image_sample(image: np.ndarray, mask: np.ndarray, centres: np.ndarray) -> Image.Image:
-    """Return a picture of a 2D sample: the image, and outlines and centres on it.
-
-    Image (X, Y) of 0..1, mask (X, Y) 0/1, centres (n, 2) in pixels; the first reaches from 0 to 1.
-    """
-    return canvas.to_picture(_draw_images([image], [mask], [centres]), dpi=160)
-
-
-def save_image_samples(
-    images: Sequence[np.ndarray],
-    masks: Sequence[np.ndarray],
-    centres: Sequence[np.ndarray],
-    path: str | Path,
-) -> Path:
-    """Draw 2D samples, four a row, each as by :func:`draw_image_sample`, into ``path``."""
-    return canvas.save_figure(_draw_images(images, masks, centres), path, dpi=75)
-
-
-def _draw_images(
+def draw_images(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], centres: Sequence[np.ndarray]
 ) -> Figure:
-    """Draw each image, and beside it once more with outlines of its mask and centres on it."""
+    """Draw 2D samples, four a row: each image, and beside it once more with outlines and centres.
+
+    Images (X, Y) of 0..1, masks (X, Y) 0/1, centres (n, 2) in pixels; the first reaches from 0 to
+    1.
+    """
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
     figure = canvas.new_figure(3.0 * columns, 1.6 * rows)
