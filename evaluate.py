@@ -108,12 +108,20 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
+    interrupted = "interrupted before all results were written"
+    return exit_status("evaluate.py", lambda: run(flags), interrupted)
 
-    def work() -> None:
-        check_flags(flags)
-        (compare if flags.compare else evaluate)(flags)
 
-    return exit_status("evaluate.py", work, "interrupted before all results were written")
+def run(flags: argparse.Namespace) -> None:
+    """Check the numbers, then score one set of predictions or compare two."""
+    from utils.resampling import check_spacing
+    from utils.simulation.streams import check_seed
+
+    check_values(vars(flags))
+    check_seed(flags.seed, "--seed")
+    if flags.voxel_size is not None:
+        check_spacing(flags.voxel_size[::-1])
+    (compare if flags.compare else evaluate)(flags)
 
 
 def evaluate(flags: argparse.Namespace) -> None:
@@ -162,17 +170,6 @@ def compare(flags: argparse.Namespace) -> None:
 
 
 # What is scored -----------------------------------------------------------------------------------
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for a number outside its range."""
-    from utils.resampling import check_spacing
-    from utils.simulation.streams import check_seed
-
-    check_values(vars(flags))
-    check_seed(flags.seed, "--seed")
-    if flags.voxel_size is not None:
-        check_spacing(flags.voxel_size[::-1])
 
 
 def prepare(
