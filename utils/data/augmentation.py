@@ -177,7 +177,6 @@ def _standardised(image: Tensor) -> Tensor:
 
 @cache
 def _smooth_deform(shape: tuple[int, ...]) -> RandSmoothDeform:
-    """Return the deformation of patches of this shape."""
     # Powers of two: MONAI computes the field's size from their ratio to the shape, in floats.
     points = [2 ** max(2, round(np.log2(edge / ELASTIC_DISTANCE))) for edge in shape]
     return RandSmoothDeform(

@@ -128,9 +128,8 @@ class Fake2DDataset(EpochDataset):
         with nullcontext() if path is None else new_image_file(path, image_set, samples):
             for i in rows:
                 sample = simulate_image(self.config, image_rng(image_set.seed, i))
-                samples.images[i] = self.normalizer.apply(
-                    sample.image, *self.normalizer.fit(sample.image)
-                )
+                limits = self.normalizer.fit(sample.image)
+                samples.images[i] = self.normalizer.apply(sample.image, *limits)
                 samples.masks[i] = sample.mask
                 samples.centres[i] = sample.centres
         return samples

@@ -359,10 +359,9 @@ def open_pair(
             raise UserError(f"{pair.image}: needs {room}; TMPDIR names another folder")
         scale = functools.partial(normalizer.apply, low=limits.low, high=limits.high)
         target = _write(scratch.path, opened, shape, scale)
-    columns: int | None = ids
-    if ids == 1:
-        counted = math.prod(shape) <= MOST_COUNTED
-        columns = ndimage.label(target == 1)[1] if counted else None
+    columns = ids if ids > 1 else None
+    if ids == 1 and math.prod(shape) <= MOST_COUNTED:
+        columns = ndimage.label(target == 1)[1]
     box = tuple(slice(0, length) for length in shape)
     return LabelledStack(pair, scratch, box, normalizer, ids > 1, columns, tuple(reasons))
 

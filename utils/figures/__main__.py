@@ -42,7 +42,6 @@ def _draw_stack(options: argparse.Namespace) -> list[Path]:
 
 
 def _draw_images(options: argparse.Namespace) -> list[Path]:
-    """Simulate images and draw them."""
     from utils.data.normalize import PercentileNormalizer
     from utils.simulation.image import ImageConfig, image_rng, simulate_image
 

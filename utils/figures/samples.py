@@ -140,7 +140,6 @@ def _draw_cube(axes: Axes, shape: tuple[int, ...], azimuth: float) -> None:
 
 
 def _black_panels(title: str, left: str, right: str) -> tuple[Figure, Sequence[Axes]]:
-    """Return a black figure with two panels and their titles."""
     figure = canvas.new_figure(6.0, 3.4)
     figure.set(facecolor="black", layout_engine=None)
     figure.subplots_adjust(left=0.05, right=0.99, bottom=0.06, top=0.88, wspace=0.1)
