@@ -33,7 +33,9 @@ REFERENCE_LINE = {"color": "#777777", "linestyle": "--", "linewidth": 1}
 
 def blue(brightness: np.ndarray) -> np.ndarray:
     """Return the fluorescence colours (..., 3) float32 in 0..1 of ``brightness`` (...) in 0..1."""
-    return BLUE_MAP(brightness)[..., :3].astype(np.float32)
+    steps = np.linspace(0.0, 1.0, len(BLUE_RAMP))
+    channels = [np.interp(brightness, steps, channel) for channel in np.transpose(BLUE_RAMP)]
+    return np.stack(channels, axis=-1).astype(np.float32)
 
 
 def new_figure(width: float, height: float) -> Figure:
