@@ -32,8 +32,8 @@ from utils.training.options import DEVICES, check_values
 if TYPE_CHECKING:
     import pandas as pd
 
-    from utils.evaluation.labelled import LabelledSet
     from utils.evaluation.scoring import ToScore
+    from utils.evaluation.stacks import LabelledSet
     from utils.evaluation.tables import EarlierScores
     from utils.prediction.trained_network import NetworkPredictions
     from utils.storage import VolumeFile
@@ -108,16 +108,26 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script; return its exit status."""
     flags = parse_flags(arguments)
-    work = compare if flags.compare else evaluate
     interrupted = "interrupted before all results were written"
-    return exit_status("evaluate.py", lambda: work(flags), interrupted)
+    return exit_status("evaluate.py", lambda: run(flags), interrupted)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Check the numbers, then score one set of predictions or compare two."""
+    from utils.resampling import check_spacing
+    from utils.simulation.streams import check_seed
+
+    check_values(vars(flags))
+    check_seed(flags.seed, "--seed")
+    if flags.voxel_size is not None:
+        check_spacing(flags.voxel_size[::-1])
+    (compare if flags.compare else evaluate)(flags)
 
 
 def evaluate(flags: argparse.Namespace) -> None:
     """Score one set of predictions, write and print the results."""
     from utils.evaluation.tables import score_lines
 
-    check_flags(flags)
     work = prepare(flags, flags.checkpoint, flags.predictions)
     _, means, paths = score_and_write(work, default_output(flags), flags)
     print(score_lines(means))
@@ -127,13 +137,11 @@ def evaluate(flags: argparse.Namespace) -> None:
 def compare(flags: argparse.Namespace) -> None:
     """Score what is not scored yet, write and print the paired differences."""
     from utils.evaluation import tables
-    from utils.evaluation.statistics import paired_differences
     from utils.figures.evaluation import save_comparison
 
-    check_flags(flags)
     sides = [prepare_side(flags, given) for given in flags.compare]
     tables.check_same_volumes(flags.compare, sides)
-    output = make_folder(default_output(flags))
+    output = make_folder(Path(flags.output or COMPARISON))
     scores, paths, notes = [], [], []
     for side, letter in zip(sides, "AB", strict=True):
         if isinstance(side, tables.EarlierScores):
@@ -146,7 +154,7 @@ def compare(flags: argparse.Namespace) -> None:
         notes += [f"note on {letter}: {note}" for note in side.notes]
     names = tables.common_scores(*scores)
     a, b = (table[names] for table in scores)
-    differences = paired_differences(a, b, flags.seed)
+    differences = tables.paired_differences(a, b, flags.seed)
     about = {
         "a": flags.compare[0],
         "b": flags.compare[1],
@@ -164,24 +172,12 @@ def compare(flags: argparse.Namespace) -> None:
 # What is scored -----------------------------------------------------------------------------------
 
 
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raise UserError for a number outside its range."""
-    from utils.resampling import check_spacing
-    from utils.simulation.streams import check_seed
-
-    check_values(vars(flags))
-    check_seed(flags.seed, "--seed")
-    if flags.voxel_size is not None:
-        check_spacing(flags.voxel_size[::-1])
-
-
 def prepare(
-    flags: argparse.Namespace, checkpoint: str | None, predictions: Sequence[str] | None
+    flags: argparse.Namespace, checkpoint: str | None, predictions: Sequence[str] | None = None
 ) -> ToScore:
     """Open the data and a checkpoint, or prediction files; writes nothing."""
-    from utils.evaluation.labelled import LabelledSet
-    from utils.evaluation.prediction_files import find_predictions
     from utils.evaluation.scoring import ToScore
+    from utils.evaluation.stacks import LabelledSet, find_predictions
 
     file = open_data(flags)
     volumes = range(len(file) if flags.volumes is None else flags.volumes)
@@ -189,10 +185,9 @@ def prepare(
         raise UserError(f"--volumes {len(volumes)}: {flags.data} holds {len(file)}")
     if checkpoint is not None:
         return ToScore(open_network(checkpoint, file, flags), file, tuple(volumes))
-    if isinstance(file, LabelledSet):
-        source = find_predictions(predictions or (), file.shapes, file.names)
-    else:
-        source = find_predictions(predictions or (), [file.shape] * len(file))
+    labelled = isinstance(file, LabelledSet)
+    of = (file.shapes, file.names) if labelled else ([file.shape] * len(file),)
+    source = find_predictions(predictions, *of)
     missing = sorted(set(volumes) - set(source.paths))
     if flags.volumes is not None and missing:
         raise UserError(f"--volumes {flags.volumes}: no prediction for volume {missing[0]}")
@@ -201,7 +196,7 @@ def prepare(
 
 def open_data(flags: argparse.Namespace) -> VolumeFile | LabelledSet:
     """Return what --data names, and print what a user should know of it."""
-    from utils.evaluation.labelled import LabelledSet
+    from utils.evaluation.stacks import LabelledSet
     from utils.storage import VolumeFile, version_note
 
     if flags.data is None:
@@ -228,7 +223,7 @@ def open_data(flags: argparse.Namespace) -> VolumeFile | LabelledSet:
 
 def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScores:
     """Return A or B: a metrics.csv, else prediction files, else a checkpoint."""
-    from utils.evaluation.prediction_files import stacks_at
+    from utils.evaluation.stacks import stacks_at
     from utils.evaluation.tables import METRICS, read_earlier
 
     table = Path(given) if given.endswith(".csv") else Path(given, METRICS)
@@ -241,7 +236,7 @@ def prepare_side(flags: argparse.Namespace, given: str) -> ToScore | EarlierScor
         )
     if stacks_at(Path(given)):
         return prepare(flags, None, [given])
-    return prepare(flags, given, None)
+    return prepare(flags, given)
 
 
 def open_network(
@@ -283,17 +278,14 @@ def open_network(
 
 
 def default_output(flags: argparse.Namespace) -> Path:
-    """Return the folder for the results."""
+    """Return the folder for the results of one set of predictions."""
+    from utils.checkpoints.loading import log_directory
+    from utils.evaluation.stacks import stacks_at
+
     if flags.output:
         return Path(flags.output)
-    if flags.compare:
-        return Path(COMPARISON)
     if flags.checkpoint:
-        from utils.checkpoints.loading import log_directory
-
         return log_directory(flags.checkpoint) / "evaluation"
-    from utils.evaluation.prediction_files import stacks_at
-
     first = Path(flags.predictions[0])
     return (first.parent if stacks_at(first) == [first] else first) / "evaluation"
 
@@ -307,8 +299,7 @@ def score_and_write(
     """Score all volumes, write tables and pictures; return scores, their means and the paths."""
     from utils.devices import memory_advice
     from utils.evaluation.scoring import score_volumes
-    from utils.evaluation.statistics import means_over_volumes
-    from utils.evaluation.tables import only_scores, table_of, write_results
+    from utils.evaluation.tables import means_over_volumes, only_scores, table_of, write_results
     from utils.figures.evaluation import save_evaluation
 
     make_folder(folder)

@@ -111,7 +111,7 @@ def export_to_others(flags: argparse.Namespace, source: str | Path) -> list[Path
     from models import ModelConfig, build_model
     from utils.checkpoints.loading import load_checkpoint
     from utils.checkpoints.packages import halo, save_onnx, save_package
-    from utils.figures.predictions import save_cover
+    from utils.figures.learning import save_cover
     from utils.prediction.sliding_window import predict_volume
     from utils.prediction.trained_network import read_network
 

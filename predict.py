@@ -172,7 +172,7 @@ def predict(flags: argparse.Namespace) -> None:
     check_outputs(flags, outputs, [*columns.values(), *([preview] if preview else [])])
     from utils.data.normalize import PercentileNormalizer, measure_limits
     from utils.devices import memory_advice
-    from utils.figures.previews import save_preview
+    from utils.figures.stacks import save_preview
     from utils.prediction.trained_network import read_network
     from utils.prediction.whole_stack import StackPrediction, write_prediction
     from utils.stacks import crop_stack, open_stack

@@ -157,7 +157,7 @@ def load_data(
     that its labelled stacks were scaled to.
     """
     from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
-    from utils.data.mixed import MixedDataset, split_batch
+    from utils.data.simulated import MixedDataset, split_batch
     from utils.training import ranks
     from utils.training.ancestor import known_network
     from utils.training.labelled_stacks import load_labelled

@@ -41,11 +41,17 @@ import evaluate
 from utils.columns.finding import columns_of
 from utils.columns.lattice import fit_lattice
 from utils.columns.table import measure_columns
-from utils.evaluation.instances import Truth, match_lines, score_found, score_instances
-from utils.evaluation.lattice import score_lattice, true_pairs
-from utils.evaluation.prediction_files import stacks_at
+from utils.evaluation.columns import (
+    Truth,
+    match_lines,
+    score_found,
+    score_instances,
+    score_lattice,
+    true_pairs,
+)
 from utils.evaluation.scoring import ToScore
-from utils.evaluation.statistics import means_over_volumes
+from utils.evaluation.stacks import stacks_at
+from utils.evaluation.tables import means_over_volumes
 from utils.simulation import SimulatedVolume, VolumeConfig, sample_rng
 from utils.simulation.geometry import draw_optic_lobe, neighbours_among
 

@@ -205,7 +205,7 @@ def report(flags: argparse.Namespace, scores: dict[str, list[dict[str, float]]])
     import numpy as np
     from machine import describe_machine
 
-    from utils.evaluation.statistics import bootstrap_mean
+    from utils.evaluation.tables import bootstrap_mean
 
     print(describe_machine(), end="\n\n")
     print(f"{flags.stacks} lab stacks of {flags.edge}^3, {flags.minutes:g} minutes a training\n")

@@ -287,7 +287,7 @@ def score_checkpoint(
     from utils.data.normalize import PercentileNormalizer
     from utils.devices import choose_compute, memory_format
     from utils.evaluation.confusion import score_voxels
-    from utils.evaluation.statistics import bootstrap_mean
+    from utils.evaluation.tables import bootstrap_mean
     from utils.prediction.sliding_window import predict_volume
     from utils.storage import VolumeFile
 
@@ -303,7 +303,7 @@ def score_checkpoint(
             probabilities = predict_volume(
                 model,
                 volume.image,
-                PercentileNormalizer.from_dict(state["normalizer"]),
+                PercentileNormalizer(**state["normalizer"]),
                 window=int(state["patch_size"]),
                 batch_size=4,
                 precision="bf16" if compute.precision == "bf16-mixed" else "32",

@@ -97,7 +97,7 @@ def load_network(flags: argparse.Namespace):
     if flags.checkpoint:
         state = load_checkpoint(flags.checkpoint)
         config = ModelConfig.from_dict(state["model_config"])
-        normalizer = PercentileNormalizer.from_dict(state["normalizer"])
+        normalizer = PercentileNormalizer(**state["normalizer"])
         weights = state["model_state"]
     model = build_model(config)
     if weights:

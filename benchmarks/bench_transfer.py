@@ -38,11 +38,11 @@ from utils.columns.finding import columns_of
 from utils.data.normalize import PercentileNormalizer
 from utils.devices import choose_compute
 from utils.errors import UserError, exit_status
+from utils.evaluation.columns import Truth, score_found
 from utils.evaluation.confusion import area_under_curve, score_voxels
-from utils.evaluation.instances import Truth, score_found
-from utils.evaluation.statistics import means_over_volumes
+from utils.evaluation.tables import means_over_volumes
 from utils.figures import canvas
-from utils.figures.predictions import save_predictions
+from utils.figures.learning import save_predictions
 from utils.flags import FlagParser
 from utils.prediction.sliding_window import predict_volume
 from utils.prediction.thresholds import best_threshold, to_levels

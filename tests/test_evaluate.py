@@ -14,7 +14,7 @@ import evaluate
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.figures.predictions import save_predictions
+from utils.figures.learning import save_predictions
 from utils.stacks import StackLayout, write_stack
 from utils.storage import VolumeFile, VolumeSet, write_simulated_file
 from utils.training.experiment import Experiment

@@ -474,7 +474,7 @@ def test_the_preview_is_of_what_was_read_and_found(log, brain, tmp_path, monkeyp
         drawn.append(sections)
         return path
 
-    monkeypatch.setattr("utils.figures.previews.save_preview", keep)
+    monkeypatch.setattr("utils.figures.stacks.save_preview", keep)
     box = make_image((20, 18, 24))[3:, :17, 2:]
     threshold = str(float(np.median(expected_map(log, box))))
     for flags in ([], ["--probabilities"]):

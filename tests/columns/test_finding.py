@@ -16,7 +16,7 @@ from tests.columns.test_mending import LABELS
 from utils.columns.finding import Landmarks, columns_of
 from utils.columns.table import measure_columns
 from utils.errors import UserError
-from utils.evaluation.lattice import score_lattice
+from utils.evaluation.columns import score_lattice
 from utils.stacks import StackLayout, open_stack, write_stack
 from utils.stacks.place import Place
 

@@ -3,7 +3,7 @@ import pytest
 
 from utils.columns.lattice import Lattice, fit_lattice
 from utils.errors import UserError
-from utils.evaluation.lattice import score_lattice, true_pairs
+from utils.evaluation.columns import score_lattice, true_pairs
 
 UP = np.array([0.0, 0.0, 1.0])
 

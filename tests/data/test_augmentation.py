@@ -14,10 +14,10 @@ from utils.data.augmentation import (
     Augmentation,
     AugmentedDataset,
     apply_symmetry,
-    augmentation_rng,
     draw_symmetry,
 )
 from utils.data.epochs import EpochDataset
+from utils.simulation.streams import Purpose, make_rng
 from utils.training.options import CHOICES
 
 SHAPES = [(16, 16, 16), (12, 12, 8), (20, 20), (12, 18)]
@@ -66,7 +66,7 @@ def fresh_transforms() -> None:
 
 
 def changed(level: str, *item: Tensor, index: int = 0) -> tuple[Tensor, ...]:
-    return Augmentation(level)(augmentation_rng(0, 1, index), *item)
+    return Augmentation(level)(make_rng(Purpose.AUGMENTATION, 0, 1, index), *item)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -208,7 +208,7 @@ def test_arrays_in_one_file_are_named_by_their_path(tmp_path: Path) -> None:
     path = tmp_path / "both.h5"
     stack = opened(f"{path}/raw={path}/drawn/columns")
     np.testing.assert_array_equal(stack.target, labels > 0)
-    assert stack.pair.name == "both" and stack.pair.file == path
+    assert stack.pair.name == "both"
 
 
 def test_axes_and_channels_are_those_of_the_image(tmp_path: Path) -> None:

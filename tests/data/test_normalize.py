@@ -41,9 +41,7 @@ def test_a_constant_volume_becomes_zeros() -> None:
 
 def test_it_travels_through_json() -> None:
     normalizer = PercentileNormalizer(0.5, 99.9, "percentiles")
-    assert (
-        PercentileNormalizer.from_dict(json.loads(json.dumps(normalizer.to_dict()))) == normalizer
-    )
+    assert PercentileNormalizer(**json.loads(json.dumps(normalizer.to_dict()))) == normalizer
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 50), (50, 50), (60, 50), (1, 101)])
@@ -54,6 +52,6 @@ def test_percentiles_outside_their_range_are_refused(low: float, high: float) ->
 
 def test_checkpoints_that_name_no_rule_have_the_robust_one() -> None:
     old = {"low_percent": 1.0, "high_percent": 99.0}
-    assert PercentileNormalizer.from_dict(old) == PercentileNormalizer(rule="robust")
+    assert PercentileNormalizer(**old) == PercentileNormalizer(rule="robust")
     with pytest.raises(ValueError, match="must be of robust, percentiles"):
         PercentileNormalizer(rule="other")

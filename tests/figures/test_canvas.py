@@ -1,4 +1,4 @@
-"""Files of pictures are whole or not at all; colours."""
+"""Files of pictures are whole or not at all; colours; slices of volumes and their brightness."""
 
 from pathlib import Path
 
@@ -28,3 +28,16 @@ def test_blue_ramp_grows_brighter() -> None:
     ramp = canvas.blue(np.linspace(0.0, 1.0, 50))
     assert np.all(np.diff(ramp.sum(axis=1)) > 0)
     assert not ramp[0].any()
+
+
+def test_densest_slice_is_that_with_most_labels() -> None:
+    mask = np.zeros((4, 4, 5), dtype=np.uint8)
+    mask[:2, 0, 3], mask[0, 0, 1] = 1, 1
+    assert canvas.densest_slice(mask) == 3
+
+
+def test_display_scaling_goes_from_0_to_1_and_survives_a_constant() -> None:
+    image = np.linspace(3.0, 9.0, 1000).reshape(10, 10, 10)
+    scaled = canvas.scale_to_display(image)
+    assert (scaled.min(), scaled.max()) == (0.0, 1.0)
+    assert not canvas.scale_to_display(np.full((3, 3), 7.0)).any()

@@ -10,8 +10,7 @@ from PIL import Image
 
 from utils.evaluation.columns import KINDS
 from utils.evaluation.scoring import ScoredVolume, score_volume
-from utils.evaluation.statistics import means_over_volumes
-from utils.evaluation.tables import only_scores, table_of
+from utils.evaluation.tables import means_over_volumes, only_scores, table_of
 from utils.figures import canvas, evaluation
 from utils.simulation import SimulatedVolume
 

@@ -52,7 +52,7 @@ def test_planes_of_a_stack_with_masks_of_boxes(
         write_stack(tmp_path / f"{name}.tif", [mask], StackLayout(mask.shape, mask.dtype))
     drawn = []
     monkeypatch.setattr(
-        command_line,
+        command_line.stacks,
         "save_overlays",
         lambda rows, path, **options: drawn.append((rows, options)) or path,
     )

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 import train_basic_3dunet
-from utils.data import SegmentationFake3DDataset
-from utils.data.simulated import OnTheFly3DDataset
+from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.training.experiment import Experiment
 from utils.training.resuming import find_resumption
 from utils.training.state import Progress, save_checkpoints

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models import ModelConfig, build_model
 from utils.data import OnTheFly3DDataset
 from utils.data.epochs import EpochDataset
-from utils.data.mixed import MixedDataset, split_batch
+from utils.data.simulated import MixedDataset, split_batch
 from utils.devices import Compute
 from utils.errors import UserError
 from utils.simulation import VolumeConfig

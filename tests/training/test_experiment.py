@@ -14,7 +14,7 @@ import torch
 
 from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
-from utils.figures import learning, predictions
+from utils.figures import learning
 from utils.provenance import git_revision
 from utils.training.experiment import Examples, Experiment
 
@@ -200,7 +200,7 @@ def test_only_curves_of_volumes_show_the_whole_sheet(tmp_path, monkeypatch, shap
     monkeypatch.setattr(
         learning, "save_learning_curves", lambda *_, baseline: shown.append(baseline)
     )
-    monkeypatch.setattr(predictions, "save_predictions", lambda *_, titles: None)
+    monkeypatch.setattr(learning, "save_predictions", lambda *_, titles: None)
     patch = [np.zeros(shape, np.float32)]
     Experiment(tmp_path).draw([{"epoch": 1}], Examples(patch, patch, patch))
     assert shown == [baseline]

@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.metadata import (
 )
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from utils.figures.predictions import compared_slice
+from utils.figures.learning import compared_slice
 from utils.training import tensorboard
 from utils.training.experiment import Examples
 from utils.training.tensorboard import BEST_IOU, FOLDER, event_files, scalars, write_epoch

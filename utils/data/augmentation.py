@@ -21,6 +21,7 @@ from monai.transforms import (
     RandShiftIntensity,
     RandSmoothDeform,
 )
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,7 +85,7 @@ class Augmentation:
             image, *targets = _deform(item, state)
             for transform in _image_transforms():
                 image = transform.set_random_state(state=state)(image)
-            return torch.clamp(_plain(image), 0.0, 1.0), *targets
+            return torch.clamp(convert_to_tensor(image), 0.0, 1.0), *targets
 
 
 class AugmentedDataset(EpochDataset):
@@ -106,13 +107,8 @@ class AugmentedDataset(EpochDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         index = item_index(index, len(self))
-        rng = augmentation_rng(self.seed, self.epoch, index)
+        rng = make_rng(Purpose.AUGMENTATION, self.seed, self.epoch, index)
         return self.augmentation(rng, *self.dataset[index])
-
-
-def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Return the generator that changes item ``index`` of an epoch."""
-    return make_rng(Purpose.AUGMENTATION, seed, epoch, index)
 
 
 def draw_symmetry(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -140,7 +136,7 @@ def _deform(item: tuple[Tensor, ...], state: np.random.RandomState) -> tuple[Ten
     deformed = []
     for place, tensor in enumerate(item):
         deform.set_grid_mode("nearest" if place else "bilinear")
-        deformed.append(_plain(deform(tensor, randomize=False)))
+        deformed.append(convert_to_tensor(deform(tensor, randomize=False)))
     return tuple(deformed)
 
 
@@ -148,7 +144,7 @@ def _restain(image: Tensor, state: np.random.RandomState) -> Tensor:
     """Return the image as another stain may show the same tissue."""
     if image.min() < image.max():
         curve = RandHistogramShift(CURVE_POINTS, prob=CURVE_PROBABILITY)
-        image = _plain(curve.set_random_state(state=state)(image))
+        image = convert_to_tensor(curve.set_random_state(state=state)(image))
     if state.uniform() < FILTER_PROBABILITY:
         image = _filter(image, state)
     return 1.0 - image if state.uniform() < NEGATIVE_PROBABILITY else image
@@ -181,7 +177,6 @@ def _standardised(image: Tensor) -> Tensor:
 
 @cache
 def _smooth_deform(shape: tuple[int, ...]) -> RandSmoothDeform:
-    """Return the deformation of patches of this shape."""
     # Powers of two: MONAI computes the field's size from their ratio to the shape, in floats.
     points = [2 ** max(2, round(np.log2(edge / ELASTIC_DISTANCE))) for edge in shape]
     return RandSmoothDeform(
@@ -205,11 +200,6 @@ def _image_transforms() -> tuple[RandomizableTransform, ...]:
         RandScaleIntensity(SCALE, prob=INTENSITY_PROBABILITY),
         RandShiftIntensity(SHIFT, prob=INTENSITY_PROBABILITY),
     )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor without MONAI's metadata."""
-    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 
 
 @contextmanager

@@ -113,10 +113,11 @@ class Fake2DDataset(EpochDataset):
 
     def show(self, index: int = 0) -> Image:
         """Return a picture of a sample, its mask's outlines and centres, which notebooks show."""
-        from utils.figures.samples import draw_image_sample
+        from utils.figures import canvas, samples
 
-        i, samples = item_index(index, len(self)), self._samples
-        return draw_image_sample(samples.images[i], samples.masks[i], samples.centres[i])
+        i, kept = item_index(index, len(self)), self._samples
+        sample = [kept.images[i]], [kept.masks[i]], [kept.centres[i]]
+        return canvas.to_picture(samples.draw_images(*sample), dpi=160)
 
     def _simulate(self) -> ImageSamples:
         """Simulate all samples, into the file too if there is to be one."""
@@ -127,9 +128,8 @@ class Fake2DDataset(EpochDataset):
         with nullcontext() if path is None else new_image_file(path, image_set, samples):
             for i in rows:
                 sample = simulate_image(self.config, image_rng(image_set.seed, i))
-                samples.images[i] = self.normalizer.apply(
-                    sample.image, *self.normalizer.fit(sample.image)
-                )
+                limits = self.normalizer.fit(sample.image)
+                samples.images[i] = self.normalizer.apply(sample.image, *limits)
                 samples.masks[i] = sample.mask
                 samples.centres[i] = sample.centres
         return samples

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from utils.data.epochs import EpochDataset, in_turn, item_index
 from utils.data.normalize import PercentileNormalizer, measure_limits
-from utils.data.patches import Slices, check_patches, patch_slices
+from utils.data.volumes import Slices, check_patches, patch_slices
 from utils.errors import UserError, disk_errors
 from utils.resampling import Resampling, planes_at_once
 from utils.simulation.streams import Purpose, check_seed, make_rng
@@ -52,11 +52,6 @@ class LabelledPair:
     annotated: Path | None = None  # not 0 where somebody has annotated
     channel: int | None = None  # of the image's file
     name: str = ""  # without ending, of a folder's pairs that of both
-
-    @property
-    def file(self) -> Path:
-        """The image's file, also where the image is an array in it."""
-        return _file_around(self.image)
 
 
 def find_pairs(
@@ -364,10 +359,9 @@ def open_pair(
             raise UserError(f"{pair.image}: needs {room}; TMPDIR names another folder")
         scale = functools.partial(normalizer.apply, low=limits.low, high=limits.high)
         target = _write(scratch.path, opened, shape, scale)
-    columns: int | None = ids
-    if ids == 1:
-        counted = math.prod(shape) <= MOST_COUNTED
-        columns = ndimage.label(target == 1)[1] if counted else None
+    columns = ids if ids > 1 else None
+    if ids == 1 and math.prod(shape) <= MOST_COUNTED:
+        columns = ndimage.label(target == 1)[1]
     box = tuple(slice(0, length) for length in shape)
     return LabelledStack(pair, scratch, box, normalizer, ids > 1, columns, tuple(reasons))
 

@@ -6,9 +6,9 @@ one. Works for arrays of any dimension.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -57,13 +57,8 @@ class PercentileNormalizer:
         return np.clip(scaled, 0.0, 1.0, out=scaled)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; ``from_dict`` is the inverse."""
+        """Return the fields as plain JSON types."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build a normaliser from :meth:`to_dict`'s result."""
-        return cls(**values)
 
 
 def measure_limits(stack: Stack, normalizer: PercentileNormalizer) -> Limits:

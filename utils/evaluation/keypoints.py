@@ -3,10 +3,9 @@
 Points are (n, 2) or (n, 3) in pixels: the first pixel reaches from 0 to 1, its centre is at 0.5.
 """
 
-from __future__ import annotations
-
 import operator
 from dataclasses import astuple, dataclass
+from typing import Self
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -26,8 +25,8 @@ class KeypointScores:
     centres: int = 0
     distance_sum: float = 0.0  # over the pairs, in pixels
 
-    def __add__(self, other: KeypointScores) -> KeypointScores:
-        return KeypointScores(*map(operator.add, astuple(self), astuple(other)))
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*map(operator.add, astuple(self), astuple(other)))
 
     def metrics(self) -> dict[str, float | None]:
         """Return precision, recall (0..1) and mean distance (pixels); None where there is none."""

@@ -1,25 +1,30 @@
-"""Scores of all volumes as one table: as text, in the files of an evaluation, and read from them.
+"""Scores of all volumes as one table: their statistics, as text, in files, and read from them.
 
 A table of scores is a data frame with a row a volume, whose index is the volume's: its scores by
 name, the conditions under which it was taken and the ``seconds`` of its prediction. What has no
 meaning is NaN: an empty cell in CSV, null in JSON. Files are written whole or not at all.
+
+Volumes are what statistics draw: they are independent of each other, the voxels of one are not.
+Those in which a score means nothing are left out, and the results say how many were counted.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from utils.checkpoints.pretrained import SCORE_NAMES
 from utils.errors import UserError, disk_errors
-from utils.evaluation.conditions import CONDITIONS
-from utils.evaluation.scoring import ScoredVolume, ToScore
-from utils.evaluation.statistics import LEVEL, Interval, rank_correlations
+from utils.evaluation.scoring import CONDITIONS, ScoredVolume, ToScore
 from utils.replacing import replacing, write_json
 
+LEVEL = 0.95  # share of the resamples that an interval holds
+RESAMPLES = 10_000
 METRICS, SUMMARY = "metrics.csv", "summary.json"  # table and summary in the folder of an evaluation
 NOT_COMPARED = ("foreground", "baseline_iou", "sheet_baseline_iou", "iou_gain", "sheet_iou_gain")
 """What no prediction changes, as ``columns_``...; gains over it differ as the scores do."""
@@ -52,6 +57,74 @@ SCORES = {
 }
 """Scores whose means are listed and compared, and how."""
 ENDS = {"low": "95 % from", "high": "95 % to"}  # of an interval, in words
+
+
+class Interval(NamedTuple):
+    """A mean over volumes and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    volumes: int  # volumes in which the score has a meaning; from a single one no interval follows
+
+
+def bootstrap_mean(values: np.ndarray, rng: np.random.Generator) -> Interval:
+    """Return the mean of ``values`` (n,) over volumes with its percentile bootstrap interval.
+
+    After Efron 1979: volumes are drawn with replacement :data:`RESAMPLES` times, and the interval
+    holds the middle :data:`LEVEL` of the means. NaN values are left out; the mean of none is NaN,
+    and so is the interval of fewer than two.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if known.size < 2:
+        mean = float(known[0]) if known.size else math.nan
+        return Interval(mean, math.nan, math.nan, known.size)
+    how = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
+    low, high = stats.bootstrap((known,), np.mean, rng=rng, **how).confidence_interval
+    return Interval(float(known.mean()), float(low), float(high), known.size)
+
+
+def means_over_volumes(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return a row a score: the fields of :class:`Interval`.
+
+    Each score's resamples come from a generator of the same seed, so that all of them see the same
+    volumes drawn.
+    """
+    intervals = [bootstrap_mean(scores[name], np.random.default_rng(seed)) for name in scores]
+    return pd.DataFrame(intervals, index=scores.columns, columns=Interval._fields)
+
+
+def paired_differences(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return how far B's scores lie above A's on the same volumes, which may be in any order.
+
+    A row a score: the fields of :class:`Interval` of B - A over the volumes in which both have a
+    meaning; the means ``a`` and ``b`` over these; in how many of them B's or A's score is the
+    higher one (``b_higher``, ``a_higher``); and ``p_value`` of Wilcoxon's two-sided signed-rank
+    test (NaN if no volume differs). ``seed`` is the bootstrap's.
+    """
+    b = b.loc[a.index]
+    gaps = b - a
+    return means_over_volumes(gaps, seed).assign(
+        a=a.where(gaps.notna()).mean(),
+        b=b.where(gaps.notna()).mean(),
+        b_higher=(gaps > 0).sum(),
+        a_higher=(gaps < 0).sum(),
+        p_value=gaps.apply(_signed_rank_p),
+    )
+
+
+def rank_correlations(scores: pd.DataFrame, score: str, others: list[str]) -> pd.Series:
+    """Return Spearman's rank correlation, -1..1, of the column ``score`` with each of ``others``.
+
+    Pairs with a NaN are left out; NaN for fewer than three, or where one of them does not vary.
+    """
+    return scores[[score, *others]].corr("spearman", min_periods=3).loc[others, score]
+
+
+def _signed_rank_p(gaps: pd.Series) -> float:
+    changed = gaps[gaps.notna() & (gaps != 0)]
+    return float(stats.wilcoxon(changed).pvalue) if len(changed) else math.nan
 
 
 def table_of(results: Sequence[ScoredVolume]) -> pd.DataFrame:

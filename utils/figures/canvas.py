@@ -1,8 +1,9 @@
-"""Empty figures, colours, what plots look like, and files written whole or not at all.
+"""What all pictures share: figures, colours, the look of plots and slices, files written whole.
 
 Sizes are inches, resolutions dots an inch. Figures are matplotlib's without pyplot (the Agg
 canvas), so that no window is ever opened. Fluorescence is blue, masks are red; colours are RGB in
-0..1 or hexadecimal. Column types count from 0, left out.
+0..1 or hexadecimal. Column types count from 0, left out. Slices are (X, Y) of volumes (X, Y, Z); x
+runs to the right and y upwards.
 """
 
 from pathlib import Path
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from utils.data.normalize import PercentileNormalizer
 from utils.replacing import make_folder, replacing
 
 BLUE_RAMP = ((0.0, 0.0, 0.0), (0.03, 0.16, 0.62), (0.22, 0.55, 1.0), (0.86, 0.96, 1.0))
@@ -73,3 +75,33 @@ def count_along_x(axes: Axes, **options: Any) -> None:
 def add_legend_below(figure: Figure, **options: Any) -> None:
     """Put a legend below all panels; ``options`` are those of ``Figure.legend``."""
     figure.legend(loc="outside lower center", fontsize=8, frameon=False, **options)
+
+
+def scale_to_display(image: np.ndarray, low: float = 1.0, high: float = 99.0) -> np.ndarray:
+    """Return ``image`` clipped and scaled to 0..1 between two percentiles of it, float32."""
+    return PercentileNormalizer().apply(image, *np.percentile(image, [low, high]))
+
+
+def densest_slice(mask: np.ndarray) -> int:
+    """Return the z of ``mask`` (X, Y, Z) with most labelled voxels (the first of several)."""
+    return int(np.argmax(np.count_nonzero(mask > 0, axis=(0, 1))))
+
+
+def show_slice(axes: Axes, image: np.ndarray, **options: Any) -> Any:
+    """Draw ``image`` (X, Y) or (X, Y, 3) with x to the right and y upwards."""
+    shown = axes.imshow(
+        np.swapaxes(image, 0, 1), origin="lower", interpolation="nearest", **options
+    )
+    axes.tick_params(labelsize=7)
+    return shown
+
+
+def draw_outline(axes: Axes, mask: np.ndarray, colour: str, width: float = 0.8) -> None:
+    """Draw the outline of ``mask`` (X, Y); an empty or full one has none."""
+    if mask.any() and not mask.all():
+        axes.contour(mask.T.astype(float), levels=[0.5], colors=[colour], linewidths=width)
+
+
+def show_fluorescence(axes: Axes, image: np.ndarray, **options: Any) -> None:
+    """Draw ``image`` (X, Y) of 0..1 in the colours of fluorescence; ``options`` as in imshow."""
+    show_slice(axes, image, cmap=BLUE_MAP, vmin=0, vmax=1, **options)

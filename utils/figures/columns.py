@@ -20,9 +20,7 @@ from utils.columns.blocks import slabs
 from utils.columns.finding import FoundColumns
 from utils.columns.growing import across
 from utils.figures import canvas
-from utils.figures.previews import PLANES, plane_panels, show_plane, to_rows
-from utils.figures.slices import scale_to_display
-from utils.figures.stacks import draw_scale_bar
+from utils.figures.stacks import PLANES, draw_scale_bar, plane_panels, show_plane, to_rows
 from utils.prediction.sections import cut, middle_of
 from utils.stacks import Stack
 
@@ -235,7 +233,8 @@ def _draw_plane(
 
     ``plane`` are the axes to the right and downwards, ``inch`` the inches of a unit of length.
     """
-    grey = scale_to_display(np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0), 1, 99.5)
+    finite = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
+    grey = canvas.scale_to_display(finite, 1, 99.5)
     show_plane(axes, grey, cmap="gray", vmin=0, vmax=1.3)
     size = np.array(found.labels.shape)[plane] * np.array(found.steps)[plane]
     pixel = size / labels.shape[::-1]

@@ -1,7 +1,7 @@
 """The pictures of an evaluation, and of two of them compared.
 
 Scores and shares are 0..1; intervals are those of means over volumes. Tables of scores have a row a
-volume, tables of means and differences a row a score (``utils.evaluation.statistics``).
+volume, tables of means and differences a row a score (``utils.evaluation.tables``).
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,9 @@ import numpy as np
 import pandas as pd
 
 from utils.evaluation.scoring import ScoredVolume
-from utils.evaluation.statistics import rank_correlations
-from utils.evaluation.tables import kinds_of
+from utils.evaluation.tables import kinds_of, rank_correlations
 from utils.figures import canvas
-from utils.figures.canvas import TRAIN, TYPE_NAMES, VALID
-from utils.figures.predictions import save_predictions
+from utils.figures.learning import save_predictions
 
 CONDITION_WORDS = {
     "gain": "gain (photons per unit; fewer: noisier)",
@@ -63,12 +61,13 @@ def save_column_recall(scores: pd.DataFrame, means: pd.DataFrame, path: str | Pa
 
     The share of the gaps' voxels that was called column is drawn as the yardstick.
     """
-    kinds, words = kinds_of(scores), dict(zip(("left_out", "A", "B", "C"), TYPE_NAMES, strict=True))
+    kinds = kinds_of(scores)
+    words = dict(zip(("left_out", "A", "B", "C"), canvas.TYPE_NAMES, strict=True))
     figure = canvas.new_figure(6.6, 3.8)
     axes = figure.subplots()
     for shift, name, label, colour in (
-        (-0.1, "recall", "share of the voxels found (recall)", TRAIN),
-        (0.1, "covered", "share of the columns at least half covered", VALID),
+        (-0.1, "recall", "share of the voxels found (recall)", canvas.TRAIN),
+        (0.1, "covered", "share of the columns at least half covered", canvas.VALID),
     ):
         shares = means.loc[[f"{name}_{kind}" for kind in kinds]]
         middle = shares["mean"].to_numpy()
@@ -102,7 +101,7 @@ def save_scores_by_condition(scores: pd.DataFrame, path: str | Path) -> Path:
     for axes, condition in zip(panels.flat, known, strict=True):
         for name, label, colour in (
             ("baseline_iou", "whole sheet", "#9a9a9a"),
-            ("iou", "prediction", TRAIN),
+            ("iou", "prediction", canvas.TRAIN),
         ):
             if name in scores:
                 dots = {"color": colour, "markersize": 3.5, "alpha": 0.7, "label": label}
@@ -124,7 +123,7 @@ def save_comparison(a: pd.Series, b: pd.Series, path: str | Path, names: Sequenc
     figure = canvas.new_figure(5.0, 4.8)
     axes = figure.subplots()
     axes.axline((a.mean(), a.mean()), slope=1.0, **canvas.REFERENCE_LINE)
-    axes.plot(a, b.loc[a.index], "o", color=TRAIN, markersize=4, alpha=0.75)
+    axes.plot(a, b.loc[a.index], "o", color=canvas.TRAIN, markersize=4, alpha=0.75)
     axes.set_aspect("equal", adjustable="datalim")
     for letter, name, put in zip("AB", names, (axes.set_xlabel, axes.set_ylabel), strict=True):
         short = name if len(name) <= 46 else f"...{name[-43:]}"

@@ -91,7 +91,7 @@ def read_network(path: str | Path) -> TrainedNetwork:
             epoch=int(state["epoch"]),
             config=dict(state["model_config"]),
             weights=state["model_state"],
-            normalizer=PercentileNormalizer.from_dict({**rule, **state["normalizer"]}),
+            normalizer=PercentileNormalizer(**{**rule, **state["normalizer"]}),
             patch_size=int(state["patch_size"]),
             spacing=sum(lengths) / len(lengths),
             objective=dict(state.get("flags", {})).get("objective"),

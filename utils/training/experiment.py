@@ -153,8 +153,7 @@ class Experiment:
         """
         if not self.writes:
             return
-        from utils.figures.learning import WHOLE_SHEET_IOU, save_learning_curves
-        from utils.figures.predictions import save_predictions
+        from utils.figures.learning import WHOLE_SHEET_IOU, save_learning_curves, save_predictions
 
         baseline = WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
         save_learning_curves(history, self.directory / "learning_curves.png", baseline=baseline)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.figures.predictions import compared_slice
+from utils.figures.learning import compared_slice
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
