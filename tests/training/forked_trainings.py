@@ -24,7 +24,7 @@ import train_basic_3dunet
 from utils.data import SegmentationFake3DDataset
 from utils.data.simulated import OnTheFly3DDataset
 from utils.training.experiment import Experiment
-from utils.training.resuming import find_resumption
+from utils.training.starting import find_resumption
 from utils.training.state import Progress, save_checkpoints
 
 

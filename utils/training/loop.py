@@ -29,10 +29,23 @@ from utils.training.loaders import build_loader, loss_weight
 from utils.training.losses import LossByParts
 from utils.training.options import TrainingOptions
 from utils.training.ranks import average_buffers
-from utils.training.records import EpochResult, Tally, epoch_record, estimate, summary
-from utils.training.schedules import TrainingClock
-from utils.training.state import Progress, go_on, save_checkpoints, set_up, whole_state
-from utils.training.tensorboard import event_files, write_epoch
+from utils.training.records import (
+    EpochResult,
+    Tally,
+    epoch_record,
+    estimate,
+    event_files,
+    summary,
+    write_epoch,
+)
+from utils.training.state import (
+    Progress,
+    TrainingClock,
+    go_on,
+    save_checkpoints,
+    set_up,
+    whole_state,
+)
 
 EXAMPLES = 3  # validation patches shown in predictions.png
 READ_EVERY = 20

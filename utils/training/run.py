@@ -20,7 +20,7 @@ from utils.data.augmentation import AugmentedDataset
 from utils.data.epochs import EpochDataset
 from utils.devices import choose_compute
 from utils.errors import UserError
-from utils.training import ancestor, ranks
+from utils.training import ranks
 from utils.training.computing import (
     be_deterministic,
     choose_compiling,
@@ -29,7 +29,7 @@ from utils.training.computing import (
 )
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
-from utils.training.fabric import choose_processes, loader_processes, make_fabric
+from utils.training.flag_table import describe_recipe, recipe_values
 from utils.training.loop import score, train
 from utils.training.losses import build_loss, measure_foreground
 from utils.training.options import (
@@ -38,8 +38,8 @@ from utils.training.options import (
     describe_network,
     describe_training,
 )
-from utils.training.recipes import describe_recipe, recipe_values
-from utils.training.resuming import check_data, find_resumption
+from utils.training.ranks import choose_processes, loader_processes, make_fabric
+from utils.training.starting import check_data, find_resumption, inherit
 
 logger = logging.getLogger("utils.training")
 
@@ -111,7 +111,7 @@ def run_training(
     state, note = find_resumption(directory) if flags.resume else (None, "")
     about, origin = {}, None
     if flags.init and not state:
-        parent = ancestor.inherit(model, flags.init, model_config["spatial_dims"])
+        parent = inherit(model, flags.init, model_config["spatial_dims"])
         about["init"] = f"weights of {parent.path}, epoch {parent.epoch}"
         # Its name may mean another network some day.
         origin = {"checkpoint": parent.path, "epoch": parent.epoch, "sha256": parent.fingerprint()}
