@@ -181,24 +181,16 @@ def make_parser(description: str, flags: Defaults) -> FlagParser:
     for topic, defaults in flags.items():
         group = parser.add_argument_group(topic)
         for name, default in defaults.items():
-            reading = how_to_read(name, default)
+            kind = TYPES.get(name, str if default is None else type(default))
+            reading: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "INT")}
+            if isinstance(default, bool):
+                reading = {"action": argparse.BooleanOptionalAction if default else "store_true"}
+            elif name in CHOICES:
+                reading = {"choices": CHOICES[name]}
+            elif kind is list:
+                reading = {"nargs": "+", "metavar": METAVARS[list]}
             group.add_argument(f"--{name}", default=default, help=HELP[name], **reading)
     return parser
-
-
-def how_to_read(name: str, default: Any) -> dict[str, Any]:
-    """Return argparse's arguments for a flag: a switch, a choice, files, a number or text."""
-    if default is False:
-        return {"action": "store_true"}
-    if default is True:
-        return {"action": argparse.BooleanOptionalAction}
-    if name in CHOICES:
-        return {"choices": CHOICES[name]}
-    kind = TYPES.get(name, str if default is None else type(default))
-    metavar = METAVARS.get(kind, "INT")
-    if kind is list:
-        return {"nargs": "+", "metavar": metavar}
-    return {"type": kind, "metavar": metavar}
 
 
 def parse_training_flags(
@@ -216,13 +208,13 @@ def parse_training_flags(
     if first.resume or first.init:
         from utils.training import starting  # with torch
     try:
+        before: dict[str, Any] = {}
         if first.resume:
             directory = Path(first.log_path) / first.experiment_title
-            recorded = starting.recorded_flags(directory, Path(script).name)
-            defaults |= recorded
+            before = starting.recorded_flags(directory, Path(script).name)
         elif first.init:
-            inherited = starting.ancestor_defaults(first.init, {**plain, **defaults}["start_lr"])
-            defaults |= inherited
+            before = starting.ancestor_defaults(first.init, {**plain, **defaults}["start_lr"])
+        defaults |= before
         taken_over = defaults.keys() & plain.keys() - NEVER_TAKEN_OVER
         parser.set_defaults(**{name: defaults[name] for name in taken_over})
         flags = parser.parse_args(arguments)
@@ -231,9 +223,9 @@ def parse_training_flags(
             parser.set_defaults(early_stopping_patience=flags.epochs)
             flags = parser.parse_args(arguments)
         if first.resume:
-            starting.check_unchanged(flags, recorded, plain)
+            starting.check_unchanged(flags, before, plain)
         elif first.init:
-            starting.check_network_flags(flags, inherited)
+            starting.check_network_flags(flags, before)
     except UserError as error:
         parser.error(str(error))
     return flags

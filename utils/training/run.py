@@ -137,19 +137,18 @@ def run_training(
     experiment = open_experiment(directory, config, script, state, note)
     loaders = loader_processes(options.num_workers, processes.devices)
     together = f" each, {processes.total} processes train together" * (processes.total > 1)
+    lines = {
+        "network": describe_network(flags, parameters),
+        **about,
+        **data.about,
+        "recipe": describe_recipe(flags),
+        "training": describe_training(options),
+        "machine": compute.describe(loaders) + together,
+        "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
+        "log": str(directory),
+    }
     if not ranks.rank():
-        announce(
-            {
-                "network": describe_network(flags, parameters),
-                **about,
-                **data.about,
-                "recipe": describe_recipe(flags),
-                "training": describe_training(options),
-                "machine": compute.describe(loaders) + together,
-                "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
-                "log": str(directory),
-            }
-        )
+        announce(lines)
     description = {
         "model_config": dict(model_config),
         "normalizer": data.train.normalizer.to_dict(),
@@ -170,7 +169,9 @@ def run_training(
             record = {"epoch": kept["epoch"], **score(fabric, best, loss, data.test, options)}
             record |= data.other_scores(best)
             experiment.update_log(test=record)
-            logger.info(summarise_test(record))
+            shown = ("iou", "dice", "total_error", "precision", "recall", "mean_distance")
+            words = [f"{name} {record[name]:.3f}" for name in shown if record.get(name) is not None]
+            logger.info(f"test, network of epoch {record['epoch']}: {', '.join(words)}")
         return reason
 
     return record_exit(experiment, train_and_test)
@@ -229,8 +230,8 @@ def open_experiment(
         for name, value in config["flags"].items()
         if name != "resume" and value != before["flags"].get(name)
     }
-    record = {"epoch": state["epoch"] if state else 0, "note": note, "changed": changed}
-    history = state["history"] if state else []
+    epoch, history = (state["epoch"], state["history"]) if state else (0, [])
+    record = {"epoch": epoch, "note": note, "changed": changed}
     return Experiment.reopen(directory, config, script, history, record)
 
 
@@ -242,10 +243,3 @@ def announce(lines: Mapping[str, str]) -> None:
     width = max(len(topic) for topic in lines)
     for topic, text in lines.items():
         logger.info(f"{topic:<{width}}  {text}")
-
-
-def summarise_test(record: Mapping[str, Any]) -> str:
-    """Return the line that tells a person about the test."""
-    shown = ("iou", "dice", "total_error", "precision", "recall", "mean_distance")
-    words = [f"{name} {record[name]:.3f}" for name in shown if record.get(name) is not None]
-    return f"test, network of epoch {record['epoch']}: {', '.join(words)}"

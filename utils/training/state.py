@@ -99,11 +99,8 @@ class TrainingClock:
 
 def build_scheduler(optimizer: Optimizer, options: TrainingOptions) -> ReduceLROnPlateau | None:
     """Return what is stepped with the validation loss after each epoch, for ``plateau`` alone."""
-    if options.lr_schedule != "plateau":
-        return None
-    return ReduceLROnPlateau(
-        optimizer, factor=options.lr_scheduler_factor, patience=options.lr_scheduler_patience
-    )
+    how = {"factor": options.lr_scheduler_factor, "patience": options.lr_scheduler_patience}
+    return ReduceLROnPlateau(optimizer, **how) if options.lr_schedule == "plateau" else None
 
 
 @dataclass(frozen=True)
@@ -155,9 +152,8 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
     """Return the optimiser that ``options.optimizer`` names."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
-    return kinds[options.optimizer](
-        model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
-    )
+    how = {"lr": options.start_lr, "weight_decay": options.weight_decay}
+    return kinds[options.optimizer](model.parameters(), **how)
 
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
@@ -172,7 +168,6 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
     @torch.no_grad()
     def follow(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        """Move averaged tensors, all of one type, towards the current ones."""
         n = int(average.n_averaged)  # on the host; for ``count`` it would wait for the device
         share = 1 - min(decay, (1 + n) / (10 + n))
         for old, new in zip(averaged, current, strict=True):
@@ -198,7 +193,7 @@ def whole_state(
     """
     result = {
         **description,
-        "model_state": _weights(parts.validated),
+        "model_state": dict(parts.validated.state_dict()),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
     }
@@ -215,7 +210,7 @@ def whole_state(
         "pace": {"steps": clock.steps, "seconds": clock.seconds},
     }
     if parts.average:
-        to_go_on["raw_model_state"] = _weights(parts.model)
+        to_go_on["raw_model_state"] = dict(parts.model.state_dict())
         to_go_on["averages"] = int(parts.average.n_averaged)
     return result, to_go_on
 
@@ -257,7 +252,3 @@ def save_checkpoints(
         experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
     # Last, so that a cut in between repeats this epoch instead of losing its weights.
     experiment.save_checkpoint(LAST, {**result, **to_go_on})
-
-
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
