@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from utils.checkpoints.pretrained import SCORE_NAMES
+from utils.checkpoints.loading import SCORE_NAMES
 from utils.errors import UserError, disk_errors
 from utils.evaluation.conditions import CONDITIONS
 from utils.evaluation.scoring import ScoredVolume, ToScore

@@ -38,14 +38,7 @@ from utils.training.records import (
     summary,
     write_epoch,
 )
-from utils.training.state import (
-    Progress,
-    TrainingClock,
-    go_on,
-    save_checkpoints,
-    set_up,
-    whole_state,
-)
+from utils.training.state import Progress, TrainingClock, go_on, save_checkpoints, set_up
 
 EXAMPLES = 3  # validation patches shown in predictions.png
 READ_EVERY = 20
@@ -83,8 +76,7 @@ def train(
     clock = TrainingClock(options, planned, agree=fabric.broadcast, **spent)
 
     if not progress.epoch:
-        halves = whole_state(parts, description, progress, history, clock)
-        save_checkpoints(experiment, *halves, "last", progress)
+        save_checkpoints(experiment, parts, description, progress, history, clock, "last")
     first = progress.epoch + 1
     wanted = options.tensorboard and fabric.is_global_zero
     flags = description.get("flags", {})
@@ -110,8 +102,8 @@ def train(
             record |= {"steps": clock.steps, "minutes": clock.seconds / 60}
             history.append(record | train_data.epoch_record())
             progress = progress.after(validated.loss, validated.confusion.iou)
-            halves = whole_state(parts, description, progress, history, clock)
-            save_checkpoints(experiment, *halves, options.checkpoint_policy, progress)
+            what = parts, description, progress, history, clock, options.checkpoint_policy
+            save_checkpoints(experiment, *what)
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             if board:

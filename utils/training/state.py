@@ -180,14 +180,16 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     return average
 
 
-def whole_state(
+def save_checkpoints(
+    experiment: Experiment,
     parts: TrainedParts,
     description: Mapping[str, Any],
     progress: Progress,
     history: list[dict[str, Any]],
     clock: TrainingClock,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two halves of ``last.pth``: what prediction needs, and what only going on needs.
+    policy: str,
+) -> None:
+    """Write ``last.pth`` with everything, and by policy what prediction needs of the best or each.
 
     Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
@@ -212,13 +214,18 @@ def whole_state(
     if parts.average:
         to_go_on["raw_model_state"] = dict(parts.model.state_dict())
         to_go_on["averages"] = int(parts.average.n_averaged)
-    return result, to_go_on
+    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
+        experiment.save_checkpoint("best.pth", result)
+    if policy == "all":
+        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
+    # Last, so that a cut in between repeats this epoch instead of losing its weights.
+    experiment.save_checkpoint(LAST, {**result, **to_go_on})
 
 
 def go_on(
     parts: TrainedParts, state: Mapping[str, Any] | None
 ) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
-    """Bring ``parts`` to where :func:`whole_state` had it; None is the very beginning.
+    """Bring ``parts`` to where ``last.pth`` has them; None is the very beginning.
 
     Returns progress, history, and the steps and seconds that :class:`TrainingClock` starts with.
     """
@@ -236,19 +243,3 @@ def go_on(
     if devices and torch.cuda.device_count() == len(devices):
         torch.cuda.set_rng_state_all(devices)
     return Progress(**state["progress"]), list(state["history"]), dict(state["pace"])
-
-
-def save_checkpoints(
-    experiment: Experiment,
-    result: Mapping[str, Any],
-    to_go_on: Mapping[str, Any],
-    policy: str,
-    progress: Progress,
-) -> None:
-    """Write ``last.pth`` with everything, and by policy the result of the best or each epoch."""
-    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
-        experiment.save_checkpoint("best.pth", result)
-    if policy == "all":
-        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
-    # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_checkpoint(LAST, {**result, **to_go_on})
