@@ -75,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(flags: argparse.Namespace) -> None:
     """Write what is asked for; raises UserError for what a user can mend."""
-    from utils.checkpoints.loading import load_checkpoint, log_directory
-    from utils.checkpoints.pretrained import FOLDER, save_pretrained
+    from utils.checkpoints.loading import FOLDER, load_checkpoint, log_directory, save_pretrained
 
     check_outputs(flags)
     written = []
@@ -142,8 +141,7 @@ def read_card(
     flags: argparse.Namespace, source: str | Path, state: Mapping[str, Any]
 ) -> tuple[str, str]:
     """Return a network's name and its card: what lies beside it, else what its records say."""
-    from utils.checkpoints.loading import log_directory
-    from utils.checkpoints.pretrained import describe, find_pretrained
+    from utils.checkpoints.loading import describe, find_pretrained, log_directory
 
     file = find_pretrained(source) or Path(source)
     card = file.with_suffix(".md")

@@ -155,7 +155,7 @@ def report(search: Search) -> None:
     """Write and print what the study has found so far."""
     from utils.figures.learning import WHOLE_SHEET_IOU
     from utils.figures.studies import save_study
-    from utils.search.report import format_table, format_trials, means_over_seeds, trials_table
+    from utils.search.study import format_table, format_trials, means_over_seeds, trials_table
 
     trials = trials_table(search.study)
     if trials.empty:

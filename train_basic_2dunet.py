@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
 from utils.flags import is_labelled
-from utils.training.flag_table import make_parser
+from utils.training.flag_table import make_parser, parse_training_flags
 from utils.training.options import (
     TrainingOptions,
     check_label_flags,
@@ -34,7 +34,6 @@ from utils.training.options import (
     let_waiting_threads_sleep,
     network_settings,
 )
-from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:
     from torch import nn
@@ -170,8 +169,8 @@ def check_files(flags: argparse.Namespace) -> bool:
 
 def load_images(flags: argparse.Namespace, directory: Path) -> TrainingData:
     """Open labelled images; ``directory`` is the log directory of a run that may be resumed."""
-    from utils.training.ancestor import known_network
     from utils.training.labelled_stacks import load_labelled
+    from utils.training.starting import known_network
 
     ancestor = known_network(flags, directory)
     size = {"patch_size": IMAGE_EDGE, "spatial_dims": 2, "ancestor": ancestor}

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.training.flag_table import make_parser
+from utils.training.flag_table import make_parser, parse_training_flags
 from utils.training.options import (
     Sources,
     TrainingOptions,
@@ -36,7 +36,6 @@ from utils.training.options import (
     live_shares,
     network_settings,
 )
-from utils.training.recipes import parse_training_flags
 
 if TYPE_CHECKING:
     from utils.simulation.volume import Config, Mixture
@@ -159,9 +158,9 @@ def load_data(
     from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
     from utils.data.simulated import MixedDataset, split_batch
     from utils.training import ranks
-    from utils.training.ancestor import known_network
     from utils.training.labelled_stacks import load_labelled
     from utils.training.run import TrainingData
+    from utils.training.starting import known_network
 
     patches = {"patch_size": flags.patch_size, "background_threshold": flags.background_threshold}
     of_volumes = of_labelled = flags.patches_per_epoch

@@ -27,7 +27,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from models import ModelConfig, build_model
-from utils.checkpoints.pretrained import find_pretrained
+from utils.checkpoints.loading import find_pretrained
 from utils.data.normalize import measure_limits
 from utils.errors import exit_status
 from utils.evaluation.confusion import score_voxels

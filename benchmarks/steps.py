@@ -23,11 +23,11 @@ from utils.devices import Compute, memory_format
 from utils.simulation import VolumeConfig
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.computing import Compiling, compile_network
-from utils.training.fabric import make_fabric
 from utils.training.loaders import build_loader
 from utils.training.loop import as_stacks, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
+from utils.training.ranks import make_fabric
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
 from utils.training.state import build_optimizer
 

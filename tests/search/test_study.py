@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 import textwrap
 import threading
@@ -13,25 +15,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
+import pandas as pd
 import pytest
+from optuna.distributions import CategoricalDistribution
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import TrialState
+from scipy import stats
 
 from utils.errors import UserError
 from utils.search import definition as definition_module
 from utils.search import study as study_module
-from utils.search import trial as trial_module
 from utils.search.definition import StudyDefinition
-from utils.search.report import trials_table
 from utils.search.study import (
     SAME_FAILURES,
+    Outcome,
     Search,
     build_pruner,
     build_sampler,
+    format_table,
+    format_trials,
+    means_over_seeds,
     open_study,
+    read_log,
     retry_failed,
+    run_training,
+    trials_table,
 )
-from utils.search.trial import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = f'''
@@ -86,7 +95,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text(textwrap.dedent(STUB))
     monkeypatch.setattr(definition_module, "ROOT", path.parent)
     monkeypatch.setattr(study_module, "ROOT", path.parent)
-    monkeypatch.setattr(trial_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(sys, "path", [*sys.path])  # the stub adds to it when it is imported
     return path
 
@@ -370,3 +379,196 @@ def wait_for(condition, seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+WRITE = """
+import json, os, signal, sys, time
+from pathlib import Path
+directory = Path(sys.argv[1])
+directory.mkdir()
+def write(epochs, reason, status):
+    records = [{"epoch": k + 1} for k in range(epochs)]
+    content = {"epochs": records, "exit": {"reason": reason, "status": status}}
+    (directory / "new").write_text(json.dumps(content))
+    os.replace(directory / "new", directory / "logs.json")
+"""
+POLITE = """
+def end(*_):
+    write(1, "interrupted by SIGTERM", 130)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, end)
+write(1, "running", None)
+time.sleep(600)
+"""
+STUBBORN = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+write(1, "running", None)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run Python code as a training; epochs told are in ``follow.told``."""
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0.02)
+
+    def follow(code: str, prune: bool = False, stop: threading.Event | None = None) -> Outcome:
+        def on_epoch(record: dict) -> bool:
+            follow.told.append(record["epoch"])
+            return prune
+
+        return run_training(
+            [sys.executable, "-c", WRITE + code, str(tmp_path / "log")],
+            tmp_path / "log",
+            tmp_path / "output.txt",
+            on_epoch=on_epoch,
+            stop=stop or threading.Event(),
+            environment={"ANSWER": "42"},
+        )
+
+    follow.told = []
+    return follow
+
+
+def test_every_epoch_is_told_once_also_the_last(follow) -> None:
+    outcome = follow("write(1, 'running', None); time.sleep(0.3); write(4, 'done', 0)")
+    assert follow.told == [1, 2, 3, 4]
+    assert (outcome.status, outcome.reason) == (0, "done")
+    assert len(outcome.epochs) == 4 and not outcome.pruned and not outcome.stopped
+
+
+def test_the_environment_and_the_output(follow, tmp_path: Path) -> None:
+    outcome = follow("print('first'); print(os.environ['ANSWER'], file=sys.stderr); sys.exit(2)")
+    assert (outcome.status, outcome.reason, outcome.epochs) == (2, "42", [])
+    assert (tmp_path / "output.txt").read_text().splitlines() == ["first", "42"]
+
+
+def test_a_silent_end_has_its_status_as_reason(follow) -> None:
+    assert follow("sys.exit(3)").reason == "exit status 3"
+
+
+def test_a_pruned_training_records_its_end(follow) -> None:
+    outcome = follow(POLITE, prune=True)
+    assert outcome.pruned and not outcome.stopped and follow.told == [1]
+    assert (outcome.status, outcome.reason) == (130, "interrupted by SIGTERM")
+
+
+def test_a_stop_ends_the_training(follow) -> None:
+    stop = threading.Event()
+    timer = threading.Timer(0.2, stop.set)
+    timer.start()
+    outcome = follow("time.sleep(600)", stop=stop)
+    timer.join()
+    assert outcome.stopped and not outcome.pruned and outcome.status == -signal.SIGTERM
+
+
+def test_one_that_does_not_listen_is_killed(follow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "GRACE_SECONDS", 0.2)
+    outcome = follow(STUBBORN, prune=True)
+    assert outcome.status == -signal.SIGKILL and outcome.pruned
+
+
+def test_an_error_of_ours_leaves_no_process_behind(follow, tmp_path: Path) -> None:
+    def fail(record: dict) -> bool:
+        raise RuntimeError("the database is gone")
+
+    code = WRITE + POLITE.replace('write(1, "running"', 'print(os.getpid()); write(1, "running"')
+    with pytest.raises(RuntimeError, match="the database is gone"):
+        run_training(
+            [sys.executable, "-u", "-c", code, str(tmp_path / "log")],
+            tmp_path / "log",
+            tmp_path / "output.txt",
+            on_epoch=fail,
+            stop=threading.Event(),
+            environment={},
+        )
+    process = int((tmp_path / "output.txt").read_text())
+    assert not Path(f"/proc/{process}").exists()
+
+
+def test_no_log_yet(tmp_path: Path) -> None:
+    assert read_log(tmp_path / "absent") == ([], None)
+    (tmp_path / "logs.json").write_text(
+        json.dumps({"epochs": [{"epoch": 1}], "exit": {"reason": "running", "status": None}})
+    )
+    assert read_log(tmp_path) == ([{"epoch": 1}], None)
+
+
+def study_of(*trials: tuple) -> optuna.Study:
+    """Make a study of (state, IoU, depth, seed)."""
+    study = optuna.create_study(direction="maximize")
+    for state, iou, depth, seed in trials:
+        known = {"iou": iou, "epoch": iou and 2, "epochs_trained": 3, "minutes": 1.5}
+        known |= {"parameters": 1234, "directory": "x", "reason": "done"}
+        if state == TrialState.FAIL:
+            known["reason"] = "too many parameters"
+        values = {"depth": depth, "seed": seed, "resblocks": True}
+        choices = {"depth": (2, 3, 4), "seed": (0, 1, 2), "resblocks": (False, True)}
+        study.add_trial(
+            optuna.create_trial(
+                state=state,
+                value=iou if state == TrialState.COMPLETE else None,
+                params=values,
+                distributions={name: CategoricalDistribution(choices[name]) for name in values},
+                user_attrs=known,
+            )
+        )
+    return study
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    complete, failed, pruned = TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED
+    return trials_table(
+        study_of(
+            (complete, 0.40, 2, 0),
+            (complete, 0.50, 3, 0),
+            (failed, None, 4, 0),
+            (complete, 0.44, 2, 1),
+            (pruned, 0.45, 3, 1),
+            (complete, 0.42, 2, 2),
+        )
+    )
+
+
+def test_a_row_a_trial(table: pd.DataFrame) -> None:
+    assert list(table["trial"]) == list(range(6))
+    assert list(table)[7:10] == ["depth", "seed", "resblocks"]
+    assert list(table["depth"]) == [2, 3, 4, 2, 3, 2] and table["iou"].isna().sum() == 1
+    assert trials_table(study_of()).empty
+
+
+def test_what_waits_or_was_repeated_has_no_row() -> None:
+    study = study_of((TrialState.FAIL, None, 2, 0), (TrialState.COMPLETE, 0.5, 3, 0))
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        repeat = optuna.storages.RetryHeartbeatStaleTrialCallback()
+    repeat(study, study.trials[0])
+    assert list(trials_table(study)["trial"]) == [1]
+    study.ask()
+    assert list(trials_table(study)["state"]) == ["complete", "running"]
+
+
+def test_the_best_is_printed_first_and_failures_last(table: pd.DataFrame) -> None:
+    head, *lines = format_trials(table).splitlines()
+    assert head.split()[:4] == ["trial", "state", "iou", "epoch"]
+    assert [int(line.split()[0]) for line in lines] == [1, 3, 5, 0, 4, 2]
+    assert lines[0].split() == "1 complete 0.5 2 3 1.5 1234 3 0 True".split()
+    assert lines[-1].endswith("too many parameters") and "done" not in "".join(lines)
+
+
+def test_means_over_seeds_count_complete_trials_only(table: pd.DataFrame) -> None:
+    one, three = means_over_seeds(table).to_dict("records")  # the best mean first
+    assert (three["depth"], three["resblocks"], three["n"]) == (2, True, 3)
+    bounds = stats.t.interval(0.95, 2, loc=0.42, scale=stats.sem([0.40, 0.44, 0.42]))
+    assert (three["mean"], three["low"], three["high"]) == pytest.approx((0.42, *bounds))
+    assert one["n"] == 1 and pd.isna(one["low"]) and pd.isna(one["high"])
+    text = format_table(means_over_seeds(table))
+    assert "0.3703 0.4697" in text and len(text.splitlines()) == 3
+    assert means_over_seeds(table.drop(columns="seed")).empty
+
+
+def test_seeds_alone_are_one_setting(table: pd.DataFrame) -> None:
+    alone = table[table["depth"] == 2].drop(columns=["depth", "resblocks"])
+    (row,) = means_over_seeds(alone).to_dict("records")
+    assert row["n"] == 3 and row["mean"] == pytest.approx(0.42) and len(row) == 4

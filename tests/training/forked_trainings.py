@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import train_basic_3dunet
 from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.training.experiment import Experiment
-from utils.training.resuming import find_resumption
-from utils.training.state import Progress, save_checkpoints
+from utils.training.options import TrainingOptions
+from utils.training.starting import find_resumption
+from utils.training.state import Progress, TrainedParts, TrainingClock, save_checkpoints
+
+CLOCK = TrainingClock(TrainingOptions(), planned=2)
 
 
 def in_child(work: Callable[[], int]) -> int:
@@ -66,14 +70,10 @@ def train_and_die(arguments: list[str], moment: list[int] | None) -> int:
     return train_basic_3dunet.main(arguments)
 
 
-def state(epoch: int) -> dict[str, object]:
-    return {"model_state": {"w": torch.full((1000,), float(epoch))}, "epoch": epoch, "history": []}
-
-
-def save_and_die(folder: Path, moment: int) -> int:
+def save_and_die(folder: Path, parts: TrainedParts, moment: int) -> int:
     """Save two epochs; die before the ``moment``-th call that changes the disk."""
     experiment = Experiment.create(folder, {"flags": {}}, __file__)
-    experiment.save_checkpoint("last.pth", state(0))
+    experiment.save_checkpoint("last.pth", {"model_state": {"w": torch.zeros(1000)}, "epoch": 0})
     (folder / "saved").write_text("0")
     calls = []
 
@@ -93,7 +93,8 @@ def save_and_die(folder: Path, moment: int) -> int:
     sys.addaudithook(watching)
     for epoch in (1, 2):
         progress = Progress(epoch=epoch, best_epoch=epoch)
-        save_checkpoints(experiment, state(epoch), {}, "best", progress)
+        parts.model.w.data.fill_(epoch)
+        save_checkpoints(experiment, parts, {}, progress, [], CLOCK, "best")
         descriptor = os.open(folder / "saved", os.O_WRONLY)
         os.write(descriptor, str(epoch).encode())
         os.close(descriptor)
@@ -102,10 +103,14 @@ def save_and_die(folder: Path, moment: int) -> int:
 
 def kill_all_saves(folder: Path) -> list[dict[str, object]]:
     """Kill at one moment after the other until none is left; tell what each has left behind."""
+    model = nn.Module()
+    model.w = nn.Parameter(torch.zeros(1000))
+    parts = TrainedParts(model, torch.optim.SGD(model.parameters(), 0.1), None, None, model)
+    parts.optimizer.state_dict()  # what torch imports for it is not imported in each process
     found = []
     while True:
         run = folder / f"run_{len(found)}"
-        status = in_child(partial(save_and_die, run, len(found) + 1))
+        status = in_child(partial(save_and_die, run, parts, len(found) + 1))
         last, _ = find_resumption(run)
         whole = bool((last["model_state"]["w"] == last["epoch"]).all())
         saved = int((run / "saved").read_text())

@@ -20,11 +20,11 @@ from utils.simulation import VolumeConfig
 from utils.training import ranks
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
-from utils.training.fabric import Processes, make_fabric
 from utils.training.loaders import build_loader
 from utils.training.loop import evaluate, train, train_one_epoch
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
+from utils.training.ranks import Processes, make_fabric
 from utils.training.run import load_in_turn
 
 TRAINING, VALIDATION, BATCH = 10, 3, 5

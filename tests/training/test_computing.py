@@ -22,10 +22,10 @@ from utils.training.computing import (
     compile_network,
 )
 from utils.training.ending import explain
-from utils.training.fabric import make_fabric
 from utils.training.loop import evaluate
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
+from utils.training.ranks import make_fabric
 
 
 def network() -> nn.Module:

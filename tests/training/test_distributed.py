@@ -18,7 +18,7 @@ from tests.conftest import write_fake_file
 from tests.training import ranks_worker
 from utils.checkpoints.loading import load_checkpoint
 from utils.devices import Compute
-from utils.training.fabric import make_fabric
+from utils.training.ranks import make_fabric
 
 ROOT = Path(train_basic_3dunet.__file__).parent
 WORKER = ranks_worker.__file__

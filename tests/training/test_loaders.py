@@ -9,7 +9,6 @@ from lightning_fabric import Fabric
 from tests.training.test_loop import Blobs
 from utils.devices import Compute
 from utils.simulation.streams import Purpose, make_rng
-from utils.training.fabric import make_fabric
 from utils.training.loaders import (
     BatchShares,
     build_loader,
@@ -17,6 +16,7 @@ from utils.training.loaders import (
     loss_weight,
 )
 from utils.training.options import TrainingOptions
+from utils.training.ranks import make_fabric
 
 
 @pytest.fixture

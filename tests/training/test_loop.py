@@ -20,7 +20,6 @@ from utils.errors import UserError
 from utils.evaluation.confusion import confusion
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
-from utils.training.fabric import make_fabric
 from utils.training.loaders import build_loader
 from utils.training.loop import (
     evaluate,
@@ -30,8 +29,8 @@ from utils.training.loop import (
 )
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
-from utils.training.schedules import build_scheduler, rate_factor
-from utils.training.state import Progress, build_optimizer
+from utils.training.ranks import make_fabric
+from utils.training.state import Progress, build_optimizer, build_scheduler, rate_factor
 
 DESCRIPTION = {"model_config": {"arch": "stub"}, "patch_size": 4, "spacing_voxels": [4.0] * 3}
 

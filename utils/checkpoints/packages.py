@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils.checkpoints.loading import PACKAGED
-from utils.checkpoints.pretrained import pack
+from utils.checkpoints.loading import PACKAGED, pack
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
 from utils.replacing import replacing

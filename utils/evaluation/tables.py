@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from utils.checkpoints.pretrained import SCORE_NAMES
+from utils.checkpoints.loading import SCORE_NAMES
 from utils.errors import UserError, disk_errors
 from utils.evaluation.scoring import CONDITIONS, ScoredVolume, ToScore
 from utils.replacing import replacing, write_json

@@ -147,26 +147,22 @@ def _check(definition: StudyDefinition) -> None:
     _parse(definition, {})
     for name, wanted in definition.search.items():
         if isinstance(wanted, dict):
-            _check_range(name, wanted, definition.sampler)
+            if definition.sampler == "grid":
+                raise UserError(f'{name}: a grid needs a list; or set sampler = "tpe" or "random"')
+            from optuna.distributions import FloatDistribution, IntDistribution
+
+            try:
+                (IntDistribution if is_whole(wanted) else FloatDistribution)(**wanted)
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(f"{name} = {show(wanted)} is no range: {error}") from error
+            wanted = [wanted["low"], wanted["high"]]
         elif not isinstance(wanted, list) or not wanted:
             raise UserError(
                 f"{name} = {show(wanted)}: must be a list such as [3, 4], or a range "
                 "{ low = 1, high = 4 }"
             )
-        for value in [wanted["low"], wanted["high"]] if isinstance(wanted, dict) else wanted:
+        for value in wanted:
             _parse(definition, {name: value})
-
-
-def _check_range(name: str, wanted: dict[str, Any], sampler: str) -> None:
-    """Raise UserError unless Optuna can draw from the range."""
-    if sampler == "grid":
-        raise UserError(f'{name}: a grid needs a list; or set sampler = "tpe" or "random"')
-    from optuna.distributions import FloatDistribution, IntDistribution
-
-    try:
-        (IntDistribution if is_whole(wanted) else FloatDistribution)(**wanted)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name} = {show(wanted)} is no range: {error}") from error
 
 
 def _parse(definition: StudyDefinition, values: Mapping[str, Any]) -> None:

@@ -1,15 +1,19 @@
-"""A study in an Optuna database: its trials are run, pruned, and repeated where they were cut.
+"""A study in an Optuna database: trials are run, pruned, repeated where they were cut, compared.
 
-A trial that a pruner ended is settled, as is one whose training failed by itself (too many
-parameters, say). One that was cut - Ctrl-C, a killed process, a machine that went away - waits in
-the database to be run again, as Optuna's retry callback puts it there.
+A trial is a training script as a process, followed epoch by epoch through its logs.json. One that a
+pruner ended is settled, as is one whose training failed by itself (too many parameters, say). One
+that was cut - Ctrl-C, a killed process, a machine that went away - waits in the database to be run
+again, as Optuna's retry callback puts it there.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import queue
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,13 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas as pd
 import sqlalchemy
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
+from scipy import stats
 
 from utils.errors import UserError
 from utils.search.definition import ROOT, StudyDefinition, is_whole, show, trial_arguments
-from utils.search.trial import Outcome, run_training
 
 METRIC = "valid_iou"  # made as large as can be: its best value over the epochs of a trial
 STATES = {
@@ -41,6 +46,12 @@ MOST_REPEATS = 3  # of a trial that went silent; it may be the trial that kills 
 SAME_FAILURES = 3  # as many trials in a row that fail for the same reason end the search
 PATIENCE_TRIALS, PATIENCE_EPOCHS = 5, 3
 """The median pruner spares the first trials, and the first epochs of each."""
+POLL_SECONDS = 0.5  # between two looks at the process and its log
+GRACE_SECONDS = 60.0  # that a process has to end after it was asked to
+REPLICATE = "seed"  # a searched flag that makes replicates: rows that differ in nothing else
+FRONT = ("trial", "state", "iou", "epoch", "epochs_trained", "minutes", "parameters")
+BACK = ("reason", "directory")
+WIDEST = 60  # characters of the reason in a printed table
 
 
 @dataclass
@@ -95,8 +106,7 @@ class Search:
         """Train once; return the best IoU, or NaN for a trial that Optuna shall call failed."""
         values = {name: suggest(trial, name, w) for name, w in self.definition.search.items()}
         title = f"trial_{trial.number:04d}"
-        tried = ", ".join(f"{name} {show(value)}" for name, value in values.items())
-        self.say(f"{title} begins: {tried}")
+        self.say(f"{title} begins: {', '.join(f'{n} {show(v)}' for n, v in values.items())}")
         outcome = self._train(trial, title, values)
         if outcome.stopped:
             trial.set_user_attr("reason", "cut, to be repeated")
@@ -114,9 +124,7 @@ class Search:
             trial.set_user_attr(name, value)
         if outcome.pruned:
             raise optuna.TrialPruned
-        if outcome.status or not outcome.epochs:
-            return math.nan
-        return best[METRIC]
+        return best[METRIC] if best and not outcome.status else math.nan
 
     def _train(self, trial: Trial, title: str, values: Mapping[str, Any]) -> Outcome:
         """Run the script for ``trial``, with a job's share of the cores and its GPU."""
@@ -147,9 +155,8 @@ class Search:
 
     def _after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Say how a trial ended, and end the search when it is complete or in vain."""
-        told = "IoU {iou:.3f} in epoch {epoch} of {epochs_trained}"
-        if trial.state == TrialState.FAIL:
-            told = "{reason}"
+        failed = trial.state == TrialState.FAIL
+        told = "{reason}" if failed else "IoU {iou:.3f} in epoch {epoch} of {epochs_trained}"
         how = told.format(**trial.user_attrs)
         self.say(f"trial_{trial.number:04d} {STATES[trial.state]}: {how}")
         latest = [t for t in counted_trials(study) if t.state.is_finished()][-SAME_FAILURES:]
@@ -263,3 +270,125 @@ def retry_failed(study: optuna.Study) -> int:
     for trial in failed:
         RetryHeartbeatStaleTrialCallback()(study, trial)
     return len(failed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    status: int  # exit status of the process; negative: the signal that ended it
+    reason: str  # one line
+    epochs: Sequence[Mapping[str, Any]]  # the records of ``logs.json``, one an epoch
+    parameters: int | None  # of the network; None when training never began
+    pruned: bool = False  # ended because ``on_epoch`` wanted so
+    stopped: bool = False  # ended because ``stop`` was set
+
+
+def run_training(
+    command: Sequence[str],
+    directory: Path,
+    output: Path,
+    *,
+    on_epoch: Callable[[Mapping[str, Any]], bool],
+    stop: threading.Event,
+    environment: Mapping[str, str],
+) -> Outcome:
+    """Run ``command`` to its end and return how it ended; what it prints goes to ``output``.
+
+    ``on_epoch`` is called once with each record of the ``logs.json`` in ``directory``, the log
+    directory that the program will make, and returns whether training is to end now, as it does
+    once ``stop`` is set: by SIGTERM, and :data:`GRACE_SECONDS` later SIGKILL. ``environment``
+    comes on top of this process's own.
+    """
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C in the terminal is for the search, which ends it
+        )
+    told, pruned, ended = 0, False, False
+    try:
+        while not ended and not pruned and not stop.wait(POLL_SECONDS):
+            ended = process.poll() is not None  # first, so that its last record is read below
+            for record in read_log(directory)[0][told:]:
+                told += 1
+                pruned = on_epoch(record) or pruned
+    finally:
+        stopped = not pruned and process.poll() is None
+        process.terminate()  # nothing where it has ended
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # all of its session
+            process.wait()
+    epochs, reason = read_log(directory)
+    config, status = directory / "config.json", process.returncode
+    printed = output.read_text(errors="replace").strip().splitlines()
+    return Outcome(
+        status=status,
+        reason=reason or (printed[-1].strip()[:500] if printed else f"exit status {status}"),
+        epochs=epochs,
+        parameters=json.loads(config.read_text())["parameters"] if config.exists() else None,
+        pruned=pruned,
+        stopped=stopped,
+    )
+
+
+def read_log(directory: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the epochs in a log directory's ``logs.json`` and why training ended, if it has."""
+    path = directory / "logs.json"
+    if not path.exists():
+        return [], None
+    content = json.loads(path.read_text())
+    ending = content["exit"]
+    return content["epochs"], None if ending["status"] is None else ending["reason"]
+
+
+def trials_table(study: optuna.Study) -> pd.DataFrame:
+    """Return a row for each trial that was begun and not repeated, in their order.
+
+    Between the columns :data:`FRONT` and :data:`BACK` stands one for each flag tried.
+    """
+    trials = [trial for trial in counted_trials(study) if trial.state in STATES]
+    flags = dict.fromkeys(name for trial in trials for name in trial.params)
+    rows = [
+        {"trial": trial.number, "state": STATES[trial.state], **trial.user_attrs, **trial.params}
+        for trial in trials
+    ]
+    return pd.DataFrame(rows, columns=[*FRONT, *flags, *BACK]).convert_dtypes()
+
+
+def means_over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each setting apart from its seed, the best mean first.
+
+    Beside the mean of ``n`` seeds stand the bounds of its two-sided 95 % interval by Student's t
+    with n - 1 degrees of freedom (it supposes that seeds scatter normally), nothing for a single
+    seed. Only complete trials count; without a searched seed there are no rows.
+    """
+    flags = [name for name in table if name not in (*FRONT, *BACK, REPLICATE)]
+    complete = table[table["state"] == "complete"]
+    if REPLICATE not in table or complete.empty:
+        return pd.DataFrame()
+    groups = complete.groupby(flags or [0] * len(complete), dropna=False)["iou"]
+    means = groups.agg(["mean", "count", "sem"]).astype(float)
+    half = stats.t.ppf(0.975, means["count"] - 1) * means["sem"]
+    means.insert(1, "low", means["mean"] - half)
+    means.insert(2, "high", means["mean"] + half)
+    means = means.rename(columns={"count": "n"}).drop(columns="sem").astype({"n": int})
+    return means.reset_index(drop=not flags).sort_values("mean", ascending=False)
+
+
+def format_trials(table: pd.DataFrame) -> str:
+    """Return the table that is printed: complete trials by falling IoU, then the others."""
+    shown = table.assign(place=table["state"].map([*STATES.values()].index))
+    shown = shown.sort_values(["place", "iou"], ascending=[True, False])
+    shown["reason"] = shown["reason"].where(shown["state"] == "failed", "").str[:WIDEST]
+    return format_table(shown.drop(columns=["place", "directory"]))
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """Return text with aligned columns and four significant digits."""
+    return table.to_string(index=False, float_format="{:.4g}".format, na_rep="-")

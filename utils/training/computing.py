@@ -88,17 +88,16 @@ def choose_compiling(options: TrainingOptions, device: str) -> Compiling:
     """
     compilers = ("CXX", "g++", "clang++") if device == "cpu" else ("CC", "gcc", "clang", "cc")
     found = any(shutil.which(os.environ.get(name, name)) for name in compilers)
-    on = options.compile == "on"
-    if on and not found:
+    asked = options.compile == "on"
+    if asked and not found:
         raise UserError(f"--compile on: found none of the compilers {', '.join(compilers)}")
     if options.compile != "auto":
-        return Compiling(on, required=on, reason=f"--compile {options.compile}")
+        return Compiling(asked, asked, f"--compile {options.compile}")
     if options.deterministic:
-        return Compiling(False, required=False, reason="auto: --deterministic")
+        return Compiling(False, False, "auto: --deterministic")
     if device == "cpu":
-        return Compiling(False, required=False, reason="auto: on a CPU it does not pay")
-    why = "it pays here" if found else "no compiler is found"
-    return Compiling(found, required=False, reason=f"auto: {why}")
+        return Compiling(False, False, "auto: on a CPU it does not pay")
+    return Compiling(found, False, f"auto: {'it pays here' if found else 'no compiler is found'}")
 
 
 def compile_network(model: nn.Module, compiling: Compiling) -> None:

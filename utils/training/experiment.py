@@ -140,9 +140,8 @@ class Experiment:
             # A POSIX lock: loader processes that outlive a killed training do not inherit it.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"{self.directory} is in use: another process is training there"
-            ) from error
+            in_use = f"{self.directory} is in use: another process is training there"
+            raise UserError(in_use) from error
         except OSError:  # a file system without locks
             os.close(descriptor)
 

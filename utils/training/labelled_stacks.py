@@ -86,7 +86,11 @@ def load_labelled(
     if whole and flags.ignore_label is not None:
         about["labels"] = f"--ignore_label {flags.ignore_label} marks no voxel"
     if known is None:
-        known = float(np.median(measured)) if measured else _crowding(everything)
+        # Else the edge of the square or cube that each column has of what is annotated.
+        annotated = sum(int(stack.annotated.sum()) for stack in everything)
+        columns = max(1, sum(stack.columns or 0 for stack in everything))
+        crowding = (annotated / columns) ** (1 / len(everything[0].shape))
+        known = float(np.median(measured) if measured else crowding)
     if stacks and flags.val_share is not None:
         halves = [stack.split(flags.val_share) for stack in stacks]
         stacks, others = [first for first, _ in halves], [second for _, second in halves]
@@ -101,10 +105,3 @@ def load_labelled(
         number = patches[1] or max(VALIDATION_PATCHES, len(LabelledDataset(others, **cutting)))
         validation = LabelledDataset(others, seed=0, patches_per_epoch=number, **cutting)
     return TrainingData(training, validation, [known] * len(everything[0].shape), about)
-
-
-def _crowding(stacks: Sequence[LabelledStack]) -> float:
-    """Return the edge of the square or cube that each column has of what is annotated."""
-    annotated = sum(int(stack.annotated.sum()) for stack in stacks)
-    columns = sum(stack.columns or 0 for stack in stacks)
-    return float((annotated / max(columns, 1)) ** (1 / len(stacks[0].shape)))

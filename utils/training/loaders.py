@@ -11,9 +11,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from utils.data.epochs import EpochDataset
 from utils.simulation.streams import Purpose, make_rng
-from utils.training.fabric import loader_processes
 from utils.training.options import TrainingOptions
-from utils.training.ranks import own_block, rank, world_size
+from utils.training.ranks import loader_processes, own_block, rank, world_size
 
 
 class BatchShares(Sampler[list[int]]):

@@ -29,10 +29,16 @@ from utils.training.loaders import build_loader, loss_weight
 from utils.training.losses import LossByParts
 from utils.training.options import TrainingOptions
 from utils.training.ranks import average_buffers
-from utils.training.records import EpochResult, Tally, epoch_record, estimate, summary
-from utils.training.schedules import TrainingClock
-from utils.training.state import Progress, go_on, save_checkpoints, set_up, whole_state
-from utils.training.tensorboard import event_files, write_epoch
+from utils.training.records import (
+    EpochResult,
+    Tally,
+    epoch_record,
+    estimate,
+    event_files,
+    summary,
+    write_epoch,
+)
+from utils.training.state import Progress, TrainingClock, go_on, save_checkpoints, set_up
 
 EXAMPLES = 3  # validation patches shown in predictions.png
 READ_EVERY = 20
@@ -70,8 +76,7 @@ def train(
     clock = TrainingClock(options, planned, agree=fabric.broadcast, **spent)
 
     if not progress.epoch:
-        halves = whole_state(parts, description, progress, history, clock)
-        save_checkpoints(experiment, *halves, "last", progress)
+        save_checkpoints(experiment, parts, description, progress, history, clock, "last")
     first = progress.epoch + 1
     wanted = options.tensorboard and fabric.is_global_zero
     flags = description.get("flags", {})
@@ -97,8 +102,8 @@ def train(
             record |= {"steps": clock.steps, "minutes": clock.seconds / 60}
             history.append(record | train_data.epoch_record())
             progress = progress.after(validated.loss, validated.confusion.iou)
-            halves = whole_state(parts, description, progress, history, clock)
-            save_checkpoints(experiment, *halves, options.checkpoint_policy, progress)
+            what = parts, description, progress, history, clock, options.checkpoint_policy
+            save_checkpoints(experiment, *what)
             experiment.update_log(epochs=history)
             experiment.draw(history, examples)
             if board:

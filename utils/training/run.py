@@ -20,7 +20,7 @@ from utils.data.augmentation import AugmentedDataset
 from utils.data.epochs import EpochDataset
 from utils.devices import choose_compute
 from utils.errors import UserError
-from utils.training import ancestor, ranks
+from utils.training import ranks
 from utils.training.computing import (
     be_deterministic,
     choose_compiling,
@@ -29,7 +29,7 @@ from utils.training.computing import (
 )
 from utils.training.ending import record_exit
 from utils.training.experiment import Experiment
-from utils.training.fabric import choose_processes, loader_processes, make_fabric
+from utils.training.flag_table import describe_recipe, recipe_values
 from utils.training.loop import score, train
 from utils.training.losses import build_loss, measure_foreground
 from utils.training.options import (
@@ -38,8 +38,8 @@ from utils.training.options import (
     describe_network,
     describe_training,
 )
-from utils.training.recipes import describe_recipe, recipe_values
-from utils.training.resuming import check_data, find_resumption
+from utils.training.ranks import choose_processes, loader_processes, make_fabric
+from utils.training.starting import check_data, find_resumption, inherit
 
 logger = logging.getLogger("utils.training")
 
@@ -111,7 +111,7 @@ def run_training(
     state, note = find_resumption(directory) if flags.resume else (None, "")
     about, origin = {}, None
     if flags.init and not state:
-        parent = ancestor.inherit(model, flags.init, model_config["spatial_dims"])
+        parent = inherit(model, flags.init, model_config["spatial_dims"])
         about["init"] = f"weights of {parent.path}, epoch {parent.epoch}"
         # Its name may mean another network some day.
         origin = {"checkpoint": parent.path, "epoch": parent.epoch, "sha256": parent.fingerprint()}
@@ -137,19 +137,18 @@ def run_training(
     experiment = open_experiment(directory, config, script, state, note)
     loaders = loader_processes(options.num_workers, processes.devices)
     together = f" each, {processes.total} processes train together" * (processes.total > 1)
+    lines = {
+        "network": describe_network(flags, parameters),
+        **about,
+        **data.about,
+        "recipe": describe_recipe(flags),
+        "training": describe_training(options),
+        "machine": compute.describe(loaders) + together,
+        "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
+        "log": str(directory),
+    }
     if not ranks.rank():
-        announce(
-            {
-                "network": describe_network(flags, parameters),
-                **about,
-                **data.about,
-                "recipe": describe_recipe(flags),
-                "training": describe_training(options),
-                "machine": compute.describe(loaders) + together,
-                "compile": f"{'on' if compiling.on else 'off'} ({compiling.reason})",
-                "log": str(directory),
-            }
-        )
+        announce(lines)
     description = {
         "model_config": dict(model_config),
         "normalizer": data.train.normalizer.to_dict(),
@@ -170,7 +169,9 @@ def run_training(
             record = {"epoch": kept["epoch"], **score(fabric, best, loss, data.test, options)}
             record |= data.other_scores(best)
             experiment.update_log(test=record)
-            logger.info(summarise_test(record))
+            shown = ("iou", "dice", "total_error", "precision", "recall", "mean_distance")
+            words = [f"{name} {record[name]:.3f}" for name in shown if record.get(name) is not None]
+            logger.info(f"test, network of epoch {record['epoch']}: {', '.join(words)}")
         return reason
 
     return record_exit(experiment, train_and_test)
@@ -229,8 +230,8 @@ def open_experiment(
         for name, value in config["flags"].items()
         if name != "resume" and value != before["flags"].get(name)
     }
-    record = {"epoch": state["epoch"] if state else 0, "note": note, "changed": changed}
-    history = state["history"] if state else []
+    epoch, history = (state["epoch"], state["history"]) if state else (0, [])
+    record = {"epoch": epoch, "note": note, "changed": changed}
     return Experiment.reopen(directory, config, script, history, record)
 
 
@@ -242,10 +243,3 @@ def announce(lines: Mapping[str, str]) -> None:
     width = max(len(topic) for topic in lines)
     for topic, text in lines.items():
         logger.info(f"{topic:<{width}}  {text}")
-
-
-def summarise_test(record: Mapping[str, Any]) -> str:
-    """Return the line that tells a person about the test."""
-    shown = ("iou", "dice", "total_error", "precision", "recall", "mean_distance")
-    words = [f"{name} {record[name]:.3f}" for name in shown if record.get(name) is not None]
-    return f"test, network of epoch {record['epoch']}: {', '.join(words)}"

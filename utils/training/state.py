@@ -1,10 +1,16 @@
-"""What a training changes as it goes, and how that becomes a checkpoint and comes back from one.
+"""What a training changes as it goes, how fast, and how that becomes a checkpoint and comes back.
+
+``plateau`` follows the validation loss, once an epoch (torch's ReduceLROnPlateau). ``cosine`` and
+``onecycle`` follow the share of the planned training that is done, batch by batch: the share of
+the planned steps, or of ``max_minutes``, whichever is larger.
 
 Epochs are counted from 1; checkpoints hold plain state: tensors, numbers, text, lists, dicts.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,8 +24,83 @@ from torch.optim.swa_utils import AveragedModel
 from utils.devices import memory_format
 from utils.training.experiment import LAST, Experiment
 from utils.training.options import TrainingOptions
-from utils.training.schedules import TrainingClock, build_scheduler
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
+
+WARM_UP = 0.1  # share of a onecycle training in which the rate climbs to start_lr
+FIRST_RATE = 1 / 25  # of start_lr: where that climb begins, as in torch's OneCycleLR
+
+
+def rate_factor(schedule: str, share: float) -> float:
+    """Return the learning rate, in units of ``start_lr``, when ``share`` (0..1) is done.
+
+    ``cosine`` falls from 1 to 0 along half a cosine (arXiv 1608.03983, without restarts);
+    ``onecycle`` climbs in a straight line during :data:`WARM_UP` and falls likewise after it.
+    """
+    share = min(max(share, 0.0), 1.0)
+    if schedule == "onecycle" and share < WARM_UP:
+        return FIRST_RATE + (1 - FIRST_RATE) * share / WARM_UP
+    start = WARM_UP if schedule == "onecycle" else 0.0
+    return 0.5 * (1 + math.cos(math.pi * (share - start) / (1 - start)))
+
+
+class TrainingClock:
+    """Counts steps and time of one training, sets the rates of cosine and onecycle, ends in time.
+
+    ``planned`` are the steps of the whole training; when one goes on, ``steps`` were done and
+    ``seconds`` spent before. ``clock`` gives seconds from any origin, and ``agree`` makes the time
+    of one process that of all. Whoever does a step adds it to :attr:`steps`.
+    """
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        planned: int,
+        *,
+        steps: int = 0,
+        seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        agree: Callable[[float], float] = float,
+    ) -> None:
+        self.options = options
+        self.planned = planned
+        self.steps = steps
+        self._clock = clock
+        self._agree = agree
+        self._began = clock() - seconds
+        self._agreed = seconds
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this training so far, on this process's clock."""
+        return self._clock() - self._began
+
+    def share(self) -> float:
+        """Return the share of the planned training that is done, by steps or time."""
+        by_steps = self.steps / self.planned
+        if self.options.max_minutes is None:
+            return by_steps
+        return max(by_steps, self._agreed / (60 * self.options.max_minutes))
+
+    def set_rate(self, optimizer: Optimizer) -> None:
+        """Set the rate of the coming step; ``plateau`` leaves that to its own scheduler."""
+        if self.options.lr_schedule == "plateau":
+            return
+        factor = rate_factor(self.options.lr_schedule, self.share())
+        for group in optimizer.param_groups:
+            group["lr"] = self.options.start_lr * factor
+
+    def time_is_up(self) -> bool:
+        """Read the clock; return whether ``max_minutes`` have passed, the same in all processes."""
+        if self.options.max_minutes is None:
+            return False
+        self._agreed = self._agree(self.seconds)
+        return self._agreed >= 60 * self.options.max_minutes
+
+
+def build_scheduler(optimizer: Optimizer, options: TrainingOptions) -> ReduceLROnPlateau | None:
+    """Return what is stepped with the validation loss after each epoch, for ``plateau`` alone."""
+    how = {"factor": options.lr_scheduler_factor, "patience": options.lr_scheduler_patience}
+    return ReduceLROnPlateau(optimizer, **how) if options.lr_schedule == "plateau" else None
 
 
 @dataclass(frozen=True)
@@ -71,9 +152,8 @@ def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
     """Return the optimiser that ``options.optimizer`` names."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
-    return kinds[options.optimizer](
-        model.parameters(), lr=options.start_lr, weight_decay=options.weight_decay
-    )
+    how = {"lr": options.start_lr, "weight_decay": options.weight_decay}
+    return kinds[options.optimizer](model.parameters(), **how)
 
 
 def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
@@ -88,7 +168,6 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
     @torch.no_grad()
     def follow(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        """Move averaged tensors, all of one type, towards the current ones."""
         n = int(average.n_averaged)  # on the host; for ``count`` it would wait for the device
         share = 1 - min(decay, (1 + n) / (10 + n))
         for old, new in zip(averaged, current, strict=True):
@@ -101,20 +180,22 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
     return average
 
 
-def whole_state(
+def save_checkpoints(
+    experiment: Experiment,
     parts: TrainedParts,
     description: Mapping[str, Any],
     progress: Progress,
     history: list[dict[str, Any]],
     clock: TrainingClock,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the two halves of ``last.pth``: what prediction needs, and what only going on needs.
+    policy: str,
+) -> None:
+    """Write ``last.pth`` with everything, and by policy what prediction needs of the best or each.
 
     Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
     """
     result = {
         **description,
-        "model_state": _weights(parts.validated),
+        "model_state": dict(parts.validated.state_dict()),
         "epoch": progress.epoch,
         "metrics": dict(history[-1]) if history else {},
     }
@@ -131,15 +212,20 @@ def whole_state(
         "pace": {"steps": clock.steps, "seconds": clock.seconds},
     }
     if parts.average:
-        to_go_on["raw_model_state"] = _weights(parts.model)
+        to_go_on["raw_model_state"] = dict(parts.model.state_dict())
         to_go_on["averages"] = int(parts.average.n_averaged)
-    return result, to_go_on
+    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
+        experiment.save_checkpoint("best.pth", result)
+    if policy == "all":
+        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
+    # Last, so that a cut in between repeats this epoch instead of losing its weights.
+    experiment.save_checkpoint(LAST, {**result, **to_go_on})
 
 
 def go_on(
     parts: TrainedParts, state: Mapping[str, Any] | None
 ) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
-    """Bring ``parts`` to where :func:`whole_state` had it; None is the very beginning.
+    """Bring ``parts`` to where ``last.pth`` has them; None is the very beginning.
 
     Returns progress, history, and the steps and seconds that :class:`TrainingClock` starts with.
     """
@@ -157,23 +243,3 @@ def go_on(
     if devices and torch.cuda.device_count() == len(devices):
         torch.cuda.set_rng_state_all(devices)
     return Progress(**state["progress"]), list(state["history"]), dict(state["pace"])
-
-
-def save_checkpoints(
-    experiment: Experiment,
-    result: Mapping[str, Any],
-    to_go_on: Mapping[str, Any],
-    policy: str,
-    progress: Progress,
-) -> None:
-    """Write ``last.pth`` with everything, and by policy the result of the best or each epoch."""
-    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
-        experiment.save_checkpoint("best.pth", result)
-    if policy == "all":
-        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
-    # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_checkpoint(LAST, {**result, **to_go_on})
-
-
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Going on with a training that has ended or was killed: its flags, its state, and what may differ.
+"""Trainings that do not begin from nothing: from another network (--init), or where one stopped.
 
 With --resume the flags of the run that goes on are the defaults; a flag that is given may differ
 from them only where the trained network stays the same thing (:data:`MAY_CHANGE`).
@@ -10,8 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from torch import nn
 
+from utils.checkpoints.loading import load_checkpoint
+from utils.errors import UserError
+from utils.prediction.trained_network import TrainedNetwork, read_network
+from utils.simulation.volume import config_from_dict
+from utils.training.experiment import LAST
+from utils.training.options import NETWORK_FLAGS
+
+RATE = 1 / 3  # of the default rate: weights that are good already are left by large steps
+EPOCHS = 30  # default of --epochs: a shorter plan than from nothing
 MAY_CHANGE = frozenset(
     "resume experiment_title log_path checkpoint_policy tensorboard "
     "epochs max_minutes early_stopping_patience "
@@ -24,6 +33,55 @@ MAY_CHANGE = frozenset(
 Data files may have moved, but must be the same by name, seed and number of samples. Another
 --precision, --device or --compile goes on with the same float32 weights, not to the same bits.
 """
+
+
+def ancestor_defaults(init: str, start_lr: float) -> dict[str, Any]:
+    """Return the defaults of flags for a training from ``init``, whose own rate is ``start_lr``.
+
+    Raises UserError where no network is found.
+    """
+    config = read_network(init).config
+    network = {flag: config[field] for field, flag in NETWORK_FLAGS.items() if field in config}
+    return {**network, "start_lr": RATE * start_lr, "epochs": EPOCHS}
+
+
+def check_network_flags(flags: argparse.Namespace, defaults: Mapping[str, Any]) -> None:
+    """Raise UserError for a flag of the network that was given otherwise than the ancestor's."""
+    differences = [
+        f"--{flag} is {getattr(flags, flag)}, and {defaults[flag]} there"
+        for flag in NETWORK_FLAGS.values()
+        if flag in defaults and getattr(flags, flag) != defaults[flag]
+    ]
+    if differences:
+        raise UserError(
+            f"--init {flags.init}: the network is that one's: {'; '.join(differences)}. Leave "
+            "these flags out"
+        )
+
+
+def known_network(flags: argparse.Namespace, directory: Path) -> TrainedNetwork | None:
+    """Return the network that a training with --init begins with, or is resumed with.
+
+    The ancestor may be gone when a run in ``directory`` goes on.
+    """
+    last = directory / "checkpoints" / LAST
+    begun = flags.resume and last.exists()
+    return read_network(last if begun else flags.init) if flags.init else None
+
+
+def inherit(model: nn.Module, init: str, dims: int) -> TrainedNetwork:
+    """Give ``model``, of ``dims`` axes, the weights of ``init``; return that network.
+
+    Raises UserError unless it is of the same configuration.
+    """
+    network = read_network(init)
+    theirs = network.config.get("spatial_dims")
+    if theirs != dims:
+        raise UserError(
+            f"--init {init}: is a {theirs}D network, and this script trains {dims}D ones"
+        )
+    network.restore(model, "cpu", dims).train()
+    return network
 
 
 def recorded_flags(directory: Path, script: str) -> dict[str, Any]:
@@ -81,9 +139,6 @@ def find_resumption(directory: Path) -> tuple[dict[str, Any] | None, str]:
 
     Raises CheckpointError where it cannot be read.
     """
-    from utils.checkpoints.loading import load_checkpoint
-    from utils.training.experiment import LAST
-
     path = directory / "checkpoints" / LAST
     if not path.exists():
         return None, "starts from the beginning: the run has not saved a checkpoint yet"
@@ -100,8 +155,6 @@ def _comparable(value: Any, name: str = "") -> Any:
     if name == "file" and value:
         return Path(value).name
     if name == "on_the_fly":
-        from utils.simulation.volume import config_from_dict
-
         parts = [dict(part) for part in (value if isinstance(value, list) else [value])]
         shares = [(part.pop("preset", None), part.pop("share", 1)) for part in parts]
         return shares, [config_from_dict(part) for part in parts]

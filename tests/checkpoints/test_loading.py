@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from models import ModelConfig, build_model, count_parameters
-from utils.checkpoints import pretrained
-from utils.checkpoints.loading import load_checkpoint, log_directory
-from utils.checkpoints.pretrained import find_pretrained, pretrained_names, save_pretrained
+from utils.checkpoints import loading
+from utils.checkpoints.loading import (
+    find_pretrained,
+    load_checkpoint,
+    log_directory,
+    pretrained_names,
+    save_pretrained,
+)
 from utils.errors import UserError
 from utils.training.experiment import Experiment
 
@@ -224,7 +229,7 @@ def test_names_and_sizes_are_checked(
     size = save(log, folder).stat().st_size
     with pytest.raises(UserError, match="exists already; --overwrite"):
         save(log, folder)
-    monkeypatch.setattr(pretrained, "MOST_BYTES", size)
+    monkeypatch.setattr(loading, "MOST_BYTES", size)
     with pytest.raises(UserError, match=f"{size:,} bytes in bfloat16, and less than"):
         save_pretrained("large", state, log, folder=folder)
     assert sorted(path.name for path in folder.iterdir()) == ["columns.md", "columns.pth"]
@@ -238,8 +243,8 @@ def test_a_name_loads_where_no_path_is(
     assert pretrained_names(folder) == ["columns"]
     assert find_pretrained("columns", folder) == file and find_pretrained("x", folder) is None
     assert find_pretrained("folder/columns", folder) is None
-    monkeypatch.setattr(pretrained.find_pretrained, "__defaults__", (folder,))
-    monkeypatch.setattr(pretrained.pretrained_names, "__defaults__", (folder,))
+    monkeypatch.setattr(loading.find_pretrained, "__defaults__", (folder,))
+    monkeypatch.setattr(loading.pretrained_names, "__defaults__", (folder,))
     monkeypatch.chdir(tmp_path)
     assert load_checkpoint("columns")["epoch"] == 2
     assert log_directory("columns") == Path("logs/columns")
@@ -258,7 +263,7 @@ def test_records_stand_in_the_log_directory(log: Path, tmp_path: Path) -> None:
 def test_networks_in_the_program_are_small_and_fit_their_configuration() -> None:
     for name in pretrained_names():
         file = find_pretrained(name)
-        assert file is not None and file.stat().st_size < pretrained.MOST_BYTES
+        assert file is not None and file.stat().st_size < loading.MOST_BYTES
         assert f"{file.stat().st_size:,} bytes" in file.with_suffix(".md").read_text()
         state = load_checkpoint(name)
         build_model(ModelConfig.from_dict(state["model_config"])).load_state_dict(
@@ -281,6 +286,6 @@ def test_networks_in_the_program_are_small_and_fit_their_configuration() -> None
     ],
 )
 def test_a_stream_is_named_by_its_presets(stream: Any, words: str) -> None:
-    card = pretrained._describe_data({"train": {"on_the_fly": stream, "seed": 3}})
+    card = loading._describe_data({"train": {"on_the_fly": stream, "seed": 3}})
     assert words in card and "64 x 64 x 64 voxels" in card and "seed 3" in card
     assert "gain_range" not in card and "spacing" not in card
