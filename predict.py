@@ -332,11 +332,11 @@ def make_plan(
 
     from models import build_model
     from utils.devices import Compute, choose_compute, time_step
-    from utils.prediction.adapting import PlaneByPlane, fused
     from utils.prediction.memory import Memory, check_loading, fit_batch
     from utils.prediction.network_voxels import check_enlargement, network_shape
     from utils.prediction.sliding_window import BATCH_SIZE, Windows, window_within
     from utils.prediction.staging import earlier_record
+    from utils.prediction.trained_network import PlaneByPlane, fused
     from utils.prediction.trust import LEAST_IOU, MIRRORED, SEARCH_PASSES, measure_agreement
     from utils.prediction.whole_stack import StackPrediction
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from utils.figures import canvas, previews
-from utils.prediction.sections import Sections, cut, middle_of
+from utils.prediction.whole_stack import Sections, cut, middle_of
 
 
 def sections(shape: tuple[int, ...], spacing: tuple[float, ...] | None, fill: Any) -> Sections:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.prediction.thresholds import best_threshold, to_levels
+from utils.prediction.whole_stack import best_threshold, to_levels
 
 THRESHOLD = 0.5
 

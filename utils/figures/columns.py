@@ -23,7 +23,7 @@ from utils.figures import canvas
 from utils.figures.previews import PLANES, plane_panels, show_plane, to_rows
 from utils.figures.slices import scale_to_display
 from utils.figures.stacks import draw_scale_bar
-from utils.prediction.sections import cut, middle_of
+from utils.prediction.whole_stack import cut, middle_of
 from utils.stacks import Stack
 
 SEVEN = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from utils.figures import canvas
 from utils.figures.canvas import MASK_RED
 from utils.figures.stacks import draw_scale_bar
-from utils.prediction.sections import Sections
+from utils.prediction.whole_stack import Sections
 
 WIDTH, HEIGHT = 9.0, 8.0  # inches that the planes take at most, together
 NARROWEST = 0.2  # room that a thin stack's planes get, of that of its longest axis: for their names
