@@ -137,7 +137,7 @@ def find_columns(flags: argparse.Namespace) -> None:
 def check_files(sources: Sequence[Path], files: dict[str, Path], *, overwrite: bool) -> None:
     """Raise UserError if an output cannot be written, or is one of the ``sources``."""
     from utils.stacks import check_output
-    from utils.stacks.writing import check_free
+    from utils.stacks.endings import check_free
 
     check_output(files["labels"], overwrite=overwrite)
     for path in files.values():

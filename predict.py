@@ -289,7 +289,7 @@ def check_outputs(
     Also if two files are one, or one is in the (Zarr) folder that another one is.
     """
     from utils.stacks import check_output
-    from utils.stacks.writing import check_free
+    from utils.stacks.endings import check_free
 
     for path in outputs.values():
         check_output(path, overwrite=flags.overwrite)
