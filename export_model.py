@@ -92,7 +92,7 @@ def export(flags: argparse.Namespace) -> None:
 def check_outputs(flags: argparse.Namespace) -> None:
     """Raise UserError if a file for other programs cannot be written, or not here."""
     from utils.checkpoints.packages import check_installed, check_origin
-    from utils.stacks.writing import check_free
+    from utils.stacks.endings import check_free
 
     needs = {"onnx": (".onnx", TO_WRITE), "bioimageio": (".zip", TO_WRITE + TO_CHECK)}
     for flag, (ending, modules) in needs.items():

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, add_column_flags, voxel_ranges, voxel_size
+from utils.flags import FlagParser, add_column_flags, add_stack_flags
 
 if TYPE_CHECKING:
     from utils.stacks import Stack
 
-CHOICES = ("voxel_size", "key", "index", "series", "axes")  # what open_stack reads of the input
+CHOICES = ("voxel_size", "key", "index", "series", "axes", "crop")  # of open_stack, of the input
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,19 +49,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="what a person mended: labels edited in napari or Fiji, which become the columns; or "
         "rows of NAME_columns.csv whose p and q stay and from which the rest of the lattice grows")
     add("--overwrite", action="store_true", help="replace outputs that exist")
-    add = parser.add_argument_group("what to read").add_argument
-    add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
-    add("--voxel_size", type=voxel_size, metavar="Z,Y,X",
-        help="edge of a voxel in micrometres, where the file does not tell or is wrong")
-    add("--crop", type=voxel_ranges, metavar="Z0:Z1,Y0:Y1,X0:X1",
-        help="only this box, in voxels from 0; places stay those in the file")
-    add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
-    add("--series", type=int, metavar="INT",
-        help="image or position in a TIFF that holds several, from 0; or scene of a CZI")
-    add("--index", type=int, metavar="INT", help="time point, from 0")
-    add("--axes", metavar="STR",
-        help="what the array's axes are, slowest first, where the file does not tell or is wrong, "
-        "such as ZYX; predict.py --list FILE shows what is in a file")
+    add = add_stack_flags(parser)
     add("--threshold", type=float, metavar="FLOAT",
         help="value from which a voxel belongs to a column; default: 0.5 of probabilities, Otsu's "
         "threshold of grey values")
@@ -83,7 +71,7 @@ def find_columns(flags: argparse.Namespace) -> None:
     from utils.columns.corrections import read_corrections
     from utils.columns.finding import Landmarks, column_files, find_in_stack
     from utils.columns.table import check_colour
-    from utils.stacks import check_input, crop_stack, open_stack, split_ending
+    from utils.stacks import check_input, open_stack, split_ending
 
     source, image = Path(flags.input), Path(flags.image or flags.input)
     check_input(source)
@@ -97,9 +85,8 @@ def find_columns(flags: argparse.Namespace) -> None:
     with ExitStack() as opened:
 
         def enter(path: Path, channel: int | None) -> Stack:
-            given = choice if path == source else {}
-            whole = opened.enter_context(open_stack(path, channel=channel, **given))
-            return whole if flags.crop is None else crop_stack(whole, flags.crop)
+            given = choice if path == source else {"crop": flags.crop}
+            return opened.enter_context(open_stack(path, channel=channel, **given))
 
         stack = enter(source, flags.channel)
         channels = {number: enter(image, number) for number in measured}
@@ -137,7 +124,7 @@ def find_columns(flags: argparse.Namespace) -> None:
 def check_files(sources: Sequence[Path], files: dict[str, Path], *, overwrite: bool) -> None:
     """Raise UserError if an output cannot be written, or is one of the ``sources``."""
     from utils.stacks import check_output
-    from utils.stacks.writing import check_free
+    from utils.stacks.endings import check_free
 
     check_output(files["labels"], overwrite=overwrite)
     for path in files.values():

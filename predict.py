@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, add_column_flags, number_or_auto, voxel_ranges, voxel_size
+from utils.flags import FlagParser, add_column_flags, add_stack_flags, number_or_auto
 from utils.training.options import DEVICES, PRECISIONS, check_values
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
 TTA = ("flips", "scales", "flips,scales")  # views to average over; --tta alone means the first
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
-CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes")  # what open_stack reads
+CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes", "crop")  # of open_stack
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
@@ -82,23 +82,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add("--skip_existing", action="store_true", help="do nothing, status 0, where they all exist")
 
-    add = parser.add_argument_group("what to read").add_argument
-    add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
-    add("--voxel_size", type=voxel_size, metavar="Z,Y,X",
-        help="edge of a voxel in micrometres, where the file does not tell or is wrong")
-    add("--crop", type=voxel_ranges, metavar="Z0:Z1,Y0:Y1,X0:X1",
-        help="only this box, in voxels from 0, such as one optic lobe: grey values are scaled by "
-        "it alone, and the output has its size")
-    add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
-    add("--series", type=int, metavar="INT",
-        help="image or position in a TIFF that holds several, from 0; default: the largest; or "
-        "scene of a CZI")
-    add("--index", type=int, metavar="INT",
-        help="time point, or sample of a file of generate_3d_data.py, from 0")
-    add("--axes", metavar="STR",
-        help="what the array's axes are, slowest first, where the file does not tell or is wrong: "
-        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX, or ZC2YX for pages of "
-        "two channels in turn; --list shows lengths")
+    add = add_stack_flags(parser)
     add("--percentiles", type=percentiles, metavar="LOW,HIGH",
         help="scale grey values so that these two percentiles of the voxels become 0 and 1; "
         "default: 1 and 99, without saturated voxels, and higher where columns are sparse")
@@ -175,15 +159,14 @@ def predict(flags: argparse.Namespace) -> None:
     from utils.figures.stacks import save_preview
     from utils.prediction.trained_network import read_network
     from utils.prediction.whole_stack import StackPrediction, write_prediction
-    from utils.stacks import crop_stack, open_stack
+    from utils.stacks import open_stack
     from utils.stacks.endings import not_kept
 
     choice = {name: getattr(flags, name) for name in CHOICES}
     with ExitStack() as opened, memory_advice("lower --batch_size or --window"):
 
         def enter(**chosen: Any) -> Stack:
-            whole = opened.enter_context(open_stack(flags.input, **{**choice, **chosen}))
-            return whole if flags.crop is None else crop_stack(whole, flags.crop)
+            return opened.enter_context(open_stack(flags.input, **{**choice, **chosen}))
 
         stack = enter()
         if flags.columns and len(stack.shape) != 3:
@@ -205,7 +188,7 @@ def predict(flags: argparse.Namespace) -> None:
         source = [str(stack.path.resolve()), found.st_size, found.st_mtime_ns]
         made_from = {
             "input": [*source, warning, limits.low, limits.high],
-            "choice": [choice[name] for name in CHOICES if name != "voxel_size"] + [flags.crop],
+            "choice": [choice[name] for name in CHOICES if name != "voxel_size"],
             "network": network.fingerprint(),
             "normalizer": normalizer.to_dict(),
             "network_shape": plan.shape,
@@ -289,7 +272,7 @@ def check_outputs(
     Also if two files are one, or one is in the (Zarr) folder that another one is.
     """
     from utils.stacks import check_output
-    from utils.stacks.writing import check_free
+    from utils.stacks.endings import check_free
 
     for path in outputs.values():
         check_output(path, overwrite=flags.overwrite)
@@ -332,11 +315,11 @@ def make_plan(
 
     from models import build_model
     from utils.devices import Compute, choose_compute, time_step
-    from utils.prediction.adapting import PlaneByPlane, fused
     from utils.prediction.memory import Memory, check_loading, fit_batch
     from utils.prediction.network_voxels import check_enlargement, network_shape
     from utils.prediction.sliding_window import BATCH_SIZE, Windows, window_within
     from utils.prediction.staging import earlier_record
+    from utils.prediction.trained_network import PlaneByPlane, fused
     from utils.prediction.trust import LEAST_IOU, MIRRORED, SEARCH_PASSES, measure_agreement
     from utils.prediction.whole_stack import StackPrediction
 

@@ -128,9 +128,9 @@ def measure(flags: argparse.Namespace) -> dict[str, float]:
 
 def run_ours(stack, target, model, config, normalizer, precision, flags) -> dict[str, float]:
     from utils.data.normalize import measure_limits
-    from utils.prediction.adapting import fused
     from utils.prediction.memory import Memory, fit_batch
     from utils.prediction.sliding_window import Windows, window_within
+    from utils.prediction.trained_network import fused
     from utils.prediction.whole_stack import StackPrediction, write_prediction
 
     model, outputs = fused(model), {"mask": target}

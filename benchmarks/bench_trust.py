@@ -32,9 +32,8 @@ from utils.data.normalize import measure_limits
 from utils.errors import exit_status
 from utils.evaluation.confusion import score_voxels
 from utils.flags import FlagParser
-from utils.prediction.adapting import fused
 from utils.prediction.sliding_window import Windows, window_within
-from utils.prediction.trained_network import TrainedNetwork, read_network
+from utils.prediction.trained_network import TrainedNetwork, fused, read_network
 from utils.prediction.trust import (
     CHANGES,
     MOST_WINDOWS,

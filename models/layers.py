@@ -8,7 +8,6 @@ nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,42 +31,6 @@ OPERATORS = {
 }
 
 
-def check_arguments(
-    spatial_dims: int,
-    depth: int,
-    start_channels: int,
-    conv_kernel_size: int,
-    stem_stride: int,
-    **counts: int,
-) -> None:
-    """Raise ValueError, in one line that quotes the value, for sizes that no network can have.
-
-    ``counts`` are further whole numbers that must be at least 1, under their own names.
-    """
-    if spatial_dims not in OPERATORS:
-        raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims!r}")
-    sizes = {
-        "depth": depth,
-        "start_channels": start_channels,
-        "conv_kernel_size": conv_kernel_size,
-        "stem_stride": stem_stride,
-    }
-    for name, value in {**counts, **sizes}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if conv_kernel_size % 2 == 0:
-        raise ValueError(
-            f"conv_kernel_size must be odd, so that the output keeps the input's size, "
-            f"not {conv_kernel_size}"
-        )
-    width_bits = math.log2(start_channels) + depth - 1 + spatial_dims * math.log2(stem_stride)
-    if 2 * width_bits + spatial_dims * math.log2(conv_kernel_size) > 60:
-        raise ValueError(
-            "the widest convolution would have more than 2^60 weights: "
-            + ", ".join(f"{name} {value}" for name, value in sizes.items())
-        )
-
-
 def conv(
     spatial_dims: int, inputs: int, outputs: int, kernel: int, bias: bool = False
 ) -> nn.Module:
@@ -82,15 +45,6 @@ def conv_norm_relu(spatial_dims: int, inputs: int, outputs: int, kernel: int) ->
         OPERATORS[spatial_dims].norm(outputs),
         nn.ReLU(inplace=True),
     )
-
-
-def up(spatial_dims: int, inputs: int, outputs: int) -> nn.Module:
-    """Return the up-convolution of the U-Net: transposed, kernel 2, stride 2, doubling every axis.
-
-    Kernel and stride are equal, so each output voxel is written exactly once and no chequerboard of
-    overlapping kernels arises. No bias: the block that follows normalises it away.
-    """
-    return OPERATORS[spatial_dims].up(inputs, outputs, kernel_size=2, stride=2, bias=False)
 
 
 def space_to_depth(x: torch.Tensor, factor: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models import layers
+from models.configuration import ModelConfig
 from models.unet import UNetBody
 
 
@@ -18,11 +19,13 @@ class Hourglass(nn.Module):
     ``y = ReLU(norm(1x1 conv(body(x))))`` and ``score = 1x1 conv(y)``.
     """
 
-    def __init__(self, spatial_dims: int, channels: int, out_channels: int, body: UNetBody) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.body = body
-        self.features = layers.conv_norm_relu(spatial_dims, channels, channels, 1)
-        self.score = layers.conv(spatial_dims, channels, out_channels, 1, bias=True)
+        dims, channels = config.spatial_dims, config.start_channels
+        self.body = UNetBody(config, channels)
+        self.features = layers.conv_norm_relu(dims, channels, channels, 1)
+        scores = config.out_channels * config.block
+        self.score = layers.conv(dims, channels, scores, 1, bias=True)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (batch, channels, *space) to features of that shape and out_channels score maps."""
@@ -36,10 +39,11 @@ class ReEntry(nn.Module):
     Without biases: the next body normalises a constant away.
     """
 
-    def __init__(self, spatial_dims: int, channels: int, out_channels: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.features = layers.conv(spatial_dims, channels, channels, 1)
-        self.score = layers.conv(spatial_dims, out_channels, channels, 1)
+        dims, channels = config.spatial_dims, config.start_channels
+        self.features = layers.conv(dims, channels, channels, 1)
+        self.score = layers.conv(dims, config.out_channels * config.block, channels, 1)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
         """Return the next stack's input, of the shape of ``x``."""
@@ -59,47 +63,19 @@ class StackedUNet(nn.Module):
     this stem is one convolution, at full resolution unless ``stem_stride`` is larger than 1 (blocks
     of that edge then enter as channels), and score maps always have the size of the input.
 
-    Takes any spatial size, padded and cropped as in :class:`models.unet.UNet`; the arguments are
-    those of that class, and ``num_stacks`` of at least 1.
-
-    Raises:
-        ValueError: for sizes that no network can have.
+    Takes any spatial size, padded and cropped as in :class:`models.unet.UNet`.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        *,
-        num_stacks: int = 2,
-        depth: int = 4,
-        start_channels: int = 4,
-        conv_kernel_size: int = 3,
-        residual: bool = False,
-        stem_stride: int = 1,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        sizes = (depth, start_channels, conv_kernel_size)
-        counts = {"in_channels": in_channels, "out_channels": out_channels}
-        layers.check_arguments(spatial_dims, *sizes, stem_stride, num_stacks=num_stacks, **counts)
-        block = stem_stride**spatial_dims
-        scores = out_channels * block
-
-        def body() -> UNetBody:
-            return UNetBody(spatial_dims, start_channels, *sizes, residual)
-
-        self.stem_stride = stem_stride
-        self.size_multiple = stem_stride * 2 ** (depth - 1)
+        self.stem_stride = config.stem_stride
+        self.size_multiple = config.stem_stride * 2 ** (config.depth - 1)
+        channels, kernel = config.start_channels, config.conv_kernel_size
         self.stem = layers.conv_norm_relu(
-            spatial_dims, in_channels * block, start_channels, conv_kernel_size
+            config.spatial_dims, config.in_channels * config.block, channels, kernel
         )
-        self.stacks = nn.ModuleList(
-            Hourglass(spatial_dims, start_channels, scores, body()) for _ in range(num_stacks)
-        )
-        self.re_entries = nn.ModuleList(
-            ReEntry(spatial_dims, start_channels, scores) for _ in range(num_stacks - 1)
-        )
+        self.stacks = nn.ModuleList(Hourglass(config) for _ in range(config.num_stacks))
+        self.re_entries = nn.ModuleList(ReEntry(config) for _ in range(config.num_stacks - 1))
 
     @property
     def encoder(self) -> nn.ModuleList:
@@ -109,9 +85,9 @@ class StackedUNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map (batch, in_channels, *space) to one map of logits a stack."""
-        size = x.shape[2:]
+        size, stride = x.shape[2:], self.stem_stride
         padded = layers.pad_to_multiple(x, self.size_multiple)
-        x = self.stem(layers.space_to_depth(padded, self.stem_stride))
+        x = self.stem(layers.space_to_depth(padded, stride))
         *earlier, last = self.stacks
         scores = []
         for stack, re_entry in zip(earlier, self.re_entries, strict=True):
@@ -119,5 +95,5 @@ class StackedUNet(nn.Module):
             scores.append(score)
             x = re_entry(x, y, score)
         scores.append(last(x)[1])
-        maps = [layers.depth_to_space(score, self.stem_stride) for score in scores]
+        maps = [layers.depth_to_space(score, stride) for score in scores]
         return [layers.crop_to(logits, size) for logits in maps]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models import layers
+from models.configuration import ModelConfig
 
 
 class UNetBody(nn.Module):
@@ -18,34 +19,24 @@ class UNetBody(nn.Module):
 
     ``depth`` levels are joined by ``depth - 1`` poolings; channels double from ``start_channels``
     on the way down and halve on the way up, where each level's own features are concatenated.
-    Every spatial axis of the input must be a multiple of :attr:`size_multiple`.
+    Every spatial axis of the input must be a multiple of ``2 ** (depth - 1)``.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        depth: int,
-        start_channels: int,
-        conv_kernel_size: int,
-        residual: bool,
-    ) -> None:
+    def __init__(self, config: ModelConfig, in_channels: int) -> None:
         super().__init__()
-        block = layers.ResidualBlock if residual else layers.ConvBlock
-        widths = [start_channels * 2**level for level in range(depth)]
-        self.size_multiple = 2 ** (depth - 1)
+        dims, kernel = config.spatial_dims, config.conv_kernel_size
+        block = layers.ResidualBlock if config.residual else layers.ConvBlock
+        widths = [config.start_channels * 2**level for level in range(config.depth)]
         self.encoder = nn.ModuleList(
-            block(spatial_dims, inputs, outputs, conv_kernel_size)
+            block(dims, inputs, outputs, kernel)
             for inputs, outputs in zip([in_channels, *widths], widths, strict=False)
         )
-        self.pool = layers.OPERATORS[spatial_dims].pool(2)
-        self.ups = nn.ModuleList(
-            layers.up(spatial_dims, 2 * width, width) for width in reversed(widths[:-1])
-        )
-        self.decoder = nn.ModuleList(
-            block(spatial_dims, 2 * width, width, conv_kernel_size)
-            for width in reversed(widths[:-1])
-        )
+        operators, rising = layers.OPERATORS[dims], widths[-2::-1]
+        self.pool = operators.pool(2)
+        # Kernel and stride are equal, so each voxel is written exactly once and no chequerboard of
+        # overlapping kernels arises. No bias: the block that follows normalises it away.
+        self.ups = nn.ModuleList(operators.up(2 * n, n, 2, stride=2, bias=False) for n in rising)
+        self.decoder = nn.ModuleList(block(dims, 2 * n, n, kernel) for n in rising)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, *space) to (batch, start_channels, *space)."""
@@ -72,44 +63,17 @@ class UNet(nn.Module):
     ``stem_stride * 2 ** (depth - 1)`` by repeating its border, and the output cropped back. While
     training, the coarsest level needs more than one voxel in the whole batch, else batch
     normalisation has nothing to measure.
-
-    Args:
-        spatial_dims: 2 for images, 3 for volumes.
-        in_channels: channels of the input.
-        out_channels: channels of the logits.
-        depth: levels, at least 1; there are ``depth - 1`` poolings.
-        start_channels: channels at full resolution, doubled by each pooling.
-        conv_kernel_size: odd edge of the convolution kernels.
-        residual: residual blocks instead of plain ones.
-        stem_stride: edge of the blocks of voxels that the network works on; 1 is full resolution.
-
-    Raises:
-        ValueError: for sizes that no network can have.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        *,
-        depth: int = 4,
-        start_channels: int = 4,
-        conv_kernel_size: int = 3,
-        residual: bool = False,
-        stem_stride: int = 1,
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        sizes = (depth, start_channels, conv_kernel_size)
-        counts = {"in_channels": in_channels, "out_channels": out_channels}
-        layers.check_arguments(spatial_dims, *sizes, stem_stride, **counts)
-        block = stem_stride**spatial_dims
-        self.stem_stride = stem_stride
-        self.body = UNetBody(spatial_dims, in_channels * block, *sizes, residual)
-        self.size_multiple = stem_stride * self.body.size_multiple
-        kernel = 1 if stem_stride == 1 else conv_kernel_size
+        self.stem_stride = config.stem_stride
+        self.size_multiple = config.stem_stride * 2 ** (config.depth - 1)
+        self.body = UNetBody(config, config.in_channels * config.block)
+        outputs = config.out_channels * config.block
+        kernel = 1 if config.stem_stride == 1 else config.conv_kernel_size
         self.head = layers.conv(
-            spatial_dims, start_channels, out_channels * block, kernel, bias=True
+            config.spatial_dims, config.start_channels, outputs, kernel, bias=True
         )
 
     @property
@@ -119,7 +83,7 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, *space) to logits (batch, out_channels, *space)."""
+        stride = self.stem_stride
         padded = layers.pad_to_multiple(x, self.size_multiple)
-        features = self.body(layers.space_to_depth(padded, self.stem_stride))
-        logits = self.head(features)
-        return layers.crop_to(layers.depth_to_space(logits, self.stem_stride), x.shape[2:])
+        logits = self.head(self.body(layers.space_to_depth(padded, stride)))
+        return layers.crop_to(layers.depth_to_space(logits, stride), x.shape[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,6 +98,30 @@ def direction(text: str) -> tuple[float, ...]:
     if len(vector) != 3 or not 0 < math.hypot(*vector) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: give a direction x,y,z, such as 0,-1,0")
     return vector
+
+
+def add_stack_flags(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+    """Add what may be asked of the stack in ``--input``; return what adds to their group."""
+    add = parser.add_argument_group("what to read").add_argument
+    # fmt: off
+    add("--channel", type=int, metavar="INT", help="channel, from 0; needed if there are several")
+    add("--voxel_size", type=voxel_size, metavar="Z,Y,X",
+        help="edge of a voxel in micrometres, where the file does not tell or is wrong")
+    add("--crop", type=voxel_ranges, metavar="Z0:Z1,Y0:Y1,X0:X1",
+        help="only this box, in voxels from 0, such as one optic lobe: nothing outside counts, not "
+        "even for the scaling of grey values; outputs have its size and keep its place in the file")
+    add("--key", metavar="STR", help="name of the array inside HDF5 or Zarr")
+    add("--series", type=int, metavar="INT",
+        help="image or position in a TIFF that holds several, from 0; default: the largest; or "
+        "scene of a CZI")
+    add("--index", type=int, metavar="INT",
+        help="time point, or sample of a file of generate_3d_data.py, from 0")
+    add("--axes", metavar="STR",
+        help="what the array's axes are, slowest first, where the file does not tell or is wrong: "
+        "a letter each of T (time), C (channel), Z, Y and X, such as ZCYX, or ZC2YX for pages of "
+        "two channels in turn; predict.py --list FILE shows lengths")
+    # fmt: on
+    return add
 
 
 def add_column_flags(parser: argparse.ArgumentParser, title: str) -> None:

@@ -187,7 +187,7 @@ def test_formats_of_other_programs(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["a.ims", "a.h5", "a.xml"])
 def test_stacks_whose_channels_are_arrays(tmp_path: Path, name: str) -> None:
     """Imaris's, and BigDataViewer's by both of its files, beside labels in another format."""
-    from tests.stacks.formats.test_hdf5_split import describe, imaris, views
+    from tests.stacks.formats.test_hdf5 import describe, imaris, views
 
     if name == "a.ims":
         image = imaris(tmp_path / name, times=1)[0, 1].T

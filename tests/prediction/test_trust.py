@@ -8,7 +8,7 @@ from torch import nn
 
 from utils.data.normalize import PercentileNormalizer, measure_limits
 from utils.prediction import trust
-from utils.prediction.sliding_window import Windows
+from utils.prediction.sliding_window import View, Windows
 from utils.prediction.trust import (
     CHANGES,
     MIRRORED,
@@ -19,7 +19,6 @@ from utils.prediction.trust import (
     measure_agreement,
     passes_of,
 )
-from utils.prediction.views import View
 from utils.prediction.whole_stack import StackPrediction
 from utils.stacks import open_stack
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.stacks.formats import test_czi
-from tests.stacks.formats.test_hdf5_split import describe, imaris, views
+from tests.stacks.formats.test_hdf5 import describe, imaris, views
 from tests.stacks.stacks import NAMES, SPACING, random_stack, save
 from utils.errors import UserError
 from utils.stacks import list_stacks, open_stack

@@ -10,21 +10,22 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from utils.data.normalize import PercentileNormalizer
 from utils.errors import UserError
-from utils.prediction.views import averaged_views
 
 BLEND_SIGMA = 0.125  # sd of the blending weights in edges of a window, as in MONAI and nnU-Net
 LEAST_WEIGHT = 1e-3  # weight in a window's corner: no voxel is left to rounding errors
 BATCH_SIZE = 4  # windows at once; more gain nothing on a processor
 SMALL_AREA = 64 * 64  # x times y of windows that are slow alone, see :func:`probabilities_of`
+SCALES = (0.8, 1.25)  # enlargements over which a prediction can be averaged
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,58 @@ def _move_up(layer: torch.Tensor, planes: int) -> None:
     for z in range(depth - planes):
         layer[..., z] = layer[..., z + planes]
     layer[..., depth - planes :] = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """A change of windows (batch, 1, *space) in 0..1, after which answers lie where they did."""
+
+    flipped: tuple[int, ...] = ()  # axes of space that are mirrored, from 0
+    scale: float = 1.0  # windows are enlarged so much, and the answers back; linear between voxels
+    power: float = 1.0  # of the grey values
+    noise: float = 0.0  # sd of Gaussian noise that is added; the grey values stay in 0..1
+
+    def answer(
+        self,
+        predict: Callable[[torch.Tensor], torch.Tensor],
+        inputs: torch.Tensor,
+        rng: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Return ``predict`` of the changed windows, turned back; ``rng`` (CPU) makes the noise."""
+        axes = [axis + 2 for axis in self.flipped]
+        changed = inputs.flip(axes) if axes else inputs
+        if self.power != 1:
+            changed = changed**self.power
+        if self.noise:
+            drawn = torch.randn(changed.shape, generator=rng).to(changed.device)
+            changed = (changed + self.noise * drawn).clamp(0, 1)
+        edges = list(inputs.shape[2:])
+        if self.scale != 1:
+            changed = _resized(changed, [max(1, round(self.scale * edge)) for edge in edges])
+        answers = predict(changed)
+        if self.scale != 1:
+            answers = _resized(answers, edges)
+        return answers.flip(axes) if axes else answers
+
+
+def _resized(windows: torch.Tensor, edges: list[int]) -> torch.Tensor:
+    mode = "trilinear" if len(edges) == 3 else "bilinear"
+    return functional.interpolate(windows, edges, mode=mode)
+
+
+def averaged_views(kinds: Collection[str], dims: int) -> tuple[View, ...]:
+    """Return the views over which is averaged, the unchanged one first.
+
+    ``flips`` are all mirror images (4 for 2 axes of space, 8 for 3), ``scales`` are two more: they
+    are added up, not combined, so that both cost 10 passes.
+    """
+    views = [View()]
+    if "flips" in kinds:
+        axes = range(dims)
+        views += [View(f) for n in range(1, dims + 1) for f in itertools.combinations(axes, n)]
+    if "scales" in kinds:
+        views += [View(scale=scale) for scale in SCALES]
+    return tuple(views)
 
 
 def probabilities_of(model: nn.Module, inputs: torch.Tensor, precision: str) -> torch.Tensor:

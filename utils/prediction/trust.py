@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from utils.prediction.sliding_window import probabilities_of
-from utils.prediction.views import View
+from utils.prediction.sliding_window import View, probabilities_of
 from utils.prediction.whole_stack import StackPrediction
 
 CHANGES = (

@@ -1,11 +1,18 @@
-"""The table of formats: which endings mean which, and who reads and writes them."""
+"""The table of formats by their endings, and a stack written by its output's ending."""
 
 import importlib
+import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+import numpy as np
+
+from utils.errors import UserError, disk_errors
+from utils.replacing import replacing
 from utils.stacks.place import Place
+from utils.stacks.stack import StackLayout
 
 ENDINGS = {
     **dict.fromkeys((".tif", ".tiff", ".lsm"), "tiff"),
@@ -62,14 +69,6 @@ def not_kept(path: str | Path, place: Place) -> str | None:
     return f"{path}: this format does not hold the {' and '.join(lost)}" if lost else None
 
 
-def check_written(path: str | Path) -> None:
-    """Raise UserError for an output of an ending that is unknown, or only read."""
-    name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
-    if not name.endswith(tuple(written)):
-        what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
-        raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
-
-
 def zarr_around(path: str | Path) -> Path:
     """Return the outermost folder ending in ``.zarr`` that ``path`` lies in, or is; else itself."""
     path = Path(path)
@@ -85,3 +84,41 @@ def split_ending(path: str | Path) -> tuple[str, str]:
     stem = name[: len(name) - len(ending)]
     stem = stem[: -len(".ome")] if stem.lower().endswith(".ome") else stem
     return stem, name[len(stem) :]
+
+
+def check_output(path: str | Path, *, overwrite: bool = False) -> None:
+    """Raise UserError unless an output may be written: its ending, its place; leaves nothing."""
+    name, written = Path(path).name.lower(), [e for e in ENDINGS if e not in ONLY_READ]
+    if not name.endswith(tuple(written)):
+        what = "only read" if name.endswith(ONLY_READ) else "unknown ending"
+        raise UserError(f"{path}: {what}; outputs end in {', '.join(written)}")
+    check_free(Path(path), overwrite=overwrite)
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raise UserError unless a file, of whatever ending, may be written; leaves nothing."""
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; --overwrite replaces it")
+    if path.is_dir() and not path.name.lower().endswith(".zarr"):
+        raise UserError(f"{path}: is a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist")
+    with disk_errors(f"{path}: the folder {path.parent}", "written"):
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def write_stack(path: str | Path, slabs: Iterable[np.ndarray], layout: StackLayout) -> None:
+    """Write a stack in the format of its ending; what stood under ``path`` is replaced.
+
+    ``slabs`` are (X, Y, n) of any n, in order, together ``layout.shape``. Raises UserError for an
+    unknown ending, or a disk that cannot be written; nothing is left then.
+    """
+    path = Path(path)
+    check_output(path, overwrite=True)
+    write = module_of(path).write
+    with replacing(path) as temporary:
+        free = shutil.disk_usage(path.parent).free
+        if layout.nbytes > free:  # at which HDF5 and mapped files would end the process
+            needs = f"needs up to {layout.nbytes / 1e9:.1f} GB of disk"
+            raise UserError(f"{path}: {needs}, and {free / 1e9:.1f} GB are free")
+        write(temporary, slabs, layout)

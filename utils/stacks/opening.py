@@ -26,6 +26,7 @@ def open_stack(
     index: int | None = None,
     series: int | None = None,
     axes: str | None = None,
+    crop: Sequence[tuple[int | None, int | None]] | None = None,
 ) -> Stack:
     """Open one stack or image for reading by slabs; UserError for one that cannot be.
 
@@ -38,6 +39,7 @@ def open_stack(
         series: which series of a TIFF, from 0, the largest if none is named; which scene of a CZI.
         axes: a letter for each of its axes, slowest first, where the file does not tell or is
             wrong, such as ``ZCYX``, or ``ZC2YX`` for pages of two channels in turn.
+        crop: only this box, as :func:`crop_stack` takes it.
     """
     path, kind = check_input(path)
     if key is not None and kind not in ("hdf5", "zarr"):
@@ -53,6 +55,7 @@ def open_stack(
             if key is None and series is None and contents.note:
                 raise UserError(f"{error}; {contents.note}") from error
             raise
+        stack = stack if crop is None else crop_stack(stack, crop)
         return replace(stack, close=held.pop_all().close)
 
 

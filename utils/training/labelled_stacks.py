@@ -9,8 +9,7 @@ import numpy as np
 
 from utils.data.labelled import LabelledDataset, LabelledStack, find_pairs, open_pair
 from utils.errors import UserError
-from utils.prediction.column_spacing import estimate_spacing
-from utils.prediction.network_voxels import network_shape
+from utils.prediction.network_voxels import estimate_spacing, network_shape
 from utils.prediction.trained_network import TrainedNetwork
 from utils.stacks import Stack
 from utils.training.run import TrainingData

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from utils.prediction.column_spacing import CALIBRATION, estimate_spacing
+from utils.prediction.network_voxels import CALIBRATION, estimate_spacing
 from utils.stacks import open_stack
 
 
