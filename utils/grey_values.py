@@ -50,8 +50,6 @@ USUAL = 1.8  # the median of that ratio over the same volumes
 SATURATED = 0.01  # share of voxels at the top value from which :meth:`Limits.warnings` tells of it
 NEAR_NOISE = 1.15  # distances of the noise's end from the median: an upper limit so near is noise
 PATTERNS = 1 << 16
-SIGN = 1 << 31
-OUTERMOST = 128  # upper halves of keys at either end that are no finite float32
 PIECE = 1 << 17
 
 
@@ -131,9 +129,9 @@ def find_limits(counts: GreyCounts, low_percent: float, high_percent: float, rul
 class GreyCounts:
     """Exact order statistics of voxels that need not fit into memory.
 
-    Voxels are counted by keys, whole numbers from 0 in their order. Whole numbers of 8 or 16 bits
-    take one reading. Others are taken as float32: the upper halves of their keys are counted first,
-    the lower halves of those that matter in a second reading, and in a third and fourth where few
+    Voxels are counted by keys, unsigned numbers in their order. Those of 8 or 16 bits take one
+    reading. Others are taken as float32: the upper halves of their keys are counted first, the
+    lower halves of those that matter in a second reading, and in a third and fourth where few
     voxels stand above the noise.
 
     Args:
@@ -143,17 +141,18 @@ class GreyCounts:
 
     def __init__(self, slabs: Callable[[], Iterable[np.ndarray]], dtype: np.dtype) -> None:
         self._slabs = slabs
-        whole = dtype.kind in "ui" and dtype.itemsize <= 2
-        self._least = int(np.iinfo(dtype).min) if whole else None  # None: numbers are float32
-        self._shift = 0 if whole else 16
+        short = {"f": np.float16, "i": np.int16}.get(dtype.kind, np.uint16)
+        self._dtype = np.dtype(np.float32 if dtype.itemsize > 2 else short)
+        self._shift = 8 * self._dtype.itemsize - 16
         self._lower: dict[int, np.ndarray] = {}
         counts = np.zeros(PATTERNS, np.int64)
         for keys in self._all_keys():
             counts += np.bincount(keys >> self._shift, minlength=PATTERNS)
         self.missing = 0
-        if not whole:  # infinities and NaN have the outermost keys
-            self.missing = int(counts[:OUTERMOST].sum() + counts[-OUTERMOST:].sum())
-            counts[:OUTERMOST] = counts[-OUTERMOST:] = 0
+        if self._dtype.kind == "f":  # infinities and NaN have the outermost keys
+            outermost = 128 if self._shift else 1024
+            self.missing = int(counts[:outermost].sum() + counts[-outermost:].sum())
+            counts[:outermost] = counts[-outermost:] = 0
         self._cumulative = np.cumsum(counts)
         self.total = int(self._cumulative[-1])
 
@@ -179,16 +178,17 @@ class GreyCounts:
 
     def above(self, value: float) -> int:
         """Return how many voxels are larger than ``value``."""
-        if self._least is None:
+        if self._dtype.kind == "f":
             with np.errstate(over="ignore"):
-                number = np.float32(value)
-                if float(number) > value:  # rounded up: the next smaller number is as good
-                    number = np.nextafter(number, np.float32(-np.inf))
-            key = int(self._keys(np.array([number]))[0])
+                number = np.array([value], self._dtype)
+                if float(number[0]) > value:  # rounded up: the next smaller number is as good
+                    number = np.nextafter(number, -np.inf)
         else:
-            key = int(min(np.floor(value) - self._least, PATTERNS - 1))
-            if key < 0:
+            info = np.iinfo(self._dtype)
+            if value < info.min:
                 return self.total
+            number = np.array([min(np.floor(value), info.max)], self._dtype)
+        key = int(self._keys(number)[0])
         upper = key >> self._shift
         larger = self.total - int(self._cumulative[upper])
         if self._shift:
@@ -212,18 +212,24 @@ class GreyCounts:
         for slab in self._slabs():
             flat = slab.ravel(order="K")
             for start in range(0, flat.size, PIECE):
-                yield self._keys(flat[start : start + PIECE])
+                yield self._keys(flat[start : start + PIECE].astype(self._dtype, copy=False))
 
     def _keys(self, numbers: np.ndarray) -> np.ndarray:
-        """Return whole numbers from 0 in the order of ``numbers``."""
-        if self._least is not None:
-            return numbers.astype(np.int32) - self._least
-        bits = numbers.astype(np.float32, copy=False).view(np.int32)
-        negative = bits >> 31  # 0 or all ones
-        return bits.view(np.uint32) ^ (negative.view(np.uint32) | np.uint32(SIGN))
+        """Return unsigned numbers in the order of ``numbers``."""
+        bits = numbers.view(f"u{self._dtype.itemsize}")
+        if self._dtype.kind == "u":
+            return bits
+        sign = bits.dtype.type(1 << self._shift + 15)
+        if self._dtype.kind == "i":
+            return bits ^ sign
+        negative = numbers.view(f"i{self._dtype.itemsize}") >> (self._shift + 15)  # 0 or all ones
+        return bits ^ (negative.view(bits.dtype) | sign)
 
     def _numbers(self, keys: np.ndarray) -> np.ndarray:
         """Return the numbers that have these keys."""
-        if self._least is not None:
-            return keys + self._least
-        return np.where(keys < SIGN, ~keys, keys ^ SIGN).astype(np.uint32).view(np.float32)
+        sign = 1 << self._shift + 15
+        if self._dtype.kind == "f":
+            keys = np.where(keys < sign, ~keys, keys ^ sign)
+        elif self._dtype.kind == "i":
+            keys = keys ^ sign
+        return keys.astype(f"u{self._dtype.itemsize}").view(self._dtype)
