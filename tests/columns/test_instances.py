@@ -141,6 +141,13 @@ def test_axes_of_a_cap_point_outward_and_are_smoother_than_each_alone():
     assert spreading(true, 50 * true) == 1 and spreading(-true, 50 * true) == -1
 
 
+def test_instances_a_voxel_wide_have_an_axis_whatever_rounding_makes_of_their_width():
+    centres = np.random.default_rng(0).random((6, 3)) * 50
+    covariance = np.tile(np.diag([-1e-12, -2e-12, 4.0]), (6, 1, 1))
+    found = smooth_axes(Moments(np.full(6, 9), centres, covariance))
+    np.testing.assert_allclose(np.abs(found), np.tile([0, 0, 1], (6, 1)), atol=1e-6)
+
+
 def test_the_axis_of_columns_flatter_than_wide_is_across_them():
     """Lenses or cones of an eye may be discs: their longest extent lies in the sheet."""
     turn = np.linspace(-0.6, 0.6, 9)

@@ -314,7 +314,7 @@ def smooth_axes(moments: Moments) -> np.ndarray:
     neighbourhoods reach (:func:`same_way`).
     """
     values, vectors = np.linalg.eigh(moments.covariance)
-    flatness, stretch = np.sqrt(values[:, 1:] / np.maximum(values[:, :2], 1e-9)).T
+    flatness, stretch = np.sqrt(np.maximum(values[:, 1:], 0) / np.maximum(values[:, :2], 1e-9)).T
     discs = len(values) >= 5 and np.median(flatness) > np.median(stretch)
     own = same_way(vectors[:, :, 0 if discs else 2], moments.centre)
     if len(own) < 5:
