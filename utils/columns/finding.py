@@ -35,7 +35,7 @@ from utils.stacks import Stack, StackLayout, split_ending, write_stack
 HALF = 0.5
 """Probability from which a voxel belongs to a column; also the share of touching voxels of equal
 value from which whole numbers are labels and no grey values."""
-HELD = 0.75
+HELD = 0.9
 """Share of that probability which a voxel must have once it is smoothed along the columns, where
 holes, and a column's weaker parts, pull the mean down."""
 JOINED = 0.9
@@ -317,7 +317,8 @@ def _instances(
         if smooth is heights:
             return as_it_is(heights, foreground)
         least = HELD * (reading.least if is_map else HALF)
-        return tell_apart(smooth, smooth >= least), (smooth + heights) / 2, least
+        # What was in a column stays: the mean falls towards its ends.
+        return tell_apart(smooth, (smooth >= least) | foreground), (smooth + heights) / 2, least
 
     def find(box: Box) -> np.ndarray:
         values = _finite(volume[box])

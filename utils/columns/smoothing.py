@@ -2,9 +2,9 @@
 
 Their direction is that in which the map changes least: the last axis of its structure tensor (Bigun
 and Granlund, ICCV 1987), summed over a few columns. Each voxel becomes the mean along the line that
-follows these directions through it (line integral convolution, Cabral and Leedom, SIGGRAPH 1993)
-and ends where the sheet does. Outside of it, and where no direction stands out, as in sheets hardly
-thicker than columns are apart, nothing changes. Lengths are in voxels, those of the finest axis.
+follows these directions through it (line integral convolution, Cabral and Leedom, SIGGRAPH 1993).
+Where no direction stands out, as in sheets hardly thicker than columns are apart, nothing changes.
+Lengths are in voxels, those of the finest axis.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ SPREAD = 8.0
 """Standard deviation of the weight of the cells about one."""
 STEP = 2.0
 """Length of a step along a line."""
-REACH = 20.0
-"""How far lines reach to either side."""
-FILLED = 0.35
-"""Share of what the fullest cells hold from which a cell lies in the sheet."""
+REACH, THIN, FARTHEST = 0.7, 18.0, 20.0
+"""How far lines reach to either side, in what the sheet is thicker than THIN, and at most: columns
+that are short lose more at their ends than they win."""
 LEAST = 0.25
 """Coherence below which nothing changes: the share by which the map changes less along a direction
 than across. Measured: 0.57 to 0.77 on six default volumes, 0.37 to 0.81 on sheets of five spacings
@@ -42,25 +41,30 @@ def smooth_along(values: np.ndarray, steps: tuple[float, ...]) -> np.ndarray:
     """
     values = np.asarray(values, np.float32)
     scale = min(steps) / np.array(steps)
-    sheet = _sheet(values, scale)
-    if not sheet.any():
+    reach = min(REACH * max(_thickness(values, scale) - THIN, 0.0), FARTHEST)
+    if round(reach / STEP) == 0:
         return values
     directions, clear = _directions(_tensors(values, scale), scale)
-    return _along(values, directions * (STEP * scale), clear & sheet, sheet, round(REACH / STEP))
+    return _along(values, directions * (STEP * scale), clear * round(reach / STEP))
 
 
-def _sheet(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return which cells lie in the sheet in which ``values`` stand out.
+def _thickness(values: np.ndarray, scale: np.ndarray) -> float:
+    """Return how thick the sheet is in which ``values`` stand out; 0 where they fill the stack.
 
-    Their mean is more than :data:`FILLED` of that which 5 % of the cells that are not empty exceed.
+    Twice the depth that 5 % of the sheet's cells exceed; the stack's border is no surface.
     """
     for axis, n in enumerate(values.shape):
         starts = np.arange(0, n, CELL)
         values = np.add.reduceat(values, starts, axis)
         values /= np.diff(starts, append=n).reshape(np.roll([-1, 1, 1], axis))
     means = ndimage.gaussian_filter(values, scale)
-    full = means[means > 0.02]
-    return means > (FILLED * np.percentile(full, 95) if full.size else np.inf)
+    sheet = (
+        means > np.percentile(means[means > 0.02], 95) / 2 if (means > 0.02).any() else means < 0
+    )
+    if sheet.all() or not sheet.any():
+        return 0.0
+    inside = ndimage.distance_transform_edt(sheet, sampling=CELL / scale)[sheet]
+    return 2 * float(np.percentile(inside, 95))
 
 
 def _directions(tensors: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,11 +101,10 @@ def _tensors(values, scale):
 
 
 @numba.njit(cache=True)
-def _along(values, ways, clear, sheet, count):
-    """Return means along lines of at most ``count`` steps, each one of ``ways``, to both sides.
+def _along(values, ways, counts):
+    """Return means along lines of at most ``counts`` steps, each one of ``ways``, to both sides.
 
-    Lines begin in cells that are ``clear`` and end where the ``sheet`` does, or the stack; between
-    cells a way is turned to go on as the last one did.
+    Lines end at the border; between cells a way is turned to go on as the last one did.
     """
     nx, ny, nz = values.shape
     means = np.zeros(values.shape, np.float32)
@@ -114,7 +117,7 @@ def _along(values, ways, clear, sheet, count):
                     x, y, z = float(i), float(j), float(k)
                     way = ways[a, b, c]
                     dx, dy, dz = side * way[0], side * way[1], side * way[2]
-                    for _ in range(count if clear[a, b, c] else 0):
+                    for _ in range(counts[a, b, c]):
                         x, y, z = x + dx, y + dy, z + dz
                         u, v, w = (
                             int(np.floor(x + 0.5)),
@@ -122,8 +125,6 @@ def _along(values, ways, clear, sheet, count):
                             int(np.floor(z + 0.5)),
                         )
                         if u < 0 or v < 0 or w < 0 or u >= nx or v >= ny or w >= nz:
-                            break
-                        if not sheet[u // CELL, v // CELL, w // CELL]:
                             break
                         total, n = total + values[u, v, w], n + 1
                         way = ways[u // CELL, v // CELL, w // CELL]
