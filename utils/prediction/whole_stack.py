@@ -1,6 +1,6 @@
 """A stack of any size through a network and into its outputs, slab by slab.
 
-Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``.
+Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``; slabs are ranges of the last axis, in order.
 """
 
 from __future__ import annotations
