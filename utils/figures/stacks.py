@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.figures import canvas
-from utils.prediction.whole_stack import Sections
+from utils.prediction.sections import Sections
 from utils.resampling import Resampling, scaled_shape
 
 WIDTH, HEIGHT = 9.0, 8.0  # inches that the planes take at most, together
