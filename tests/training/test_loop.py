@@ -163,10 +163,10 @@ def test_training_sums_over_stacks_and_validation_takes_the_last(fabric: Fabric)
     assert validated.loss == pytest.approx(loss(last, masks).item(), rel=1e-4)
     assert validated.confusion.iou > 0.99
     assert validated.samples == 4
-    assert [part.shape for part in examples.images] == [(4, 4, 4)] * 3
-    assert np.array_equal(examples.masks[2], masks[2, 0].numpy())
+    assert [image.shape for image, _, _ in examples] == [(4, 4, 4)] * 3
+    assert np.array_equal(examples[2][1], masks[2, 0].numpy())
     np.testing.assert_allclose(
-        examples.probabilities[1], torch.sigmoid(last)[1, 0].detach().numpy(), rtol=1e-4, atol=1e-6
+        examples[1][2], torch.sigmoid(last)[1, 0].detach().numpy(), rtol=1e-4, atol=1e-6
     )
 
 

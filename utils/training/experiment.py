@@ -5,7 +5,6 @@
 temporary name and renamed, so a reader never meets half of one.
 """
 
-import dataclasses
 import datetime
 import fcntl
 import io
@@ -13,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,18 +26,11 @@ from utils.replacing import make_folder, replacing, write_json
 LAST = "last.pth"  # the last completed epoch, with all that going on needs
 RUNNING = {"reason": "running", "status": None}
 """How ``logs.json`` says that a run has not ended, or was killed."""
+Example = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Image, mask and probabilities (0..1) of a validation patch, float32, 2D or 3D of one shape."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """A few validation patches as they were seen in the latest epoch; equal shapes, 2D or 3D."""
-
-    images: Sequence[np.ndarray]  # float32, 0..1
-    masks: Sequence[np.ndarray]  # float32, 0 or 1
-    probabilities: Sequence[np.ndarray]  # float32, 0..1
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Experiment:
     """The files of one experiment below ``directory``; make a new one with :meth:`create`."""
 
@@ -145,7 +138,7 @@ class Experiment:
         except OSError:  # a file system without locks
             os.close(descriptor)
 
-    def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
+    def draw(self, history: Sequence[Mapping[str, Any]], examples: Sequence[Example]) -> None:
         """Refresh ``learning_curves.png`` and ``predictions.png``.
 
         The curves of volumes show the whole sheet's IoU, those of images have no such baseline.
@@ -154,9 +147,9 @@ class Experiment:
             return
         from utils.figures.learning import WHOLE_SHEET_IOU, save_learning_curves, save_predictions
 
-        baseline = WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
+        baseline = WHOLE_SHEET_IOU if examples[0][0].ndim == 3 else None
         save_learning_curves(history, self.directory / "learning_curves.png", baseline=baseline)
         epoch = history[-1]["epoch"]
-        titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
-        patches = examples.images, examples.masks, examples.probabilities
+        titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples))]
+        patches = zip(*examples, strict=True)
         save_predictions(*patches, self.directory / "predictions.png", titles=titles)

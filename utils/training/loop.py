@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from utils.data.epochs import EpochDataset
 from utils.devices import memory_format
 from utils.training.ending import stop_if_asked
-from utils.training.experiment import Examples, Experiment
+from utils.training.experiment import Example, Experiment
 from utils.training.loaders import build_loader, loss_weight
 from utils.training.losses import LossByParts
 from utils.training.options import TrainingOptions
@@ -168,7 +167,7 @@ def train_one_epoch(
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loss_function: nn.Module, loader: DataLoader, where: str
-) -> tuple[EpochResult, Examples]:
+) -> tuple[EpochResult, list[Example]]:
     """Return loss and counts of the last stack over ``loader``, and its first patches as seen.
 
     Of several processes each goes over its own loader; the sums are over all of them, the patches
@@ -176,7 +175,7 @@ def evaluate(
     """
     model.eval()
     tally = Tally(where)
-    shown: list[tuple[np.ndarray, ...]] = []
+    shown: list[Example] = []
     for images, masks in progress_bar(loader, where):
         images = images.contiguous(memory_format=memory_format(images.ndim))
         logits = as_stacks(model(images))[-1]
@@ -186,8 +185,7 @@ def evaluate(
             # Device and host meet, for the first batch or two.
             parts = (images[patch, 0], masks[patch, 0], probabilities[patch, 0])
             shown.append(tuple(part.float().cpu().numpy() for part in parts))
-    result = tally.result()  # device and host meet
-    return result, Examples(*zip(*shown, strict=True)) if shown else Examples((), (), ())
+    return tally.result(), shown  # device and host meet
 
 
 def score(
