@@ -379,7 +379,10 @@ def test_recorded_flags_need_a_run_of_the_same_script(experiment: Experiment) ->
     with pytest.raises(UserError, match="no run to go on with"):
         recorded_flags(experiment.directory / "absent", name)
     (experiment.directory / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="config.json is damaged"):
+        recorded_flags(experiment.directory, name)
+    (experiment.directory / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="was made by another program"):
         recorded_flags(experiment.directory, name)
 
 

@@ -8,7 +8,6 @@ temporary name and renamed, so a reader never meets half of one.
 import datetime
 import fcntl
 import io
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 
 from utils.errors import UserError, disk_errors
 from utils.provenance import CHECKPOINT_FORMAT, describe_program
-from utils.replacing import make_folder, replacing, write_json
+from utils.replacing import make_folder, read_json, replacing, write_json
 
 LAST = "last.pth"  # the last completed epoch, with all that going on needs
 RUNNING = {"reason": "running", "status": None}
@@ -105,7 +104,7 @@ class Experiment:
 
     def read_log(self) -> dict[str, Any]:
         """Return the content of ``logs.json``."""
-        return json.loads(self.log.read_text())
+        return read_json(self.log)
 
     def update_log(self, **entries: Any) -> None:
         """Replace entries of ``logs.json`` (plain JSON), such as ``epochs``; others stay."""

@@ -4,7 +4,6 @@ Scripts check what they can before they import this module, and with it torch.
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from utils.data.augmentation import AugmentedDataset
 from utils.data.epochs import EpochDataset
 from utils.devices import choose_compute
 from utils.errors import UserError
+from utils.replacing import read_json
 from utils.training import ranks
 from utils.training.computing import (
     be_deterministic,
@@ -222,7 +222,7 @@ def open_experiment(
         return Experiment(directory, writes=False)
     if not config["flags"]["resume"]:
         return Experiment.create(directory, config, script)
-    before = json.loads((directory / "config.json").read_text())
+    before = read_json(directory / "config.json")
     check_data(before["data"], config["data"])
     config = {**config, "ancestor": config["ancestor"] or before.get("ancestor")}
     changed = {
