@@ -5,7 +5,6 @@
 temporary name and renamed, so a reader never meets half of one.
 """
 
-import datetime
 import fcntl
 import io
 import os
@@ -58,38 +57,7 @@ class Experiment:
         except BaseException:
             shutil.rmtree(experiment.directory, ignore_errors=True)
             raise
-        experiment._occupy(script)
-        return experiment
-
-    @classmethod
-    def reopen(
-        cls,
-        directory: str | Path,
-        config: Mapping[str, Any],
-        script: str | Path,
-        history: Sequence[Mapping[str, Any]],
-        resumption: Mapping[str, Any],
-    ) -> Self:
-        """Go on in a directory that :meth:`create` has made, with the epochs of ``history``.
-
-        ``config.json`` tells of the latest start; ``logs.json`` lists under ``resumptions`` each of
-        them: ``resumption`` with date, git revision, and how the run had ended before. Raises
-        UserError, before anything is written, where another process writes there still.
-        """
-        experiment = cls(Path(directory))
-        experiment._occupy(script)
-        log = experiment.read_log() if experiment.log.exists() else {}
-        content = {**config, **describe_program(script)}
-        resumption = {
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **resumption,
-            "git_revision": content["git_revision"],
-            "before": log.get("exit", RUNNING),
-        }
-        write_json(experiment.directory / "config.json", content)
-        resumptions = [*log.get("resumptions", []), resumption]
-        entries = {"epochs": list(history), "exit": RUNNING, "resumptions": resumptions}
-        write_json(experiment.log, {**log, **entries})
+        experiment.occupy(script)
         return experiment
 
     @property
@@ -121,7 +89,7 @@ class Experiment:
                 temporary.write_bytes(content.getbuffer())
         return path
 
-    def _occupy(self, script: str | Path) -> None:
+    def occupy(self, script: str | Path) -> None:
         """Lock the copy of the script until this process ends, however it does.
 
         Raises UserError where another process has locked it.
