@@ -182,8 +182,8 @@ def score(
     from models import ModelConfig, build_model
     from utils.evaluation.confusion import Confusion, confusion
     from utils.prediction.sliding_window import predict_volume
+    from utils.prediction.thresholds import best_threshold, to_levels
     from utils.prediction.trained_network import read_network
-    from utils.prediction.whole_stack import best_threshold, to_levels
 
     network = read_network(checkpoint)
     model = network.restore(build_model(network.parse_config(ModelConfig.from_dict)), "cpu", 3)

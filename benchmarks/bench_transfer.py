@@ -45,8 +45,8 @@ from utils.figures import canvas
 from utils.figures.learning import save_predictions
 from utils.flags import FlagParser
 from utils.prediction.sliding_window import predict_volume
+from utils.prediction.thresholds import best_threshold, to_levels
 from utils.prediction.trained_network import read_network
-from utils.prediction.whole_stack import best_threshold, to_levels
 from utils.simulation import SimulatedVolume
 from utils.storage import VolumeFile
 

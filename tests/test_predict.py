@@ -20,9 +20,9 @@ from utils.prediction import network_voxels
 from utils.prediction.network_voxels import SpacingEstimate
 from utils.prediction.sliding_window import predict_volume
 from utils.prediction.staging import Staging
+from utils.prediction.thresholds import best_threshold, to_levels
 from utils.prediction.trained_network import PlaneByPlane
 from utils.prediction.trust import Agreement
-from utils.prediction.whole_stack import best_threshold, to_levels
 from utils.stacks import StackLayout, open_stack, write_stack
 from utils.training.experiment import Experiment
 

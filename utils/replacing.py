@@ -64,6 +64,18 @@ def write_json(path: Path, content: Any) -> Path:
     return path
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a record that :func:`write_json` has written; UserError if it cannot be read."""
+    try:
+        with disk_errors(path):
+            content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged or no record of ours")
+    return content
+
+
 def make_folder(folder: Path) -> Path:
     """Make a folder, and those above it, unless it is there; return it.
 

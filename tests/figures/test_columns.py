@@ -14,7 +14,7 @@ from utils.columns.finding import FoundColumns, Landmarks, columns_of
 from utils.columns.table import MAPPED, check_colour
 from utils.errors import UserError
 from utils.figures import canvas, columns
-from utils.prediction.whole_stack import middle_of
+from utils.prediction.sections import middle_of
 
 
 @pytest.fixture(scope="module")

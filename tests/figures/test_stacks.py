@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from utils.figures import canvas, stacks
-from utils.prediction.whole_stack import Sections, cut, middle_of
+from utils.prediction.sections import Sections, cut, middle_of
 
 
 def overlay(seed: int = 0) -> tuple[np.ndarray, np.ndarray, str]:

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -9,19 +7,9 @@ from torch import nn
 
 from models import ModelConfig, build_model
 from utils.data.normalize import PercentileNormalizer, measure_limits
-from utils.prediction import whole_stack
 from utils.prediction.sliding_window import Windows, predict_volume
-from utils.prediction.whole_stack import (
-    HIGHEST,
-    LEVELS,
-    LOWEST,
-    StackPrediction,
-    best_threshold,
-    cut,
-    middle_of,
-    to_levels,
-    write_prediction,
-)
+from utils.prediction.thresholds import best_threshold, to_levels
+from utils.prediction.whole_stack import StackPrediction, write_prediction
 from utils.stacks import open_stack
 
 NORMALIZER = PercentileNormalizer()
@@ -158,108 +146,3 @@ def test_the_best_threshold_is_that_of_the_whole_map(open_array, tmp_path, kept)
     mask = np.load(outputs["mask"]).T
     np.testing.assert_array_equal(mask, found >= threshold)
     assert sections.marked
-
-
-LENGTHS = st.integers(1, 9)
-
-
-def slabs(whole: np.ndarray, depth: int) -> Iterator[np.ndarray]:
-    for start in range(0, whole.shape[-1], depth):
-        yield whole[..., start : start + depth]
-
-
-@given(st.tuples(LENGTHS, LENGTHS, LENGTHS), LENGTHS, st.integers(1, 9), st.data())
-def test_planes_of_a_stack_are_its_slices(
-    shape: tuple[int, ...], depth: int, most: int, data: st.DataObject
-) -> None:
-    whole = np.arange(np.prod(shape)).reshape(shape)
-    x, y, z = (data.draw(st.integers(0, n - 1)) for n in shape)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(whole_stack, "MOST_PIXELS", most)
-        found = cut(slabs(whole, depth), shape, (x, y, z))
-    a, b, c = (-(-n // most) for n in shape)
-    expected = [whole[::a, ::b, z], whole[::a, y, ::c], whole[x, ::b, ::c]]
-    assert all(max(plane.shape) <= most for plane in found)
-    for plane, twin in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(plane, twin)
-
-
-def test_an_image_is_its_own_plane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_stack, "MOST_PIXELS", 6)
-    whole = np.arange(13 * 20).reshape(13, 20)
-    (plane,) = cut(slabs(whole, 3), whole.shape, (6, 10))
-    np.testing.assert_array_equal(plane, whole[::3, ::4])
-
-
-@given(st.integers(0, 1000), st.sampled_from([(7, 5, 9), (6, 8)]), LENGTHS)
-def test_each_plane_through_the_middle_meets_the_mask(
-    seed: int, shape: tuple[int, ...], depth: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    mask = (rng.random(shape) < rng.choice([0.02, 0.3])).astype(np.uint8)
-    middle, marked = middle_of(slabs(mask, depth), shape)
-    assert marked == mask.sum()
-    for axis, (place, length) in enumerate(zip(middle, shape, strict=True)):
-        if marked:
-            assert mask.take(place, axis).any()
-            twin = np.sort(np.nonzero(mask)[axis])[(marked - 1) // 2]
-            assert place == twin
-        else:
-            assert place == length // 2
-
-
-def expected_iou(probabilities: np.ndarray, threshold: float) -> float:
-    """Return the expected IoU by its definition, voxel by voxel, of probabilities from 0.05 on."""
-    chances = (np.floor(probabilities * LEVELS) + 0.5) / LEVELS
-    chances[chances < 0.05] = 0
-    called = probabilities >= threshold
-    hits = chances[called].sum()
-    return hits / (called.sum() + chances.sum() - hits)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@given(seed=st.integers(0, 999), a=st.floats(0.05, 3), b=st.floats(0.05, 3))
-def test_no_other_threshold_has_a_higher_expected_iou(seed, a, b):
-    probabilities = np.random.default_rng(seed).beta(a, b, (6, 7, 30)).astype(np.float32)
-    probabilities *= 0.99
-    threshold = best_threshold(to_levels(part) for part in np.array_split(probabilities, 3, axis=2))
-    others = np.arange(round(LOWEST * LEVELS), round(HIGHEST * LEVELS) + 1) / LEVELS
-    best = max(expected_iou(probabilities, other) for other in others)
-    assert LOWEST - 1 / LEVELS <= threshold <= HIGHEST
-    assert expected_iou(probabilities, threshold) == pytest.approx(best, abs=1e-6)
-
-
-def test_probabilities_that_come_true_are_cut_where_the_true_iou_is_highest():
-    rng = np.random.default_rng(0)
-    chance = rng.beta(0.6, 1.6, 200_000).astype(np.float32)  # unsure everywhere: 0.27 on average
-    truth = rng.random(chance.size) < chance
-
-    def iou(threshold):
-        mask = chance >= threshold
-        return (mask & truth).sum() / (mask | truth).sum()
-
-    threshold = best_threshold([to_levels(chance)])
-    best = max(map(iou, np.arange(0.05, 0.95, 0.01)))
-    assert iou(threshold) > best - 0.002 and iou(0.5) < best - 0.03
-    # Half of the best Dice coefficient, as theory has it.
-    assert threshold == pytest.approx(best / (1 + best), abs=0.02)
-
-
-def test_more_empty_space_changes_nothing():
-    rng = np.random.default_rng(1)
-    levels = to_levels(rng.beta(0.7, 1.2, 5_000).astype(np.float32))
-    dim = to_levels(np.full(500_000, 0.04, np.float32))
-    assert best_threshold([levels, dim]) == best_threshold([levels])
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.04])
-def test_where_nothing_is_to_choose_it_is_a_half(value):
-    assert best_threshold([to_levels(np.full((3, 4, 5), value, np.float32))]) == 0.5
-    mask = np.random.default_rng(2).integers(0, 2, (5, 5, 5)).astype(np.uint8)
-    assert best_threshold([to_levels(mask)]) == 0.5
-
-
-def test_levels_round_down():
-    assert to_levels(np.array([0, 1 / 257, 0.5, 0.4999, 1.0], np.float32)).tolist() == [
-        *(0, 0, 128, 127, 255)
-    ]

@@ -26,7 +26,7 @@ from utils.data import OnTheFly3DDataset, SegmentationFake3DDataset
 from utils.training.experiment import Experiment
 from utils.training.options import TrainingOptions
 from utils.training.starting import find_resumption
-from utils.training.state import Progress, TrainedParts, TrainingClock, save_checkpoints
+from utils.training.state import Training, TrainingClock
 
 CLOCK = TrainingClock(TrainingOptions(), planned=2)
 
@@ -70,7 +70,7 @@ def train_and_die(arguments: list[str], moment: list[int] | None) -> int:
     return train_basic_3dunet.main(arguments)
 
 
-def save_and_die(folder: Path, parts: TrainedParts, moment: int) -> int:
+def save_and_die(folder: Path, training: Training, moment: int) -> int:
     """Save two epochs; die before the ``moment``-th call that changes the disk."""
     experiment = Experiment.create(folder, {"flags": {}}, __file__)
     experiment.save_checkpoint("last.pth", {"model_state": {"w": torch.zeros(1000)}, "epoch": 0})
@@ -92,9 +92,9 @@ def save_and_die(folder: Path, parts: TrainedParts, moment: int) -> int:
     os.fsync = syncing
     sys.addaudithook(watching)
     for epoch in (1, 2):
-        progress = Progress(epoch=epoch, best_epoch=epoch)
-        parts.model.w.data.fill_(epoch)
-        save_checkpoints(experiment, parts, {}, progress, [], CLOCK, "best")
+        training.history.append({"epoch": epoch, "valid_iou": epoch / 2, "valid_loss": 0.5})
+        training.model.w.data.fill_(epoch)
+        training.save(experiment, {}, "best")
         descriptor = os.open(folder / "saved", os.O_WRONLY)
         os.write(descriptor, str(epoch).encode())
         os.close(descriptor)
@@ -105,12 +105,13 @@ def kill_all_saves(folder: Path) -> list[dict[str, object]]:
     """Kill at one moment after the other until none is left; tell what each has left behind."""
     model = nn.Module()
     model.w = nn.Parameter(torch.zeros(1000))
-    parts = TrainedParts(model, torch.optim.SGD(model.parameters(), 0.1), None, None, model)
-    parts.optimizer.state_dict()  # what torch imports for it is not imported in each process
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    training = Training(model, optimizer, None, None, model, CLOCK)
+    optimizer.state_dict()  # what torch imports for it is not imported in each process
     found = []
     while True:
         run = folder / f"run_{len(found)}"
-        status = in_child(partial(save_and_die, run, parts, len(found) + 1))
+        status = in_child(partial(save_and_die, run, training, len(found) + 1))
         last, _ = find_resumption(run)
         whole = bool((last["model_state"]["w"] == last["epoch"]).all())
         saved = int((run / "saved").read_text())

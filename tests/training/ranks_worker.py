@@ -97,7 +97,7 @@ def measure(fabric: Fabric) -> dict[str, object]:
         "losses": [result.loss for result in (*trained, validated)],
         "counts": [vars(result.confusion) for result in (*trained, validated)],
         "samples": [result.samples for result in (*trained, validated)],
-        "shown": [int(image[0, 0, 0]) for image in examples.images],
+        "shown": [int(image[0, 0, 0]) for image, _, _ in examples],
     }
 
 

@@ -16,7 +16,7 @@ from utils.checkpoints.loading import CheckpointError, load_checkpoint
 from utils.errors import UserError
 from utils.figures import learning
 from utils.provenance import git_revision
-from utils.training.experiment import Examples, Experiment
+from utils.training.experiment import Experiment
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_of_several_processes_only_one_writes(experiment: Experiment) -> None:
     other.update_log(epochs=[{"epoch": 1}])
     other.save_checkpoint("best.pth", {})
     other.save_checkpoint("last.pth", {})
-    other.draw([], Examples([], [], []))
+    other.draw([], [])
     other.update_log(exit={"reason": "done", "status": 0})
     assert {path: path.stat().st_mtime_ns for path in experiment.directory.rglob("*")} == before
 
@@ -181,7 +181,8 @@ def test_pictures(experiment: Experiment) -> None:
     rng = np.random.default_rng(0)
     patches = [rng.random((8, 8, 8)).astype(np.float32) for _ in range(2)]
     masks = [(patch > 0.7).astype(np.float32) for patch in patches]
-    experiment.draw([{"epoch": 1, **dict.fromkeys(keys, 0.5)}], Examples(patches, masks, patches))
+    examples = list(zip(patches, masks, patches, strict=True))
+    experiment.draw([{"epoch": 1, **dict.fromkeys(keys, 0.5)}], examples)
     for name in ("learning_curves.png", "predictions.png"):
         assert (experiment.directory / name).read_bytes().startswith(b"\x89PNG")
 
@@ -201,6 +202,6 @@ def test_only_curves_of_volumes_show_the_whole_sheet(tmp_path, monkeypatch, shap
         learning, "save_learning_curves", lambda *_, baseline: shown.append(baseline)
     )
     monkeypatch.setattr(learning, "save_predictions", lambda *_, titles: None)
-    patch = [np.zeros(shape, np.float32)]
-    Experiment(tmp_path).draw([{"epoch": 1}], Examples(patch, patch, patch))
+    patch = np.zeros(shape, np.float32)
+    Experiment(tmp_path).draw([{"epoch": 1}], [(patch, patch, patch)])
     assert shown == [baseline]

@@ -30,7 +30,7 @@ from utils.training.loop import (
 from utils.training.losses import build_loss
 from utils.training.options import TrainingOptions
 from utils.training.ranks import make_fabric
-from utils.training.state import Progress, build_optimizer, build_scheduler, rate_factor
+from utils.training.state import Training, build_optimizer, build_scheduler, rate_factor
 
 DESCRIPTION = {"model_config": {"arch": "stub"}, "patch_size": 4, "spacing_voxels": [4.0] * 3}
 
@@ -163,10 +163,10 @@ def test_training_sums_over_stacks_and_validation_takes_the_last(fabric: Fabric)
     assert validated.loss == pytest.approx(loss(last, masks).item(), rel=1e-4)
     assert validated.confusion.iou > 0.99
     assert validated.samples == 4
-    assert [part.shape for part in examples.images] == [(4, 4, 4)] * 3
-    assert np.array_equal(examples.masks[2], masks[2, 0].numpy())
+    assert [image.shape for image, _, _ in examples] == [(4, 4, 4)] * 3
+    assert np.array_equal(examples[2][1], masks[2, 0].numpy())
     np.testing.assert_allclose(
-        examples.probabilities[1], torch.sigmoid(last)[1, 0].detach().numpy(), rtol=1e-4, atol=1e-6
+        examples[1][2], torch.sigmoid(last)[1, 0].detach().numpy(), rtol=1e-4, atol=1e-6
     )
 
 
@@ -266,11 +266,13 @@ def test_weight_decay_and_rate_reach_the_optimiser() -> None:
     assert build_scheduler(optimizer, options).factor == 0.2
 
 
-def test_progress_keeps_the_best_iou_and_the_lowest_loss_apart() -> None:
-    progress = Progress()
-    for loss, iou in ((0.5, 0.2), (0.6, 0.4), (0.4, 0.3), (0.4, 0.4)):
-        progress = progress.after(loss, iou)
-    assert progress == Progress(epoch=4, best_iou=0.4, best_epoch=2, best_loss=0.4, stale_epochs=1)
+def test_the_best_iou_and_the_lowest_loss_are_kept_apart(fabric: Fabric) -> None:
+    training = Training.begin(fabric, network(), TrainingOptions(), 5, planned=1)
+    assert (training.best["epoch"], training.best["valid_iou"], training.stale_epochs) == (0, 0, 0)
+    for epoch, loss, iou in ((1, 0.5, 0.2), (2, 0.6, 0.4), (3, 0.4, 0.3), (4, 0.4, 0.4)):
+        training.history.append({"epoch": epoch, "valid_loss": loss, "valid_iou": iou})
+    assert training.best is training.history[1]
+    assert training.stale_epochs == 1
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_last_checkpoint_holds_all_that_going_on_needs(
     model, options = network(), TrainingOptions()
     run(fabric, experiment, model, build_loss(options), epochs=2)
     state = load_checkpoint(experiment.checkpoints / "last.pth")
-    assert state["epoch"] == state["progress"]["epoch"] == 2
+    assert state["epoch"] == len(state["history"]) == 2
     assert state["history"] == experiment.read_log()["epochs"]
     assert {name: state[name] for name in DESCRIPTION} == DESCRIPTION
     assert set(state["random_state"]) == {"torch", "cuda"}
@@ -318,7 +320,6 @@ def test_last_checkpoint_holds_all_that_going_on_needs(
     scheduler = build_scheduler(optimizer, options)
     scheduler.load_state_dict(state["scheduler_state"])
     assert scheduler.last_epoch == 2
-    Progress(**state["progress"])
 
 
 def weights_after(tmp_path: Path, name: str, **options) -> dict[str, Tensor]:

@@ -144,3 +144,9 @@ def test_a_single_process_shares_with_nobody() -> None:
     ranks.average_buffers(norm, None)
     assert norm.running_mean.item() == 3.0
     assert ranks.own_block(4) == range(4)
+
+
+def test_a_torch_without_distributed_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    monkeypatch.delattr(torch.distributed, "is_initialized")
+    assert (ranks.rank(), ranks.world_size(), ranks.word_of_the_first(True)) == (0, 1, True)

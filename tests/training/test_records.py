@@ -26,7 +26,7 @@ from utils.errors import UserError
 from utils.evaluation.confusion import Confusion
 from utils.figures.learning import compared_slice
 from utils.training import records
-from utils.training.experiment import Examples
+from utils.training.experiment import Example
 from utils.training.options import TrainingOptions
 from utils.training.records import (
     BEST_IOU,
@@ -93,12 +93,11 @@ def record(epoch: int, iou: float = 0.5) -> dict[str, object]:
 
 
 @pytest.fixture
-def examples() -> Examples:
+def examples() -> list[Example]:
     rng = np.random.default_rng(0)
     masks = [np.zeros((8, 8, 8), np.float32) for _ in range(2)]
     masks[0][2:5, 1:3, 6], masks[1][4:, 4:, 2] = 1, 1
-    images = [rng.random((8, 8, 8), np.float32) for _ in masks]
-    return Examples(images, masks, [0.9 * mask for mask in masks])
+    return [(rng.random((8, 8, 8), np.float32), mask, 0.9 * mask) for mask in masks]
 
 
 def read(directory: Path) -> EventAccumulator:
@@ -110,7 +109,7 @@ def hparams(events: EventAccumulator, tag: str) -> HParamsPluginData:
     return HParamsPluginData.FromString(events.PluginTagToContent(PLUGIN_NAME)[tag])
 
 
-def test_every_number_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
+def test_every_number_of_every_epoch(tmp_path: Path, examples: list[Example]) -> None:
     history = []
     with event_files(tmp_path, FLAGS) as board:
         for epoch, iou in enumerate((0.3, 0.6, 0.5), 1):
@@ -132,7 +131,9 @@ def test_every_number_of_every_epoch(tmp_path: Path, examples: Examples) -> None
     assert best == pytest.approx([0.2, 0.5, 0.5])
 
 
-def test_an_epoch_is_on_the_disk_before_the_run_ends(tmp_path: Path, examples: Examples) -> None:
+def test_an_epoch_is_on_the_disk_before_the_run_ends(
+    tmp_path: Path, examples: list[Example]
+) -> None:
     with event_files(tmp_path, FLAGS) as board:
         for epoch in (1, 2):
             write_epoch(board, [record(epoch)], examples)
@@ -140,7 +141,7 @@ def test_an_epoch_is_on_the_disk_before_the_run_ends(tmp_path: Path, examples: E
             assert points[-1].step == epoch
 
 
-def test_slices_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
+def test_slices_of_every_epoch(tmp_path: Path, examples: list[Example]) -> None:
     with event_files(tmp_path, FLAGS) as board:
         for epoch in (1, 2):
             write_epoch(board, [record(epoch)], examples)
@@ -150,11 +151,12 @@ def test_slices_of_every_epoch(tmp_path: Path, examples: Examples) -> None:
     assert [image.step for image in shown] == [1, 2]
     with Image.open(io.BytesIO(shown[0].encoded_image_string)) as picture:
         pixels = np.asarray(picture)
-    patch = (examples.images[0], examples.masks[0], examples.probabilities[0])
-    np.testing.assert_allclose(pixels, 255 * compared_slice(*patch), atol=1)
+    np.testing.assert_allclose(pixels, 255 * compared_slice(*examples[0]), atol=1)
 
 
-def test_hyperparameters_stand_beside_the_final_metrics(tmp_path: Path, examples: Examples) -> None:
+def test_hyperparameters_stand_beside_the_final_metrics(
+    tmp_path: Path, examples: list[Example]
+) -> None:
     with event_files(tmp_path, FLAGS) as board:
         write_epoch(board, [record(1, 0.6)], examples)
     assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
@@ -174,7 +176,7 @@ def test_hyperparameters_stand_beside_the_final_metrics(tmp_path: Path, examples
     assert hparams(events, SESSION_END_INFO_TAG).session_end_info.status == 1  # success
 
 
-def test_a_failed_run_is_not_marked_a_success(tmp_path: Path, examples: Examples) -> None:
+def test_a_failed_run_is_not_marked_a_success(tmp_path: Path, examples: list[Example]) -> None:
     failing = pytest.raises(RuntimeError, match="diverged")
     with failing, event_files(tmp_path, FLAGS) as board:
         write_epoch(board, [record(1)], examples)
@@ -184,7 +186,7 @@ def test_a_failed_run_is_not_marked_a_success(tmp_path: Path, examples: Examples
     assert len(events.Scalars("loss/train")) == 1
 
 
-def test_a_resumed_run_shows_no_epoch_twice(tmp_path: Path, examples: Examples) -> None:
+def test_a_resumed_run_shows_no_epoch_twice(tmp_path: Path, examples: list[Example]) -> None:
     first = [record(epoch, 0.2) for epoch in (1, 2, 3)]
     with pytest.raises(KeyboardInterrupt), event_files(tmp_path, FLAGS) as board:
         for epoch in (1, 2, 3):  # epoch 3 is written, but the run dies before its checkpoint

@@ -25,6 +25,7 @@ from utils.simulation import Mixture, VolumeConfig, preset
 from utils.storage import VolumeSet, write_simulated_file
 from utils.training.experiment import Experiment
 from utils.training.flag_table import FAST
+from utils.training.run import open_experiment
 from utils.training.starting import (
     MAY_CHANGE,
     check_data,
@@ -204,9 +205,10 @@ def assert_equal_runs(logs: Path) -> None:
     one, other = (
         load_checkpoint(logs / name / "checkpoints" / "last.pth") for name in ("straight", "killed")
     )
-    for part in ("model_state", "optimizer_state", "scheduler_state", "random_state", "progress"):
+    for part in ("model_state", "optimizer_state", "scheduler_state", "random_state"):
         assert same(one[part], other[part]), part
     assert same(one.get("raw_model_state"), other.get("raw_model_state"))
+    assert without_times(one["history"]) == without_times(other["history"])
     best = [load_checkpoint(logs / name) for name in ("straight", "killed")]
     assert best[0]["epoch"] == best[1]["epoch"]
     assert same(best[0]["model_state"], best[1]["model_state"])
@@ -278,7 +280,8 @@ def test_a_kill_at_any_moment_of_saving_leaves_the_last_or_the_one_before(tmp_pa
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Experiment:
-    return Experiment.create(tmp_path / "run", {"flags": {"depth": 4}}, __file__)
+    config = {"flags": {"depth": 4}, "data": {}, "ancestor": None}
+    return Experiment.create(tmp_path / "run", config, __file__)
 
 
 def state(epoch: int) -> dict[str, Any]:
@@ -298,9 +301,10 @@ def test_the_last_checkpoint_is_where_it_goes_on(experiment: Experiment) -> None
 
 def test_a_directory_in_use_is_refused(experiment: Experiment) -> None:
     code = (
-        "import sys; from utils.errors import UserError\n"
-        "from utils.training.experiment import Experiment\n"
-        "try: Experiment.reopen(sys.argv[1], {}, sys.argv[2], [], {})\n"
+        "import pathlib, sys; from utils.errors import UserError\n"
+        "from utils.training.run import open_experiment\n"
+        "config = {'flags': {'resume': True}, 'data': {}, 'ancestor': None}\n"
+        "try: open_experiment(pathlib.Path(sys.argv[1]), config, sys.argv[2], None, '')\n"
         "except UserError as error: print(error)"
     )
     before = experiment.read_log()
@@ -312,11 +316,10 @@ def test_a_directory_in_use_is_refused(experiment: Experiment) -> None:
 
 def test_each_reopening_is_recorded(experiment: Experiment) -> None:
     experiment.update_log(exit={"reason": "interrupted by SIGTERM", "status": 130})
+    config = {"flags": {"epochs": 9, "resume": True}, "data": {}, "ancestor": None}
     for epoch in (1, 2):
-        Experiment.reopen(
-            experiment.directory, {"flags": {"epochs": 9}}, __file__, [{"epoch": epoch}],
-            {"epoch": epoch, "note": "n", "changed": {}},
-        )  # fmt: skip
+        saved = state(epoch) | {"history": [{"epoch": epoch}]}
+        open_experiment(experiment.directory, config, __file__, saved, "n")
     log = experiment.read_log()
     assert log["epochs"] == [{"epoch": 2}]
     assert log["exit"] == {"reason": "running", "status": None}
@@ -324,8 +327,10 @@ def test_each_reopening_is_recorded(experiment: Experiment) -> None:
     assert first["before"] == {"reason": "interrupted by SIGTERM", "status": 130}
     assert second["before"]["reason"] == "running"
     assert {"time", "git_revision", "note", "changed"} <= set(first)
+    assert [one["epoch"] for one in (first, second)] == [1, 2]
+    assert (first["changed"], second["changed"]) == ({"epochs": [None, 9]}, {})
     config = json.loads((experiment.directory / "config.json").read_text())
-    assert config["flags"] == {"epochs": 9}
+    assert config["flags"] == {"epochs": 9, "resume": True}
 
 
 def test_flags_that_must_not_change_are_named() -> None:
@@ -378,7 +383,10 @@ def test_recorded_flags_need_a_run_of_the_same_script(experiment: Experiment) ->
     with pytest.raises(UserError, match="no run to go on with"):
         recorded_flags(experiment.directory / "absent", name)
     (experiment.directory / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="config.json is damaged"):
+        recorded_flags(experiment.directory, name)
+    (experiment.directory / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="was made by another program"):
         recorded_flags(experiment.directory, name)
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from utils.errors import UserError, disk_errors
+from utils.errors import UserError
 from utils.provenance import CHECKPOINT_FORMAT
-from utils.replacing import make_folder, replacing
+from utils.replacing import make_folder, read_json, replacing
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"  # where names are looked up
 MOST_BYTES = 3_000_000  # a file must be smaller: it is part of every clone
@@ -240,7 +240,7 @@ def describe(
     hardware: str | None = None,
 ) -> str:
     """Return a card as Markdown that begins with ``use``; else as :func:`save_pretrained`."""
-    config, log = (_read_json(log_directory / name) for name in ("config.json", "logs.json"))
+    config, log = (read_json(log_directory / name) for name in ("config.json", "logs.json"))
     lengths, data = state["spacing_voxels"], config.get("data", {})
     labelled = '"annotated":' in json.dumps(data.get("train"))
     return CARD.format(
@@ -258,17 +258,6 @@ def describe(
         seen=LABELLED if labelled else SIMULATED,
         mean_spacing=sum(lengths) / len(lengths),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with disk_errors(path):
-            content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged or no record of ours")
-    return content
 
 
 def _portable(value: Any) -> str:
@@ -325,7 +314,7 @@ def _describe_scores(name: str, state: Mapping[str, Any], evaluation: Path | Non
     """Return the table of scores; raises UserError unless they are those of this network."""
     if evaluation is None:
         return "Not evaluated yet."
-    summary = _read_json(evaluation / "summary.json")
+    summary = read_json(evaluation / "summary.json")
     epoch, model = summary.get("epoch"), summary.get("model") or {}
     if epoch != state["epoch"] or not state["model_config"].items() <= model.items():
         other = f"is of another network (epoch {epoch}, {model})"

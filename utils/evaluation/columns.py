@@ -179,13 +179,12 @@ def score_found(
     annotated, columns are compared by the voxels in the others alone.
     """
     measured, lattice = found.measured, found.lattice
-    if isinstance(volume, LabelledVolume):
-        labels = np.where(volume.known, found.labels, 0)
-        scores = score_instances(labels, measured.paths, measured.axis, truth)
-        voxels_alone = not volume.known.all()
-        lines = [name for name in scores if voxels_alone and ("_line" in name or "_axis" in name)]
-        return {name: value for name, value in scores.items() if name not in lines}
-    scores = score_instances(found.labels, measured.paths, measured.axis, truth)
+    labelled = isinstance(volume, LabelledVolume)
+    labels = np.where(volume.known, found.labels, 0) if labelled else found.labels
+    scores = score_instances(labels, measured.paths, measured.axis, truth)
+    if labelled:
+        whole = volume.known.all()
+        return {n: v for n, v in scores.items() if whole or not ("_line" in n or "_axis" in n)}
     true, own = match_lines(truth, measured.paths)
     of_lattice = score_lattice(
         lattice.patch[own],

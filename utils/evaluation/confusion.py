@@ -27,7 +27,7 @@ import torch
 from scipy import ndimage
 
 from utils.errors import UserError
-from utils.prediction.whole_stack import best_threshold, to_levels
+from utils.prediction.thresholds import best_threshold, to_levels
 
 THRESHOLD = 0.5
 ROUNDING = 1 + 1e-6  # factor on the tolerance, with which rounded distances are compared

@@ -89,12 +89,16 @@ def score_volumes(
     with work.file if isinstance(work.file, VolumeFile) else contextlib.nullcontext():
         for index in tqdm(work.volumes, what, unit="volume"):
             volume = work.file.read_volume(index)
+            labelled = isinstance(volume, LabelledVolume)
             start = time.perf_counter()
-            probabilities, known = _predict(work, index, volume)
+            if labelled and isinstance(work.source, NetworkPredictions):
+                with work.file.opened(index) as pair:
+                    probabilities, known = work.source.predict_stack(pair.image)
+            else:
+                probabilities, known = work.source.predict(index, volume)
             seconds = time.perf_counter() - start
             given = {"tolerance": tolerance, "spacing": known if spacing is None else spacing}
             result = score_volume(index, volume, probabilities, seconds=seconds, **given)
-            labelled = isinstance(volume, LabelledVolume)
             if columns and (not labelled or volume.told_apart):
                 edges = volume.edges if labelled else (1.0, 1.0, 1.0)
                 found = columns_of(probabilities, edges, threshold=THRESHOLD)
@@ -103,14 +107,6 @@ def score_volumes(
                 result.row["stack"] = work.file.names[index]
             results.append(result)
     return results
-
-
-def _predict(work: ToScore, index: int, volume: Any) -> tuple[np.ndarray, tuple[float, ...] | None]:
-    """Return probabilities and the voxel size, if it is known."""
-    if isinstance(work.file, VolumeFile) or isinstance(work.source, PredictionFiles):
-        return work.source.predict(index, volume)
-    with work.file.opened(index) as pair:
-        return work.source.predict_stack(pair.image)
 
 
 def score_volume(

@@ -21,7 +21,7 @@ from utils.columns.finding import FoundColumns
 from utils.columns.growing import across
 from utils.figures import canvas
 from utils.figures.stacks import PLANES, draw_scale_bar, plane_panels, show_plane, to_rows
-from utils.prediction.whole_stack import cut, middle_of
+from utils.prediction.sections import cut, middle_of
 from utils.stacks import Stack
 
 SEVEN = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")

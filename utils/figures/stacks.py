@@ -1,12 +1,10 @@
 """Planes of a stack with masks on them, y downwards as in Fiji."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,10 +12,8 @@ from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.figures import canvas
+from utils.prediction.sections import Sections
 from utils.resampling import Resampling, scaled_shape
-
-if TYPE_CHECKING:
-    from utils.prediction.whole_stack import Sections  # which imports torch
 
 WIDTH, HEIGHT = 9.0, 8.0  # inches that the planes take at most, together
 NARROWEST = 0.2  # room that a thin stack's planes get, of that of its longest axis: for their names

@@ -49,6 +49,11 @@ class Windows:
             starts.append(np.linspace(0, length - edge, count).round().astype(int).tolist())
         return starts
 
+    def lateral(self, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+        """Return where each window of a layer lies along all axes but the last."""
+        along = zip(self.starts(shape)[:-1], self.edges, strict=False)
+        return list(itertools.product(*([slice(a, a + n) for a in starts] for starts, n in along)))
+
     def count(self, shape: tuple[int, ...]) -> int:
         """Return the number of windows in a volume."""
         return int(np.prod([len(starts) for starts in self.starts(shape)]))
@@ -121,7 +126,7 @@ def predict_slabs(
     bells = [_bell(edge, len(shape)) for edge in windows.edges]
     totals = [_covered(length, *pair) for length, *pair in zip(shape, starts, bells, strict=True)]
     weight = torch.from_numpy(functools.reduce(np.multiply.outer, bells))
-    lateral = list(itertools.product(*starts[:-1]))
+    lateral = windows.lateral(shape)
     depth = windows.edges[-1]
     layer = torch.zeros((depth, *reversed(shape[:-1]))).permute(*reversed(range(len(shape))))
     lateral_total = torch.from_numpy(functools.reduce(np.multiply.outer, totals[:-1]))[..., None]
@@ -178,15 +183,11 @@ def _add_layer(
     slab: torch.Tensor,
     layer: torch.Tensor,
     weight: torch.Tensor,
-    corners: list[tuple[int, ...]],
+    boxes: list[tuple[slice, ...]],
     windows: Windows,
     passed: Callable[[int], object],
 ) -> None:
     """Pass all windows of one layer through the network and add their weighted answers to it."""
-    boxes = [
-        tuple(slice(a, a + n) for a, n in zip(corner, windows.edges, strict=False))
-        for corner in corners
-    ]
     device = next(model.parameters()).device
     views = averaged_views(windows.tta, slab.ndim)
 

@@ -8,7 +8,6 @@ IoU. Idea: arXiv 2503.00450.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -158,17 +157,12 @@ def _drawn(prediction: StackPrediction, rng: np.random.Generator) -> Iterator[to
     Batches are half of the prediction's: enlarged windows take twice the memory.
     """
     windows, read = prediction.windows, prediction.seen()
-    *lateral, layers = windows.starts(prediction.shape)
-    corners = list(itertools.product(*lateral))
+    layers, boxes = windows.starts(prediction.shape)[-1], windows.lateral(prediction.shape)
     a_layer = max(A_LAYER, -(-MOST_WINDOWS // len(layers)))
     device = next(prediction.model.parameters()).device
     for start in rng.permutation(layers):
         slab = torch.from_numpy(read(start, start + windows.edges[-1]))
-        chosen = rng.permutation(len(corners))[:a_layer]
+        chosen = rng.permutation(len(boxes))[:a_layer]
         for batch in np.array_split(chosen, -(-len(chosen) // max(1, windows.batch_size // 2))):
-            boxes = [
-                tuple(slice(a, a + n) for a, n in zip(corners[k], windows.edges, strict=False))
-                for k in batch
-            ]
-            yield torch.stack([slab[box] for box in boxes])[:, None].to(device)
+            yield torch.stack([slab[boxes[k]] for k in batch])[:, None].to(device)
         del slab  # else it would still be held while the next one is read

@@ -1,6 +1,6 @@
 """A stack of any size through a network and into its outputs, slab by slab.
 
-Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``; slabs are ranges of the last axis, in order.
+Arrays are (X, Y, Z) or (X, Y) as in ``utils.stacks``.
 """
 
 from __future__ import annotations
@@ -18,94 +18,12 @@ from tqdm import tqdm
 from utils.data.normalize import PercentileNormalizer
 from utils.grey_values import Limits
 from utils.prediction.memory import DTYPES
+from utils.prediction.sections import Sections, cut, middle_of
 from utils.prediction.sliding_window import Windows, predict_slabs
 from utils.prediction.staging import open_staging
+from utils.prediction.thresholds import LEVELS, best_threshold, to_levels
 from utils.resampling import Resampling, planes_at_once
 from utils.stacks import Stack, StackLayout, write_stack
-
-MOST_PIXELS = 1024  # of a plane along an axis: of longer ones each second, third, ... is taken
-LEVELS = 256  # of probabilities, where they are kept as bytes
-LEAST_CHANCE = 0.05
-"""Probabilities below are no sign of a column: else the empty part of a large stack would count."""
-LOWEST, HIGHEST = 0.2, 0.5  # thresholds between which the best one is taken
-
-
-@dataclass(frozen=True)
-class Sections:
-    """Three planes of a stack, across z, y and x, and of its mask; of an image the one there is."""
-
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...] | None  # edge of a voxel in micrometres
-    origin: tuple[int, ...]  # of the first voxel in the file
-    middle: tuple[int, ...]  # the voxel that all planes go through
-    marked: int  # voxels of the whole mask
-    images: list[np.ndarray]  # grey values, 0 to 1, (X, Y), (X, Z) and (Y, Z)
-    masks: list[np.ndarray]  # 0 and 1, of the same shapes
-
-
-def middle_of(masks: Iterable[np.ndarray], shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Return the median of the mask's voxels along each axis, and how many there are.
-
-    So each plane through it meets the mask. The middle of the stack if the mask is empty.
-    """
-    counts = [np.zeros(length, np.int64) for length in shape]
-    start = 0
-    for mask in masks:
-        stop = start + mask.shape[-1]
-        for axis, count in enumerate(counts):
-            others = tuple(k for k in range(len(shape)) if k != axis)
-            part = slice(start, stop) if axis == len(shape) - 1 else slice(None)
-            count[part] += np.count_nonzero(mask, axis=others)
-        start = stop
-    marked = int(counts[0].sum())
-    if not marked:
-        return tuple(length // 2 for length in shape), 0
-    return tuple(int(np.searchsorted(c.cumsum(), marked / 2)) for c in counts), marked
-
-
-def cut(
-    slabs: Iterable[np.ndarray], shape: tuple[int, ...], middle: tuple[int, ...]
-) -> list[np.ndarray]:
-    """Return the planes through ``middle``, in the order of :class:`Sections`."""
-    steps = [slice(None, None, -(-length // MOST_PIXELS)) for length in shape]
-    whole: list[np.ndarray] = []
-    parts: list[list[np.ndarray]] = []
-    start = 0
-    for slab in slabs:
-        step = steps[-1].step
-        taken = slab[..., -start % step :: step]
-        if len(shape) == 2:
-            parts.append([taken[steps[0]].copy()])
-        else:
-            x, y, z = middle
-            if start <= z < start + slab.shape[-1]:
-                whole = [slab[steps[0], steps[1], z - start].copy()]
-            parts.append([taken[steps[0], y].copy(), taken[x, steps[1]].copy()])
-        start += slab.shape[-1]
-    return [*whole, *(np.concatenate(pieces, axis=-1) for pieces in zip(*parts, strict=True))]
-
-
-def to_levels(probabilities: np.ndarray) -> np.ndarray:
-    """Return probabilities in 0..1 as uint8, in steps of 1 / :data:`LEVELS` rounded down."""
-    return np.minimum(probabilities * np.float32(LEVELS), LEVELS - 1).astype(np.uint8)
-
-
-def best_threshold(levels: Iterable[np.ndarray]) -> float:
-    """Return the threshold of the mask whose expected IoU is highest, in LOWEST..HIGHEST.
-
-    ``levels`` are all probabilities of a stack in pieces, from :func:`to_levels`. The expected IoU
-    is that of the expected counts, each probability taken at its word, as a network that is unsure
-    everywhere would call next to nothing a column at 0.5. It is highest at half of its Dice
-    coefficient (Lipton et al., ECML 2014), thus never above 0.5.
-    """
-    counts = sum(np.bincount(piece.ravel(), minlength=LEVELS) for piece in levels)
-    chances = (np.arange(LEVELS) + 0.5) / LEVELS
-    true = counts * np.where(chances < LEAST_CHANCE, 0.0, chances)
-    called, hits = counts[::-1].cumsum()[::-1], true[::-1].cumsum()[::-1]
-    first, last = round(LOWEST * LEVELS), round(HIGHEST * LEVELS)
-    iou = hits / np.maximum(called + true.sum() - hits, 1e-9)
-    # From above: where nothing is to be seen all are alike, and the mask is as at HIGHEST.
-    return float(last - np.argmax(iou[first : last + 1][::-1])) / LEVELS
 
 
 @dataclass(frozen=True)

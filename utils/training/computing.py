@@ -5,7 +5,6 @@ epoch, index) in any case, and the weights from the seed; what is left are kerne
 order of their own, and the number of threads among which sums are cut.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from torch import nn
 
 from utils.devices import Compute, choose_compute, memory_format, time_step
 from utils.errors import UserError
+from utils.replacing import read_json
 from utils.training.options import TrainingOptions
 from utils.training.speed_up_on_cpu import speed_up_on_cpu
 
@@ -38,7 +38,7 @@ def choose_training_compute(
     """
     device = choose_compute(options.device, "32").device
     if options.precision == "auto" and resumed is not None:
-        before = json.loads((resumed / "config.json").read_text())["compute"]
+        before = read_json(resumed / "config.json")["compute"]
         if before["device"] == device:
             return Compute(device, before["precision"], "auto: as before", before["tf32"])
     if options.precision == "auto" and device == "cpu" and (options.deterministic or processes > 1):
@@ -66,7 +66,7 @@ def be_deterministic(directory: Path) -> None:
     torch.backends.cudnn.benchmark = False
     config = directory / "config.json"
     if config.exists():
-        torch.set_num_threads(json.loads(config.read_text())["machine"]["threads"])
+        torch.set_num_threads(read_json(config)["machine"]["threads"])
 
 
 @dataclass(frozen=True)

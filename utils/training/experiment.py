@@ -5,14 +5,12 @@
 temporary name and renamed, so a reader never meets half of one.
 """
 
-import dataclasses
-import datetime
 import fcntl
 import io
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,23 +19,16 @@ import torch
 
 from utils.errors import UserError, disk_errors
 from utils.provenance import CHECKPOINT_FORMAT, describe_program
-from utils.replacing import make_folder, replacing, write_json
+from utils.replacing import make_folder, read_json, replacing, write_json
 
 LAST = "last.pth"  # the last completed epoch, with all that going on needs
 RUNNING = {"reason": "running", "status": None}
 """How ``logs.json`` says that a run has not ended, or was killed."""
+Example = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Image, mask and probabilities (0..1) of a validation patch, float32, 2D or 3D of one shape."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """A few validation patches as they were seen in the latest epoch; equal shapes, 2D or 3D."""
-
-    images: Sequence[np.ndarray]  # float32, 0..1
-    masks: Sequence[np.ndarray]  # float32, 0 or 1
-    probabilities: Sequence[np.ndarray]  # float32, 0..1
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Experiment:
     """The files of one experiment below ``directory``; make a new one with :meth:`create`."""
 
@@ -66,38 +57,7 @@ class Experiment:
         except BaseException:
             shutil.rmtree(experiment.directory, ignore_errors=True)
             raise
-        experiment._occupy(script)
-        return experiment
-
-    @classmethod
-    def reopen(
-        cls,
-        directory: str | Path,
-        config: Mapping[str, Any],
-        script: str | Path,
-        history: Sequence[Mapping[str, Any]],
-        resumption: Mapping[str, Any],
-    ) -> Self:
-        """Go on in a directory that :meth:`create` has made, with the epochs of ``history``.
-
-        ``config.json`` tells of the latest start; ``logs.json`` lists under ``resumptions`` each of
-        them: ``resumption`` with date, git revision, and how the run had ended before. Raises
-        UserError, before anything is written, where another process writes there still.
-        """
-        experiment = cls(Path(directory))
-        experiment._occupy(script)
-        log = experiment.read_log() if experiment.log.exists() else {}
-        content = {**config, **describe_program(script)}
-        resumption = {
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            **resumption,
-            "git_revision": content["git_revision"],
-            "before": log.get("exit", RUNNING),
-        }
-        write_json(experiment.directory / "config.json", content)
-        resumptions = [*log.get("resumptions", []), resumption]
-        entries = {"epochs": list(history), "exit": RUNNING, "resumptions": resumptions}
-        write_json(experiment.log, {**log, **entries})
+        experiment.occupy(script)
         return experiment
 
     @property
@@ -112,7 +72,7 @@ class Experiment:
 
     def read_log(self) -> dict[str, Any]:
         """Return the content of ``logs.json``."""
-        return json.loads(self.log.read_text())
+        return read_json(self.log)
 
     def update_log(self, **entries: Any) -> None:
         """Replace entries of ``logs.json`` (plain JSON), such as ``epochs``; others stay."""
@@ -129,7 +89,7 @@ class Experiment:
                 temporary.write_bytes(content.getbuffer())
         return path
 
-    def _occupy(self, script: str | Path) -> None:
+    def occupy(self, script: str | Path) -> None:
         """Lock the copy of the script until this process ends, however it does.
 
         Raises UserError where another process has locked it.
@@ -145,7 +105,7 @@ class Experiment:
         except OSError:  # a file system without locks
             os.close(descriptor)
 
-    def draw(self, history: Sequence[Mapping[str, Any]], examples: Examples) -> None:
+    def draw(self, history: Sequence[Mapping[str, Any]], examples: Sequence[Example]) -> None:
         """Refresh ``learning_curves.png`` and ``predictions.png``.
 
         The curves of volumes show the whole sheet's IoU, those of images have no such baseline.
@@ -154,9 +114,9 @@ class Experiment:
             return
         from utils.figures.learning import WHOLE_SHEET_IOU, save_learning_curves, save_predictions
 
-        baseline = WHOLE_SHEET_IOU if examples.images[0].ndim == 3 else None
+        baseline = WHOLE_SHEET_IOU if examples[0][0].ndim == 3 else None
         save_learning_curves(history, self.directory / "learning_curves.png", baseline=baseline)
         epoch = history[-1]["epoch"]
-        titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples.images))]
-        patches = examples.images, examples.masks, examples.probabilities
+        titles = [f"epoch {epoch}, patch {i + 1}" for i in range(len(examples))]
+        patches = zip(*examples, strict=True)
         save_predictions(*patches, self.directory / "predictions.png", titles=titles)

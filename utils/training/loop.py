@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from utils.data.epochs import EpochDataset
 from utils.devices import memory_format
 from utils.training.ending import stop_if_asked
-from utils.training.experiment import Examples, Experiment
+from utils.training.experiment import Example, Experiment
 from utils.training.loaders import build_loader, loss_weight
 from utils.training.losses import LossByParts
 from utils.training.options import TrainingOptions
@@ -38,7 +37,7 @@ from utils.training.records import (
     summary,
     write_epoch,
 )
-from utils.training.state import Progress, TrainingClock, go_on, save_checkpoints, set_up
+from utils.training.state import Training, TrainingClock
 
 EXAMPLES = 3  # validation patches shown in predictions.png
 READ_EVERY = 20
@@ -64,67 +63,62 @@ def train(
     ever after, so that a run can be cut at any moment; ``state`` is its content where training goes
     on. Raises UserError for a loss that is no number, and Interrupted after a signal.
     """
-    parts = set_up(fabric, model, options, train_data[0][0].ndim + 1)
     loss_function = loss_function.to(fabric.device)
     train_loss = loss_function
     if train_data.parts:
         train_loss = LossByParts(loss_function, train_data.parts)
     train_loader = build_loader(fabric, train_data, options, training=True)
     valid_loader = build_loader(fabric, valid_data, options)
-    progress, history, spent = go_on(parts, state)
     planned = options.epochs * len(train_loader)
-    clock = TrainingClock(options, planned, agree=fabric.broadcast, **spent)
-
-    if not progress.epoch:
-        save_checkpoints(experiment, parts, description, progress, history, clock, "last")
-    first = progress.epoch + 1
+    training = Training.begin(fabric, model, options, train_data[0][0].ndim + 1, planned, state)
+    if not training.history:
+        training.save(experiment, description, "last")
+    first = len(training.history) + 1
     wanted = options.tensorboard and fabric.is_global_zero
     flags = description.get("flags", {})
     events = event_files(experiment.directory, flags, first) if wanted else nullcontext()
     with events as board:
-        while (reason := reason_to_end(progress, clock, options)) is None:
-            epoch, started = progress.epoch + 1, time.perf_counter()
+        while (reason := reason_to_end(training, options)) is None:
+            epoch, started = len(training.history) + 1, time.perf_counter()
             train_data.set_epoch(epoch)
-            clock.set_rate(parts.optimizer)
-            learning_rate = parts.optimizer.param_groups[0]["lr"]
+            training.clock.set_rate(training.optimizer)
+            learning_rate = training.optimizer.param_groups[0]["lr"]
 
-            what = parts.model, train_loss, train_loader, parts.optimizer
-            where = f"epoch {epoch}, training"
-            trained = train_one_epoch(fabric, *what, where, clock, parts.average)
-            average_buffers(parts.model.module, parts.average)
-            where = f"epoch {epoch}, validation"
-            validated, examples = evaluate(parts.validated, loss_function, valid_loader, where)
-            if parts.scheduler:
-                parts.scheduler.step(validated.loss)
+            what = training.model, train_loss, train_loader, training.optimizer
+            kept = training.clock, training.average
+            trained = train_one_epoch(fabric, *what, f"epoch {epoch}, training", *kept)
+            average_buffers(training.model.module, training.average)
+            what = training.validated, loss_function, valid_loader
+            validated, examples = evaluate(*what, f"epoch {epoch}, validation")
+            if training.scheduler:
+                training.scheduler.step(validated.loss)
 
             seconds = time.perf_counter() - started
             record = epoch_record(epoch, trained, validated, learning_rate, seconds)
-            record |= {"steps": clock.steps, "minutes": clock.seconds / 60}
-            history.append(record | train_data.epoch_record())
-            progress = progress.after(validated.loss, validated.confusion.iou)
-            what = parts, description, progress, history, clock, options.checkpoint_policy
-            save_checkpoints(experiment, *what)
-            experiment.update_log(epochs=history)
-            experiment.draw(history, examples)
+            record |= {"steps": training.clock.steps, "minutes": training.clock.seconds / 60}
+            record |= train_data.epoch_record()
+            training.history.append(record)
+            training.save(experiment, description, options.checkpoint_policy)
+            experiment.update_log(epochs=training.history)
+            experiment.draw(training.history, examples)
             if board:
-                write_epoch(board, history, examples)
-            logger.info(summary(history[-1], options.epochs))
+                write_epoch(board, training.history, examples)
+            logger.info(summary(record, options.epochs))
             if epoch == first:
-                logger.info(estimate(history[-1], options))
+                logger.info(estimate(record, options))
     return reason
 
 
-def reason_to_end(progress: Progress, clock: TrainingClock, options: TrainingOptions) -> str | None:
+def reason_to_end(training: Training, options: TrainingOptions) -> str | None:
     """Return why training ends here, None where it goes on."""
-    best = f"best validation IoU {progress.best_iou or 0:.3f} in epoch {progress.best_epoch}"
-    if progress.epoch >= options.epochs:
-        return f"completed {progress.epoch} epochs ({best})"
-    if progress.epoch and clock.time_is_up():
-        minutes = f"{options.max_minutes:g} minutes are over"
-        return f"{minutes}: completed {progress.epoch} epochs ({best})"
-    if progress.stale_epochs >= options.early_stopping_patience:
-        stale = f"no lower validation loss for {progress.stale_epochs} epochs"
-        return f"early stopping: {stale} ({best})"
+    epoch, stale_epochs = len(training.history), training.stale_epochs
+    best = "best validation IoU {valid_iou:.3f} in epoch {epoch}".format_map(training.best)
+    if epoch >= options.epochs:
+        return f"completed {epoch} epochs ({best})"
+    if epoch and training.clock.time_is_up():
+        return f"{options.max_minutes:g} minutes are over: completed {epoch} epochs ({best})"
+    if stale_epochs >= options.early_stopping_patience:
+        return f"early stopping: no lower validation loss for {stale_epochs} epochs ({best})"
     return None
 
 
@@ -173,7 +167,7 @@ def train_one_epoch(
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, loss_function: nn.Module, loader: DataLoader, where: str
-) -> tuple[EpochResult, Examples]:
+) -> tuple[EpochResult, list[Example]]:
     """Return loss and counts of the last stack over ``loader``, and its first patches as seen.
 
     Of several processes each goes over its own loader; the sums are over all of them, the patches
@@ -181,7 +175,7 @@ def evaluate(
     """
     model.eval()
     tally = Tally(where)
-    shown: list[tuple[np.ndarray, ...]] = []
+    shown: list[Example] = []
     for images, masks in progress_bar(loader, where):
         images = images.contiguous(memory_format=memory_format(images.ndim))
         logits = as_stacks(model(images))[-1]
@@ -191,8 +185,7 @@ def evaluate(
             # Device and host meet, for the first batch or two.
             parts = (images[patch, 0], masks[patch, 0], probabilities[patch, 0])
             shown.append(tuple(part.float().cpu().numpy() for part in parts))
-    result = tally.result()  # device and host meet
-    return result, Examples(*zip(*shown, strict=True)) if shown else Examples((), (), ())
+    return tally.result(), shown  # device and host meet
 
 
 def score(

@@ -160,12 +160,12 @@ def loader_processes(asked: int, neighbours: int = 1) -> int:
 
 def rank() -> int:
     """Return the number of this process, 0 where it is the only one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _have_met() else 0
 
 
 def world_size() -> int:
     """Return the number of processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _have_met() else 1
 
 
 def own_block(length: int) -> range:
@@ -179,7 +179,7 @@ def pooled(loss: float, samples: int, counts: Tensor) -> tuple[float, int, Tenso
 
     Every rank gets the same bits, so that all decide alike on what follows from them.
     """
-    if not dist.is_initialized():
+    if not _have_met():
         return loss, samples, counts
     parts: list[tuple[float, int, list[int]]] = [(0.0, 0, [])] * world_size()
     dist.all_gather_object(parts, (loss, samples, counts.tolist()))
@@ -189,7 +189,7 @@ def pooled(loss: float, samples: int, counts: Tensor) -> tuple[float, int, Tenso
 
 def word_of_the_first(word: bool) -> bool:
     """Return, on every rank, the ``word`` of rank 0."""
-    if not dist.is_initialized():
+    if not _have_met():
         return word
     told = [word]
     dist.broadcast_object_list(told, 0)
@@ -202,10 +202,15 @@ def average_buffers(*modules: nn.Module | None) -> None:
 
     Only rank 0's are kept otherwise, which come from its part of the patches alone.
     """
-    if not dist.is_initialized():
+    if not _have_met():
         return
     for module in modules:
         for buffer in module.buffers() if module is not None else ():
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= world_size()
+
+
+def _have_met() -> bool:
+    """Return whether several processes train; a torch without distributed lacks is_initialized."""
+    return dist.is_available() and dist.is_initialized()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.evaluation.confusion import Confusion, count_voxels
 from utils.figures.learning import compared_slice
-from utils.training.experiment import Examples
+from utils.training.experiment import Example
 from utils.training.options import TrainingOptions
 from utils.training.ranks import pooled
 
@@ -172,14 +172,13 @@ def event_files(
 
 
 def write_epoch(
-    writer: SummaryWriter, history: Sequence[Mapping[str, Any]], examples: Examples
+    writer: SummaryWriter, history: Sequence[Mapping[str, Any]], examples: Sequence[Example]
 ) -> None:
     """Write the latest record of ``history`` (as in ``logs.json``) and the example patches."""
     epoch = history[-1]["epoch"]
     for tag, value in scalars(history).items():
         writer.add_scalar(tag, value, epoch)
-    patches = zip(examples.images, examples.masks, examples.probabilities, strict=True)
-    for number, patch in enumerate(patches, 1):
+    for number, patch in enumerate(examples, 1):
         picture = compared_slice(*patch)
         writer.add_image(f"examples/patch_{number}", picture, epoch, dataformats="HWC")
     writer.flush()

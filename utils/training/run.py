@@ -4,7 +4,7 @@ Scripts check what they can before they import this module, and with it torch.
 """
 
 import argparse
-import json
+import datetime
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +20,8 @@ from utils.data.augmentation import AugmentedDataset
 from utils.data.epochs import EpochDataset
 from utils.devices import choose_compute
 from utils.errors import UserError
+from utils.provenance import describe_program
+from utils.replacing import read_json, write_json
 from utils.training import ranks
 from utils.training.computing import (
     be_deterministic,
@@ -28,7 +30,7 @@ from utils.training.computing import (
     compile_network,
 )
 from utils.training.ending import record_exit
-from utils.training.experiment import Experiment
+from utils.training.experiment import RUNNING, Experiment
 from utils.training.flag_table import describe_recipe, recipe_values
 from utils.training.loop import score, train
 from utils.training.losses import build_loss, measure_foreground
@@ -213,26 +215,43 @@ def open_experiment(
     state: Mapping[str, Any] | None,
     note: str,
 ) -> Experiment:
-    """Make the log directory of a run, or reopen it; raise UserError if its data are others now.
+    """Make the log directory of a run, or go on in it; raise UserError if its data are others now.
 
-    ``state`` and ``note`` are those of :func:`find_resumption`. Of several processes rank 0 does
-    so; the others get an experiment that writes nothing.
+    ``state`` and ``note`` are those of :func:`find_resumption`. Then ``config.json`` tells of the
+    latest start, and ``logs.json`` lists each under ``resumptions``, with date, git revision and
+    how the run had ended before. Raises UserError, before anything is written, where another
+    process writes there still. Of several processes rank 0 does so; the others get an experiment
+    that writes nothing.
     """
     if ranks.rank():
         return Experiment(directory, writes=False)
     if not config["flags"]["resume"]:
         return Experiment.create(directory, config, script)
-    before = json.loads((directory / "config.json").read_text())
+    before = read_json(directory / "config.json")
     check_data(before["data"], config["data"])
-    config = {**config, "ancestor": config["ancestor"] or before.get("ancestor")}
     changed = {
         name: (before["flags"].get(name), value)
         for name, value in config["flags"].items()
         if name != "resume" and value != before["flags"].get(name)
     }
-    epoch, history = (state["epoch"], state["history"]) if state else (0, [])
-    record = {"epoch": epoch, "note": note, "changed": changed}
-    return Experiment.reopen(directory, config, script, history, record)
+    ancestor = config["ancestor"] or before.get("ancestor")
+    config = {**config, "ancestor": ancestor, **describe_program(script)}
+    experiment = Experiment(directory)
+    experiment.occupy(script)
+    log = experiment.read_log() if experiment.log.exists() else {}
+    resumption = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "epoch": state["epoch"] if state else 0,
+        "note": note,
+        "changed": changed,
+        "git_revision": config["git_revision"],
+        "before": log.get("exit", RUNNING),
+    }
+    resumptions = [*log.get("resumptions", []), resumption]
+    entries = {"epochs": state["history"] if state else [], "exit": RUNNING}
+    write_json(directory / "config.json", config)
+    write_json(experiment.log, {**log, **entries, "resumptions": resumptions})
+    return experiment
 
 
 def announce(lines: Mapping[str, str]) -> None:

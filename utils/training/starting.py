@@ -15,6 +15,7 @@ from torch import nn
 from utils.checkpoints.loading import load_checkpoint
 from utils.errors import UserError
 from utils.prediction.trained_network import TrainedNetwork, read_network
+from utils.replacing import read_json
 from utils.simulation.volume import config_from_dict
 from utils.training.experiment import LAST
 from utils.training.options import NETWORK_FLAGS
@@ -90,19 +91,16 @@ def recorded_flags(directory: Path, script: str) -> dict[str, Any]:
     Raises UserError where there is no such run, or ``script`` (a file name) is not its script.
     """
     path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        flags, owner = config["flags"], config["script"]
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"--resume: {path} does not exist, so there is no run to go on with; check "
             "--experiment_title and --log_path, or leave --resume out to begin one"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--resume: {path} cannot be read ({error})") from error
+        )
+    config = read_json(path)
+    owner = config.get("script") if "flags" in config else "another program"
     if owner != script:
         raise UserError(f"--resume: {directory} was made by {owner}; resume it with that script")
-    return flags
+    return config["flags"]
 
 
 def check_unchanged(

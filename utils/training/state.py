@@ -7,11 +7,10 @@ the planned steps, or of ``max_minutes``, whichever is larger.
 Epochs are counted from 1; checkpoints hold plain state: tensors, numbers, text, lists, dicts.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -103,9 +102,9 @@ def build_scheduler(optimizer: Optimizer, options: TrainingOptions) -> ReduceLRO
     return ReduceLROnPlateau(optimizer, **how) if options.lr_schedule == "plateau" else None
 
 
-@dataclass(frozen=True)
-class TrainedParts:
-    """The parts that a training changes, as Fabric has set them up."""
+@dataclass
+class Training:
+    """The parts that a training changes, as Fabric has set them up, and how far it has come."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -113,40 +112,97 @@ class TrainedParts:
     average: AveragedModel | None  # of the weights, with ema
     # what is validated and predicted with: the averaged network where there is one
     validated: nn.Module
+    clock: TrainingClock
+    history: list[dict[str, Any]] = field(default_factory=list)  # epochs, as in logs.json
 
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The record of the epoch with the best validation IoU, the first of equal ones."""
+        nothing = {"epoch": 0, "valid_iou": 0.0}
+        return max(self.history, key=lambda record: record["valid_iou"], default=nothing)
 
-@dataclass(frozen=True)
-class Progress:
-    """How far training has come; part of ``last.pth``."""
+    @property
+    def stale_epochs(self) -> int:
+        """Epochs in a row, up to the last one, without a lower validation loss."""
+        losses = [record["valid_loss"] for record in self.history]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
-    epoch: int = 0  # epochs completed
-    best_iou: float | None = None  # best validation IoU so far
-    best_epoch: int = 0
-    best_loss: float | None = None  # lowest validation loss so far
-    stale_epochs: int = 0  # epochs in a row without a lower validation loss
+    @classmethod
+    def begin(
+        cls,
+        fabric: Fabric,
+        model: nn.Module,
+        options: TrainingOptions,
+        ndim: int,
+        planned: int,
+        state: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Bring a network for batches of ``ndim`` axes, and what trains it, to Fabric's device.
 
-    def after(self, valid_loss: float, valid_iou: float) -> Self:
-        """Return the progress after one more epoch."""
-        epoch = self.epoch + 1
-        changes: dict[str, Any] = {"epoch": epoch, "stale_epochs": self.stale_epochs + 1}
-        if self.best_iou is None or valid_iou > self.best_iou:
-            changes |= {"best_iou": valid_iou, "best_epoch": epoch}
-        if self.best_loss is None or valid_loss < self.best_loss:
-            changes |= {"best_loss": valid_loss, "stale_epochs": 0}
-        return dataclasses.replace(self, **changes)
+        ``planned`` are the steps of the whole training. It goes on from ``state``, the content of
+        ``last.pth``, where that is given.
+        """
+        model = model.to(memory_format=memory_format(ndim))
+        if fabric.device.type == "cpu":
+            model = speed_up_on_cpu(model)
+        optimizer = build_optimizer(model, options)
+        scheduler = build_scheduler(optimizer, options)
+        model, optimizer = fabric.setup(model, optimizer)
+        average = make_average(model.module, options.ema)
+        validated = fabric.setup_module(average.module) if average else model
+        spent = state["pace"] if state else {}
+        clock = TrainingClock(options, planned, agree=fabric.broadcast, **spent)
+        training = cls(model, optimizer, scheduler, average, validated, clock)
+        if state:
+            training._go_on(state)
+        return training
 
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state.get("raw_model_state", state["model_state"]))
+        if self.average:
+            self.average.module.load_state_dict(state["model_state"])
+            self.average.n_averaged.fill_(state["averages"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler_state"])
+        torch.set_rng_state(state["random_state"]["torch"])
+        devices = state["random_state"]["cuda"]
+        if devices and torch.cuda.device_count() == len(devices):
+            torch.cuda.set_rng_state_all(devices)
+        self.history = list(state["history"])
 
-def set_up(fabric: Fabric, model: nn.Module, options: TrainingOptions, ndim: int) -> TrainedParts:
-    """Bring a network for batches of ``ndim`` axes, and what trains it, to Fabric's device."""
-    model = model.to(memory_format=memory_format(ndim))
-    if fabric.device.type == "cpu":
-        model = speed_up_on_cpu(model)
-    optimizer = build_optimizer(model, options)
-    scheduler = build_scheduler(optimizer, options)
-    model, optimizer = fabric.setup(model, optimizer)
-    average = make_average(model.module, options.ema)
-    validated = fabric.setup_module(average.module) if average else model
-    return TrainedParts(model, optimizer, scheduler, average, validated)
+    def save(self, experiment: Experiment, description: Mapping[str, Any], policy: str) -> None:
+        """Write ``last.pth`` with everything, and by policy what predicts of the best or each.
+
+        Prediction takes ``description`` and ``model_state``, the averaged weights if there are any.
+        """
+        epoch = len(self.history)
+        result = {
+            **description,
+            "model_state": dict(self.validated.state_dict()),
+            "epoch": epoch,
+            "metrics": dict(self.history[-1]) if self.history else {},
+        }
+        to_go_on = {
+            "optimizer_state": self.optimizer.state_dict(),
+            "scheduler_state": self.scheduler.state_dict() if self.scheduler else {},
+            # Not numpy's and Python's: all else draws from generators of (seed, epoch, index).
+            "random_state": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+            "history": list(self.history),
+            "pace": {"steps": self.clock.steps, "seconds": self.clock.seconds},
+        }
+        if self.average:
+            to_go_on["raw_model_state"] = dict(self.model.state_dict())
+            to_go_on["averages"] = int(self.average.n_averaged)
+        if policy in ("best", "all") and self.best["epoch"] == epoch:
+            experiment.save_checkpoint("best.pth", result)
+        if policy == "all":
+            experiment.save_checkpoint(f"epoch_{epoch:04d}.pth", result)
+        # Last, so that a cut in between repeats this epoch instead of losing its weights.
+        experiment.save_checkpoint(LAST, {**result, **to_go_on})
 
 
 def build_optimizer(model: nn.Module, options: TrainingOptions) -> Optimizer:
@@ -178,68 +234,3 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
     average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
     return average
-
-
-def save_checkpoints(
-    experiment: Experiment,
-    parts: TrainedParts,
-    description: Mapping[str, Any],
-    progress: Progress,
-    history: list[dict[str, Any]],
-    clock: TrainingClock,
-    policy: str,
-) -> None:
-    """Write ``last.pth`` with everything, and by policy what prediction needs of the best or each.
-
-    Prediction takes ``description`` and ``model_state``, the averaged weights where there are some.
-    """
-    result = {
-        **description,
-        "model_state": dict(parts.validated.state_dict()),
-        "epoch": progress.epoch,
-        "metrics": dict(history[-1]) if history else {},
-    }
-    to_go_on = {
-        "optimizer_state": parts.optimizer.state_dict(),
-        "scheduler_state": parts.scheduler.state_dict() if parts.scheduler else {},
-        # Not numpy's and Python's: all else draws from generators of (seed, epoch, index).
-        "random_state": {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
-        "progress": dataclasses.asdict(progress),
-        "history": list(history),
-        "pace": {"steps": clock.steps, "seconds": clock.seconds},
-    }
-    if parts.average:
-        to_go_on["raw_model_state"] = dict(parts.model.state_dict())
-        to_go_on["averages"] = int(parts.average.n_averaged)
-    if policy in ("best", "all") and progress.best_epoch == progress.epoch:
-        experiment.save_checkpoint("best.pth", result)
-    if policy == "all":
-        experiment.save_checkpoint(f"epoch_{progress.epoch:04d}.pth", result)
-    # Last, so that a cut in between repeats this epoch instead of losing its weights.
-    experiment.save_checkpoint(LAST, {**result, **to_go_on})
-
-
-def go_on(
-    parts: TrainedParts, state: Mapping[str, Any] | None
-) -> tuple[Progress, list[dict[str, Any]], dict[str, Any]]:
-    """Bring ``parts`` to where ``last.pth`` has them; None is the very beginning.
-
-    Returns progress, history, and the steps and seconds that :class:`TrainingClock` starts with.
-    """
-    if state is None:
-        return Progress(), [], {}
-    parts.model.load_state_dict(state.get("raw_model_state", state["model_state"]))
-    if parts.average:
-        parts.average.module.load_state_dict(state["model_state"])
-        parts.average.n_averaged.fill_(state["averages"])
-    parts.optimizer.load_state_dict(state["optimizer_state"])
-    if parts.scheduler:
-        parts.scheduler.load_state_dict(state["scheduler_state"])
-    torch.set_rng_state(state["random_state"]["torch"])
-    devices = state["random_state"]["cuda"]
-    if devices and torch.cuda.device_count() == len(devices):
-        torch.cuda.set_rng_state_all(devices)
-    return Progress(**state["progress"]), list(state["history"]), dict(state["pace"])
