@@ -171,9 +171,9 @@ def score_found(
 ) -> dict[str, float]:
     """Return the scores of the columns that were found in a volume, and of their lattice.
 
-    Those of :func:`score_instances` and of :func:`score_lattice`, and
-    ``inferred`` columns with the share that is ``inferred_right``: whose middle lies at a true
-    column that nothing was found for. All names begin with ``instance_``.
+    Those of :func:`score_instances` and of :func:`score_lattice`, and ``inferred`` columns with the
+    share that is ``inferred_right``: whose middle lies at a true column that nothing was found for.
+    All names begin with ``instance_``.
 
     Of labels, which must tell columns apart, nobody knows the lattice; where parts are not
     annotated, columns are compared by the voxels in the others alone.

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from utils.evaluation.confusion import confusion
 from utils.figures import canvas
 
 WHOLE_SHEET_IOU = 0.44
@@ -73,6 +72,8 @@ def save_predictions(
     probabilities, 0..1, at 0.5. ``titles`` name the rows; of volumes the slice with most labelled
     voxels is shown, and the row says which it is.
     """
+    from utils.evaluation.confusion import confusion  # with torch, which a search has no need of
+
     figure = canvas.new_figure(11.4, 2.9 * len(images) + 0.5)
     grid = figure.subplots(len(images), 4, squeeze=False)
     samples = zip(images, masks, probabilities, strict=True)

@@ -217,7 +217,10 @@ def _move_up(layer: torch.Tensor, planes: int) -> None:
 
 @dataclass(frozen=True)
 class View:
-    """A change of windows (batch, 1, *space) in 0..1, after which answers lie where they did."""
+    """A change of windows (batch, 1, *space) in 0..1, after which answers lie where they did.
+
+    An average over views is a better prediction, and how far they agree tells how far to trust it.
+    """
 
     flipped: tuple[int, ...] = ()  # axes of space that are mirrored, from 0
     scale: float = 1.0  # windows are enlarged so much, and the answers back; linear between voxels

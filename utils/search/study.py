@@ -350,7 +350,8 @@ def read_log(directory: Path) -> tuple[list[dict[str, Any]], str | None]:
 def trials_table(study: optuna.Study) -> pd.DataFrame:
     """Return a row for each trial that was begun and not repeated, in their order.
 
-    Between the columns :data:`FRONT` and :data:`BACK` stands one for each flag tried.
+    Between the columns :data:`FRONT` and :data:`BACK` stands one for each flag tried. ``iou`` is a
+    trial's best validation IoU, ``epoch`` where it was reached.
     """
     trials = [trial for trial in counted_trials(study) if trial.state in STATES]
     flags = dict.fromkeys(name for trial in trials for name in trial.params)

@@ -275,8 +275,9 @@ END_SD = 0.05  # standard deviation of the ends about the centre, per axis
 
 
 def draw_control_points(rng: np.random.Generator, lobe: OpticLobe) -> np.ndarray:
-    """Draw the control points (4, N, 3) float32 of all neurites.
+    """Draw the control points (4, N, 3) float32 of all neurites, in unit cube coordinates.
 
+    Each is a cubic Bezier curve, t in 0..1, from a column's entry point to the ellipsoid's centre.
     p0 is the entry point; p1 is p0 bent inward and aside; p2 is the foot of p0 on a plane through
     a random column that contains that column's radial direction; p3 lies at the centre, displaced
     along the plane's normal by a share of p0's signed distance to it, and at random.

@@ -148,8 +148,9 @@ class EncodedRow:
 def encode_row(volume: SimulatedVolume) -> EncodedRow:
     """Round the image to float16, compress the labels, and flatten the rest.
 
-    Pure; meant for the worker. Intensities above 65504, the largest float16, are set to it. Raises
-    UserError if the image is negative or not finite anywhere.
+    Pure; meant for the worker: compressing there leaves the one process that writes little to do.
+    Intensities above 65504, the largest float16, are set to it. Raises UserError if the image is
+    negative or not finite anywhere.
     """
     image, percentiles = stored_image(volume.image)
     filled = [c for c in chunks_of(np.asarray(volume.instances, "<u2")) if c[1].any()]
