@@ -75,14 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def export(flags: argparse.Namespace) -> None:
     """Write what is asked for; raises UserError for what a user can mend."""
-    from utils.checkpoints.loading import FOLDER, load_checkpoint, log_directory, save_pretrained
+    from utils.checkpoints.loading import SHIPPED, load_checkpoint, log_directory, save_pretrained
 
     check_outputs(flags)
     written = []
     if flags.pretrained is not None:
         trained = load_checkpoint(flags.checkpoint), log_directory(flags.checkpoint)
         about = {"evaluation": flags.evaluation, "hardware": flags.hardware}
-        where = {"folder": flags.output or FOLDER, "overwrite": flags.overwrite}
+        where = {"folder": flags.output or SHIPPED, "overwrite": flags.overwrite}
         written += save_pretrained(flags.pretrained, *trained, **about, **where)
     if flags.onnx or flags.bioimageio:
         written += export_to_others(flags, written[0] if written else flags.checkpoint)

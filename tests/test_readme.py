@@ -49,7 +49,9 @@ def test_links_and_pictures_are_there(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_into_pages_find_their_heading(page):
     for target, anchor in re.findall(r"\]\(([^)#: ]*)#([^)]+)\)", page.read_text()):
-        headings = re.findall(r"^#+ (.*)$", (page.parent / target).read_text(), flags=re.MULTILINE)
+        headings = re.findall(
+            r"^#+ (.*)$", (page.parent / (target or page.name)).read_text(), flags=re.MULTILINE
+        )
         slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
         assert anchor in slugs, f"{target} has no heading {anchor}"
 

@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.provenance import CHECKPOINT_FORMAT
 from utils.replacing import make_folder, read_json, replacing
 
-FOLDER = Path(__file__).resolve().parents[2] / "assets" / "pretrained"  # where names are looked up
+SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "pretrained"  # names are looked up here
 MOST_BYTES = 3_000_000  # a file must be smaller: it is part of every clone
 KEPT = "format model_config normalizer spacing_voxels patch_size epoch metrics trust".split()
 """Entries of a checkpoint that go into the file as they are, beside its weights and objective."""
@@ -52,12 +52,12 @@ SCORE_NAMES = {
 PACKAGED = "checkpoint.pth"  # in a package of bioimage.io (``utils.checkpoints.packages``)
 
 
-def pretrained_names(folder: Path = FOLDER) -> list[str]:
+def pretrained_names(folder: Path = SHIPPED) -> list[str]:
     """Return the names that stand for a network, sorted."""
     return sorted(path.stem for path in folder.glob("*.pth"))
 
 
-def find_pretrained(checkpoint: str | Path, folder: Path = FOLDER) -> Path | None:
+def find_pretrained(checkpoint: str | Path, folder: Path = SHIPPED) -> Path | None:
     """Return the file of the network called ``checkpoint``; None for a path and unknown names."""
     name = str(checkpoint)
     return folder / f"{name}.pth" if name in pretrained_names(folder) else None
@@ -143,7 +143,7 @@ def save_pretrained(
     log_directory: Path,
     evaluation: Path | None = None,
     *,
-    folder: Path = FOLDER,
+    folder: Path = SHIPPED,
     hardware: str | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, Path]:
