@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, is_labelled, number_or_auto, voxel_size
+from utils.flags import VIEWS, FlagParser, is_labelled, number_or_auto, voxel_size
 from utils.provenance import describe_program
 from utils.replacing import make_folder
 from utils.training.options import DEVICES, check_values
@@ -96,6 +96,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="share of a window in common with the next")
     add("--batch_size", type=int, default=BATCH_SIZE, metavar="INT",
         help="windows that pass the network at once")
+    add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0],
+        help="average over views of each window, as predict.py does")
     add("--device", choices=DEVICES, default="auto",
         help="where the network runs, in float32; auto takes CUDA where there is some")
     add = parser.add_argument_group("statistics").add_argument
@@ -272,6 +274,7 @@ def open_network(
         window=flags.window or network.patch_size,
         overlap=flags.overlap,
         batch_size=flags.batch_size,
+        tta=tuple(flags.tta.split(",")) if flags.tta else (),
         trained_on=training_file(log_directory(checkpoint), **same),
         scale=flags.scale,
     )

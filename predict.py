@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.flags import FlagParser, add_column_flags, add_stack_flags, number_or_auto
+from utils.flags import VIEWS, FlagParser, add_column_flags, add_stack_flags, number_or_auto
 from utils.training.options import DEVICES, PRECISIONS, check_values
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ COLUMNS = 0.5  # the same for single columns, of which lower ones find fewer, wh
 OVERLAP = 0.25  # of a window's edge
 SCALE = "auto"  # as far as the stack shows how far apart its columns stand
 CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommended
-TTA = ("flips", "scales", "flips,scales")  # views to average over; --tta alone means the first
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
 CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes", "crop")  # of open_stack
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
@@ -97,9 +96,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="enlarge the stack so much for the network (and the result back), so that columns "
         "stand as far apart as in training; auto measures how far they do and says so; where that "
         "is not certain, it takes the scale at which masks agree best with those of mirror images")
-    add("--tta", nargs="?", choices=TTA, const=TTA[0],
-        help="average over views of each window: mirrored (8 times slower, 4 in 2D; the default of "
-        "--tta alone), 0.8 and 1.25 times as large (2 more), or both")
+    add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0],
+        help="average over views of each window: mirror images (4 times slower; what --tta alone "
+        "means), 0.8 and 1.25 times as large (3 times), or both (6 times)")
     add("--no-trust", action="store_true",
         help="do not measure how much the mask changes under small changes of a stack")
     add("--window", type=int, metavar="INT",

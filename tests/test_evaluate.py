@@ -146,8 +146,13 @@ def test_any_architecture_and_any_volume(data, tmp_path, arch, capsys):
     config = ModelConfig(arch=arch, depth=2, start_channels=2, num_stacks=2)
     log = make_log(tmp_path / "log", config, training_seed=5)
     flags = ["--checkpoint", str(log), "--data", str(data), "--volumes", "1"]
-    assert evaluate.main([*flags, "--overlap", "0", "--window", "64"]) == 0
+    flags += ["--overlap", "0", "--window", "64"]
+    assert evaluate.main(flags) == 0
     summary = json.loads((log / "evaluation" / "summary.json").read_text())
+    assert evaluate.main([*flags, "--tta", "--output", str(tmp_path / "mirrored")]) == 0
+    mirrored = json.loads((tmp_path / "mirrored" / "summary.json").read_text())
+    assert summary["tta"] == [] and mirrored["tta"] == ["flips"]
+    assert mirrored["scores"]["sheet_auc"] != summary["scores"]["sheet_auc"]
     assert summary["scores"]["iou"]["low"] is None
     assert summary["data"]["training_file_of_this_seed"] == "train.h5"
     assert "trained on" in capsys.readouterr().out

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+VIEWS = ("flips", "scales", "flips,scales")
+"""Views of each window over which a prediction can be averaged; --tta alone means the first."""
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default that there is; a switch, off by default, has none."""

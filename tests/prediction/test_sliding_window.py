@@ -248,14 +248,13 @@ def test_weights_are_largest_in_the_middle_and_nowhere_lost():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_flips_average_over_all_mirror_images(dims):
+def test_flips_average_over_mirror_images(dims):
     torch.manual_seed(0)
     model = build_model(ModelConfig(spatial_dims=dims, depth=2, start_channels=2))
     image = volume(*(8,) * dims)
     got = predict_volume(model, image, NORMALIZER, window=8, tta=("flips",))
     answers = []
-    for choice in np.ndindex(*(2,) * dims):
-        axes = tuple(axis for axis, flipped in enumerate(choice) if flipped)
+    for axes in [(), (0,), (1,), (0, 1)] if dims == 2 else [(), (0,), (1, 2), (0, 1, 2)]:
         mirrored = np.ascontiguousarray(np.flip(image, axes))
         answers.append(np.flip(predict_volume(model, mirrored, NORMALIZER, window=8), axes))
     np.testing.assert_allclose(got, np.mean(answers, axis=0), atol=1e-6)
@@ -339,8 +338,10 @@ def test_scaled_windows_have_their_edges_and_answers_those_of_before(scale, edge
 def test_views_that_are_averaged(dims):
     assert averaged_views((), dims) == (View(),)
     flips = averaged_views(("flips",), dims)
-    subsets = {c for n in range(dims + 1) for c in itertools.combinations(range(dims), n)}
-    assert {view.flipped for view in flips} == subsets and len(flips) == 2**dims
+    mirrored = np.array([[axis in view.flipped for axis in range(dims)] for view in flips])
+    assert len(set(flips)) == 4 and mirrored.sum(0).tolist() == [2] * dims  # each axis in half
+    pairs = itertools.product(mirrored, repeat=2)  # one after the other is one of them again
+    assert all((mirrored == (a ^ b)).all(1).any() for a, b in pairs)
     everything = averaged_views(("scales", "flips"), dims)
-    assert everything[0] == View() and len(set(everything)) == 2**dims + 2
+    assert everything[0] == View() and len(set(everything)) == 6
     assert [view.scale for view in averaged_views(("scales",), dims)] == [1, 0.8, 1.25]

@@ -113,6 +113,8 @@ def test_a_network_predicts_a_volume_as_an_evaluation_asks(checkpoint, tmp_path,
     expected = 1 / (1 + np.exp(-(weight * scaled + bias)))
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     assert spacing is None
+    mirrored = replace(source, tta=("flips",)).predict(0, small_volume)[0]
+    np.testing.assert_allclose(mirrored, expected, atol=1e-5)
     described = source.describe()
     assert described["model"] == {"spatial_dims": 3, "parameters": 2}
     assert described["window"] == 16 and described["device"] == "cpu" and described["epoch"] == 3

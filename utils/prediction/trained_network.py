@@ -160,13 +160,15 @@ class NetworkPredictions:
     batch_size: int
     trained_on: str | None
     """A training file that is one of the data, or has their seed, if the record names one."""
+    tta: tuple[str, ...] = ()  # views of each window that are averaged, as in predict.py
     scale: float | str = "auto"  # of stacks, as in predict.py; simulated volumes stay as they are
     said: list[str] = field(default_factory=list)
     """Lines on what the network saw of stacks, to which :meth:`predict_stack` adds."""
 
     def predict(self, index: int, volume: SimulatedVolume) -> tuple[np.ndarray, None]:
         """Return probabilities (X, Y, Z); simulated volumes have no voxel size."""
-        how = {"window": self.window, "overlap": self.overlap, "batch_size": self.batch_size}
+        names = ("window", "overlap", "batch_size", "tta")
+        how = {name: getattr(self, name) for name in names}
         return predict_volume(self.model, volume.image, self.network.normalizer, **how), None
 
     def predict_stack(self, stack: Stack) -> tuple[np.ndarray, tuple[float, ...] | None]:
@@ -179,7 +181,8 @@ class NetworkPredictions:
         self.said.extend(f"{stack.path.name}: {reason}" for reason in reasons)
         edges = window_within(shape, self.window)
         model = PlaneByPlane(self.model) if by_planes else self.model
-        windows = Windows((*edges[:-1], 1) if by_planes else edges, self.overlap, self.batch_size)
+        edges = (*edges[:-1], 1) if by_planes else edges
+        windows = Windows(edges, self.overlap, self.batch_size, self.tta)
         normalizer = self.network.normalizer
         limits = measure_limits(stack, normalizer)
         prediction = StackPrediction(model, stack, normalizer, limits, shape, windows)
@@ -197,6 +200,7 @@ class NetworkPredictions:
             "normalizer": self.network.normalizer.to_dict(),
             "window": self.window,
             "overlap": self.overlap,
+            "tta": self.tta,
             "device": next(self.model.parameters()).device.type,
         }
 
