@@ -256,7 +256,7 @@ def tune(work: ToScore, count: int) -> dict[str, tuple[float, ...]]:
         for way, settings in SETTINGS.items():
             for setting in settings:
                 labels = labels_by(way, setting, volume, p, truth)
-                nowhere = np.full((int(labels.max()), 1, 3), np.inf)
+                nowhere = np.full((int(labels.max()), 1, 3), 1e9)  # no path, no line that is right
                 found = score_instances(labels, nowhere, nowhere[:, 0], truth)
                 scores.setdefault((way, setting), []).append(found["instance_f1_iou30"])
     mean = {key: float(np.mean(values)) for key, values in scores.items()}
