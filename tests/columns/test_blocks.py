@@ -22,6 +22,7 @@ from utils.stacks import open_stack
 def small(monkeypatch, tmp_path):
     """Room for blocks of 16^3 with a margin of 8, which is too little for rods 20 long."""
     monkeypatch.setattr(blocks, "MARGIN", 8)
+    monkeypatch.setattr(blocks, "VOXELS", 0)
     return Room(tmp_path, 48**3)
 
 
@@ -65,10 +66,14 @@ def test_arrays_of_a_disk_that_is_too_small_are_refused(small, monkeypatch):
         small.array((10, 10, 10), np.int32)
 
 
-def test_slabs_are_the_whole():
+@pytest.mark.parametrize(
+    ("voxels", "starts"), [(0, [0, 16, 32]), (6 * 20, [0, 20]), (6 * 37, [0]), (2**24, [0])]
+)
+def test_slabs_are_the_whole(monkeypatch, voxels, starts):
+    monkeypatch.setattr(blocks, "VOXELS", voxels)
     volume = np.arange(2 * 3 * 37).reshape(2, 3, 37)
     parts = list(slabs(volume))
-    assert [start for start, _ in parts] == [0, 16, 32]
+    assert [start for start, _ in parts] == starts
     np.testing.assert_array_equal(np.concatenate([slab for _, slab in parts], axis=2), volume)
 
 

@@ -20,8 +20,9 @@ from utils.columns.instances import Moments
 from utils.errors import UserError, disk_errors
 from utils.stacks import Stack
 
-PLANES = 16
-"""Of a slab."""
+PLANES, VOXELS = 16, 2**24
+"""Of a slab: planes at least, and voxels that it may have then. One slab of a small stack is sooner
+worked off than many, whose rows lie apart in memory."""
 MARGIN = 64
 """Voxels about a block's core that are seen at first; twice as many where a column is longer."""
 
@@ -73,9 +74,10 @@ class Room:
 
 
 def slabs(volume: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the first plane of each slab, and the slab (X, Y, at most :data:`PLANES`)."""
-    for start in range(0, volume.shape[-1], PLANES):
-        yield start, volume[..., start : start + PLANES]
+    """Yield the first plane of each slab, and the slab (X, Y, planes)."""
+    planes = max(PLANES, VOXELS // max(1, math.prod(volume.shape[:-1])))
+    for start in range(0, volume.shape[-1], planes):
+        yield start, volume[..., start : start + planes]
 
 
 def find_in_blocks(

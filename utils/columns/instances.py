@@ -439,16 +439,26 @@ def sums_of(labels, n, start):
     """
     sums = np.zeros((n, 10))
     nx, ny, nz = labels.shape
+    count, once, square = 0, 0, 0
     for i in range(nx):
         for j in range(ny):
             for k in range(nz):
-                if labels[i, j, k] > 0:
-                    row = sums[int(labels[i, j, k]) - 1]
-                    terms, m = (1.0, float(i), float(j), float(k + start)), 0
-                    for a in range(4):
-                        for b in range(a, 4):
-                            row[m] += terms[a] * terms[b]
-                            m += 1
+                label = int(labels[i, j, k])  # a run of one along z is added at once
+                if label > 0:
+                    count, once, square = count + 1, once + k + start, square + (k + start) ** 2
+                    if k + 1 == nz or labels[i, j, k + 1] != label:
+                        row = sums[label - 1]
+                        row[0] += count
+                        row[1] += count * i
+                        row[2] += count * j
+                        row[3] += once
+                        row[4] += count * i * i
+                        row[5] += count * i * j
+                        row[6] += once * i
+                        row[7] += count * j * j
+                        row[8] += once * j
+                        row[9] += square
+                        count, once, square = 0, 0, 0
     return sums
 
 
