@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError, exit_status
-from utils.flags import VIEWS, FlagParser, is_labelled, number_or_auto, voxel_size
+from utils.flags import VIEWS, FlagParser, is_labelled, number_or_auto, views_of, voxel_size
 from utils.provenance import describe_program
 from utils.replacing import make_folder
 from utils.training.options import DEVICES, check_values
@@ -274,7 +274,7 @@ def open_network(
         window=flags.window or network.patch_size,
         overlap=flags.overlap,
         batch_size=flags.batch_size,
-        tta=tuple(flags.tta.split(",")) if flags.tta else (),
+        tta=views_of(flags.tta),
         trained_on=training_file(log_directory(checkpoint), **same),
         scale=flags.scale,
     )

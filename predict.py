@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError, exit_status
-from utils.flags import VIEWS, FlagParser, add_column_flags, add_stack_flags, number_or_auto
+from utils.flags import (
+    VIEWS,
+    FlagParser,
+    add_column_flags,
+    add_stack_flags,
+    number_or_auto,
+    views_of,
+)
 from utils.training.options import DEVICES, PRECISIONS, check_values
 
 if TYPE_CHECKING:
@@ -98,7 +105,7 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "is not certain, it takes the scale at which masks agree best with those of mirror images")
     add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0],
         help="average over views of each window: mirror images (4 times slower; what --tta alone "
-        "means; it harms networks trained without them), 0.8 and 1.25 times as large (3 times), or "
+        "means; it may harm networks trained without them), 0.8 and 1.25 times as large (3 times), or "
         "both (6 times)")
     add("--no-trust", action="store_true",
         help="do not measure how much the mask changes under small changes of a stack")
@@ -342,8 +349,7 @@ def make_plan(
         edges = (*edges[:-1], 1) if by_planes else edges
         precision = "bf16" if compute.precision.startswith("bf16") else "32"
         size = flags.batch_size or BATCH_SIZE
-        tta = tuple(flags.tta.split(",")) if flags.tta else ()
-        windows = Windows(edges, flags.overlap, size, tta, precision)
+        windows = Windows(edges, flags.overlap, size, views_of(flags.tta), precision)
         fixed = flags.batch_size is not None
         return fit_batch(model, stack, shape, windows, outputs, memory, fixed_batch=fixed)
 

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from utils.flags import FlagParser, voxel_ranges, voxel_size, whole_number
+from utils.flags import FlagParser, views_of, voxel_ranges, voxel_size, whole_number
 
 
 def test_whole_numbers() -> None:
@@ -30,6 +30,11 @@ def test_voxel_size() -> None:
     for text in ("", "a", "1,0,1", "1,nan,1", "1,,1"):
         with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}'.*such as 1,0.5,0.5"):
             voxel_size(text)
+
+
+def test_views() -> None:
+    found = [views_of(tta) for tta in (None, "flips", "flips,scales")]
+    assert found == [(), ("flips",), ("flips", "scales")]
 
 
 def test_parser_errors_are_one_line_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,11 @@ VIEWS = ("flips", "scales", "flips,scales")
 """Views of each window over which a prediction can be averaged; --tta alone means the first."""
 
 
+def views_of(tta: str | None) -> tuple[str, ...]:
+    """Return the kinds of views that one of :data:`VIEWS` lists; none where --tta is not given."""
+    return tuple(tta.split(",")) if tta else ()
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows each default that there is; a switch, off by default, has none."""
 
