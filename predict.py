@@ -105,8 +105,8 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "is not certain, it takes the scale at which masks agree best with those of mirror images")
     add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0],
         help="average over views of each window: mirror images (4 times slower; what --tta alone "
-        "means; it may harm networks trained without them), 0.8 and 1.25 times as large (3 times), or "
-        "both (6 times)")
+        "means; it may harm networks trained without them), 0.8 and 1.25 times as large (3 times), "
+        "or both (6 times)")
     add("--no-trust", action="store_true",
         help="do not measure how much the mask changes under small changes of a stack")
     add("--window", type=int, metavar="INT",
