@@ -55,6 +55,7 @@ CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommende
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
 CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes", "crop")  # of open_stack
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
+UNSEEN = "--tta averages over mirror images, and the network was trained without any: masks lose"
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
 
@@ -417,6 +418,7 @@ def tell_plan(stack: Stack, network: TrainedNetwork, plan: Plan, warning: str | 
         f"{channel}, voxels of {f'{sizes} um' if sizes else 'unknown size'}",
         *plan.reasons,
         *([f"warning: {warning}"] if warning else []),
+        *([f"warning: {UNSEEN}"] if "flips" in windows.tta and not network.mirrored else []),
         f"network: {network.config['arch']}, {network.config['spatial_dims']}D, epoch "
         f"{network.epoch}, on {compute.device} in {windows.precision} ({compute.reason}), "
         f"{torch.get_num_threads()} threads",

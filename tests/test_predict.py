@@ -14,7 +14,7 @@ from PIL import Image
 
 import predict
 from models import ModelConfig, build_model
-from utils.checkpoints.loading import load_checkpoint
+from utils.checkpoints.loading import load_checkpoint, pack
 from utils.data.normalize import PercentileNormalizer
 from utils.prediction import network_voxels
 from utils.prediction.network_voxels import SpacingEstimate
@@ -134,6 +134,18 @@ def test_views_are_averaged_as_told(log, brain, tmp_path, capsys):
         assert f"averaged over {kinds.replace(',', ', ')}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kinds", ["flips", "scales", "flips,scales"])
+@pytest.mark.parametrize("augment", ["none", "flips", None])
+def test_a_network_that_saw_no_mirror_images_is_told(tmp_path, brain, kinds, augment, capsys):
+    log = make_log(tmp_path / "log", ModelConfig(depth=2, start_channels=2))
+    state = torch.load(log / "checkpoints" / "best.pth", weights_only=True)
+    state["flags"] = {} if augment is None else {"augment": augment}  # None: an earlier network
+    (tmp_path / "net.pth").write_bytes(pack(state, torch.bfloat16))
+    assert run(tmp_path / "net.pth", brain, tmp_path / "a.tif", "--tta", kinds) == 0
+    warned = "was trained without any" in capsys.readouterr().out
+    assert warned == (augment == "none" and "flips" in kinds)
+
+
 @pytest.mark.parametrize("kinds", ["turns", "", "flips,", "scales,scales", "inverted"])
 def test_views_that_are_none_are_refused(log, brain, tmp_path, kinds, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -195,7 +207,7 @@ def test_auto_scale_takes_the_most_consistent_one_if_it_is_to_be_trusted(
     monkeypatch.setattr(network_voxels, "estimate_spacing", lambda stack: None)
     assert run(log, brain, tmp_path / "m.tif", "--no-trust") == 0
     said = capsys.readouterr().out
-    assert len(set(tried)) == len(network_voxels.SCALES)
+    assert len(set(tried)) == len(network_voxels.TRIED_SCALES)
     assert ("enlarged 1.25 times, where masks agree best" in said) == enlarged
     assert ("column spacing is seen: voxels as they are; if" in said) != enlarged
 

@@ -48,9 +48,10 @@ def checkpoint(tmp_path):
 
 
 def test_a_checkpoint_says_what_prediction_needs(checkpoint):
-    network = read_network(checkpoint(flags={"objective": "keypoints"}))
+    network = read_network(checkpoint(flags={"objective": "keypoints", "augment": "flips"}))
     assert (network.epoch, network.patch_size, network.spacing) == (3, 16, 10)
     assert network.normalizer == PercentileNormalizer() and network.objective == "keypoints"
+    assert network.mirrored
     assert network.parse_config(lambda plain: plain["spatial_dims"]) == 3
     model = network.restore(nn.Conv3d(1, 1, 1), "cpu", 3)
     assert torch.equal(model.weight, MODEL.weight) and not model.training

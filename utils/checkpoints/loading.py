@@ -25,7 +25,8 @@ from utils.replacing import make_folder, read_json, replacing
 SHIPPED = Path(__file__).resolve().parents[2] / "assets" / "pretrained"  # names are looked up here
 MOST_BYTES = 3_000_000  # a file must be smaller: it is part of every clone
 KEPT = "format model_config normalizer spacing_voxels patch_size epoch metrics trust".split()
-"""Entries of a checkpoint that go into the file as they are, beside its weights and objective."""
+"""Entries of a checkpoint that go into the file as they are, beside its weights."""
+FLAGS = ("objective", "augment")  # of the training, that prediction asks about
 PLACES = ("log_path", "data_dir", "resume", "experiment_title")
 """Flags that say where something lies on one machine, not what was trained."""
 SCORE_NAMES = {
@@ -186,7 +187,7 @@ def pack(state: Mapping[str, Any], kernels: torch.dtype) -> bytes:
         for name, tensor in state["model_state"].items()
     }
     kept = {name: state[name] for name in KEPT if name in state}
-    kept["flags"] = {"objective": state.get("flags", {}).get("objective")}
+    kept["flags"] = {name: state.get("flags", {}).get(name) for name in FLAGS}
     packed = io.BytesIO()
     torch.save({**kept, "model_state": weights}, packed)
     return packed.getvalue()

@@ -19,7 +19,7 @@ from utils.resampling import cube_factors, scaled_shape
 from utils.stacks import Stack
 
 SAME_VOXEL = 0.02  # difference of voxel edges that is not worth resampling
-SCALES = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6)  # those that are tried where the spacing is not certain
+TRIED_SCALES = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6)  # where the spacing is not certain
 ENLARGED = 0.05
 """By how much more masks of an enlarged stack must agree to be taken.
 
@@ -72,7 +72,8 @@ def network_shape(
         stack: read once if ``scale`` is ``auto``.
         scale: factor by which all axes are enlarged, or ``auto``: so that columns stand as far
             apart as in training, if masks agree more then. Where the stack does not show how far
-            they do, the one of :data:`SCALES` with the largest agreement; 1 where none has any.
+            they do, the one of :data:`TRIED_SCALES` with the largest agreement; 1 where none has
+            any.
         trained_spacing: their distance there, in voxels.
         by_planes: leave the last axis as it is, planes are predicted one by one.
         agreement: of masks in a shape with those of mirrored windows; NaN if none is to be had.
@@ -126,7 +127,7 @@ def _measure_scale(
     elif found is not None:
         known += f" (best guess: {found.describe()})"
     chosen, why = factor, ""
-    tried = (1.0, factor) if sure else SCALES
+    tried = (1.0, factor) if sure else TRIED_SCALES
     if agreement is not None:
         shapes = {s: scaled_shape(stack.shape, _factors(stack, s, by_planes=False)) for s in tried}
         values = {s: agreement(shape) for s, shape in shapes.items()}

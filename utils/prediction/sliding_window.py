@@ -25,7 +25,7 @@ BLEND_SIGMA = 0.125  # sd of the blending weights in edges of a window, as in MO
 LEAST_WEIGHT = 1e-3  # weight in a window's corner: no voxel is left to rounding errors
 BATCH_SIZE = 4  # windows at once; more gain nothing on a processor
 SMALL_AREA = 64 * 64  # x times y of windows that are slow alone, see :func:`probabilities_of`
-SCALES = (0.8, 1.25)  # enlargements over which a prediction can be averaged
+VIEW_SCALES = (0.8, 1.25)  # enlargements over which a prediction can be averaged
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def averaged_views(kinds: Collection[str], dims: int) -> tuple[View, ...]:
     if "flips" in kinds:
         views += map(View, [(0,), (1,), (0, 1)] if dims == 2 else [(0,), (1, 2), (0, 1, 2)])
     if "scales" in kinds:
-        views += [View(scale=scale) for scale in SCALES]
+        views += [View(scale=scale) for scale in VIEW_SCALES]
     return tuple(views)
 
 

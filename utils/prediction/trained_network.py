@@ -46,6 +46,7 @@ class TrainedNetwork:
     patch_size: int  # edge of the patches that it was trained on, in voxels
     spacing: float  # of neighbouring columns in its training, in voxels (mean of the axes)
     objective: str | None  # a 2D network's; None where the checkpoint does not say
+    mirrored: bool  # False where its last training is known to have shown no mirror images
     trust: Calibration | None = None  # what IoU to expect of its masks; None: not measured
 
     def parse_config(self, from_dict: Callable[[dict[str, Any]], Config]) -> Config:
@@ -89,6 +90,7 @@ def read_network(path: str | Path) -> TrainedNetwork:
         # checkpoints that name no rule: images are still scaled as they were
         in_2d = dict(state["model_config"]).get("spatial_dims") == 2
         rule = {"rule": "percentiles" if in_2d else "robust"}
+        flags = dict(state.get("flags", {}))
         network = TrainedNetwork(
             path=str(path),
             epoch=int(state["epoch"]),
@@ -97,7 +99,8 @@ def read_network(path: str | Path) -> TrainedNetwork:
             normalizer=PercentileNormalizer(**{**rule, **state["normalizer"]}),
             patch_size=int(state["patch_size"]),
             spacing=sum(lengths) / len(lengths),
-            objective=dict(state.get("flags", {})).get("objective"),
+            objective=flags.get("objective"),
+            mirrored=flags.get("augment") != "none",
             trust=Calibration.from_dict(state["trust"]) if "trust" in state else None,
         )
     except KeyError as error:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 EVENT_FOLDER = "tensorboard"  # within the log directory
-TAGS = {
+CURVES = {
     "lr": "learning_rate",
     "seconds": "speed/seconds_per_epoch",
     "samples_per_second": "speed/samples_per_second",
@@ -194,6 +194,6 @@ def scalars(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         phase, _, metric = name.partition("_")
         tag = f"{metric}/{phase}" if phase in ("train", "valid") else f"other/{name}"
         if name != "epoch" and isinstance(value, (int, float)) and math.isfinite(value):
-            values[TAGS.get(name, tag)] = float(value)
+            values[CURVES.get(name, tag)] = float(value)
     ious = [record["valid_iou"] for record in history if record.get("valid_iou") is not None]
     return {**values, BEST_IOU: max(ious)} if ious else values
