@@ -96,8 +96,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="share of a window in common with the next")
     add("--batch_size", type=int, default=BATCH_SIZE, metavar="INT",
         help="windows that pass the network at once")
-    add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0],
-        help="average over views of each window, as predict.py does")
+    add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0], metavar="VIEWS",
+        help="average over views of each window, as predict.py does: flips, scales or "
+        "flips,scales; alone it means flips")
     add("--device", choices=DEVICES, default="auto",
         help="where the network runs, in float32; auto takes CUDA where there is some")
     add = parser.add_argument_group("statistics").add_argument

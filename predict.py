@@ -104,10 +104,10 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="enlarge the stack so much for the network (and the result back), so that columns "
         "stand as far apart as in training; auto measures how far they do and says so; where that "
         "is not certain, it takes the scale at which masks agree best with those of mirror images")
-    add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0],
-        help="average over views of each window: mirror images (4 times slower; what --tta alone "
-        "means; it may harm networks trained without them), 0.8 and 1.25 times as large (3 times), "
-        "or both (6 times)")
+    add("--tta", nargs="?", choices=VIEWS, const=VIEWS[0], metavar="VIEWS",
+        help="average over views of each window: flips, mirror images (4 times slower; what --tta "
+        "alone means; may harm networks trained without them); scales, 0.8 and 1.25 times as large "
+        "(3 times); or flips,scales (6 times)")
     add("--no-trust", action="store_true",
         help="do not measure how much the mask changes under small changes of a stack")
     add("--window", type=int, metavar="INT",
