@@ -55,7 +55,7 @@ CHECKPOINT = "columns3d"  # the network of assets/pretrained/ that is recommende
 CHOSEN_BY = {"C": "channel", "S": "channel", "T": "index", "N": "index"}  # an axis's flag
 CHOICES = ("channel", "voxel_size", "key", "index", "series", "axes", "crop")  # of open_stack
 BESIDE_OUTPUT = "beside --output"  # what --probabilities without a file means
-UNSEEN = "--tta averages over mirror images, and the network was trained without any: masks lose"
+UNSEEN = "--tta averages over mirror images, and the network saw none: masks may be worse"
 WORTH_TIMING = 60.0  # seconds in the network from which --precision auto times bfloat16
 
 

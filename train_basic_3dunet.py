@@ -191,6 +191,8 @@ def load_data(
         validation = SegmentationFake3DDataset(valid.files, seed=0, **patches)
         about["validation"] = f"{validation.num_samples:,} simulated volumes"
         spacing = spacing or validation.column_spacing()
+    elif trained_on is not None and not train.labelled:
+        spacing = spacing or trained_on.column_spacing()  # not that of stacks to validate on
     if train.labelled or valid.labelled:
         labelled = load_labelled(
             flags,
@@ -198,7 +200,7 @@ def load_data(
             valid.labelled,
             spatial_dims=3,
             patches=(of_labelled, None),
-            ancestor=known_network(flags, directory) if train.labelled else None,
+            ancestor=known_network(flags, directory),
             spacing=spacing and sum(spacing) / len(spacing),
             **patches,
         )

@@ -142,7 +142,7 @@ def test_a_network_that_saw_no_mirror_images_is_told(tmp_path, brain, kinds, aug
     state["flags"] = {} if augment is None else {"augment": augment}  # None: an earlier network
     (tmp_path / "net.pth").write_bytes(pack(state, torch.bfloat16))
     assert run(tmp_path / "net.pth", brain, tmp_path / "a.tif", "--tta", kinds) == 0
-    warned = "was trained without any" in capsys.readouterr().out
+    warned = "the network saw none" in capsys.readouterr().out
     assert warned == (augment == "none" and "flips" in kinds)
 
 

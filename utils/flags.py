@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,7 +78,8 @@ def is_labelled(name: str | Path) -> bool:
     """Return whether ``name`` means labelled stacks: a folder, or ``IMAGE=LABELS``, but no file."""
     if not str(name):
         return False  # Path("") is the folder where it is called
-    return Path(name).is_dir() or ("=" in str(name) and not Path(name).exists())
+    # os.path's, for Path's raise where a pair is longer than a file's name may be
+    return os.path.isdir(name) or ("=" in str(name) and not os.path.exists(name))
 
 
 def voxel_ranges(text: str) -> tuple[tuple[int | None, int | None], ...]:

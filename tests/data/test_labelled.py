@@ -211,6 +211,16 @@ def test_arrays_in_one_file_are_named_by_their_path(tmp_path: Path) -> None:
     assert stack.pair.name == "both"
 
 
+def test_three_long_names_are_a_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, labels = drawn()
+    names = [f"{name:x<97}.npy" for name in ("image", "labels", "mask")]
+    for name, array in zip(names, (image, labels, labels < 9), strict=True):
+        np.save(tmp_path / name, array.T.astype(np.uint8))
+    monkeypatch.chdir(tmp_path)
+    assert is_labelled("=".join(names))
+    np.testing.assert_array_equal(opened("=".join(names)).target, labels > 0)
+
+
 def test_axes_and_channels_are_those_of_the_image(tmp_path: Path) -> None:
     image, labels = drawn()
     both = np.stack([np.zeros_like(image), image]).transpose(0, 3, 2, 1)  # czyx

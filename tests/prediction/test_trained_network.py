@@ -130,6 +130,9 @@ def test_a_training_file_is_known_by_its_seed(tmp_path):
     record = experiment.directory / "config.json"
     record.write_text(json.dumps({"data": {"train": {"on_the_fly": [], "seed": 5}}}))
     assert training_file(experiment.directory, 5) is None, "volumes on the fly are in no file"
+    for foreign in ("[]", "", '{"a":', '{"data": []}', '{"data": {"train": null}}'):
+        record.write_text(foreign)
+        assert training_file(experiment.directory, 5) is None
 
 
 @pytest.mark.parametrize(("dims", "rule"), [(3, "robust"), (2, "percentiles")])

@@ -19,8 +19,11 @@ import train_basic_2dunet
 import train_basic_3dunet
 from utils.checkpoints.loading import load_checkpoint
 from utils.data import AugmentedDataset
+from utils.prediction.network_voxels import SpacingEstimate
 from utils.simulation import VolumeConfig, sample_rng, simulate_volume
+from utils.simulation.streams import Purpose, make_rng
 from utils.storage import VolumeSet, write_simulated_file
+from utils.training import labelled_stacks
 from utils.training.labelled_stacks import load_labelled
 from utils.training.losses import LossByParts
 
@@ -276,6 +279,50 @@ def test_a_value_and_a_mask_say_the_same_to_any_number_of_workers(lab: Path) -> 
         image, target = sets[0][k]
         assert torch.equal(image, images[k]) and torch.equal(target, targets[k])
         assert (target >= 0).any()
+
+
+def test_volumes_on_the_fly_tell_their_spacing_not_the_stacks_to_validate_on(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: VolumeConfig
+) -> None:
+    monkeypatch.setattr(train_basic_3dunet, "live_volumes", lambda flags, files: tiny_config)
+    given = ["--on_the_fly", "--patches_per_epoch", "4", "--depth", "2"]
+    given += ["--val_files", pair(lab, "stack", "labels")]
+    assert train_basic_3dunet.main([*flags(lab, "alone"), *given]) == 0
+    live = load_checkpoint(lab / "logs" / "alone")["spacing_voxels"]
+    drawn = [simulate_volume(tiny_config, make_rng(Purpose.LIVE_VOLUME, 0, 0, k)) for k in range(8)]
+    shape = tiny_config.shape
+    expected = np.median([v.parameters.spacing_voxels(shape) for v in drawn], axis=0)
+    assert live == pytest.approx(expected)
+
+
+def test_stacks_to_validate_on_are_scaled_as_the_ancestor_knows_them(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: VolumeConfig
+) -> None:
+    monkeypatch.setattr(train_basic_3dunet, "live_volumes", lambda flags, files: tiny_config)
+    given = ["--on_the_fly", "--patches_per_epoch", "4", "--init", str(lab / "logs" / "first")]
+    given += ["--val_files", pair(lab, "stack", "labels")]
+    asked = []
+    shape = labelled_stacks.network_shape
+    monkeypatch.setattr(
+        labelled_stacks, "network_shape", lambda *a, **k: asked.append(a[2]) or shape(*a, **k)
+    )
+    assert train_basic_3dunet.main([*flags(lab, "after"), *given]) == 0
+    known = load_checkpoint(lab / "logs" / "first")["spacing_voxels"]
+    assert asked == [pytest.approx(np.mean(known))]
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_an_unsure_spacing_is_not_kept(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, sure: bool
+) -> None:
+    found = SpacingEstimate(6.0, 5.8, 6.2, 4.0 if sure else 2.1, 12)
+    assert found.sure == sure
+    monkeypatch.setattr(labelled_stacks, "estimate_spacing", lambda stack: found)
+    sizes = {"patch_size": 8, "spatial_dims": 3, "patches": (4, None)}
+    read = load_labelled(labelled(scale=1.0), [pair(lab, "stack", "labels")], [], **sizes)
+    (stack,) = read.train.stacks
+    edge = (stack.annotated.sum() / stack.columns) ** (1 / 3)  # of a column's share
+    assert read.spacing_voxels == pytest.approx([6.0 if sure else edge] * 3)
 
 
 def test_stacks_are_scaled_as_in_prediction(lab: Path) -> None:

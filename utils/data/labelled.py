@@ -65,7 +65,7 @@ def find_pairs(
     or labels stand alone.
     """
     folder = Path(given)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path's raises where a pair is longer than a name may be
         files = str(given).split("=")
         if len(files) not in (2, 3) or not all(files):
             raise UserError(f"{given}: give a folder, IMAGE=LABELS or IMAGE=LABELS=MASK")
@@ -74,7 +74,7 @@ def find_pairs(
         return [LabelledPair(image, labels, masks[0] if masks else None, channel, name)]
     places = [folder] if folder.name in FOLDERS else [folder / f"images{p}" for p in ("", *parts)]
     beside = [(images, images.with_name(FOLDERS[images.name])) for images in places]
-    there = [both for both in beside if all(map(Path.is_dir, both))]
+    there = [both for both in beside if all(map(os.path.isdir, both))]
     if not there:
         needed = "images/ and labels/, or imagesTr/ and labelsTr/ as for nnU-Net"
         raise UserError(f"{given}: no labelled stacks: it must hold {needed}")

@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -21,9 +22,16 @@ from utils.data.volumes import check_patches, choose_patch
 from utils.errors import UserError
 from utils.provenance import DATA_VERSION
 from utils.simulation.streams import Purpose, check_seed, make_rng
-from utils.simulation.volume import Config, Mixture, compile_kernels, simulate_volume
+from utils.simulation.volume import (
+    Config,
+    Mixture,
+    SimulatedVolume,
+    compile_kernels,
+    simulate_volume,
+)
 from utils.storage import stored_image
 
+MEASURED_VOLUMES = 8  # whose columns' spacing stands for all
 BUFFERED_VOLUMES = 8  # volumes whose patches wait in the training process to be mixed into batches
 
 
@@ -77,8 +85,7 @@ class OnTheFly3DDataset(EpochDataset):
 
     def cut_patches(self, index: int) -> list[tuple[Tensor, ...]]:
         """Return image float32 and mask uint8, (1, p, p, p), of each patch of a volume."""
-        rng = make_rng(Purpose.LIVE_VOLUME, self.seed, self.epoch, index)
-        volume = simulate_volume(self.mixture.choose(self.seed, self.epoch, index), rng)
+        volume, rng = self._simulate(index)
         whole, percentiles = stored_image(volume.image)
         read_mask, patch_shape = volume.mask.__getitem__, (self.patch_size,) * 3
         cutting = (read_mask, self.volume_shape, patch_shape, self.background_threshold, rng)
@@ -91,6 +98,16 @@ class OnTheFly3DDataset(EpochDataset):
             patch = torch.from_numpy(image)[None], torch.from_numpy(labels)[None]
             patches.append(self.augmentation(changes, *patch))
         return patches
+
+    def _simulate(self, index: int) -> tuple[SimulatedVolume, np.random.Generator]:
+        """Return a volume of the epoch, and the stream of numbers as it leaves it."""
+        rng = make_rng(Purpose.LIVE_VOLUME, self.seed, self.epoch, index)
+        return simulate_volume(self.mixture.choose(self.seed, self.epoch, index), rng), rng
+
+    def column_spacing(self) -> list[float]:
+        """Return the columns' spacing in voxels along x, y, z: the median over eight volumes."""
+        drawn = [self._simulate(index)[0].parameters for index in range(MEASURED_VOLUMES)]
+        return np.median([d.spacing_voxels(self.volume_shape) for d in drawn], axis=0).tolist()
 
     def make_loader(
         self, batch_size: int, num_workers: int = 0, rank: int = 0, world_size: int = 1, **how: Any

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from utils.prediction.network_voxels import network_shape
 from utils.prediction.sliding_window import Windows, predict_volume, window_within
 from utils.prediction.trust import Calibration
 from utils.prediction.whole_stack import StackPrediction
+from utils.replacing import read_json
 from utils.simulation import SimulatedVolume
 from utils.stacks import Stack
 
@@ -212,11 +212,12 @@ def training_file(
     directory: Path, seed: int | None = None, files: Iterable[Path] = ()
 ) -> str | None:
     """Return a training file with this seed, or one of ``files``, that the record there names."""
-    record = directory / "config.json"
-    if not record.is_file():
+    try:
+        data = read_json(directory / "config.json").get("data")
+    except UserError:  # there is none, or it is of another program: a note's worth is lost
         return None
-    train = json.loads(record.read_text()).get("data", {}).get("train", [])
-    if isinstance(train, dict):  # volumes on the fly, which no file holds
+    train = data.get("train") if isinstance(data, dict) else None
+    if not isinstance(train, list):  # as of volumes on the fly, which no file holds
         return None
     paths = {path.resolve() for path in files}
     for entry in train:

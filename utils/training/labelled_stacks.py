@@ -40,7 +40,7 @@ def load_labelled(
         **cutting: for :class:`utils.data.labelled.LabelledDataset`.
         ancestor: its rule for grey values and its spacing are kept to.
         spacing: of the columns of other training data, in voxels, where there is no ancestor; None
-            leaves the stacks' own, and measures it.
+            leaves the stacks' own, and measures it by the spectrum, or the labels if that is unsure.
 
     Raises:
         UserError: a pair cannot be read, gives nothing to train or validate on, or is for both.
@@ -51,7 +51,7 @@ def load_labelled(
     def shape_for(stack: Stack) -> tuple[tuple[int, ...], list[str]]:
         scale = 1.0 if known is None and flags.scale == "auto" else flags.scale
         found = estimate_spacing(stack) if known is None and len(stack.shape) == 3 else None
-        if found:
+        if found and found.sure:  # else noise may be taken for a ring
             measured.append(found.spacing * float(scale))
         return network_shape(stack, scale, known or 0.0, by_planes=False)
 
