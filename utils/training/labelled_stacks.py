@@ -40,7 +40,8 @@ def load_labelled(
         **cutting: for :class:`utils.data.labelled.LabelledDataset`.
         ancestor: its rule for grey values and its spacing are kept to.
         spacing: of the columns of other training data, in voxels, where there is no ancestor; None
-            leaves the stacks' own, and measures it by the spectrum, or the labels if that is unsure.
+            leaves the stacks' own, and measures it: by the spectrum where that is certain, else by
+            the labels.
 
     Raises:
         UserError: a pair cannot be read, gives nothing to train or validate on, or is for both.
